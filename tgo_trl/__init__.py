@@ -1,0 +1,23 @@
+"""Align image generators with scores: Threshold-Guided Optimization, in the manner of TRL, for diffusers pipelines."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import TGOConfig
+    from .families import Family
+    from .sampling import SampleGridCallback
+    from .trainer import TGOTrainer
+
+__version__ = "0.1.0"
+
+_EXPORTS = {"TGOConfig": "config", "TGOTrainer": "trainer", "SampleGridCallback": "sampling", "Family": "families"}
+
+__all__ = ["Family", "SampleGridCallback", "TGOConfig", "TGOTrainer", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use, so that `import tgo_trl` and its pure functions do not load every library.
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)

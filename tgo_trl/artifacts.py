@@ -1,0 +1,156 @@
+"""What a run leaves on disk: the adapter or network in diffusers' format, and JSON of its settings.
+
+Everything is written into a temporary folder first and renamed file by file, so that a process that is killed leaves
+either the old file or the new one.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .labels import LabelRule
+from .policy import Policy
+from .reference import Reference
+
+CONFIG_NAME = "tgo_config.json"
+REFERENCE_NAME = "reference.safetensors"
+TRAINER_STATE_NAME = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The settings of a run, as JSON beside its weights.
+
+    Attributes:
+        config: the training arguments, without paths, tokens and names of machines.
+        rule: the fitted threshold and weights.
+        temperature: `T`, resolved.
+        resolution: in pixels.
+    """
+
+    config: dict[str, Any]
+    rule: LabelRule
+    temperature: float
+    resolution: int
+
+    def write(self, folder: Path) -> None:
+        """Writes `tgo_config.json`."""
+        values = {
+            "temperature": self.temperature,
+            "resolution": self.resolution,
+            "label_rule": self.rule.to_dict(),
+            "config": self.config,
+        }
+        (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def read_label_rule(folder: Path) -> LabelRule:
+    """The rule that a run was trained with."""
+    return LabelRule.from_dict(json.loads((folder / CONFIG_NAME).read_text())["label_rule"])
+
+
+def save_weights(pipeline: DiffusionPipeline, policy: Policy, folder: Path, whole_pipeline: bool) -> None:
+    """Writes the adapter as `pytorch_lora_weights.safetensors`, or fully trained networks in their own folders.
+
+    Args:
+        pipeline: holds the policy's networks.
+        policy: what was trained.
+        folder: where to write.
+        whole_pipeline: for full fine-tuning, also write the frozen parts, so that `from_pretrained(folder)` works.
+    """
+    if policy.adapter_name is not None:
+        policy.family.save_adapter(pipeline, policy.adapter_name, folder)
+    elif whole_pipeline:
+        pipeline.save_pretrained(folder, safe_serialization=True)
+    else:
+        for name, network in policy.networks.items():
+            network.save_pretrained(folder / name, safe_serialization=True)
+
+
+def load_weights(policy: Policy, folder: Path) -> None:
+    """Loads what [`save_weights`] wrote into the policy."""
+    if policy.adapter_name is not None:
+        state = {
+            f"{name}.{key}": value
+            for name, weights in policy.family.load_adapter(folder).items()
+            for key, value in weights.items()
+        }
+        policy.load_adapter_state(state, policy.adapter_name)
+        return
+    for name, network in policy.networks.items():
+        saved = type(network).from_pretrained(folder / name, torch_dtype=next(network.parameters()).dtype)
+        network.load_state_dict(saved.state_dict())
+
+
+def save_reference(reference: Reference, folder: Path) -> None:
+    """Writes the reference's own weights, for a run that moves them."""
+    save_file({name: value.contiguous() for name, value in reference.state().items()}, folder / REFERENCE_NAME)
+
+
+def load_reference(reference: Reference, folder: Path) -> None:
+    """Loads what [`save_reference`] wrote."""
+    reference.load_state(load_file(folder / REFERENCE_NAME))
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder whose files move into `folder`, each in one step, when the context ends well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix="_saving-", dir=folder))
+    try:
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            if path.is_file():
+                target = folder / path.relative_to(temporary)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def last_checkpoint(output_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run; one that a killed process left behind is passed over."""
+    found = [
+        (int(path.name.rpartition("-")[2]), path)
+        for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if path.name.rpartition("-")[2].isdecimal()
+    ]
+    return next((path for _, path in sorted(found, reverse=True) if is_complete(path)), None)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether saving a checkpoint came to its end: the trainer state, written last, is there and whole."""
+    if not (checkpoint / CONFIG_NAME).is_file():
+        return False
+    try:
+        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def adapter_file(folder: Path) -> Path:
+    """Where the adapter of a run lies."""
+    return folder / LORA_WEIGHT_NAME_SAFE
+
+
+def public_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Training arguments without what names a machine, a folder or a secret."""
+    hidden = ("_dir", "_token", "run_name", "local_rank", "resume_from_checkpoint", "deepspeed", "fsdp", "hub_")
+    kept = {name: value for name, value in values.items() if not any(part in name for part in hidden)}
+    return {
+        name: value for name, value in kept.items() if isinstance(value, (str, int, float, bool, list, dict, Tensor))
+    }

@@ -1,0 +1,74 @@
+"""Callbacks that every run has: they move the epoch and the reference."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .config import TGOConfig
+from .plots import SCORE_HISTOGRAM_NAME, plot_scores
+
+if TYPE_CHECKING:
+    from .trainer import TGOTrainer
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the trainer's sampler which epoch begins, also after a resume or an epoch that was cut short."""
+
+    def __init__(self, trainer: "TGOTrainer") -> None:
+        self.trainer = trainer
+        self._next_epoch = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts at the epoch that the run is in."""
+        self._next_epoch = int(state.epoch or 0)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Hands the epoch on, before the first batch is drawn."""
+        self.trainer.set_epoch(self._next_epoch)
+        self._next_epoch += 1
+
+
+class SyncReferenceCallback(TrainerCallback):
+    """Moves the reference towards the policy, every so many updates or at the start of each epoch but the first.
+
+    The paper replaces the reference at the end of an epoch. That is the same moment; at the start of the next one, a
+    run that resumes from the checkpoint in between does it too.
+    """
+
+    def __init__(self, trainer: "TGOTrainer") -> None:
+        self.trainer = trainer
+
+    def on_step_end(  # type: ignore[override]
+        self, args: TGOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Synchronises by updates."""
+        if args.ref_model_sync_strategy == "steps" and state.global_step % args.ref_model_sync_steps == 0:
+            self.trainer.sync_reference(args.ref_model_mixup_alpha)
+
+    def on_epoch_begin(  # type: ignore[override]
+        self, args: TGOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Synchronises by epochs; not where a run resumes in the middle of one."""
+        at_boundary = state.global_step > 0 and float(state.epoch or 0).is_integer()
+        if args.ref_model_sync_strategy == "epoch" and at_boundary:
+            self.trainer.sync_reference(args.ref_model_mixup_alpha)
+
+
+class ScoreHistogramCallback(TrainerCallback):
+    """Draws the histogram of the training scores when training begins."""
+
+    def __init__(self, trainer: "TGOTrainer") -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Writes the PNG to the output directory."""
+        labels = self.trainer.train_labels
+        if state.is_world_process_zero and labels is not None and args.output_dir is not None:
+            plot_scores(labels, self.trainer.label_rule, Path(args.output_dir) / SCORE_HISTOGRAM_NAME)

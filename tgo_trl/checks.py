@@ -1,0 +1,97 @@
+"""Checks of what a user passes to the trainer, before anything is loaded or encoded."""
+
+from collections.abc import Mapping
+
+import torch
+from datasets import Dataset, IterableDataset
+from diffusers import DiffusionPipeline
+
+from .config import TGOConfig
+from .families import Family
+from .policy import Policy
+
+
+def default_args(model: str | DiffusionPipeline) -> TGOConfig:
+    """The configuration of a trainer that was given none, named after the model."""
+    name = model if isinstance(model, str) else str(model.config.get("_name_or_path") or type(model).__name__)
+    return TGOConfig(f"{name.rstrip('/').split('/')[-1]}-TGO")
+
+
+def check_arguments(
+    args: object, model: object, ref_model: object, train_dataset: object, eval_dataset: object
+) -> None:
+    """Raises a TypeError or ValueError for arguments that cannot work."""
+    if not isinstance(args, TGOConfig):
+        raise TypeError(
+            f"`args` must be a `TGOConfig`, got `{type(args).__name__}`. The order of arguments is `TGOTrainer(model, args, "
+            "train_dataset, eval_dataset)`; pass everything else, `ref_model` included, by keyword."
+        )
+    if ref_model is not None and ref_model is model and not isinstance(model, str):
+        raise ValueError(
+            "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model`: the reference "
+            "is then the policy as it is before training."
+        )
+    if train_dataset is None:
+        raise ValueError("`train_dataset` is required")
+    named = {"train_dataset": train_dataset}
+    if isinstance(eval_dataset, Mapping):
+        named |= {f"eval_dataset[{name!r}]": dataset for name, dataset in eval_dataset.items()}
+    elif eval_dataset is not None:
+        named["eval_dataset"] = eval_dataset
+    for name, dataset in named.items():
+        if not isinstance(dataset, (Dataset, IterableDataset)):
+            raise TypeError(f"`{name}` must be a `Dataset` or `IterableDataset`, got `{type(dataset).__name__}`.")
+    _check_layout(args, any(isinstance(dataset, IterableDataset) for dataset in named.values()))
+    if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
+        raise ValueError(
+            "A streaming `train_dataset` has no length, so the number of updates is unknown. Set `max_steps` in the "
+            "`TGOConfig`."
+        )
+
+
+def _check_layout(args: TGOConfig, streams: bool) -> None:
+    if args.n_gpu > 1:
+        raise ValueError(
+            "TGOTrainer does not support `nn.DataParallel`, which `Trainer` uses when several GPUs are visible to a single "
+            "process. Launch the script with `accelerate launch` or `torchrun`, or make a single GPU visible with "
+            "`CUDA_VISIBLE_DEVICES`."
+        )
+    if args.fsdp or args.deepspeed:
+        raise ValueError(
+            "TGOTrainer trains on one device or with `DistributedDataParallel`; FSDP and DeepSpeed shard weights that the "
+            "adapter switch and the saver need whole. Leave `fsdp` and `deepspeed` unset."
+        )
+    if not streams:
+        return
+    if args.accelerator_config.dispatch_batches:
+        raise ValueError(
+            "`dispatch_batches=True` concatenates batches of a streaming data set over processes, which TGOTrainer's rows "
+            "do not allow. Leave it unset in `accelerator_config`."
+        )
+    args.accelerator_config.dispatch_batches = False  # what "unset" means for accelerate with a stream is True
+
+
+def resolve_resolution(args: TGOConfig, family: Family, pipeline: DiffusionPipeline) -> int:
+    """The side of the images in pixels; raises a ValueError if the pipeline cannot take it."""
+    resolution = args.resolution or family.default_resolution(pipeline)
+    multiple = family.resolution_multiple(pipeline)
+    if resolution % multiple:
+        raise ValueError(
+            f"`resolution` is {resolution}, but this pipeline needs a multiple of {multiple}. Set "
+            f"`resolution={max(1, round(resolution / multiple)) * multiple}`."
+        )
+    return resolution
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer | None, policy: Policy) -> None:
+    """Raises a ValueError if the user's optimizer trains nothing of the policy."""
+    if optimizer is None:
+        return
+    trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
+    given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not trained & given:
+        raise ValueError(
+            "The optimizer in `optimizers` holds none of the trained parameters, so nothing would be learned: the adapter "
+            "is created by the trainer. Pass `optimizer_cls_and_kwargs=(torch.optim.AdamW, {'lr': 1e-4})` instead, or add "
+            "the adapter to the pipeline before you make the optimizer."
+        )

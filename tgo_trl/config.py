@@ -1,0 +1,252 @@
+"""[`TGOConfig`]: every setting of a run, checked when it is made."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
+
+from .labels import NORMALIZATIONS, THRESHOLD_TYPES
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"`{name}` is {value}; it must be greater than 0.")
+
+
+@dataclass
+class TGOConfig(TrainingArguments):
+    r"""
+    Configuration class for the [`TGOTrainer`].
+
+    This class includes only the parameters that are specific to TGO training. For a full list of training arguments,
+    please refer to the [`~transformers.TrainingArguments`] documentation. Note that default values in this class may
+    differ from those in [`~transformers.TrainingArguments`].
+
+    Using [`~transformers.HfArgumentParser`] or `trl.TrlParser` we can turn this class into command-line arguments.
+
+    Parameters
+    ----------
+        > Parameters that control the model
+
+        model_init_kwargs (`dict[str, Any]`, *optional*):
+            Keyword arguments for `DiffusionPipeline.from_pretrained`, used when the `model` argument of the
+            [`TGOTrainer`] is a string.
+        use_peft (`bool`, *optional*, defaults to `True`):
+            Train a LoRA adapter. `False` trains all weights of the network and keeps a frozen copy as the reference.
+        lora_r (`int`, *optional*, defaults to `16`):
+            Rank of the adapter, if no `peft_config` is passed to the trainer.
+        lora_alpha (`int`, *optional*, defaults to `32`):
+            The adapter's output is multiplied by `lora_alpha / lora_r`.
+        lora_dropout (`float`, *optional*, defaults to `0.0`):
+            Dropout in the adapter. It makes policy and reference differ in training mode, so it is off.
+        lora_target_modules (`list[str]`, *optional*):
+            Names of the modules that get an adapter. Defaults to the model family's choice.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Whether to disable dropout in the trained network and its reference.
+
+        > Parameters that control the data
+
+        prompt_column, image_column, score_column (`str`, *optional*, default `"prompt"`, `"image"`, `"score"`):
+            Names of the columns of the data set.
+        resolution (`int`, *optional*):
+            Images are resized so that the shorter side has this many pixels, then cropped to a centred square. Defaults
+            to the resolution the pipeline was trained at.
+        on_bad_row (`str`, *optional*, defaults to `"error"`):
+            `"error"` stops at a row with an unreadable image, an empty prompt or a score that is no finite number, and
+            names it; `"skip"` leaves such rows out, counts and reports them.
+        encode_batch_size (`int`, *optional*, defaults to `8`):
+            Images and prompts per forward pass of the frozen encoders.
+        encoding_cache_dir (`str`, *optional*):
+            Folder of the encoded images and prompts. Defaults to `tgo_trl/encodings` in the Hugging Face cache.
+
+        > Parameters that control the threshold and the weights
+
+        threshold_type (`str`, *optional*, defaults to `"percentile"`):
+            - `"percentile"`: `threshold_percentile` of all scores (the paper: the median).
+            - `"mean"`: the mean of all scores.
+            - `"value"`: `threshold_value`.
+            - `"prompt_baseline"`: per prompt, `beta log mean exp(s / beta)`; every prompt needs several images.
+        threshold_percentile (`float`, *optional*, defaults to `50.0`):
+            In percent, 0 to 100.
+        threshold_value (`float`, *optional*):
+            In score units. A row is positive if its score is at least the threshold.
+        confidence_coef (`float`, *optional*, defaults to `5.0`):
+            `c` in the row weight `1 + c |score - threshold|`. It acts in score units: 5 is little for scores between
+            0.2 and 0.3, and much for scores between -2 and 2.
+        score_normalization (`str`, *optional*, defaults to `"none"`):
+            `"zscore"` or `"robust"` (median, interquartile range) make `confidence_coef` independent of score units.
+
+        > Parameters that control the training
+
+        loss_type (`str`, *optional*, defaults to `"tgo"`):
+            `"tgo"`: the weighted logistic loss. `"sft"`: plain denoising error on the positive rows only, without a
+            reference, as a baseline.
+        beta (`float`, *optional*, defaults to `1.0`):
+            `beta`, deviation from the reference model.
+        temperature (`float` or `"auto"`, *optional*, defaults to `"auto"`):
+            `T` of the log-likelihood surrogate `-error / T`. `"auto"` is 0.001 for latents of 16,384 numbers, as in
+            the paper (Stable Diffusion 1.5 at 512 pixels), and moves inversely with the number of numbers.
+        num_likelihood_samples (`int`, *optional*, defaults to `1`):
+            Draws of time and noise per row and step, averaged inside the sigmoid. They share one forward pass, so
+            memory grows with them.
+        sync_ref_model (`bool`, *optional*, defaults to `False`):
+            Whether to move the reference towards the policy during training. With LoRA, the parameters of the adapter
+            are mixed.
+        ref_model_mixup_alpha (`float`, *optional*, defaults to `0.6`):
+            `ref = alpha * policy + (1 - alpha) * ref`. 1 replaces the reference, as the paper does.
+        ref_model_sync_strategy (`str`, *optional*, defaults to `"steps"`):
+            `"steps"`: every `ref_model_sync_steps` updates. `"epoch"`: at the start of every epoch but the first.
+        ref_model_sync_steps (`int`, *optional*, defaults to `512`):
+            Updates between two synchronisations.
+
+        > Parameters that control the sample grids
+
+        sample_prompts (`list[str]`, *optional*):
+            Prompts drawn from reference and policy during training. `None` draws no grids.
+        sample_steps (`int`, *optional*, defaults to `100`):
+            Updates between two grids; one is also drawn at the end of training.
+        sample_num_inference_steps (`int`, *optional*, defaults to `30`):
+            Denoising steps of each sample.
+        sample_guidance_scale (`float`, *optional*):
+            Classifier-free guidance of each sample. Defaults to the pipeline's.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~transformers.TrainingArguments`]:
+    > - `learning_rate`: Defaults to `1e-5` instead of `5e-5`.
+    > - `logging_steps`: Defaults to `10` instead of `500`.
+    > - `gradient_checkpointing`: Defaults to `True` instead of `False`.
+    > - `bf16`: Defaults to `True` on a GPU that has it, if `fp16` is not set, instead of `False`.
+    > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`: a NaN loss is shown, and not looking for one
+    >   saves a wait for the GPU at every step.
+    > - `ddp_find_unused_parameters`: Defaults to `False`.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+
+    # Parameters whose default values are overridden from TrainingArguments
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every X update steps, or ratio if below 1."})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Recompute activations in the backward pass. `True` if not set."}
+    )
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Use bfloat16 mixed precision. Defaults to `True` on a GPU that has it."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and infinite losses in logs."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Passed to `DistributedDataParallel`."}
+    )
+
+    # Parameters that control the model
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Keyword arguments for `DiffusionPipeline.from_pretrained`."}
+    )
+    use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter instead of all weights."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int = field(default=32, metadata={"help": "The adapter is scaled by `lora_alpha / lora_r`."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in the adapter."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules that get an adapter. Defaults to the model family's choice."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Disable dropout in policy and reference."})
+
+    # Parameters that control the data
+    prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
+    image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    score_column: str = field(default="score", metadata={"help": "Column of the scores."})
+    resolution: int | None = field(
+        default=None, metadata={"help": "Side of the square images, in pixels. Defaults to the pipeline's."}
+    )
+    on_bad_row: str = field(
+        default="error", metadata={"help": "What to do with a bad row.", "choices": ["error", "skip"]}
+    )
+    encode_batch_size: int = field(default=8, metadata={"help": "Rows per forward pass of the encoders."})
+    encoding_cache_dir: str | None = field(default=None, metadata={"help": "Folder of the encoded data."})
+
+    # Parameters that control the threshold and the weights
+    threshold_type: str = field(
+        default="percentile", metadata={"help": "How the threshold is found.", "choices": list(THRESHOLD_TYPES)}
+    )
+    threshold_percentile: float = field(default=50.0, metadata={"help": "Percentile of the scores, 0 to 100."})
+    threshold_value: float | None = field(default=None, metadata={"help": "Threshold, in score units."})
+    confidence_coef: float = field(default=5.0, metadata={"help": "c in the weight 1 + c |score - threshold|."})
+    score_normalization: str = field(
+        default="none", metadata={"help": "Normalisation of the scores.", "choices": list(NORMALIZATIONS)}
+    )
+
+    # Parameters that control the training
+    loss_type: str = field(default="tgo", metadata={"help": "Type of loss to use.", "choices": ["tgo", "sft"]})
+    beta: float = field(default=1.0, metadata={"help": "Deviation from the reference model."})
+    temperature: float | str = field(
+        default="auto", metadata={"help": "T of the log-likelihood surrogate -error / T, or 'auto'."}
+    )
+    num_likelihood_samples: int = field(default=1, metadata={"help": "Draws of time and noise per row and step."})
+    sync_ref_model: bool = field(default=False, metadata={"help": "Move the reference towards the policy."})
+    ref_model_mixup_alpha: float = field(default=0.6, metadata={"help": "Share of the policy in the new reference."})
+    ref_model_sync_strategy: str = field(
+        default="steps", metadata={"help": "When to synchronise the reference.", "choices": ["steps", "epoch"]}
+    )
+    ref_model_sync_steps: int = field(default=512, metadata={"help": "Updates between two synchronisations."})
+
+    # Parameters that control the sample grids
+    sample_prompts: list[str] | None = field(default=None, metadata={"help": "Prompts of the sample grids."})
+    sample_steps: int = field(default=100, metadata={"help": "Updates between two sample grids."})
+    sample_num_inference_steps: int = field(default=30, metadata={"help": "Denoising steps of each sample."})
+    sample_guidance_scale: float | None = field(default=None, metadata={"help": "Guidance scale of each sample."})
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and bool(is_torch_bf16_gpu_available())
+        # transformers is renaming the field; either name, if set, decides.
+        newest = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
+        if self.gradient_checkpointing is None and getattr(self, newest) is None:
+            setattr(self, newest, True)
+        super().__post_init__()
+        self._check_choices()
+        self._check_numbers()
+        self._check_combinations()
+
+    def _check_choices(self) -> None:
+        _choice("on_bad_row", self.on_bad_row, ("error", "skip"))
+        _choice("threshold_type", self.threshold_type, THRESHOLD_TYPES)
+        _choice("score_normalization", self.score_normalization, NORMALIZATIONS)
+        _choice("loss_type", self.loss_type, ("tgo", "sft"))
+        _choice("ref_model_sync_strategy", self.ref_model_sync_strategy, ("steps", "epoch"))
+        _choice("train_sampling_strategy", self.train_sampling_strategy, ("random", "sequential"))
+
+    def _check_numbers(self) -> None:
+        if isinstance(self.temperature, str) and self.temperature != "auto":
+            self.temperature = _number("temperature", self.temperature)
+        if self.temperature != "auto":
+            _positive("temperature", float(self.temperature))
+        for name in ("beta", "num_likelihood_samples", "ref_model_sync_steps", "lora_r", "encode_batch_size",
+                     "sample_steps", "sample_num_inference_steps"):  # fmt: skip
+            _positive(name, getattr(self, name))
+        if self.confidence_coef < 0:
+            raise ValueError(f"`confidence_coef` is {self.confidence_coef}; it must be at least 0.")
+        if not 0 <= self.threshold_percentile <= 100:
+            raise ValueError(f"`threshold_percentile` is {self.threshold_percentile}; it must be from 0 to 100.")
+        if not 0 < self.ref_model_mixup_alpha <= 1:
+            raise ValueError(f"`ref_model_mixup_alpha` is {self.ref_model_mixup_alpha}; it must be above 0, up to 1.")
+
+    def _check_combinations(self) -> None:
+        if (self.threshold_value is not None) != (self.threshold_type == "value"):
+            raise ValueError(
+                f"`threshold_type` is {self.threshold_type!r} and `threshold_value` is {self.threshold_value}. Set "
+                "both `threshold_type='value'` and `threshold_value` for a threshold of your own, or neither."
+            )
+        if self.loss_type == "sft" and self.sync_ref_model:
+            raise ValueError("`loss_type='sft'` has no reference, so `sync_ref_model=True` has nothing to synchronise.")
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"`{name}` is {value!r}; it must be a number or 'auto'.") from None

@@ -1,0 +1,1 @@
+"""Rows: read, checked, encoded, batched."""

@@ -1,0 +1,97 @@
+"""From whatever an image column holds to a tensor the image encoder takes."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Image as ImageFeature
+from PIL import Image, ImageOps
+from torch import Tensor
+
+
+def load_image(value: Any) -> Image.Image:
+    """The image as RGB, upright.
+
+    EXIF rotation is applied, transparency is laid over white, 16-bit greyscale is scaled to 8 bits.
+
+    Args:
+        value: a PIL image, a path, encoded bytes, or a dictionary with `"bytes"` and `"path"` as `datasets` stores.
+
+    Raises:
+        ValueError: if the value is none of these, or cannot be read as an image, or has a mode without a known range.
+    """
+    try:
+        image = _open(value)
+        image = ImageOps.exif_transpose(image)
+        return _to_rgb(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the image cannot be read ({type(error).__name__}: {error})") from error
+
+
+def image_to_tensor(image: Image.Image, resolution: int) -> Tensor:
+    """Resizes the shorter side to `resolution` (Lanczos), crops a centred square, scales to [-1, 1].
+
+    Args:
+        image: an RGB image.
+        resolution: in pixels.
+
+    Returns:
+        float32 `[3, resolution, resolution]`.
+    """
+    square = ImageOps.fit(image, (resolution, resolution), method=Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(square, dtype=np.float32))
+    return pixels.permute(2, 0, 1).contiguous() / 127.5 - 1
+
+
+def encoded_bytes(value: Any) -> bytes:
+    """The bytes that identify an image value: the file's own where there is a file, else its pixels.
+
+    Raises:
+        ValueError: if the value cannot be an image, or its file cannot be read.
+    """
+    if isinstance(value, Image.Image):
+        return f"{value.mode}{value.size}{value.getexif().get(0x0112)}".encode() + value.tobytes()
+    if isinstance(value, dict) and value.get("bytes") is not None:
+        return bytes(value["bytes"])
+    if isinstance(value, bytes):
+        return value
+    path = value.get("path") if isinstance(value, dict) else value
+    if not isinstance(path, str):
+        raise ValueError(_not_an_image(value))
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError(f"the image file cannot be read ({error})") from error
+
+
+def _open(value: Any) -> Image.Image:
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, bytes):
+        value = {"bytes": value, "path": None}
+    elif isinstance(value, str):
+        value = {"bytes": None, "path": value}
+    if not isinstance(value, dict) or (value.get("bytes") is None and value.get("path") is None):
+        raise ValueError(_not_an_image(value))
+    return ImageFeature().decode_example(value)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"the image has mode {image.mode!r}, whose range of values is unknown; save it as 8 or 16 bits"
+        )
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _not_an_image(value: Any) -> str:
+    if value is None:
+        return "the image is missing (None)"
+    return f"an image must be a PIL image, a path, bytes or a `datasets.Image`, not `{type(value).__name__}`"

@@ -1,0 +1,128 @@
+"""Reading `(prompt, image, score)` rows: column checks, row checks, and what to do about bad ones."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset, Image, IterableDataset
+
+logger = logging.getLogger(__name__)
+
+
+class BadRowError(ValueError):
+    """A row that cannot be trained on; the message names row and column."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of a data set."""
+
+    prompt: str = "prompt"
+    image: str = "image"
+    score: str = "score"
+
+    def check(self, dataset: Dataset | IterableDataset, name: str) -> None:
+        """Raises a ValueError if a column is missing, naming those there are."""
+        present = dataset.column_names
+        if present is None:  # a stream that has not been looked at: its rows are checked as they come
+            return
+        for argument, column in (
+            ("prompt_column", self.prompt),
+            ("image_column", self.image),
+            ("score_column", self.score),
+        ):
+            if column not in present:
+                raise ValueError(
+                    f"The {name} data set has no column {column!r}; it has {', '.join(map(repr, present))}. Rename the "
+                    f"column, or set `{argument}` in the `TGOConfig`."
+                )
+
+
+@dataclass
+class BadRows:
+    """Raises at a bad row, or counts it if bad rows are skipped."""
+
+    skip: bool
+    rows: list[int] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, row: int, column: str, reason: str) -> None:
+        """Raises [`BadRowError`], or notes the row.
+
+        Args:
+            row: index in the data set.
+            column: the column at fault.
+            reason: what is wrong, as a clause.
+        """
+        message = f"Row {row}, column {column!r}: {reason}."
+        if not self.skip:
+            raise BadRowError(f"{message} Mend or drop the row, or set `on_bad_row='skip'` to leave such rows out.")
+        self.rows.append(row)
+        self.reasons.append(message)
+
+    def report(self, name: str, num_rows: int) -> None:
+        """Warns with how many rows were left out, and why the first ones were."""
+        if self.rows:
+            shown = " ".join(self.reasons[:5]) + (" ..." if len(self.rows) > 5 else "")
+            logger.warning("Skipped %d of %d rows of the %s data set. %s", len(self.rows), num_rows, name, shown)
+
+
+def check_prompt(value: Any) -> str:
+    """The prompt; raises a ValueError with the reason if there is none."""
+    if not isinstance(value, str):
+        raise ValueError(f"the prompt is a `{type(value).__name__}`, not a string")
+    if not value.strip():
+        raise ValueError("the prompt is empty")
+    return value
+
+
+def check_score(value: Any) -> float:
+    """The score as a float; raises a ValueError with the reason if it is no finite number."""
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise ValueError(f"the score is a `{type(value).__name__}`, not a number")
+    score = float(value)
+    if score - score != 0:
+        raise ValueError(f"the score is {score}, not a finite number")
+    return score
+
+
+def undecoded(dataset: Dataset | IterableDataset, column: str) -> Dataset | IterableDataset:
+    """The data set with its images as files instead of pixels, and without output formatting.
+
+    A transform set by the user (`set_transform`) is left in place: what it returns is what is trained on.
+    """
+    if isinstance(dataset, Dataset):
+        if dataset.format["type"] == "custom":
+            return dataset
+        dataset = dataset.with_format(None)
+    if dataset.features is not None and isinstance(dataset.features.get(column), Image):
+        dataset = dataset.cast_column(column, Image(decode=False))
+    return dataset
+
+
+def read_row(example: dict[str, Any], columns: Columns, row: int, bad: BadRows) -> tuple[str, Any, float] | None:
+    """Prompt, image value and score of one example, or None if it is bad and bad rows are skipped."""
+    checked: list[Any] = []
+    for column, check in ((columns.prompt, check_prompt), (columns.score, check_score)):
+        try:
+            if column not in example:
+                raise ValueError(f"the column is missing; the row has {', '.join(map(repr, example))}")
+            checked.append(check(example[column]))
+        except ValueError as error:
+            bad.add(row, column, str(error))
+            return None
+    if columns.image not in example:
+        bad.add(row, columns.image, f"the column is missing; the row has {', '.join(map(repr, example))}")
+        return None
+    return checked[0], example[columns.image], checked[1]
+
+
+def iterate_rows(
+    dataset: Dataset | IterableDataset, columns: Columns, bad: BadRows
+) -> Iterator[tuple[int, str, Any, float]]:
+    """Index, prompt, image value and score of each good row, in order."""
+    for row, example in enumerate(undecoded(dataset, columns.image)):
+        values = read_row(example, columns, row, bad)
+        if values is not None:
+            yield row, *values

@@ -1,0 +1,157 @@
+"""Encoded rows on disk, in content-addressed safetensors shards.
+
+A shard's name is a fingerprint of everything that went into it, so a shard that exists is right, and one that is stale
+has another name. Shards are written to a temporary file and renamed, so a process that is killed leaves no half shard,
+and the next run goes on at the first missing one.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+ROWS_PER_SHARD = 64
+
+
+def fingerprint(*parts: object) -> str:
+    """A hex digest of the text or bytes of all parts."""
+    digest = hashlib.blake2b(digest_size=20)
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def component_fingerprint(component: Any) -> str:
+    """A digest of a frozen pipeline component: weights and configuration of a model, vocabulary of a tokenizer."""
+    if isinstance(component, nn.Module):
+        digest = hashlib.blake2b(digest_size=20)
+        for name, tensor in sorted(component.state_dict().items()):
+            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return fingerprint(type(component).__name__, _config_text(component), digest.hexdigest())
+    backend = getattr(component, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else sorted(component.get_vocab().items())
+    return fingerprint(type(component).__name__, vocabulary, component.model_max_length)
+
+
+class Shards:
+    """Random access to the rows of a list of shards, each a safetensors file with tensors `[ROWS_PER_SHARD, ...]`.
+
+    Args:
+        paths: the shards, in order; all but the last hold `ROWS_PER_SHARD` rows.
+        num_rows: rows in all.
+    """
+
+    def __init__(self, paths: Sequence[Path], num_rows: int) -> None:
+        self.paths = list(paths)
+        self.num_rows = num_rows
+        self._open: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        shard, offset = divmod(row, ROWS_PER_SHARD)
+        if shard not in self._open:
+            self._open[shard] = safe_open(self.paths[shard], framework="pt")
+        file = self._open[shard]
+        return {name: file.get_slice(name)[offset] for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+
+    def column(self, name: str) -> Tensor:
+        """One tensor of all rows, `[num_rows, ...]`."""
+        return torch.stack([self[row][name] for row in range(self.num_rows)])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # open files do not travel to data loader workers
+
+
+class ShardWriter:
+    """Encodes what is missing from a folder of shards, in turns with the other processes.
+
+    Args:
+        folder: where the shards of all data sets lie.
+        process_index, num_processes: this process encodes every `num_processes`-th shard.
+        wait: blocks until every process has come here.
+        progress: whether to show a progress bar.
+    """
+
+    def __init__(
+        self, folder: Path, process_index: int, num_processes: int, wait: Callable[[], None], progress: bool
+    ) -> None:
+        self.folder = folder
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.wait = wait
+        self.progress = progress
+
+    def write(
+        self,
+        keys: Sequence[str],
+        encode: Callable[[Sequence[int]], dict[str, Tensor]],
+        recipe: str,
+        batch_size: int,
+        description: str,
+    ) -> Shards:
+        """Shards of `len(keys)` rows, encoding those that no earlier run has encoded.
+
+        Args:
+            keys: a fingerprint of each row's content.
+            encode: encodes the rows of the given indices to tensors `[n, ...]`.
+            recipe: a fingerprint of how `encode` works: encoder weights, preprocessing, versions.
+            batch_size: rows per call of `encode`.
+            description: the label of the progress bar.
+        """
+        chunks = list(_chunks(range(len(keys)), ROWS_PER_SHARD))
+        paths = [self.folder / f"{fingerprint(recipe, *(keys[i] for i in chunk))}.safetensors" for chunk in chunks]
+        work = list(zip(paths, chunks, strict=True))
+        self._encode_missing(work[self.process_index :: self.num_processes], encode, batch_size, description)
+        self.wait()
+        self._encode_missing(work, encode, batch_size, description)  # where processes share no file system
+        return Shards(paths, len(keys))
+
+    def _encode_missing(
+        self,
+        work: Sequence[tuple[Path, Sequence[int]]],
+        encode: Callable[[Sequence[int]], dict[str, Tensor]],
+        batch_size: int,
+        description: str,
+    ) -> None:
+        missing = [(path, chunk) for path, chunk in work if not path.exists()]
+        total = sum(len(chunk) for _, chunk in missing)
+        with tqdm(total=total, desc=description, unit="row", disable=not self.progress or total == 0) as bar:
+            for path, chunk in missing:
+                parts = []
+                for batch in _chunks(chunk, batch_size):
+                    parts.append({name: tensor.cpu() for name, tensor in encode(batch).items()})
+                    bar.update(len(batch))
+                save_shard({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, path)
+
+
+def save_shard(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file such that it either has all its content or does not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _config_text(component: nn.Module) -> str:
+    config: Any = getattr(component, "config", {})
+    values: Iterable[tuple[str, Any]] = (config.to_dict() if hasattr(config, "to_dict") else dict(config)).items()
+    return str(sorted((name, str(value)) for name, value in values if not name.startswith("_")))

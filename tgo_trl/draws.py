@@ -1,0 +1,68 @@
+"""The one place where training randomness is drawn: a pure function of (seed, epoch, row).
+
+Neither the batch a row falls into, nor the number of processes, nor a resume changes its draw. Policy and reference
+get the same object. Everything is drawn on the CPU, so that a GPU run sees the same numbers.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+EVALUATION_EPOCH = -1
+"""The epoch under which evaluation draws, so that every evaluation of a row sees the same noise."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """All randomness of one pass over `B` rows.
+
+    Attributes:
+        quantile: float32 `[B]`, uniform in [0, 1); the process turns it into a time.
+        noise: float32 `[B, ...]`, standard normal, corrupts the clean sample.
+        posterior_noise: float32 `[B, ...]`, standard normal, picks the clean sample from the image encoder's posterior.
+    """
+
+    quantile: Tensor
+    noise: Tensor
+    posterior_noise: Tensor
+
+
+def draw_rows(
+    seed: int, epochs: Sequence[int], rows: Sequence[int], shape: Sequence[int], num_samples: int, device: torch.device
+) -> Draw:
+    """Draws for each row, `num_samples` of them in turn: sample 0 of all rows, then sample 1 of all rows, ...
+
+    Args:
+        seed: the run's seed.
+        epochs: the epoch of each row; [`EVALUATION_EPOCH`] for evaluation.
+        rows: the index of each row in the data set.
+        shape: shape of one clean sample, without the batch dimension.
+        num_samples: draws per row, `K`.
+        device: where the result goes.
+
+    Returns:
+        A [`Draw`] with `B = num_samples * len(rows)`.
+    """
+    quantiles, noises, posterior_noises = [], [], []
+    for sample in range(num_samples):
+        for epoch, row in zip(epochs, rows, strict=True):
+            generator = torch.Generator().manual_seed(stable_seed(seed, epoch, row, sample))
+            quantiles.append(torch.rand((), generator=generator))
+            noises.append(torch.randn(*shape, generator=generator))
+            posterior_noises.append(torch.randn(*shape, generator=generator))
+    return Draw(*(torch.stack(parts).to(device) for parts in (quantiles, noises, posterior_noises)))
+
+
+def shuffled_rows(seed: int, epoch: int, num_rows: int) -> list[int]:
+    """The order in which an epoch visits the rows, a permutation of `range(num_rows)`."""
+    generator = torch.Generator().manual_seed(stable_seed(seed, epoch))
+    return torch.randperm(num_rows, generator=generator).tolist()
+
+
+def stable_seed(*key: int) -> int:
+    """A 63-bit seed from integers, the same on every machine and in every Python process."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

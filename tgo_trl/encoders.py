@@ -1,0 +1,83 @@
+"""The frozen encoders of a pipeline: what turns images and prompts into what the network takes."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from .data.shards import component_fingerprint, fingerprint
+from .families.base import Family
+from .policy import cast
+
+
+class FrozenEncoders:
+    """A family's encoders on a pipeline, with their place and their fingerprint.
+
+    Args:
+        family: how this pipeline is called.
+        pipeline: the user's pipeline.
+        device: where to encode.
+        dtype: of the prompt encoders; image encoders run in float32, where no autoencoder overflows.
+    """
+
+    def __init__(self, family: Family, pipeline: DiffusionPipeline, device: torch.device, dtype: torch.dtype) -> None:
+        self.family = family
+        self.pipeline = pipeline
+        self.device = device
+        for names, dtype_ in ((family.image_encoders, torch.float32), (family.prompt_encoders, dtype)):
+            for module in self._modules(names):
+                module.requires_grad_(False).eval()
+                cast(module, dtype_)
+
+    @torch.no_grad()
+    def images(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Encodes float32 `[B, 3, H, W]` in [-1, 1] to the family's image tensors `[B, ...]`."""
+        self._place(self.family.image_encoders, self.device)
+        return self.family.encode_images(self.pipeline, pixels.to(self.device))
+
+    @torch.no_grad()
+    def prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Encodes `B` prompts to the family's prompt tensors `[B, ...]`."""
+        self._place(self.family.prompt_encoders, self.device)
+        return self.family.encode_prompts(self.pipeline, list(prompts))
+
+    def summon(self) -> None:
+        """Moves everything frozen to the device, to sample from the pipeline."""
+        self._place(self._frozen_names(), self.device)
+
+    def release(self) -> None:
+        """Moves everything frozen off the device; encoders come back when they are used."""
+        self._place(self._frozen_names(), torch.device("cpu"))
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @cached_property
+    def image_recipe(self) -> str:
+        """A fingerprint of how images are encoded."""
+        return self._recipe(self.family.image_encoders)
+
+    @cached_property
+    def prompt_recipe(self) -> str:
+        """A fingerprint of how prompts are encoded."""
+        return self._recipe(self.family.prompt_encoders)
+
+    def _recipe(self, names: Sequence[str]) -> str:
+        components = [component_fingerprint(getattr(self.pipeline, name)) for name in names]
+        family = type(self.family)
+        versions = (diffusers.__version__, transformers.__version__)
+        return fingerprint(family.__module__, family.__qualname__, self.device.type, *versions, *components)
+
+    def _frozen_names(self) -> list[str]:
+        return [name for name in self.pipeline.components if name not in self.family.network_names]
+
+    def _place(self, names: Sequence[str], device: torch.device) -> None:
+        for module in self._modules(names):
+            module.to(device)
+
+    def _modules(self, names: Sequence[str]) -> list[nn.Module]:
+        components = [getattr(self.pipeline, name) for name in names]
+        return [component for component in components if isinstance(component, nn.Module)]

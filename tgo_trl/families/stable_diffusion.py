@@ -1,0 +1,70 @@
+"""Stable Diffusion 1.x and 2.x: a UNet on the latents of an autoencoder, conditioned on CLIP's hidden states."""
+
+from collections.abc import Mapping
+
+from diffusers import DDPMScheduler, DiffusionPipeline
+from torch import Tensor, nn
+
+from ..processes import DiffusionProcess, Process
+from .base import Family
+
+
+class StableDiffusionFamily(Family):
+    """`StableDiffusionPipeline` with a text-to-image UNet, epsilon- or v-prediction."""
+
+    network_names = ("unet",)
+    image_encoders = ("vae",)
+    prompt_encoders = ("text_encoder", "tokenizer")
+    lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
+
+    def check(self, pipeline: DiffusionPipeline) -> None:
+        """Also refuses UNets with extra input channels (inpainting, depth)."""
+        super().check(pipeline)
+        taken, latent = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+        if taken != latent:
+            raise ValueError(
+                f"The UNet takes {taken} channels and the autoencoder gives {latent}: this is an inpainting, depth or "
+                "image-conditioned model, which prompts and images alone cannot train. Use a text-to-image one."
+            )
+
+    def process(self, pipeline: DiffusionPipeline) -> Process:
+        """The training schedule behind the pipeline's sampler, zero terminal SNR included."""
+        schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+        return DiffusionProcess(schedule.alphas_cumprod, schedule.config.prediction_type)
+
+    def default_resolution(self, pipeline: DiffusionPipeline) -> int:
+        """The UNet's sample size in pixels."""
+        return int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
+
+    def resolution_multiple(self, pipeline: DiffusionPipeline) -> int:
+        """8, which the pipeline asks for, or more if the autoencoder shrinks by more."""
+        return max(8, int(pipeline.vae_scale_factor))
+
+    def encode_images(self, pipeline: DiffusionPipeline, pixels: Tensor) -> dict[str, Tensor]:
+        """Mean and standard deviation of the autoencoder's posterior, float32 `[B, C, H, W]` each."""
+        posterior = pipeline.vae.encode(pixels.to(pipeline.vae.dtype)).latent_dist
+        return {"mean": posterior.mean.float(), "std": posterior.std.float()}
+
+    def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
+        """CLIP's hidden states, `[B, tokens, features]`."""
+        device = pipeline.text_encoder.device
+        embeds, _ = pipeline.encode_prompt(prompts, device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+        return {"embeds": embeds}
+
+    def latent_shape(self, image: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """`(C, H, W)` of the latents."""
+        return tuple(image["mean"].shape[1:])
+
+    def clean(self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], posterior_noise: Tensor) -> Tensor:
+        """`z = (mean + std * noise) * scaling_factor`, float32 `[B, C, H, W]`."""
+        sample = image["mean"] + image["std"] * posterior_noise
+        return sample * float(pipeline.vae.config.scaling_factor)
+
+    def predict(
+        self, networks: Mapping[str, nn.Module], corrupted: Tensor, time: Tensor, prompt: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The UNet's output, `[B, C, H, W]`."""
+        unet = networks["unet"]
+        dtype = next(unet.parameters()).dtype
+        prediction: Tensor = unet(corrupted.to(dtype), time, prompt["embeds"].to(dtype), return_dict=False)[0]
+        return prediction

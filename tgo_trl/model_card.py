@@ -1,0 +1,117 @@
+"""The model card, from `model_card_template.md`."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+from jinja2 import Environment
+
+from .labels import LabelRule
+
+TEMPLATE_NAME = "model_card_template.md"
+PACKAGES = ("tgo_trl", "trl", "transformers", "diffusers", "peft", "accelerate", "datasets", "torch")
+TITLE = "Threshold-Guided Optimization for Visual Generative Models"
+PAPER_ID = "2605.04653"
+CITATION = f"""@inproceedings{{tgo2026,
+    title     = {{{{{TITLE}}}}},
+    booktitle = {{International Conference on Machine Learning}},
+    year      = 2026,
+    eprint    = {{{PAPER_ID}}},
+    archivePrefix = {{arXiv}},
+}}"""
+
+
+@dataclass(frozen=True)
+class CardContent:
+    """What a card says of a run.
+
+    Attributes:
+        model_name: the card's title.
+        hub_model_id: where the model is or will be; None if it is not on the Hub.
+        base_model: Hub id or folder of the pipeline that was trained.
+        pipeline_class: its class.
+        task: the Hub's pipeline tag.
+        is_adapter: whether an adapter was trained, not the whole network.
+        loss_type: `"tgo"` or `"sft"`.
+        rule: threshold and weights.
+        hyperparameters: a name and a value per row of the table.
+        prompt: for the snippet.
+        grid: path of the sample grid, relative to the card.
+        histogram: path of the score histogram, relative to the card.
+        dataset_name: Hub id of the data set.
+        license: overrides the base model's.
+        tags: more tags.
+    """
+
+    model_name: str
+    hub_model_id: str | None
+    base_model: str
+    pipeline_class: str
+    task: str
+    is_adapter: bool
+    loss_type: str
+    rule: LabelRule
+    hyperparameters: Mapping[str, Any]
+    prompt: str
+    grid: str | None
+    histogram: str | None
+    dataset_name: str | None
+    license: str | None
+    tags: tuple[str, ...]
+
+
+def build_card(content: CardContent) -> ModelCard:
+    """The card of a run."""
+    on_hub = bool(content.base_model) and not Path(content.base_model).exists()
+    tags = ["trl", content.loss_type, *(["lora"] if content.is_adapter else []), "diffusers", *content.tags]
+    data = ModelCardData(
+        library_name="diffusers",
+        base_model=content.base_model if on_hub else None,
+        base_model_relation=("adapter" if content.is_adapter else "finetune") if on_hub else None,
+        license=content.license or base_license(content.base_model),
+        pipeline_tag=content.task,
+        datasets=content.dataset_name,
+        tags=list(dict.fromkeys(tags)),
+    )
+    # `ModelCard.from_template` would leave a blank line for every tag, which breaks tables.
+    template = Environment(trim_blocks=True, lstrip_blocks=True).from_string(template_path().read_text("utf-8"))
+    text = template.render(
+        **{**vars(content), "base_model": shown_path(content.base_model)},
+        card_data=data.to_yaml(),
+        on_hub=on_hub,
+        weights=content.hub_model_id or content.model_name,
+        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        title=TITLE,
+        paper_id=PAPER_ID,
+        citation=CITATION,
+    )
+    return ModelCard(text)
+
+
+def template_path() -> Path:
+    """The template: inside the package if it was installed from a wheel, beside it in a source tree."""
+    package = Path(__file__).parent
+    installed = package / TEMPLATE_NAME
+    return installed if installed.is_file() else package.parent / TEMPLATE_NAME
+
+
+def shown_path(base_model: str) -> str:
+    """A Hub id or relative folder as it is; of an absolute folder, which names a machine, only its last part."""
+    return Path(base_model).name if Path(base_model).is_absolute() else base_model
+
+
+def base_license(base_model: str) -> str | None:
+    """The license that the base model's card states; None if it cannot be found out."""
+    if not base_model:
+        return None
+    try:
+        local = Path(base_model) / "README.md"
+        if Path(base_model).is_dir():
+            return ModelCard.load(local).data.license if local.is_file() else None
+        return ModelCard.load(base_model).data.license
+    except (EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError):
+        return None

@@ -1,0 +1,68 @@
+"""Pictures, as PNG with matplotlib: score histograms and grids of samples."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from .labels import LabelRule, Labels
+
+SCORE_HISTOGRAM_NAME = "score_histogram.png"
+
+
+def plot_scores(labels: Labels, rule: LabelRule, path: Path) -> None:
+    """Histogram of the scores, negatives and positives apart, with the threshold and the weight of each score.
+
+    Args:
+        labels: of the training rows.
+        rule: that made them.
+        path: of the PNG.
+    """
+    scores = labels.scores
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    sides = [scores[~labels.is_positive].numpy(), scores[labels.is_positive].numpy()]
+    names = [f"negative ({len(sides[0])})", f"positive ({len(sides[1])})"]
+    axes.hist(sides, bins=40, stacked=True, label=names, color=["#c44e52", "#4c72b0"])
+    axes.axvline(rule.threshold, color="black", linestyle="--", label=f"threshold {rule.threshold:.4g}")
+    axes.set(xlabel="score", ylabel="rows")
+    weight_axes = axes.twinx()
+    order = scores.argsort()
+    weight_axes.plot(scores[order].numpy(), labels.weights[order].numpy(), color="grey", linewidth=1)
+    weight_axes.set(ylabel="weight (line)", ylim=(0, None))
+    axes.legend(loc="upper left")
+    _save(figure, path)
+
+
+def plot_grid(
+    rows: Sequence[Sequence[Image.Image]], row_names: Sequence[str], column_names: Sequence[str], path: Path
+) -> None:
+    """A grid of images with a name beside each row and above each column.
+
+    Args:
+        rows: images, as many in each row.
+        row_names: shown beside the rows; long ones are cut.
+        column_names: shown above the columns; long ones are cut.
+        path: of the PNG.
+    """
+    height, width = len(rows), len(rows[0])
+    figure = Figure(figsize=(1.6 * width + 1.2, 1.6 * height + 0.4), layout="constrained")
+    for row, (images, row_name) in enumerate(zip(rows, row_names, strict=True)):
+        for column, (image, column_name) in enumerate(zip(images, column_names, strict=True)):
+            axes = figure.add_subplot(height, width, row * width + column + 1, xticks=[], yticks=[])
+            axes.imshow(image)
+            if row == 0:
+                axes.set_title(_shorten(column_name), fontsize=8)
+            if column == 0:
+                axes.set_ylabel(_shorten(row_name), fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _shorten(text: str, length: int = 24) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,182 @@
+"""The policy: a pipeline's networks in one module that `transformers.Trainer` can train."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.training_utils import cast_training_params
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from .config import TGOConfig
+from .families import Family
+from .families.base import adapter_state_dict
+
+logger = logging.getLogger(__name__)
+
+NEW_ADAPTER = "default"
+
+
+class Policy(nn.Module):
+    """Calls a family's networks, and speaks the few words of `PreTrainedModel` that `Trainer` expects.
+
+    It has no `.config`: the reporters of transformers take a diffusers configuration for one of their own and fail.
+
+    Args:
+        family: how the networks are called.
+        networks: the trained components by name.
+        adapter_name: the adapter that is trained; None trains all weights.
+    """
+
+    def __init__(self, family: Family, networks: Mapping[str, nn.Module], adapter_name: str | None) -> None:
+        super().__init__()
+        self.family = family
+        self.networks = nn.ModuleDict(dict(networks))
+        self.adapter_name = adapter_name
+
+    def forward(self, corrupted: Tensor, time: Tensor, prompt: Mapping[str, Tensor]) -> Tensor:
+        """The prediction in the network's native target, `[B, ...]`."""
+        return self.family.predict(dict(self.networks.items()), corrupted, time, prompt)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:  # fmt: skip
+        """Turns on diffusers' gradient checkpointing, which is always of the non-reentrant kind.
+
+        Raises:
+            ValueError: for options that diffusers does not have, or a network without gradient checkpointing.
+        """
+        options = {**(activation_checkpointing_kwargs or {})}
+        if options.pop("use_reentrant", False) or options or every_n_layers != 1 or offload:
+            raise ValueError(
+                "diffusers checkpoints every block, non-reentrant, without offloading; "
+                "`activation_checkpointing_kwargs` cannot change that. Leave it unset."
+            )
+        for name, network in self.networks.items():
+            if not getattr(network, "_supports_gradient_checkpointing", False):
+                raise ValueError(
+                    f"`{name}` ({type(network).__name__}) has no gradient checkpointing. Set "
+                    "`gradient_checkpointing=False` in the `TGOConfig`."
+                )
+            network.enable_gradient_checkpointing()
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """The older name of [`activation_checkpointing_enable`]."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    def adapter_state(self, adapter_name: str) -> dict[str, Tensor]:
+        """An adapter's weights, each under `<network>.<name>`."""
+        return {
+            f"{name}.{key}": value
+            for name, network in self.networks.items()
+            for key, value in adapter_state_dict(network, adapter_name).items()
+        }
+
+    def load_adapter_state(self, state: Mapping[str, Tensor], adapter_name: str) -> None:
+        """The inverse of [`adapter_state`]; raises a ValueError if names or shapes do not fit."""
+        mine = self.adapter_state(adapter_name)
+        if mine.keys() != state.keys() or any(mine[key].shape != state[key].shape for key in mine):
+            raise ValueError(
+                f"The saved adapter has {len(state)} tensors and this one {len(mine)}, of other names or shapes. Use the "
+                "`peft_config` (rank and target modules) that the checkpoint was trained with."
+            )
+        for name, network in self.networks.items():
+            part = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+            set_peft_model_state_dict(network, part, adapter_name=adapter_name)
+
+
+def build_policy(
+    pipeline: DiffusionPipeline, family: Family, args: TGOConfig, peft_config: LoraConfig | None, dtype: torch.dtype
+) -> tuple[Policy, bool]:
+    """The policy on the pipeline's own networks, and whether it starts from an adapter that was already trained.
+
+    Frozen weights are put into `dtype`, trained ones into float32.
+
+    Raises:
+        ValueError: if settings and pipeline do not fit together.
+        TypeError: if `peft_config` is no `LoraConfig`.
+    """
+    networks = {name: getattr(pipeline, name) for name in family.network_names}
+    found = _existing_adapter(pipeline, networks)
+    if peft_config is not None and not isinstance(peft_config, LoraConfig):
+        raise TypeError(
+            f"`peft_config` must be a `peft.LoraConfig`, got `{type(peft_config).__name__}`: LoRA is what diffusers' "
+            "`load_lora_weights` can load."
+        )
+    if not args.use_peft:
+        if peft_config is not None or found:
+            what = "`peft_config` was passed" if peft_config is not None else f"the pipeline has the adapter {found!r}"
+            raise ValueError(f"`use_peft=False` trains all weights, but {what}. Drop one of the two.")
+        for network in networks.values():
+            cast(network, torch.float32)
+            network.requires_grad_(True)
+        return Policy(family, networks, None), False
+    if found and peft_config is not None:
+        raise ValueError(
+            f"The pipeline already has the adapter {found!r} and `peft_config` was passed too. Leave `peft_config` out to "
+            "go on training that adapter, or `fuse_lora()` and `unload_lora_weights()` to train a new one on top."
+        )
+    for network in networks.values():
+        _freeze(network, dtype)
+        if not found:
+            network.add_adapter(peft_config or _default_lora(family, args), adapter_name=NEW_ADAPTER)
+        network.set_adapter(found or NEW_ADAPTER)
+        cast_training_params(network, torch.float32)
+    if any(p.requires_grad and p.dtype != torch.float32 for n in networks.values() for p in n.parameters()):
+        raise AssertionError("trained weights must be float32")
+    return Policy(family, networks, found or NEW_ADAPTER), bool(found)
+
+
+def _default_lora(family: Family, args: TGOConfig) -> LoraConfig:
+    return LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=list(args.lora_target_modules or family.lora_target_modules),
+    )
+
+
+def _freeze(network: nn.Module, dtype: torch.dtype) -> None:
+    network.requires_grad_(False)
+    cast(network, dtype)
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Puts a module's weights into `dtype`, unless they are quantised, or there already (diffusers warns about casts)."""
+    is_quantized = getattr(module, "hf_quantizer", None) is not None
+    if not is_quantized and any(p.is_floating_point() and p.dtype != dtype for p in module.parameters()):
+        module.to(dtype)
+
+
+def _existing_adapter(pipeline: DiffusionPipeline, networks: Mapping[str, nn.Module]) -> str | None:
+    for name, network in networks.items():
+        if isinstance(network, PeftModel):
+            raise ValueError(
+                f"`pipeline.{name}` is a `PeftModel`, whose adapter diffusers cannot save. Use the plain network and "
+                f"pass `peft_config` to the trainer, or call `pipeline.{name}.add_adapter(...)`."
+            )
+    adapters = {name for network in networks.values() for name in getattr(network, "peft_config", {})}
+    if len(adapters) > 1:
+        raise ValueError(
+            f"The pipeline has the adapters {', '.join(map(repr, sorted(adapters)))}, and only one can be trained. "
+            "`fuse_lora()` or `delete_adapters()` the others."
+        )
+    for name, component in pipeline.components.items():
+        if name not in networks and getattr(component, "peft_config", None):
+            raise ValueError(
+                f"The pipeline's `{name}` has an adapter, which stays frozen and would be missing from what is saved. "
+                f"Call `pipeline.fuse_lora(components=[{name!r}])` and remove it first."
+            )
+    return next(iter(adapters), None)
+
+
+def disable_dropout(module: nn.Module) -> None:
+    """Sets the rate of every dropout layer to zero."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0

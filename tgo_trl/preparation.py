@@ -1,0 +1,110 @@
+"""From the user's data sets to what the trainer reads: checks, threshold, encoding."""
+
+import logging
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset
+from huggingface_hub.constants import HF_HOME
+
+from .config import TGOConfig
+from .data.encoded import EncodedDataset, encode_images, encode_prompts, scan_rows
+from .data.rows import BadRows, Columns
+from .data.shards import ShardWriter
+from .data.stream import StreamDataset, scan_stream
+from .draws import EVALUATION_EPOCH
+from .encoders import FrozenEncoders
+from .labels import LabelRule, fit_label_rule
+
+logger = logging.getLogger(__name__)
+
+PreparedDataset = EncodedDataset | StreamDataset
+
+
+class DataPreparer:
+    """Prepares training and evaluation sets alike; the label rule is fitted on the training set.
+
+    Args:
+        args: the run's settings.
+        encoders: of the pipeline.
+        resolution: of the images, in pixels.
+    """
+
+    def __init__(self, args: TGOConfig, encoders: FrozenEncoders, resolution: int) -> None:
+        self.args = args
+        self.encoders = encoders
+        self.resolution = resolution
+        self.columns = Columns(args.prompt_column, args.image_column, args.score_column)
+
+    def training_set(self, dataset: Dataset | IterableDataset) -> tuple[PreparedDataset, LabelRule]:
+        """The training set and the rule fitted on it."""
+        self.columns.check(dataset, "training")
+        positives_only = self.args.loss_type == "sft"
+        if isinstance(dataset, IterableDataset):
+            bad = self._bad_rows()
+            scores, prompts = scan_stream(dataset, self.columns, bad)
+            bad.report("training", len(scores) + len(bad.rows))
+            rule = self._fit(scores, prompts)
+            return self._stream(dataset, rule, 0, True, positives_only, self.args.train_batch_size), rule
+        return self._encode(dataset, "training", None, positives_only)
+
+    def evaluation_set(self, dataset: Dataset | IterableDataset, rule: LabelRule, name: str) -> PreparedDataset:
+        """An evaluation set, labelled by the training set's rule."""
+        self.columns.check(dataset, name)
+        positives_only = self.args.loss_type == "sft"
+        if isinstance(dataset, IterableDataset):
+            batch_size = self.args.eval_batch_size
+            return self._stream(dataset, rule, EVALUATION_EPOCH, False, positives_only, batch_size)
+        return self._encode(dataset, name, rule, positives_only)[0]
+
+    def _encode(
+        self, dataset: Dataset, name: str, rule: LabelRule | None, positives_only: bool
+    ) -> tuple[EncodedDataset, LabelRule]:
+        bad = self._bad_rows()
+        scanned = scan_rows(dataset, self.columns, bad)
+        if rule is None:  # fails before hours of encoding, if it fails
+            self._fit(scanned.scores, scanned.prompts)
+        writer = self._writer()
+        batch_size = self.args.encode_batch_size
+        images, positions = encode_images(
+            dataset, scanned, self.columns, bad, self.resolution, self.encoders, writer, batch_size, name
+        )
+        prompts = encode_prompts(scanned, self.encoders, writer, batch_size, name)
+        bad.report(name, len(dataset))
+        scores = [scanned.scores[i] for i in positions]
+        texts = [scanned.prompts[i] for i in positions]
+        rule = rule or self._fit(scores, texts)
+        labels = rule.apply(scores, texts)
+        encoded = EncodedDataset(scanned, images, prompts, positions, labels)
+        return encoded.positives() if positives_only else encoded, rule
+
+    def _stream(
+        self, dataset: IterableDataset, rule: LabelRule, epoch: int, repeat: bool, positives_only: bool, batch_size: int
+    ) -> StreamDataset:
+        num_processes = self.args.distributed_state.num_processes if self.args.distributed_state else 1
+        pad_to = batch_size * num_processes if num_processes > 1 else 1
+        skip = self.args.on_bad_row == "skip"
+        return StreamDataset(dataset, self.columns, rule, self.resolution, skip, epoch, repeat, positives_only, pad_to)
+
+    def _fit(self, scores: list[float], prompts: list[str]) -> LabelRule:
+        args = self.args
+        return fit_label_rule(
+            scores,
+            prompts,
+            threshold_type=args.threshold_type,
+            percentile=args.threshold_percentile,
+            value=args.threshold_value,
+            beta=args.beta,
+            confidence_coef=args.confidence_coef,
+            normalization=args.score_normalization,
+        )
+
+    def _bad_rows(self) -> BadRows:
+        return BadRows(skip=self.args.on_bad_row == "skip")
+
+    def _writer(self) -> ShardWriter:
+        folder = Path(self.args.encoding_cache_dir or Path(HF_HOME) / "tgo_trl" / "encodings")
+        state = self.args.distributed_state
+        if state is None:
+            return ShardWriter(folder, 0, 1, lambda: None, not self.args.disable_tqdm)
+        progress = state.is_main_process and not self.args.disable_tqdm
+        return ShardWriter(folder, state.process_index, state.num_processes, state.wait_for_everyone, progress)

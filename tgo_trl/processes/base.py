@@ -1,0 +1,50 @@
+"""What every noise process offers: a time, a corruption, and an error that stands in for the log-likelihood."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+
+class Process(ABC):
+    """How clean samples are corrupted, and how far a prediction is from what it should have been.
+
+    A process knows nothing of networks. It is a pure function of its arguments: all randomness comes in as `quantile`
+    and `noise`, which [`~tgo_trl.draws.draw_rows`] draws.
+    """
+
+    @abstractmethod
+    def time(self, quantile: Tensor) -> Tensor:
+        """Time of each row, in the units the network takes, from a uniform quantile.
+
+        Args:
+            quantile: float32 `[B]`, uniform in [0, 1).
+
+        Returns:
+            `[B]`, dtype as the process defines.
+        """
+
+    @abstractmethod
+    def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """Corrupted samples, what the network sees.
+
+        Args:
+            clean: `[B, ...]`, clean samples.
+            noise: float32 `[B, ...]`, standard normal, of the same shape.
+            time: `[B]`, as [`time`] returns it.
+        """
+
+    @abstractmethod
+    def error(self, prediction: Tensor, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """Mean error of each row, whose negative over `T` is the log-likelihood surrogate.
+
+        Returns:
+            float32 `[B]`; holds gradient if `prediction` does.
+        """
+
+    @abstractmethod
+    def temperature(self, num_elements: int) -> float:
+        """The temperature `T` that `temperature="auto"` stands for, in error units.
+
+        Args:
+            num_elements: number of elements of one clean sample.
+        """

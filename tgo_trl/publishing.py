@@ -1,0 +1,109 @@
+"""A run's model card, and its uploads while it trains."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import upload_folder
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils.hub import PushInProgress
+
+from .data.encoded import EncodedDataset
+from .model_card import CardContent, build_card
+from .plots import SCORE_HISTOGRAM_NAME
+from .sampling import last_grid
+
+if TYPE_CHECKING:
+    from .trainer import TGOTrainer
+
+
+def write_card(
+    trainer: "TGOTrainer",
+    model_name: str | None,
+    dataset_name: str | None,
+    tags: tuple[str, ...],
+    license: str | None,
+) -> None:
+    """Writes `README.md` to the run's output directory; arguments as in [`TGOTrainer.create_model_card`]."""
+    folder = Path(trainer.args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    grid = last_grid(folder)
+    content = CardContent(
+        model_name=model_name or (trainer.args.hub_model_id or folder.name).split("/")[-1],
+        hub_model_id=trainer.hub_model_id or trainer.args.hub_model_id,
+        base_model=str(trainer.pipeline.config.get("_name_or_path") or ""),
+        pipeline_class=type(trainer.pipeline).__name__,
+        task=trainer.family.task,
+        is_adapter=trainer.policy.adapter_name is not None,
+        loss_type=trainer.args.loss_type,
+        rule=trainer.label_rule,
+        hyperparameters=hyperparameters(trainer),
+        prompt=_example_prompt(trainer),
+        grid=None if grid is None else grid.relative_to(folder).as_posix(),
+        histogram=SCORE_HISTOGRAM_NAME if (folder / SCORE_HISTOGRAM_NAME).is_file() else None,
+        dataset_name=dataset_name,
+        license=license,
+        tags=tags,
+    )
+    build_card(content).save(folder / "README.md")
+
+
+def hyperparameters(trainer: "TGOTrainer") -> dict[str, Any]:
+    """Name and value of each line of the card's table."""
+    args, policy = trainer.args, trainer.policy
+    shown = {
+        "loss": args.loss_type,
+        "beta": args.beta,
+        "temperature": f"{trainer.temperature:.6g}",
+        "confidence coefficient": args.confidence_coef,
+        "score normalisation": args.score_normalization,
+        "likelihood samples": args.num_likelihood_samples,
+        "resolution": trainer.resolution,
+        "learning rate": args.learning_rate,
+        "schedule": args.lr_scheduler_type.value,
+        "batch size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "updates": trainer.state.global_step,
+        "seed": args.seed,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+    }
+    if policy.adapter_name is not None:
+        config = next(iter(policy.networks.values())).peft_config[policy.adapter_name]
+        shown["LoRA rank, alpha"] = f"{config.r}, {config.lora_alpha}"
+    return shown
+
+
+def push_checkpoint(trainer: "TGOTrainer", checkpoint: Path) -> None:
+    """Uploads weights, card and pictures in the background, and the checkpoint itself if `hub_strategy` asks for it.
+
+    Only a checkpoint holds files that are no safetensors, JSON or pictures: the optimizer's, which a resume needs.
+    """
+    args = trainer.args
+    if args.hub_strategy == HubStrategy.END:
+        return
+    if not args.hub_always_push and trainer.push_in_progress is not None and not trainer.push_in_progress.is_done():
+        return
+    trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
+    trainer.save_model(args.output_dir, _internal_call=True)
+    message = f"Training in progress, step {trainer.state.global_step}"
+    common = {
+        "repo_id": trainer.hub_model_id,
+        "token": args.hub_token,
+        "revision": args.hub_revision,
+        "run_as_future": True,
+    }
+    ignored = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*"]
+    jobs = [upload_folder(folder_path=args.output_dir, commit_message=message, ignore_patterns=ignored, **common)]
+    if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        name = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else checkpoint.name
+        message = f"{message}, checkpoint"
+        jobs.append(upload_folder(folder_path=checkpoint, path_in_repo=name, commit_message=message, **common))
+    if trainer.push_in_progress is None or trainer.push_in_progress.is_done():
+        trainer.push_in_progress = PushInProgress(jobs)
+    else:
+        trainer.push_in_progress.jobs.extend(jobs)
+
+
+def _example_prompt(trainer: "TGOTrainer") -> str:
+    if trainer.args.sample_prompts:
+        return str(trainer.args.sample_prompts[0])
+    dataset = trainer.train_dataset
+    return dataset.prompt_texts[0] if isinstance(dataset, EncodedDataset) else "a photo"

@@ -1,0 +1,146 @@
+"""The reference policy `pi_ref`: the adapter switched off, a frozen copy of it, or a second model."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from .policy import Policy, cast
+
+REFERENCE_ADAPTER = "ref"
+
+
+class Reference(ABC):
+    """What the policy is compared with."""
+
+    @abstractmethod
+    @contextmanager
+    def acting(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Yields the module to call instead of the policy `model` (as wrapped for training)."""
+
+    @abstractmethod
+    @contextmanager
+    def drawing(self, pipeline: DiffusionPipeline) -> Iterator[None]:
+        """Within, the pipeline samples from the reference."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """The reference's own weights; empty if it has none."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of [`state`]."""
+
+    @torch.no_grad()
+    def sync(self, policy_state: Mapping[str, Tensor], alpha: float) -> None:
+        """`ref = alpha * policy + (1 - alpha) * ref`, parameter by parameter (TR-DPO, arXiv 2404.09656).
+
+        With adapters, the parameters are the adapter's two factors: with `alpha = 1` the reference becomes the policy,
+        below 1 it is an exponential moving average of the factors, as is usual for adapters, not of their product.
+        """
+        mixed = {
+            name: torch.lerp(value, policy_state[name].to(value), alpha) if value.is_floating_point() else value
+            for name, value in self.state().items()
+        }
+        self.load_state(mixed)
+
+
+class AdapterReference(Reference):
+    """The policy's networks with the adapter off, or with its frozen copy on.
+
+    Args:
+        policy: trains an adapter.
+        keep_copy: freeze a copy of the adapter as it is now. Needed if it has been trained before, or if the reference
+            is to move.
+    """
+
+    def __init__(self, policy: Policy, keep_copy: bool) -> None:
+        assert policy.adapter_name is not None
+        self.policy = policy
+        self.trained = policy.adapter_name
+        self.copy = REFERENCE_ADAPTER if keep_copy else None
+        if self.copy is not None:
+            for network in policy.networks.values():
+                network.add_adapter(copy.deepcopy(network.peft_config[self.trained]), adapter_name=self.copy)
+            policy.load_adapter_state(policy.adapter_state(self.trained), self.copy)
+            self._use(self.trained)
+
+    @contextmanager
+    def acting(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Switches the adapter for the time of the context, and yields the same module."""
+        self._use(self.copy)
+        try:
+            yield model
+        finally:
+            self._use(self.trained)
+
+    @contextmanager
+    def drawing(self, pipeline: DiffusionPipeline) -> Iterator[None]:
+        """The pipeline's networks are the policy's, so switching the adapter is all."""
+        with self.acting(pipeline.components[self.policy.family.network_names[0]]):
+            yield
+
+    def state(self) -> dict[str, Tensor]:
+        """The copied adapter's weights."""
+        return {} if self.copy is None else self.policy.adapter_state(self.copy)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Replaces the copied adapter's weights."""
+        assert self.copy is not None
+        self.policy.load_adapter_state(state, self.copy)
+
+    def _use(self, adapter: str | None) -> None:
+        # peft also toggles `requires_grad`; the reference runs without gradient and before the policy, so what the
+        # policy's forward sees is always the trained adapter, trainable.
+        for network in self.policy.networks.values():
+            if adapter is None:
+                network.disable_adapters()
+            else:
+                network.set_adapter(adapter)
+                network.enable_adapters()
+
+
+class ModelReference(Reference):
+    """A second set of networks, frozen.
+
+    It keeps the dtype of the policy's weights: in another one, norms would round differently and the first log-ratio
+    would not be zero.
+
+    Args:
+        networks: by name; they are frozen here.
+        policy: the policy that it stands beside.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], policy: Policy) -> None:
+        self.names = list(networks)
+        for name, network in networks.items():
+            cast(network, next(policy.networks[name].parameters()).dtype)
+        self.model: nn.Module = Policy(policy.family, networks, None).requires_grad_(False).eval()
+        self._plain = self.model
+
+    @contextmanager
+    def acting(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Yields the second model."""
+        yield self.model
+
+    @contextmanager
+    def drawing(self, pipeline: DiffusionPipeline) -> Iterator[None]:
+        """Swaps the second model's networks into the pipeline."""
+        trained = {name: getattr(pipeline, name) for name in self.names}
+        pipeline.register_modules(**{name: self._plain.get_submodule(f"networks.{name}") for name in self.names})
+        try:
+            yield
+        finally:
+            pipeline.register_modules(**trained)
+
+    def state(self) -> dict[str, Tensor]:
+        """All weights of the second model."""
+        return self._plain.state_dict()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Replaces all weights of the second model."""
+        self._plain.load_state_dict(state)

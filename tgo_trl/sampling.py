@@ -1,0 +1,93 @@
+"""Sample grids: the same prompts and seeds drawn from reference and policy while training goes on."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+
+from .draws import stable_seed
+from .plots import plot_grid
+
+if TYPE_CHECKING:
+    from .trainer import TGOTrainer
+
+logger = logging.getLogger(__name__)
+
+SAMPLES_FOLDER = "samples"
+
+
+class SampleGridCallback(TrainerCallback):
+    """Draws a grid every `every_steps` updates and at the end of training, as PNG and to the reporters.
+
+    The PNGs lie in `output_dir/samples`. The first row is the reference, the second the policy; each column is a prompt
+    with a seed of its own, the same in every grid.
+
+    Args:
+        trainer: whose pipeline is sampled.
+        prompts: one column each.
+        every_steps: updates between two grids.
+        seed: of the samples.
+        kwargs: passed to the pipeline, such as `num_inference_steps` and `guidance_scale`.
+    """
+
+    def __init__(
+        self, trainer: "TGOTrainer", prompts: Sequence[str], every_steps: int = 100, seed: int = 0, **kwargs: Any
+    ) -> None:
+        self.trainer = trainer
+        self.prompts = list(prompts)
+        self.every_steps = every_steps
+        self.seed = seed
+        self.kwargs = kwargs
+        self._last_step: int | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Draws a grid when it is time."""
+        if state.global_step % self.every_steps == 0:
+            self._draw(args, state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draws the last grid."""
+        if self._last_step != state.global_step:
+            self._draw(args, state)
+
+    def _draw(self, args: TrainingArguments, state: TrainerState) -> None:
+        self._last_step = state.global_step
+        if not state.is_world_process_zero or args.output_dir is None:
+            return
+        seeds = [stable_seed(self.seed, i) for i in range(len(self.prompts))]
+        rows = [
+            self.trainer.sample(self.prompts, seeds, from_reference=from_reference, **self.kwargs)
+            for from_reference in (True, False)
+        ]
+        path = Path(args.output_dir) / SAMPLES_FOLDER / f"step-{state.global_step:06d}.png"
+        plot_grid(rows, ["reference", f"step {state.global_step}"], self.prompts, path)
+        _report(self.trainer, path, state.global_step)
+
+
+def last_grid(output_dir: Path) -> Path | None:
+    """The newest sample grid of a run."""
+    return max((output_dir / SAMPLES_FOLDER).glob("step-*.png"), default=None)
+
+
+def _report(trainer: "TGOTrainer", path: Path, step: int) -> None:
+    for callback in trainer.callback_handler.callbacks:
+        writer = getattr(callback, "tb_writer", None)
+        if isinstance(callback, TensorBoardCallback) and writer is not None:
+            writer.add_image("samples", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+    for name in ("wandb", "trackio"):
+        if name in (trainer.args.report_to or []):
+            reporter: Any = __import__(name)
+            reporter.log({"samples": reporter.Image(str(path))}, step=step)
+
+
+def cpu_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One generator per sample, on the CPU, so that every device draws the same noise."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]

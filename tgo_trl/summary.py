@@ -1,0 +1,37 @@
+"""The table that is printed before training: what the scores were turned into."""
+
+from rich.console import Console
+from rich.table import Table
+
+from .labels import LabelRule, Labels
+from .thresholds import percentile_threshold
+
+
+def summary_rows(rule: LabelRule, labels: Labels | None, beta: float, temperature: float) -> list[tuple[str, str]]:
+    """Name and value of each line.
+
+    Args:
+        rule: fitted on the training set.
+        labels: of the training rows; None for a stream, whose rows are labelled as they come.
+        beta: of the loss.
+        temperature: `T`.
+    """
+    lines = [
+        ("rows", f"{rule.num_rows:,}"),
+        ("prompts", f"{rule.num_prompts:,}"),
+        ("threshold", rule.describe()),
+        ("positive rows", f"{rule.num_positive:,} ({100 * rule.num_positive / rule.num_rows:.1f} %)"),
+    ]
+    if labels is not None:
+        quantiles = [percentile_threshold(labels.weights, p).item() for p in (0, 25, 50, 75, 100)]
+        lines.append(("weight min / 25 % / 50 % / 75 % / max", " / ".join(f"{q:.3g}" for q in quantiles)))
+    lines.append(("effective scale beta / T", f"{beta / temperature:.4g} (beta {beta:g}, T {temperature:.4g})"))
+    return lines
+
+
+def print_summary(lines: list[tuple[str, str]]) -> None:
+    """Prints the table to the terminal."""
+    table = Table(title="TGO training data", show_header=False)
+    for name, value in lines:
+        table.add_row(name, value)
+    Console().print(table)

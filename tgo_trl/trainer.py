@@ -1,0 +1,495 @@
+"""[`TGOTrainer`]: wires data, policy, reference and objective into `transformers.Trainer`. Knows no model."""
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from diffusers import DiffusionPipeline
+from peft import PeftConfig
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import EvalPrediction, Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
+
+from . import artifacts
+from .callbacks import EpochCallback, ScoreHistogramCallback, SyncReferenceCallback
+from .checks import check_arguments, check_optimizer, default_args, resolve_resolution
+from .config import TGOConfig
+from .data.collator import RowCollator
+from .data.encoded import EncodedDataset
+from .data.sampler import RowSampler
+from .draws import EVALUATION_EPOCH, draw_rows
+from .encoders import FrozenEncoders
+from .families import Family, find_family
+from .labels import Labels
+from .likelihood import row_errors
+from .loading import load_pipeline, load_reference_networks, replace_tokenizer
+from .metrics import MetricSums, add_error_metrics, add_likelihood_metrics, add_reward_metrics
+from .objectives import implicit_reward, log_likelihood, log_ratio, tgo_loss
+from .policy import Policy, build_policy, disable_dropout
+from .preparation import DataPreparer, PreparedDataset
+from .publishing import push_checkpoint, write_card
+from .reference import AdapterReference, ModelReference, Reference
+from .sampling import SampleGridCallback, cpu_generators
+from .summary import print_summary, summary_rows
+
+logger = logging.getLogger(__name__)
+
+RawDataset = Dataset | IterableDataset
+
+
+class TGOTrainer(Trainer):
+    """
+    Trainer for Threshold-Guided Optimization (TGO), from the paper [Threshold-Guided Optimization for Visual Generative
+    Models](https://huggingface.co/papers/2605.04653). This class is a wrapper around the [`~transformers.Trainer`]
+    class and inherits all of its attributes and methods.
+
+    Example:
+    ```python
+    >>> from datasets import load_dataset
+    >>> from tgo_trl import TGOConfig, TGOTrainer
+
+    >>> trainer = TGOTrainer(
+    ...     "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    ...     TGOConfig("sd15-tgo", learning_rate=1e-4),
+    ...     load_dataset("username/scored-images", split="train"),
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~diffusers.DiffusionPipeline`]):
+            Pipeline to be trained: a Hub id, a folder, or an object. A string is loaded with the keyword arguments in
+            `args.model_init_kwargs`, in float32 unless they say otherwise. Frozen weights are then put into the dtype
+            of `args.bf16` / `args.fp16`, trained weights into float32. A pipeline that already has a LoRA adapter goes
+            on training that adapter.
+        args ([`TGOConfig`], *optional*):
+            Configuration for this trainer. If `None`, a default configuration is used.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Rows of a prompt, an image and a score. A streaming data set needs `args.max_steps`.
+        eval_dataset (the same, or a dictionary of them, *optional*):
+            Labelled with the training set's threshold, and evaluated on the same draws every time.
+        ref_model (`str`, [`~diffusers.DiffusionPipeline`] or `torch.nn.Module`, *optional*):
+            Reference model. If `None`, the reference is the policy as it is before training: the network with its
+            adapter off, a frozen copy of an adapter trained before, or a copy of the network if all of it is trained.
+        data_collator (`Callable`, *optional*):
+            Function to form a batch from a list of prepared rows. Defaults to
+            [`~tgo_trl.data.collator.RowCollator`].
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Takes the place of the pipeline's tokenizer.
+        compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
+            Computes metrics at evaluation from the log-ratio of each row (`predictions`, `[N]`) and its score
+            (`label_ids`, `[N]`).
+        callbacks (list of [`~transformers.TrainerCallback`], *optional*):
+            Added to the list of default callbacks.
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            The optimizer and the scheduler to use.
+        optimizer_cls_and_kwargs (`tuple`, *optional*):
+            The class of the optimizer and its arguments, where there are no parameters yet to make one from.
+        preprocess_logits_for_metrics (`Callable`, *optional*):
+            Called on the log-ratios before they are gathered.
+        quantization_config (*optional*):
+            A diffusers `PipelineQuantizationConfig`, or a quantization config for the trained network, applied when the
+            model is loaded from an id.
+        peft_config ([`~peft.LoraConfig`], *optional*):
+            The adapter. If `None`, one is made from `args.lora_*`.
+        family ([`~tgo_trl.families.Family`], *optional*):
+            How the pipeline's networks are called. Looked up by the pipeline's class if `None`.
+    """
+
+    # `compute_loss` normalises over all rows of an accumulated batch.
+    loss_is_scaled_for_ga = True
+
+    _name = "TGO"
+    _tag_names = ("trl", "tgo")
+
+    def __init__(
+        self,
+        model: str | DiffusionPipeline,
+        args: TGOConfig | None = None,
+        train_dataset: RawDataset | None = None,
+        eval_dataset: RawDataset | Mapping[str, RawDataset] | None = None,
+        *,
+        ref_model: str | DiffusionPipeline | nn.Module | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+        processing_class: Any = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        quantization_config: Any = None,
+        peft_config: PeftConfig | None = None,
+        family: Family | None = None,
+    ) -> None:
+        args = default_args(model) if args is None else args
+        check_arguments(args, model, ref_model, train_dataset, eval_dataset)
+        # The adapter is initialised at random: seed before it is created, as TRL does.
+        set_seed(args.seed)
+        self.pipeline = load_pipeline(model, args.model_init_kwargs, quantization_config, family)
+        if processing_class is not None:
+            replace_tokenizer(self.pipeline, processing_class)
+        self.family = family or find_family(type(self.pipeline))
+        self.family.check(self.pipeline)
+        self.process = self.family.process(self.pipeline)
+        self.resolution = resolve_resolution(args, self.family, self.pipeline)
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+        policy, was_trained = build_policy(self.pipeline, self.family, args, peft_config, dtype)
+        self.reference = self._build_reference(policy, was_trained, ref_model, args)
+        check_optimizer(optimizers[0], policy)
+
+        self.encoders = FrozenEncoders(self.family, self.pipeline, args.device, dtype)
+        self.preparer = DataPreparer(args, self.encoders, self.resolution)
+        train_set, self.label_rule = self.preparer.training_set(train_dataset)
+        self.train_labels: Labels | None = train_set.labels if isinstance(train_set, EncodedDataset) else None
+        self.temperature = self._resolve_temperature(args, train_set)
+        eval_set = self._prepare_evaluation(eval_dataset)
+        self._keep_encoders = not isinstance(train_set, EncodedDataset)
+        if not self._keep_encoders:
+            self.encoders.release()
+        self._row_sampler: RowSampler | None = None
+        self._sums = {"train": MetricSums(), "eval": MetricSums()}
+
+        super().__init__(
+            model=policy,
+            args=args,
+            data_collator=data_collator or RowCollator(),
+            train_dataset=train_set,
+            eval_dataset=eval_set,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        if isinstance(self.reference, ModelReference):
+            self.reference.model = self.accelerator.prepare_model(self.reference.model, evaluation_mode=True)
+        self._add_own_callbacks()
+        if self.is_world_process_zero():
+            print_summary(summary_rows(self.label_rule, self.train_labels, args.beta, self.temperature))
+
+    # ---- Set-up ----
+
+    def _build_reference(
+        self, policy: Policy, was_trained: bool, ref_model: str | DiffusionPipeline | nn.Module | None, args: TGOConfig
+    ) -> Reference | None:
+        reference: Reference | None = None
+        if args.loss_type == "sft":
+            if ref_model is not None:
+                raise ValueError("`loss_type='sft'` uses no reference; leave `ref_model` out.")
+        elif ref_model is not None:
+            networks = load_reference_networks(ref_model, self.pipeline, self.family, args.model_init_kwargs)
+            reference = ModelReference(networks, policy)
+        elif policy.adapter_name is None:
+            reference = ModelReference({name: copy.deepcopy(net) for name, net in policy.networks.items()}, policy)
+        else:
+            reference = AdapterReference(policy, keep_copy=was_trained or args.sync_ref_model)
+        if args.sync_ref_model and ref_model is not None and policy.adapter_name is not None:
+            raise ValueError(
+                "`sync_ref_model=True` mixes the policy's weights into the reference's, but a `ref_model` has no adapter "
+                "to mix the policy's adapter into. Leave `ref_model` out, or set `use_peft=False`."
+            )
+        if args.disable_dropout:
+            disable_dropout(policy)
+            if isinstance(reference, ModelReference):
+                disable_dropout(reference.model)
+        return reference
+
+    def _resolve_temperature(self, args: TGOConfig, train_set: PreparedDataset) -> float:
+        if args.temperature != "auto":
+            return float(args.temperature)
+        if isinstance(train_set, EncodedDataset):
+            image = {name: tensor[None] for name, tensor in train_set[0]["image"].items()}
+        else:
+            image = self.encoders.images(torch.zeros(1, 3, self.resolution, self.resolution))
+        return self.process.temperature(math.prod(self.family.latent_shape(image)))
+
+    def _prepare_evaluation(
+        self, dataset: RawDataset | Mapping[str, RawDataset] | None
+    ) -> PreparedDataset | dict[str, PreparedDataset] | None:
+        if dataset is None:
+            return None
+        if isinstance(dataset, Mapping):
+            return {name: self.preparer.evaluation_set(part, self.label_rule, name) for name, part in dataset.items()}
+        return self.preparer.evaluation_set(dataset, self.label_rule, "evaluation")
+
+    def _add_own_callbacks(self) -> None:
+        args = self.args
+        self.add_callback(EpochCallback(self))
+        self.add_callback(ScoreHistogramCallback(self))
+        if args.sync_ref_model:
+            self.add_callback(SyncReferenceCallback(self))
+        if args.sample_prompts:
+            kwargs: dict[str, Any] = {"num_inference_steps": args.sample_num_inference_steps}
+            if args.sample_guidance_scale is not None:
+                kwargs["guidance_scale"] = args.sample_guidance_scale
+            self.add_callback(SampleGridCallback(self, args.sample_prompts, args.sample_steps, args.seed, **kwargs))
+
+    # ---- Batches ----
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch that the next pass over the training set draws."""
+        if self._row_sampler is not None:
+            self._row_sampler.epoch = epoch
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # The policy's `forward` takes tensors that only exist after the draw; these are the fields of a prepared row.
+        self._signature_columns = [
+            "row", "epoch", "valid", "score", "is_positive", "weight", "image", "prompt", "pixels", "prompt_text",
+        ]  # fmt: skip
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(dataset, EncodedDataset):
+            return None
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        shuffle_seed = None if self.args.train_sampling_strategy == "sequential" else seed
+        self._row_sampler = RowSampler(len(dataset), shuffle_seed, self._padding(self.args.train_batch_size))
+        return self._row_sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
+        if not isinstance(eval_dataset, EncodedDataset):
+            return None
+        padding = self._padding(self.args.eval_batch_size)
+        return RowSampler(len(eval_dataset), None, padding, epoch=EVALUATION_EPOCH)
+
+    def _padding(self, batch_size: int) -> int:
+        return batch_size * self.args.world_size if self.args.world_size > 1 else 1
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
+        """The batches of one update, and how many rows they hold over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        num_rows = torch.stack([batch["valid"].sum() for batch in batches]).sum().to(device)
+        return batches, self.accelerator.reduce(num_rows, "sum")
+
+    # ---- Loss ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a batch: its rows' sum over the number of rows of the whole update, or their mean in evaluation.
+
+        Args:
+            model: the policy as wrapped for training.
+            inputs: a batch of prepared rows.
+            return_outputs: also return `{"log_ratio": float32 [B]}`.
+            num_items_in_batch: rows of the update over all processes; None for a mean over the batch.
+        """
+        valid, is_positive = inputs["valid"], inputs["is_positive"]
+        sums = self._sums["train" if self.model.training else "eval"]
+        image, prompt = self._conditions(inputs)
+        shape, num_samples = self.family.latent_shape(image), self.args.num_likelihood_samples
+        draw = draw_rows(self.args.seed, inputs["epoch"], inputs["row"], shape, num_samples, valid.device)
+        errors = row_errors(model, self.reference, self.family, self.pipeline, self.process, image, prompt, draw)
+        policy_error = errors.policy.mean(0)
+        likelihood = log_likelihood(policy_error, self.temperature)
+        add_likelihood_metrics(sums, likelihood, is_positive, valid)
+        if errors.reference is None:
+            row_loss, output = policy_error, likelihood
+        else:
+            output = log_ratio(policy_error, errors.reference.mean(0), self.temperature)
+            reward = implicit_reward(output, self.args.beta)
+            row_loss = tgo_loss(reward, is_positive, inputs["weight"])
+            add_reward_metrics(sums, reward, is_positive, valid)
+            difference = (errors.reference - errors.policy).flatten()
+            positives, valids = is_positive.repeat(num_samples), valid.repeat(num_samples)
+            add_error_metrics(sums, difference, draw.quantile, positives, valids)
+        if not self.model.training:
+            sums.add("loss", row_loss, valid)
+        total = row_loss.where(valid, 0).sum()
+        if num_items_in_batch is None:
+            loss = total / valid.sum().clamp(min=1)
+        else:  # gradients, and logged losses, are averaged over processes
+            loss = total * self.accelerator.num_processes / num_items_in_batch
+        return (loss, {"log_ratio": output.detach()}) if return_outputs else loss
+
+    def _conditions(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if "image" in inputs:
+            return inputs["image"], inputs["prompt"]
+        return self.encoders.images(inputs["pixels"]), self.encoders.prompts(inputs["prompt_text"])
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Loss, log-ratio and score of a batch, without gradient."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        return (loss, None, None) if prediction_loss_only else (loss, outputs["log_ratio"], inputs["score"])
+
+    # ---- Metrics and evaluation ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the training metrics since the last log, as means over all rows of all processes."""
+        if "loss" in logs:
+            logs.update(self._sums["train"].pop_means(self.accelerator))
+        super().log(logs, start_time)
+
+    def evaluate(
+        self,
+        eval_dataset: RawDataset | Mapping[str, RawDataset] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluates; a data set that is passed here is prepared as the trainer's own are."""
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        prepared = self._prepare_evaluation(eval_dataset)
+        if not self._keep_encoders:
+            self.encoders.release()
+        if not isinstance(prepared, dict):
+            return super().evaluate(prepared, ignore_keys, metric_key_prefix)
+        metrics: dict[str, float] = {}
+        for name, dataset in prepared.items():
+            metrics.update(super().evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}"))
+        return metrics
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Adds the metrics of the evaluated rows; the loss is their mean, not a mean of batch means."""
+        self._sums["eval"] = MetricSums()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = self._sums["eval"].pop_means(self.accelerator)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        return output
+
+    # ---- Reference and samples ----
+
+    @torch.no_grad()
+    def sync_reference(self, alpha: float) -> None:
+        """Moves the reference: `ref = alpha * policy + (1 - alpha) * ref`."""
+        if self.reference is None:
+            raise ValueError("There is no reference to synchronise (`loss_type='sft'`).")
+        policy = self.policy
+        name = policy.adapter_name
+        self.reference.sync(policy.state_dict() if name is None else policy.adapter_state(name), alpha)
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: Sequence[str], seeds: Sequence[int], from_reference: bool = False, **kwargs: Any
+    ) -> list[Image.Image]:
+        """One image per prompt, each from its own seed.
+
+        Args:
+            prompts: what to draw.
+            seeds: one per prompt.
+            from_reference: draw from the reference instead of the policy.
+            kwargs: passed to the pipeline.
+        """
+        quiet = dict(getattr(self.pipeline, "_progress_bar_config", {}))
+        was_training = self.model.training
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.encoders.summon()
+        self.model.eval()
+        drawing = self.reference.drawing(self.pipeline) if from_reference and self.reference else nullcontext()
+        try:
+            with drawing, self.accelerator.autocast():
+                return self.family.sample(self.pipeline, prompts, cpu_generators(seeds), self.resolution, **kwargs)
+        finally:
+            self.model.train(was_training)
+            if not self._keep_encoders:
+                self.encoders.release()
+            self.pipeline.set_progress_bar_config(**quiet)
+
+    @property
+    def policy(self) -> Policy:
+        """What is trained, without the wrappers of distributed training."""
+        policy: Policy = self.accelerator.unwrap_model(self.model)
+        return policy
+
+    # ---- Saving and loading ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        is_checkpoint = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
+        with artifacts.replacing(folder) as temporary:
+            artifacts.save_weights(self.pipeline, self.policy, temporary, whole_pipeline=not is_checkpoint)
+            if is_checkpoint and self.args.sync_ref_model and self.reference is not None:
+                artifacts.save_reference(self.reference, temporary)
+            self._record().write(temporary)
+
+    def _record(self) -> artifacts.RunRecord:
+        config = artifacts.public_config(self.args.to_dict())
+        return artifacts.RunRecord(config, self.label_rule, self.temperature, self.resolution)
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """Trains; `resume_from_checkpoint=True` goes on from the newest checkpoint that was saved to its end.
+
+        Raises:
+            ValueError: if there is no complete checkpoint, or it was trained with another threshold.
+        """
+        if resume_from_checkpoint is True:
+            found = artifacts.last_checkpoint(Path(self.args.output_dir))
+            if found is None:
+                raise ValueError(f"No complete checkpoint found in `output_dir` ({self.args.output_dir}).")
+            resume_from_checkpoint = str(found)
+        return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        if not artifacts.is_complete(folder):
+            raise ValueError(
+                f"{folder} is no complete checkpoint of a `TGOTrainer`: saving it was cut short, or something else wrote "
+                "it. Pass `resume_from_checkpoint=True` for the newest complete one."
+            )
+        saved = artifacts.read_label_rule(folder)
+        if saved != self.label_rule:
+            raise ValueError(
+                f"The checkpoint {folder.name} was trained with the threshold {saved.describe()} on {saved.num_rows} "
+                f"rows; these data and settings give {self.label_rule.describe()} on {self.label_rule.num_rows} rows, or "
+                "other weights. Resume with the data and settings of the checkpoint, or load its adapter into the "
+                "pipeline and start a new run."
+            )
+        artifacts.load_weights(self.policy, folder)
+        if self.args.sync_ref_model and self.reference is not None:
+            artifacts.load_reference(self.reference, folder)
+
+    def _load_best_model(self) -> None:
+        artifacts.load_weights(self.policy, Path(self.state.best_model_checkpoint))
+
+    # ---- The card and the Hub ----
+
+    def create_model_card(  # type: ignore[override]
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        license: str | None = None,
+    ) -> None:
+        """Writes `README.md`, the model card, to the output directory.
+
+        Args:
+            model_name: title of the card; defaults to the name of the repository or output directory.
+            dataset_name: Hub id of the training set.
+            tags: added to the card's.
+            license: of the trained weights; defaults to the base model's, where its card says so.
+        """
+        if self.is_world_process_zero():
+            extra_tags = (tags,) if isinstance(tags, str) else tuple(tags or ())
+            write_card(self, model_name, dataset_name, extra_tags, license)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.create_model_card()
+        super()._save_checkpoint(model, trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():
+            push_checkpoint(self, Path(checkpoint_folder))
