@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -142,15 +140,8 @@ def is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def adapter_file(folder: Path) -> Path:
-    """Where the adapter of a run lies."""
-    return folder / LORA_WEIGHT_NAME_SAFE
-
-
 def public_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """Training arguments without what names a machine, a folder or a secret."""
     hidden = ("_dir", "_token", "run_name", "local_rank", "resume_from_checkpoint", "deepspeed", "fsdp", "hub_")
     kept = {name: value for name, value in values.items() if not any(part in name for part in hidden)}
-    return {
-        name: value for name, value in kept.items() if isinstance(value, (str, int, float, bool, list, dict, Tensor))
-    }
+    return {name: value for name, value in kept.items() if isinstance(value, (str, int, float, bool, list, dict))}

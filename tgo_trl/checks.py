@@ -1,6 +1,7 @@
 """Checks of what a user passes to the trainer, before anything is loaded or encoded."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -23,13 +24,13 @@ def check_arguments(
     """Raises a TypeError or ValueError for arguments that cannot work."""
     if not isinstance(args, TGOConfig):
         raise TypeError(
-            f"`args` must be a `TGOConfig`, got `{type(args).__name__}`. The order of arguments is `TGOTrainer(model, args, "
-            "train_dataset, eval_dataset)`; pass everything else, `ref_model` included, by keyword."
+            f"`args` must be a `TGOConfig`, got `{type(args).__name__}`. The order of arguments is `TGOTrainer(model, "
+            "args, train_dataset, eval_dataset)`; pass everything else, `ref_model` included, by keyword."
         )
     if ref_model is not None and ref_model is model and not isinstance(model, str):
         raise ValueError(
-            "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model`: the reference "
-            "is then the policy as it is before training."
+            "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model`: the "
+            "reference is then the policy as it is before training."
         )
     if train_dataset is None:
         raise ValueError("`train_dataset` is required")
@@ -52,23 +53,24 @@ def check_arguments(
 def _check_layout(args: TGOConfig, streams: bool) -> None:
     if args.n_gpu > 1:
         raise ValueError(
-            "TGOTrainer does not support `nn.DataParallel`, which `Trainer` uses when several GPUs are visible to a single "
-            "process. Launch the script with `accelerate launch` or `torchrun`, or make a single GPU visible with "
-            "`CUDA_VISIBLE_DEVICES`."
+            "TGOTrainer does not support `nn.DataParallel`, which `Trainer` uses when several GPUs are visible to a "
+            "single process. Launch the script with `accelerate launch` or `torchrun`, or make a single GPU visible "
+            "with `CUDA_VISIBLE_DEVICES`."
         )
     if args.fsdp or args.deepspeed:
         raise ValueError(
-            "TGOTrainer trains on one device or with `DistributedDataParallel`; FSDP and DeepSpeed shard weights that the "
-            "adapter switch and the saver need whole. Leave `fsdp` and `deepspeed` unset."
+            "TGOTrainer trains on one device or with `DistributedDataParallel`; FSDP and DeepSpeed shard weights that "
+            "the adapter switch and the saver need whole. Leave `fsdp` and `deepspeed` unset."
         )
     if not streams:
         return
-    if args.accelerator_config.dispatch_batches:
+    accelerator_config: Any = args.accelerator_config
+    if accelerator_config.dispatch_batches:
         raise ValueError(
-            "`dispatch_batches=True` concatenates batches of a streaming data set over processes, which TGOTrainer's rows "
-            "do not allow. Leave it unset in `accelerator_config`."
+            "`dispatch_batches=True` concatenates batches of a streaming data set over processes, which TGOTrainer's "
+            "rows do not allow. Leave it unset in `accelerator_config`."
         )
-    args.accelerator_config.dispatch_batches = False  # what "unset" means for accelerate with a stream is True
+    accelerator_config.dispatch_batches = False  # what "unset" means for accelerate with a stream is True
 
 
 def resolve_resolution(args: TGOConfig, family: Family, pipeline: DiffusionPipeline) -> int:
@@ -91,7 +93,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, policy: Policy) -> 
     given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not trained & given:
         raise ValueError(
-            "The optimizer in `optimizers` holds none of the trained parameters, so nothing would be learned: the adapter "
-            "is created by the trainer. Pass `optimizer_cls_and_kwargs=(torch.optim.AdamW, {'lr': 1e-4})` instead, or add "
-            "the adapter to the pipeline before you make the optimizer."
+            "The optimizer in `optimizers` holds none of the trained parameters, so nothing would be learned: the "
+            "adapter is created by the trainer. Pass `optimizer_cls_and_kwargs=(torch.optim.AdamW, {'lr': 1e-4})` "
+            "instead, or add the adapter to the pipeline before you make the optimizer."
         )

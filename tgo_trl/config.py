@@ -1,10 +1,11 @@
 """[`TGOConfig`]: every setting of a run, checked when it is made."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from .labels import NORMALIZATIONS, THRESHOLD_TYPES
 
@@ -127,7 +128,10 @@ class TGOConfig(TrainingArguments):
     > - `ddp_find_unused_parameters`: Defaults to `False`.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+    _VALID_DICT_FIELDS = [  # noqa: RUF012 (the base class has it so)
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+    ]
 
     # Parameters whose default values are overridden from TrainingArguments
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
@@ -207,10 +211,22 @@ class TGOConfig(TrainingArguments):
         newest = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
         if self.gradient_checkpointing is None and getattr(self, newest) is None:
             setattr(self, newest, True)
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self._check_choices()
         self._check_numbers()
         self._check_combinations()
+
+    @property
+    def output_path(self) -> Path:
+        """`output_dir`, which is always set once the configuration is made."""
+        assert self.output_dir is not None
+        return Path(self.output_dir)
+
+    @property
+    def model_init_dict(self) -> dict[str, Any] | None:
+        """`model_init_kwargs`, which is no longer a string once the configuration is made."""
+        assert not isinstance(self.model_init_kwargs, str)
+        return self.model_init_kwargs
 
     def _check_choices(self) -> None:
         _choice("on_bad_row", self.on_bad_row, ("error", "skip"))

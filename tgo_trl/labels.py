@@ -225,9 +225,9 @@ def _fit_prompts(z: Tensor, prompts: Sequence[str], beta: float, center: float, 
     single = [i for i, prompt in enumerate(prompts) if counts[prompt] == 1]
     if single:
         raise ValueError(
-            f"`threshold_type='prompt_baseline'` estimates a baseline from several images of one prompt, but {len(single)}"
-            f" of {len(counts)} prompts have a single image ({list_rows(single)}); their baseline would be their own "
-            "score. Drop them, add images, or use 'percentile'."
+            "`threshold_type='prompt_baseline'` estimates a baseline from several images of one prompt, but "
+            f"{len(single)} of {len(counts)} prompts have a single image ({list_rows(single)}); their baseline would "
+            "be their own score. Drop them, add images, or use 'percentile'."
         )
     index = {prompt: i for i, prompt in enumerate(counts)}
     baselines = prompt_baseline(z, torch.tensor([index[prompt] for prompt in prompts]), beta)
@@ -240,9 +240,9 @@ def _check_split(num_positive: int, num_rows: int, threshold: float, raw: Tensor
     if num_positive in (0, num_rows):
         side = "positive" if num_positive else "negative"
         raise ValueError(
-            f"The threshold {threshold:.6g} makes all {num_rows} rows {side} (scores run from {raw.min().item():.6g} to "
-            f"{raw.max().item():.6g}, and a score equal to the threshold is positive). Training needs both sides: with "
-            "many equal scores, set `threshold_type='value'` and a `threshold_value` between two of them."
+            f"The threshold {threshold:.6g} makes all {num_rows} rows {side} (scores run from {raw.min().item():.6g} "
+            f"to {raw.max().item():.6g}, and a score equal to the threshold is positive). Training needs both sides: "
+            "with many equal scores, set `threshold_type='value'` and a `threshold_value` between two of them."
         )
     if not LOPSIDED_SHARE <= share <= 1 - LOPSIDED_SHARE:
         logger.warning(

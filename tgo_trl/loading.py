@@ -47,20 +47,20 @@ def load_pipeline(
         return model
     if not isinstance(model, str):
         raise TypeError(
-            f"`model` must be a diffusers pipeline, a Hub id or a folder, got `{type(model).__name__}`. A network alone "
-            "(a UNet, say) lacks the encoders and the scheduler that training needs: pass its pipeline."
+            f"`model` must be a diffusers pipeline, a Hub id or a folder, got `{type(model).__name__}`. A network "
+            "alone (a UNet, say) lacks the encoders and the scheduler that training needs: pass its pipeline."
         )
     kwargs = {"torch_dtype": torch.float32, **(init_kwargs or {})}
     if kwargs.pop("trust_remote_code", False):
         raise ValueError(
-            "`model_init_kwargs` has `trust_remote_code=True`, which would run code from the Hub. If you have read that "
-            "code, load the pipeline yourself and pass the object as `model`."
+            "`model_init_kwargs` has `trust_remote_code=True`, which would run code from the Hub. If you have read "
+            "that code, load the pipeline yourself and pass the object as `model`."
         )
     if quantization_config is not None:
         if "quantization_config" in kwargs:
             raise ValueError(
-                "You set `quantization_config` both as a trainer argument and in `args.model_init_kwargs`. Set it in one "
-                "place, preferably as a trainer argument."
+                "You set `quantization_config` both as a trainer argument and in `args.model_init_kwargs`. Set it in "
+                "one place, preferably as a trainer argument."
             )
         kwargs["quantization_config"] = _pipeline_quantization(model, quantization_config, family)
     return DiffusionPipeline.from_pretrained(model, **kwargs)
@@ -102,8 +102,8 @@ def replace_tokenizer(pipeline: DiffusionPipeline, processing_class: Any) -> Non
     """
     if not isinstance(processing_class, PreTrainedTokenizerBase) or "tokenizer" not in pipeline.components:
         raise TypeError(
-            f"`processing_class` is a `{type(processing_class).__name__}`. A pipeline brings its own processing; only a "
-            "tokenizer can be replaced here. Set other components on the pipeline before you pass it."
+            f"`processing_class` is a `{type(processing_class).__name__}`. A pipeline brings its own processing; only "
+            "a tokenizer can be replaced here. Set other components on the pipeline before you pass it."
         )
     pipeline.register_modules(tokenizer=processing_class)
 

@@ -101,17 +101,18 @@ def template_path() -> Path:
 
 def shown_path(base_model: str) -> str:
     """A Hub id or relative folder as it is; of an absolute folder, which names a machine, only its last part."""
+    if not base_model:
+        return "path/to/the/base/pipeline"
     return Path(base_model).name if Path(base_model).is_absolute() else base_model
 
 
 def base_license(base_model: str) -> str | None:
     """The license that the base model's card states; None if it cannot be found out."""
-    if not base_model:
+    card = Path(base_model) / "README.md"
+    if not base_model or (Path(base_model).is_dir() and not card.is_file()):
         return None
     try:
-        local = Path(base_model) / "README.md"
-        if Path(base_model).is_dir():
-            return ModelCard.load(local).data.license if local.is_file() else None
-        return ModelCard.load(base_model).data.license
+        data = ModelCard.load(card if card.is_file() else base_model).data
     except (EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError):
         return None
+    return str(data.license) if data.license else None

@@ -33,7 +33,7 @@ class Policy(nn.Module):
     def __init__(self, family: Family, networks: Mapping[str, nn.Module], adapter_name: str | None) -> None:
         super().__init__()
         self.family = family
-        self.networks = nn.ModuleDict(dict(networks))
+        self.networks: Any = nn.ModuleDict(dict(networks))
         self.adapter_name = adapter_name
 
     def forward(self, corrupted: Tensor, time: Tensor, prompt: Mapping[str, Tensor]) -> Tensor:
@@ -82,8 +82,8 @@ class Policy(nn.Module):
         mine = self.adapter_state(adapter_name)
         if mine.keys() != state.keys() or any(mine[key].shape != state[key].shape for key in mine):
             raise ValueError(
-                f"The saved adapter has {len(state)} tensors and this one {len(mine)}, of other names or shapes. Use the "
-                "`peft_config` (rank and target modules) that the checkpoint was trained with."
+                f"The saved adapter has {len(state)} tensors and this one {len(mine)}, of other names or shapes. Use "
+                "the `peft_config` (rank and target modules) that the checkpoint was trained with."
             )
         for name, network in self.networks.items():
             part = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
@@ -118,8 +118,8 @@ def build_policy(
         return Policy(family, networks, None), False
     if found and peft_config is not None:
         raise ValueError(
-            f"The pipeline already has the adapter {found!r} and `peft_config` was passed too. Leave `peft_config` out to "
-            "go on training that adapter, or `fuse_lora()` and `unload_lora_weights()` to train a new one on top."
+            f"The pipeline already has the adapter {found!r} and `peft_config` was passed too. Leave `peft_config` out "
+            "to go on training that adapter, or `fuse_lora()` and `unload_lora_weights()` to train a new one on top."
         )
     for network in networks.values():
         _freeze(network, dtype)
@@ -147,7 +147,7 @@ def _freeze(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Puts a module's weights into `dtype`, unless they are quantised, or there already (diffusers warns about casts)."""
+    """Puts a module's weights into `dtype`, unless they are quantised, or in it already (diffusers warns)."""
     is_quantized = getattr(module, "hf_quantizer", None) is not None
     if not is_quantized and any(p.is_floating_point() and p.dtype != dtype for p in module.parameters()):
         module.to(dtype)

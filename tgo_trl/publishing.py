@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import upload_folder
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SchedulerType
 from transformers.utils.hub import PushInProgress
 
 from .data.encoded import EncodedDataset
@@ -24,7 +24,7 @@ def write_card(
     license: str | None,
 ) -> None:
     """Writes `README.md` to the run's output directory; arguments as in [`TGOTrainer.create_model_card`]."""
-    folder = Path(trainer.args.output_dir)
+    folder = trainer.args.output_path
     folder.mkdir(parents=True, exist_ok=True)
     grid = last_grid(folder)
     content = CardContent(
@@ -59,7 +59,7 @@ def hyperparameters(trainer: "TGOTrainer") -> dict[str, Any]:
         "likelihood samples": args.num_likelihood_samples,
         "resolution": trainer.resolution,
         "learning rate": args.learning_rate,
-        "schedule": args.lr_scheduler_type.value,
+        "schedule": SchedulerType(args.lr_scheduler_type).value,
         "batch size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "updates": trainer.state.global_step,
         "seed": args.seed,
@@ -77,29 +77,27 @@ def push_checkpoint(trainer: "TGOTrainer", checkpoint: Path) -> None:
     Only a checkpoint holds files that are no safetensors, JSON or pictures: the optimizer's, which a resume needs.
     """
     args = trainer.args
-    if args.hub_strategy == HubStrategy.END:
-        return
-    if not args.hub_always_push and trainer.push_in_progress is not None and not trainer.push_in_progress.is_done():
+    running: Any = trainer.push_in_progress
+    is_busy = running is not None and not running.is_done()
+    if args.hub_strategy == HubStrategy.END or (is_busy and not args.hub_always_push):
         return
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
     trainer.save_model(args.output_dir, _internal_call=True)
     message = f"Training in progress, step {trainer.state.global_step}"
-    common = {
+    common: dict[str, Any] = {
         "repo_id": trainer.hub_model_id,
         "token": args.hub_token,
         "revision": args.hub_revision,
         "run_as_future": True,
     }
     ignored = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*"]
-    jobs = [upload_folder(folder_path=args.output_dir, commit_message=message, ignore_patterns=ignored, **common)]
+    jobs = [upload_folder(folder_path=args.output_path, commit_message=message, ignore_patterns=ignored, **common)]
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         name = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else checkpoint.name
         message = f"{message}, checkpoint"
         jobs.append(upload_folder(folder_path=checkpoint, path_in_repo=name, commit_message=message, **common))
-    if trainer.push_in_progress is None or trainer.push_in_progress.is_done():
-        trainer.push_in_progress = PushInProgress(jobs)
-    else:
-        trainer.push_in_progress.jobs.extend(jobs)
+    earlier = running.jobs if is_busy else []
+    trainer.push_in_progress = PushInProgress(earlier + jobs)  # type: ignore[assignment,arg-type]
 
 
 def _example_prompt(trainer: "TGOTrainer") -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from .draws import stable_seed
 from .plots import plot_grid

@@ -1,8 +1,8 @@
 """Thresholds: the data-driven stand-ins for the intractable baseline `tau*(x) = beta log Z(x)`.
 
 Each function takes the scores of the whole data set and returns `tau`, in score units: one number, or one per row for
-the per-prompt baseline. Source: arXiv 2605.04653, section on threshold estimation; the percentile is the paper's choice,
-the per-prompt baseline is the Monte-Carlo estimate of `tau*(x)` that its analysis starts from.
+the per-prompt baseline. Source: arXiv 2605.04653, section on threshold estimation; the percentile is the paper's
+choice, the per-prompt baseline is the Monte-Carlo estimate of `tau*(x)` that its analysis starts from.
 """
 
 import math

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from peft import PeftConfig
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
@@ -42,7 +42,7 @@ from .summary import print_summary, summary_rows
 
 logger = logging.getLogger(__name__)
 
-RawDataset = Dataset | IterableDataset
+RawDataset: TypeAlias = Dataset | IterableDataset
 
 
 class TGOTrainer(Trainer):
@@ -104,6 +104,9 @@ class TGOTrainer(Trainer):
             How the pipeline's networks are called. Looked up by the pipeline's class if `None`.
     """
 
+    args: TGOConfig
+    model: nn.Module
+
     # `compute_loss` normalises over all rows of an accumulated batch.
     loss_is_scaled_for_ga = True
 
@@ -133,7 +136,7 @@ class TGOTrainer(Trainer):
         check_arguments(args, model, ref_model, train_dataset, eval_dataset)
         # The adapter is initialised at random: seed before it is created, as TRL does.
         set_seed(args.seed)
-        self.pipeline = load_pipeline(model, args.model_init_kwargs, quantization_config, family)
+        self.pipeline = load_pipeline(model, args.model_init_dict, quantization_config, family)
         if processing_class is not None:
             replace_tokenizer(self.pipeline, processing_class)
         self.family = family or find_family(type(self.pipeline))
@@ -185,7 +188,7 @@ class TGOTrainer(Trainer):
             if ref_model is not None:
                 raise ValueError("`loss_type='sft'` uses no reference; leave `ref_model` out.")
         elif ref_model is not None:
-            networks = load_reference_networks(ref_model, self.pipeline, self.family, args.model_init_kwargs)
+            networks = load_reference_networks(ref_model, self.pipeline, self.family, args.model_init_dict)
             reference = ModelReference(networks, policy)
         elif policy.adapter_name is None:
             reference = ModelReference({name: copy.deepcopy(net) for name, net in policy.networks.items()}, policy)
@@ -193,8 +196,8 @@ class TGOTrainer(Trainer):
             reference = AdapterReference(policy, keep_copy=was_trained or args.sync_ref_model)
         if args.sync_ref_model and ref_model is not None and policy.adapter_name is not None:
             raise ValueError(
-                "`sync_ref_model=True` mixes the policy's weights into the reference's, but a `ref_model` has no adapter "
-                "to mix the policy's adapter into. Leave `ref_model` out, or set `use_peft=False`."
+                "`sync_ref_model=True` mixes the policy's weights into the reference's, but a `ref_model` has no "
+                "adapter to mix the policy's adapter into. Leave `ref_model` out, or set `use_peft=False`."
             )
         if args.disable_dropout:
             disable_dropout(policy)
@@ -241,7 +244,7 @@ class TGOTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         # The policy's `forward` takes tensors that only exist after the draw; these are the fields of a prepared row.
-        self._signature_columns = [
+        self._signature_columns = [  # type: ignore[assignment]
             "row", "epoch", "valid", "score", "is_positive", "weight", "image", "prompt", "pixels", "prompt_text",
         ]  # fmt: skip
 
@@ -348,7 +351,7 @@ class TGOTrainer(Trainer):
     ) -> dict[str, float]:
         """Evaluates; a data set that is passed here is prepared as the trainer's own are."""
         if eval_dataset is None or isinstance(eval_dataset, str):
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[arg-type]
         prepared = self._prepare_evaluation(eval_dataset)
         if not self._keep_encoders:
             self.encoders.release()
@@ -359,11 +362,19 @@ class TGOTrainer(Trainer):
             metrics.update(super().evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}"))
         return metrics
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """Adds the metrics of the evaluated rows; the loss is their mean, not a mean of batch means."""
         self._sums["eval"] = MetricSums()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         means = self._sums["eval"].pop_means(self.accelerator)
+        assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 
@@ -416,7 +427,7 @@ class TGOTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.args.output_path)
         is_checkpoint = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
         with artifacts.replacing(folder) as temporary:
             artifacts.save_weights(self.pipeline, self.policy, temporary, whole_pipeline=not is_checkpoint)
@@ -425,7 +436,7 @@ class TGOTrainer(Trainer):
             self._record().write(temporary)
 
     def _record(self) -> artifacts.RunRecord:
-        config = artifacts.public_config(self.args.to_dict())
+        config = artifacts.public_config(self.args.to_dict())  # type: ignore[no-untyped-call]
         return artifacts.RunRecord(config, self.label_rule, self.temperature, self.resolution)
 
     def train(
@@ -437,7 +448,7 @@ class TGOTrainer(Trainer):
             ValueError: if there is no complete checkpoint, or it was trained with another threshold.
         """
         if resume_from_checkpoint is True:
-            found = artifacts.last_checkpoint(Path(self.args.output_dir))
+            found = artifacts.last_checkpoint(self.args.output_path)
             if found is None:
                 raise ValueError(f"No complete checkpoint found in `output_dir` ({self.args.output_dir}).")
             resume_from_checkpoint = str(found)
@@ -447,15 +458,15 @@ class TGOTrainer(Trainer):
         folder = Path(resume_from_checkpoint)
         if not artifacts.is_complete(folder):
             raise ValueError(
-                f"{folder} is no complete checkpoint of a `TGOTrainer`: saving it was cut short, or something else wrote "
-                "it. Pass `resume_from_checkpoint=True` for the newest complete one."
+                f"{folder} is no complete checkpoint of a `TGOTrainer`: saving it was cut short, or something else "
+                "wrote it. Pass `resume_from_checkpoint=True` for the newest complete one."
             )
         saved = artifacts.read_label_rule(folder)
         if saved != self.label_rule:
             raise ValueError(
                 f"The checkpoint {folder.name} was trained with the threshold {saved.describe()} on {saved.num_rows} "
-                f"rows; these data and settings give {self.label_rule.describe()} on {self.label_rule.num_rows} rows, or "
-                "other weights. Resume with the data and settings of the checkpoint, or load its adapter into the "
+                f"rows; these data and settings give {self.label_rule.describe()} on {self.label_rule.num_rows} rows, "
+                "or other weights. Resume with the data and settings of the checkpoint, or load its adapter into the "
                 "pipeline and start a new run."
             )
         artifacts.load_weights(self.policy, folder)
@@ -463,7 +474,7 @@ class TGOTrainer(Trainer):
             artifacts.load_reference(self.reference, folder)
 
     def _load_best_model(self) -> None:
-        artifacts.load_weights(self.policy, Path(self.state.best_model_checkpoint))
+        artifacts.load_weights(self.policy, Path(str(self.state.best_model_checkpoint)))
 
     # ---- The card and the Hub ----
 

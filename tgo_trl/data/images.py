@@ -74,7 +74,8 @@ def _open(value: Any) -> Image.Image:
         value = {"bytes": None, "path": value}
     if not isinstance(value, dict) or (value.get("bytes") is None and value.get("path") is None):
         raise ValueError(_not_an_image(value))
-    return ImageFeature().decode_example(value)
+    image: Image.Image = ImageFeature().decode_example(value)
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

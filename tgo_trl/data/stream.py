@@ -49,8 +49,8 @@ class StreamDataset(TorchIterableDataset[dict[str, Any]]):
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1:
             raise ValueError(
-                f"A streaming data set is read in order, which `dataloader_num_workers={worker.num_workers}` cannot do. "
-                "Set it to 0 or 1, or load the data set without `streaming=True`."
+                f"A streaming data set is read in order, which `dataloader_num_workers={worker.num_workers}` cannot "
+                "do. Set it to 0 or 1, or load the data set without `streaming=True`."
             )
         epoch = self.first_epoch
         while True:

@@ -109,7 +109,7 @@ class Family(ABC):
         return list(pipeline(list(prompts), generator=generators, height=resolution, width=resolution, **kwargs).images)
 
     def save_adapter(self, pipeline: DiffusionPipeline, adapter_name: str, folder: Path) -> None:
-        """Writes the adapter such that the pipeline's own `load_lora_weights(folder)` loads it, rank and alpha included."""
+        """Writes the adapter for the pipeline's own `load_lora_weights(folder)`, rank and alpha included."""
         layers: dict[str, Any] = {}
         for name in self.network_names:
             network = getattr(pipeline, name)

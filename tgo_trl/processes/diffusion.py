@@ -27,8 +27,8 @@ class DiffusionProcess(Process):
     def __init__(self, alphas_cumprod: Tensor, prediction_type: str) -> None:
         if prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(
-                f"The scheduler's `prediction_type` is {prediction_type!r}, which has no log-likelihood surrogate here. "
-                "Use a scheduler with `prediction_type='epsilon'` or `'v_prediction'`."
+                f"The scheduler's `prediction_type` is {prediction_type!r}, which has no log-likelihood surrogate "
+                "here. Use a scheduler with `prediction_type='epsilon'` or `'v_prediction'`."
             )
         self.alphas_cumprod = alphas_cumprod.to(torch.float32)
         self.prediction_type = prediction_type
@@ -59,8 +59,8 @@ class DiffusionProcess(Process):
     def temperature(self, num_elements: int) -> float:
         """`T = 0.001 * 16384 / D`: the paper's value at its latent size, moved with the size.
 
-        A Gaussian log-likelihood is a sum of squares over `2 sigma^2`; the surrogate is a mean of squares over `T`. They
-        agree when `T = 2 sigma^2 / D`, so keeping the paper's `sigma` moves `T` with `1 / D`.
+        A Gaussian log-likelihood is a sum of squares over `2 sigma^2`; the surrogate is a mean of squares over `T`.
+        They agree when `T = 2 sigma^2 / D`, so keeping the paper's `sigma` moves `T` with `1 / D`.
         """
         return PAPER_TEMPERATURE * PAPER_NUM_ELEMENTS / num_elements
 
