@@ -1,12 +1,12 @@
 """Callbacks that every run has: they move the epoch and the reference."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .config import TGOConfig
 from .plots import SCORE_HISTOGRAM_NAME, plot_scores
+from .reporting import report_picture
 
 if TYPE_CHECKING:
     from .trainer import TGOTrainer
@@ -59,8 +59,8 @@ class SyncReferenceCallback(TrainerCallback):
             self.trainer.sync_reference(args.ref_model_mixup_alpha)
 
 
-class ScoreHistogramCallback(TrainerCallback):
-    """Draws the histogram of the training scores when training begins."""
+class ScoreReportCallback(TrainerCallback):
+    """Reports threshold and share of positive rows, with a histogram of the scores, when training begins."""
 
     def __init__(self, trainer: "TGOTrainer") -> None:
         self.trainer = trainer
@@ -68,7 +68,10 @@ class ScoreHistogramCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Writes the PNG to the output directory."""
-        labels = self.trainer.train_labels
-        if state.is_world_process_zero and labels is not None and args.output_dir is not None:
-            plot_scores(labels, self.trainer.label_rule, Path(args.output_dir) / SCORE_HISTOGRAM_NAME)
+        """Logs the numbers, and writes the PNG to the output directory."""
+        rule, labels = self.trainer.label_rule, self.trainer.train_labels
+        self.trainer.log({"threshold": rule.threshold, "positive_share": rule.num_positive / rule.num_rows})
+        if state.is_world_process_zero and labels is not None:
+            path = self.trainer.args.output_path / SCORE_HISTOGRAM_NAME
+            plot_scores(labels, rule, path)
+            report_picture(self.trainer, "score_histogram", path, state.global_step)

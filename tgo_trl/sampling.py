@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations.integration_utils import TensorBoardCallback
 
 from .draws import stable_seed
 from .plots import plot_grid
+from .reporting import report_picture
 
 if TYPE_CHECKING:
     from .trainer import TGOTrainer
@@ -69,23 +67,12 @@ class SampleGridCallback(TrainerCallback):
         ]
         path = Path(args.output_dir) / SAMPLES_FOLDER / f"step-{state.global_step:06d}.png"
         plot_grid(rows, ["reference", f"step {state.global_step}"], self.prompts, path)
-        _report(self.trainer, path, state.global_step)
+        report_picture(self.trainer, "samples", path, state.global_step)
 
 
 def last_grid(output_dir: Path) -> Path | None:
     """The newest sample grid of a run."""
     return max((output_dir / SAMPLES_FOLDER).glob("step-*.png"), default=None)
-
-
-def _report(trainer: "TGOTrainer", path: Path, step: int) -> None:
-    for callback in trainer.callback_handler.callbacks:
-        writer = getattr(callback, "tb_writer", None)
-        if isinstance(callback, TensorBoardCallback) and writer is not None:
-            writer.add_image("samples", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
-    for name in ("wandb", "trackio"):
-        if name in (trainer.args.report_to or []):
-            reporter: Any = __import__(name)
-            reporter.log({"samples": reporter.Image(str(path))}, step=step)
 
 
 def cpu_generators(seeds: Sequence[int]) -> list[torch.Generator]:

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, PredictionOutput, TrainOutput
 
 from . import artifacts
-from .callbacks import EpochCallback, ScoreHistogramCallback, SyncReferenceCallback
+from .callbacks import EpochCallback, ScoreReportCallback, SyncReferenceCallback
 from .checks import check_arguments, check_optimizer, default_args, resolve_resolution
 from .config import TGOConfig
 from .data.collator import RowCollator
@@ -110,9 +110,6 @@ class TGOTrainer(Trainer):
     # `compute_loss` normalises over all rows of an accumulated batch.
     loss_is_scaled_for_ga = True
 
-    _name = "TGO"
-    _tag_names = ("trl", "tgo")
-
     def __init__(
         self,
         model: str | DiffusionPipeline,
@@ -155,8 +152,7 @@ class TGOTrainer(Trainer):
         self.temperature = self._resolve_temperature(args, train_set)
         eval_set = self._prepare_evaluation(eval_dataset)
         self._keep_encoders = not isinstance(train_set, EncodedDataset)
-        if not self._keep_encoders:
-            self.encoders.release()
+        self._release_encoders()
         self._row_sampler: RowSampler | None = None
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
 
@@ -226,7 +222,7 @@ class TGOTrainer(Trainer):
     def _add_own_callbacks(self) -> None:
         args = self.args
         self.add_callback(EpochCallback(self))
-        self.add_callback(ScoreHistogramCallback(self))
+        self.add_callback(ScoreReportCallback(self))
         if args.sync_ref_model:
             self.add_callback(SyncReferenceCallback(self))
         if args.sample_prompts:
@@ -353,8 +349,6 @@ class TGOTrainer(Trainer):
         if eval_dataset is None or isinstance(eval_dataset, str):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[arg-type]
         prepared = self._prepare_evaluation(eval_dataset)
-        if not self._keep_encoders:
-            self.encoders.release()
         if not isinstance(prepared, dict):
             return super().evaluate(prepared, ignore_keys, metric_key_prefix)
         metrics: dict[str, float] = {}
@@ -376,7 +370,15 @@ class TGOTrainer(Trainer):
         means = self._sums["eval"].pop_means(self.accelerator)
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        self._release_encoders()
         return output
+
+    def predict(
+        self, test_dataset: RawDataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Log-ratio (`predictions`) and score (`label_ids`) of each row of a data set, and its metrics."""
+        prepared = self.preparer.evaluation_set(test_dataset, self.label_rule, metric_key_prefix)
+        return super().predict(prepared, ignore_keys, metric_key_prefix)
 
     # ---- Reference and samples ----
 
@@ -412,9 +414,12 @@ class TGOTrainer(Trainer):
                 return self.family.sample(self.pipeline, prompts, cpu_generators(seeds), self.resolution, **kwargs)
         finally:
             self.model.train(was_training)
-            if not self._keep_encoders:
-                self.encoders.release()
+            self._release_encoders()
             self.pipeline.set_progress_bar_config(**quiet)
+
+    def _release_encoders(self) -> None:
+        if not self._keep_encoders:  # a stream needs them at every step
+            self.encoders.release()
 
     @property
     def policy(self) -> Policy:

@@ -35,7 +35,8 @@ class DiffusionProcess(Process):
 
     def time(self, quantile: Tensor) -> Tensor:
         """Timestep `t = floor(u * num_timesteps)`, int64 `[B]`."""
-        return (quantile.to(torch.float64) * len(self.alphas_cumprod)).long()
+        num_timesteps = len(self.alphas_cumprod)
+        return (quantile * num_timesteps).long().clamp(max=num_timesteps - 1)
 
     def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """`x_t`, float32 `[B, ...]`."""
