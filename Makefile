@@ -45,7 +45,7 @@ types: $(READY)
 	$(BIN)/python -m mypy
 
 benchmark: $(READY)
-	$(BIN)/python benchmarks/step_overhead.py
+	$(BIN)/python -m benchmarks.step_overhead
 
 clean:
 	rm -rf $(VENV) outputs

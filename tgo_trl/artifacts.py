@@ -104,9 +104,17 @@ def load_reference(reference: Reference, folder: Path) -> None:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder whose files move into `folder`, each in one step, when the context ends well."""
+def replacing(folder: Path, is_checkpoint: bool) -> Iterator[Path]:
+    """Yields a temporary folder whose files move into `folder`, each in one step, when the context ends well.
+
+    What a killed process left is removed. A checkpoint that is saved again loses its trainer state first, which would
+    vouch for a folder that is half old and half new.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob("_saving-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    if is_checkpoint:
+        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix="_saving-", dir=folder))
     try:
         yield temporary
@@ -124,9 +132,15 @@ def last_checkpoint(output_dir: Path) -> Path | None:
     found = [
         (int(path.name.rpartition("-")[2]), path)
         for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.name.rpartition("-")[2].isdecimal()
+        if is_checkpoint_of(path, output_dir)
     ]
     return next((path for _, path in sorted(found, reverse=True) if is_complete(path)), None)
+
+
+def is_checkpoint_of(folder: Path, output_dir: Path) -> bool:
+    """Whether a folder is `output_dir/checkpoint-N`."""
+    name, _, step = folder.name.rpartition("-")
+    return folder.parent == output_dir and name == PREFIX_CHECKPOINT_DIR and step.isdecimal()
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -135,13 +149,21 @@ def is_complete(checkpoint: Path) -> bool:
         return False
     try:
         TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    except (OSError, ValueError):
+    except (OSError, TypeError, ValueError):  # TypeError: fields of another version of transformers
         return False
     return True
 
 
 def public_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Training arguments without what names a machine, a folder or a secret."""
-    hidden = ("_dir", "_token", "run_name", "local_rank", "resume_from_checkpoint", "deepspeed", "fsdp", "hub_")
-    kept = {name: value for name, value in values.items() if not any(part in name for part in hidden)}
-    return {name: value for name, value in kept.items() if isinstance(value, (str, int, float, bool, list, dict))}
+    """Training arguments, and what is nested in them, without what names a machine, a folder or a secret."""
+    hidden = ("_dir", "run_name", "local_rank", "resume_from_checkpoint", "deepspeed", "fsdp", "hub_")
+    kept = {
+        name: value
+        for name, value in values.items()
+        if not name.endswith("token") and not any(part in name for part in hidden)
+    }
+    return {
+        name: public_config(value) if isinstance(value, dict) else value
+        for name, value in kept.items()
+        if isinstance(value, (str, int, float, bool, list, dict))
+    }

@@ -70,6 +70,8 @@ class ScoreReportCallback(TrainerCallback):
     ) -> None:
         """Logs the numbers, and writes the PNG to the output directory."""
         rule, labels = self.trainer.label_rule, self.trainer.train_labels
+        if state.global_step > 0:  # resumed: it stands in the log already
+            return
         self.trainer.log({"threshold": rule.threshold, "positive_share": rule.num_positive / rule.num_rows})
         if state.is_world_process_zero and labels is not None:
             path = self.trainer.args.output_path / SCORE_HISTOGRAM_NAME

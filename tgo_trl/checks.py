@@ -32,6 +32,8 @@ def check_arguments(
             "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model`: the "
             "reference is then the policy as it is before training."
         )
+    if ref_model is not None:
+        _check_reference(args)
     if train_dataset is None:
         raise ValueError("`train_dataset` is required")
     named = {"train_dataset": train_dataset}
@@ -42,15 +44,35 @@ def check_arguments(
     for name, dataset in named.items():
         if not isinstance(dataset, (Dataset, IterableDataset)):
             raise TypeError(f"`{name}` must be a `Dataset` or `IterableDataset`, got `{type(dataset).__name__}`.")
-    _check_layout(args, any(isinstance(dataset, IterableDataset) for dataset in named.values()))
-    if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
+    _check_layout(args)
+    if isinstance(train_dataset, IterableDataset):
+        _check_stream(args)
+
+
+def _check_reference(args: TGOConfig) -> None:
+    if args.loss_type == "sft":
+        raise ValueError("`loss_type='sft'` uses no reference; leave `ref_model` out.")
+    if args.sync_ref_model and args.use_peft:
+        raise ValueError(
+            "`sync_ref_model=True` mixes the policy's weights into the reference's, but a `ref_model` has no adapter "
+            "to mix the policy's adapter into. Leave `ref_model` out, or set `use_peft=False`."
+        )
+
+
+def _check_stream(args: TGOConfig) -> None:
+    if args.max_steps <= 0:
         raise ValueError(
             "A streaming `train_dataset` has no length, so the number of updates is unknown. Set `max_steps` in the "
             "`TGOConfig`."
         )
+    if args.sync_ref_model and args.ref_model_sync_strategy == "epoch":
+        raise ValueError(
+            "`ref_model_sync_strategy='epoch'` moves the reference between epochs, and a streaming `train_dataset` is "
+            "one long epoch to `Trainer`. Use 'steps' and `ref_model_sync_steps`."
+        )
 
 
-def _check_layout(args: TGOConfig, streams: bool) -> None:
+def _check_layout(args: TGOConfig) -> None:
     if args.n_gpu > 1:
         raise ValueError(
             "TGOTrainer does not support `nn.DataParallel`, which `Trainer` uses when several GPUs are visible to a "
@@ -62,15 +84,14 @@ def _check_layout(args: TGOConfig, streams: bool) -> None:
             "TGOTrainer trains on one device or with `DistributedDataParallel`; FSDP and DeepSpeed shard weights that "
             "the adapter switch and the saver need whole. Leave `fsdp` and `deepspeed` unset."
         )
-    if not streams:
-        return
     accelerator_config: Any = args.accelerator_config
     if accelerator_config.dispatch_batches:
         raise ValueError(
-            "`dispatch_batches=True` concatenates batches of a streaming data set over processes, which TGOTrainer's "
-            "rows do not allow. Leave it unset in `accelerator_config`."
+            "`dispatch_batches=True` concatenates batches over processes, which TGOTrainer's rows do not allow. Leave "
+            "it unset in `accelerator_config`."
         )
-    accelerator_config.dispatch_batches = False  # what "unset" means for accelerate with a stream is True
+    # What "unset" means for accelerate with a stream is True, and a stream may be passed to `evaluate` later.
+    accelerator_config.dispatch_batches = False
 
 
 def resolve_resolution(args: TGOConfig, family: Family, pipeline: DiffusionPipeline) -> int:

@@ -1,5 +1,6 @@
 """[`TGOConfig`]: every setting of a run, checked when it is made."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"`{name}` is {value}; it must be greater than 0.")
+    if not 0 < value < math.inf:
+        raise ValueError(f"`{name}` is {value}; it must be greater than 0 and finite.")
 
 
 @dataclass
@@ -91,8 +92,9 @@ class TGOConfig(TrainingArguments):
         beta (`float`, *optional*, defaults to `1.0`):
             `beta`, deviation from the reference model.
         temperature (`float` or `"auto"`, *optional*, defaults to `"auto"`):
-            `T` of the log-likelihood surrogate `-error / T`. `"auto"` is 0.001 for latents of 16,384 numbers, as in
-            the paper (Stable Diffusion 1.5 at 512 pixels), and moves inversely with the number of numbers.
+            `T` of the log-likelihood surrogate `-error / T`. `"auto"`, or `None`, is 0.001 for latents of 16,384
+            numbers, as in the paper (Stable Diffusion 1.5 at 512 pixels), and moves inversely with the number of
+            numbers.
         num_likelihood_samples (`int`, *optional*, defaults to `1`):
             Draws of time and noise per row and step, averaged inside the sigmoid. They share one forward pass, so
             memory grows with them.
@@ -187,7 +189,7 @@ class TGOConfig(TrainingArguments):
     # Parameters that control the training
     loss_type: str = field(default="tgo", metadata={"help": "Type of loss to use.", "choices": ["tgo", "sft"]})
     beta: float = field(default=1.0, metadata={"help": "Deviation from the reference model."})
-    temperature: float | str = field(
+    temperature: float | str | None = field(  # of `float | str` HfArgumentParser would take the float alone
         default="auto", metadata={"help": "T of the log-likelihood surrogate -error / T, or 'auto'."}
     )
     num_likelihood_samples: int = field(default=1, metadata={"help": "Draws of time and noise per row and step."})
@@ -237,21 +239,26 @@ class TGOConfig(TrainingArguments):
         _choice("train_sampling_strategy", self.train_sampling_strategy, ("random", "sequential"))
 
     def _check_numbers(self) -> None:
-        if isinstance(self.temperature, str) and self.temperature != "auto":
-            self.temperature = _number("temperature", self.temperature)
+        if self.temperature is None:
+            self.temperature = "auto"
         if self.temperature != "auto":
-            _positive("temperature", float(self.temperature))
+            self.temperature = _number("temperature", self.temperature)
+            _positive("temperature", self.temperature)
+        if self.resolution is not None:
+            _positive("resolution", self.resolution)
         for name in ("beta", "num_likelihood_samples", "ref_model_sync_steps", "lora_r", "encode_batch_size",
                      "sample_steps", "sample_num_inference_steps"):  # fmt: skip
             _positive(name, getattr(self, name))
-        if self.confidence_coef < 0:
-            raise ValueError(f"`confidence_coef` is {self.confidence_coef}; it must be at least 0.")
+        if not 0 <= self.confidence_coef < math.inf:
+            raise ValueError(f"`confidence_coef` is {self.confidence_coef}; it must be at least 0 and finite.")
         if not 0 <= self.threshold_percentile <= 100:
             raise ValueError(f"`threshold_percentile` is {self.threshold_percentile}; it must be from 0 to 100.")
         if not 0 < self.ref_model_mixup_alpha <= 1:
             raise ValueError(f"`ref_model_mixup_alpha` is {self.ref_model_mixup_alpha}; it must be above 0, up to 1.")
 
     def _check_combinations(self) -> None:
+        if isinstance(self.sample_prompts, str):
+            raise ValueError(f"`sample_prompts` is a string; it must be a list: [{self.sample_prompts!r}].")
         if (self.threshold_value is not None) != (self.threshold_type == "value"):
             raise ValueError(
                 f"`threshold_type` is {self.threshold_type!r} and `threshold_value` is {self.threshold_value}. Set "
@@ -261,7 +268,7 @@ class TGOConfig(TrainingArguments):
             raise ValueError("`loss_type='sft'` has no reference, so `sync_ref_model=True` has nothing to synchronise.")
 
 
-def _number(name: str, value: str) -> float:
+def _number(name: str, value: float | str) -> float:
     try:
         return float(value)
     except ValueError:

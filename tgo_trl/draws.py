@@ -53,13 +53,18 @@ def draw_rows(
             quantiles.append(torch.rand((), generator=generator))
             noises.append(torch.randn(*shape, generator=generator))
             posterior_noises.append(torch.randn(*shape, generator=generator))
-    return Draw(*(torch.stack(parts).to(device) for parts in (quantiles, noises, posterior_noises)))
+    return Draw(*(_move(torch.stack(parts), device) for parts in (quantiles, noises, posterior_noises)))
 
 
 def shuffled_rows(seed: int, epoch: int, num_rows: int) -> list[int]:
     """The order in which an epoch visits the rows, a permutation of `range(num_rows)`."""
     generator = torch.Generator().manual_seed(stable_seed(seed, epoch))
     return torch.randperm(num_rows, generator=generator).tolist()
+
+
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
+    # from pinned memory, so that the copy does not wait for what the GPU is doing
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def stable_seed(*key: int) -> int:

@@ -9,6 +9,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from . import __version__
 from .data.shards import component_fingerprint, fingerprint
 from .families.base import Family
 from .policy import cast
@@ -68,7 +69,7 @@ class FrozenEncoders:
     def _recipe(self, names: Sequence[str]) -> str:
         components = [component_fingerprint(getattr(self.pipeline, name)) for name in names]
         family = type(self.family)
-        versions = (diffusers.__version__, transformers.__version__)
+        versions = (__version__, diffusers.__version__, transformers.__version__)
         return fingerprint(family.__module__, family.__qualname__, self.device.type, *versions, *components)
 
     def _frozen_names(self) -> list[str]:

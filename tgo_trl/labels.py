@@ -81,10 +81,10 @@ class LabelRule:
             ValueError: if a score is not finite, or a new prompt has a single image under the per-prompt baseline.
         """
         raw = check_finite(scores)
-        z = (raw - self.center) / self.scale
-        threshold = (self._row_thresholds(raw, prompts) - self.center) / self.scale
-        weights = confidence_weights(z, threshold, self.confidence_coef).to(torch.float32)
-        return Labels(raw, z >= threshold, weights)
+        thresholds = self._row_thresholds(raw, prompts)
+        z, z_thresholds = ((values - self.center) / self.scale for values in (raw, thresholds))
+        weights = confidence_weights(z, z_thresholds, self.confidence_coef).to(torch.float32)
+        return Labels(raw, raw >= thresholds, weights)
 
     def to_dict(self) -> dict[str, Any]:
         """The rule as plain JSON values."""
@@ -108,11 +108,10 @@ class LabelRule:
     def _row_thresholds(self, raw: Tensor, prompts: Sequence[str]) -> Tensor:
         if self.threshold_type != "prompt_baseline":
             return torch.tensor(self.threshold, dtype=torch.float64)
-        unseen = [i for i, prompt in enumerate(prompts) if prompt not in self.prompt_thresholds]
-        known = dict(self.prompt_thresholds)
+        known = self.prompt_thresholds
+        unseen = [i for i, prompt in enumerate(prompts) if prompt not in known]
         if unseen:
-            z = (raw[unseen] - self.center) / self.scale
-            known |= _fit_prompts(z, [prompts[i] for i in unseen], self.beta, self.center, self.scale)
+            known = known | _fit_prompts(raw, prompts, unseen, self.beta * self.scale)
         return torch.tensor([known[prompt] for prompt in prompts], dtype=torch.float64)
 
 
@@ -141,8 +140,8 @@ def fit_label_rule(
             interquartile range), for scores whose units make `c` act too little or too much.
 
     Raises:
-        ValueError: if scores are not finite or all equal, if the split is one-sided, or if prompts with a single image
-            meet the per-prompt baseline.
+        ValueError: if scores are not finite or all equal, if the split is one-sided, if prompts with a single image
+            meet the per-prompt baseline, or if a name is unknown or `value` missing.
     """
     raw = check_finite(scores)
     if raw.min() == raw.max():
@@ -151,17 +150,20 @@ def fit_label_rule(
             "Score the images with a scorer that tells them apart, or check that `score_column` names the right column."
         )
     center, scale = _normalization(raw, normalization)
-    z = (raw - center) / scale
     per_prompt: dict[str, float] = {}
     if threshold_type == "prompt_baseline":
-        per_prompt = _fit_prompts(z, prompts, beta, center, scale)
+        per_prompt = _fit_prompts(raw, prompts, list(range(len(raw))), beta * scale)
         thresholds = torch.tensor([per_prompt[prompt] for prompt in prompts], dtype=torch.float64)
     elif threshold_type == "value":
         if value is None:
             raise ValueError("`threshold_type='value'` needs `threshold_value`, a number in score units.")
         thresholds = torch.tensor(value, dtype=torch.float64)
+    elif threshold_type == "mean":
+        thresholds = mean_threshold(raw)
+    elif threshold_type == "percentile":
+        thresholds = percentile_threshold(raw, percentile)
     else:
-        thresholds = percentile_threshold(raw, percentile) if threshold_type == "percentile" else mean_threshold(raw)
+        raise ValueError(f"`threshold_type` is {threshold_type!r}; it must be one of {', '.join(THRESHOLD_TYPES)}.")
     num_positive = int((raw >= thresholds).sum())
     _check_split(num_positive, len(raw), thresholds.mean().item(), raw)
     return LabelRule(
@@ -211,6 +213,8 @@ def _normalization(raw: Tensor, kind: str) -> tuple[float, float]:
         return 0.0, 1.0
     if kind == "zscore":
         return raw.mean().item(), raw.std(correction=0).item()
+    if kind != "robust":
+        raise ValueError(f"`normalization` is {kind!r}; it must be one of {', '.join(NORMALIZATIONS)}.")
     spread = (percentile_threshold(raw, 75) - percentile_threshold(raw, 25)).item()
     if spread == 0:
         raise ValueError(
@@ -220,9 +224,9 @@ def _normalization(raw: Tensor, kind: str) -> tuple[float, float]:
     return percentile_threshold(raw, 50).item(), spread
 
 
-def _fit_prompts(z: Tensor, prompts: Sequence[str], beta: float, center: float, scale: float) -> dict[str, float]:
-    counts = Counter(prompts)
-    single = [i for i, prompt in enumerate(prompts) if counts[prompt] == 1]
+def _fit_prompts(raw: Tensor, prompts: Sequence[str], rows: list[int], beta: float) -> dict[str, float]:
+    counts = Counter(prompts[i] for i in rows)
+    single = [i for i in rows if counts[prompts[i]] == 1]
     if single:
         raise ValueError(
             "`threshold_type='prompt_baseline'` estimates a baseline from several images of one prompt, but "
@@ -230,9 +234,8 @@ def _fit_prompts(z: Tensor, prompts: Sequence[str], beta: float, center: float, 
             "be their own score. Drop them, add images, or use 'percentile'."
         )
     index = {prompt: i for i, prompt in enumerate(counts)}
-    baselines = prompt_baseline(z, torch.tensor([index[prompt] for prompt in prompts]), beta)
-    in_score_units = (baselines * scale + center).tolist()
-    return dict(zip(prompts, in_score_units, strict=True))
+    baselines = prompt_baseline(raw[rows], torch.tensor([index[prompts[i]] for i in rows]), beta)
+    return dict(zip((prompts[i] for i in rows), baselines.tolist(), strict=True))
 
 
 def _check_split(num_positive: int, num_rows: int, threshold: float, raw: Tensor) -> None:

@@ -50,7 +50,7 @@ def load_pipeline(
             f"`model` must be a diffusers pipeline, a Hub id or a folder, got `{type(model).__name__}`. A network "
             "alone (a UNet, say) lacks the encoders and the scheduler that training needs: pass its pipeline."
         )
-    kwargs = {"torch_dtype": torch.float32, **(init_kwargs or {})}
+    kwargs = _with_dtype(init_kwargs or {})
     if kwargs.pop("trust_remote_code", False):
         raise ValueError(
             "`model_init_kwargs` has `trust_remote_code=True`, which would run code from the Hub. If you have read "
@@ -73,7 +73,8 @@ def load_reference_networks(
     """The networks of the `ref_model` argument: of a pipeline, a Hub id, or a single network.
 
     Raises:
-        ValueError: if it is the policy itself, or does not fit it.
+        TypeError: if it is none of these.
+        ValueError: if it is the policy itself, or lacks a network.
     """
     names = family.network_names
     if isinstance(ref_model, nn.Module):
@@ -82,9 +83,20 @@ def load_reference_networks(
                 f"`ref_model` is one network, but this pipeline trains {', '.join(names)}. Pass a pipeline."
             )
         networks = {names[0]: ref_model}
-    else:
+    elif isinstance(ref_model, (str, DiffusionPipeline)):
         source = load_pipeline(ref_model, init_kwargs if isinstance(ref_model, str) else None, None, family)
+        missing = [name for name in names if getattr(source, name, None) is None]
+        if missing:
+            raise ValueError(
+                f"`ref_model` is a `{type(source).__name__}` without {', '.join(missing)}, which the policy trains. "
+                "Pass a pipeline of the same kind as `model`."
+            )
         networks = {name: getattr(source, name) for name in names}
+    else:
+        raise TypeError(
+            "`ref_model` must be a diffusers pipeline, a Hub id, a folder or a network, got "
+            f"`{type(ref_model).__name__}`."
+        )
     for name, network in networks.items():
         if network is getattr(pipeline, name):
             raise ValueError(
@@ -106,6 +118,17 @@ def replace_tokenizer(pipeline: DiffusionPipeline, processing_class: Any) -> Non
             "a tokenizer can be replaced here. Set other components on the pipeline before you pass it."
         )
     pipeline.register_modules(tokenizer=processing_class)
+
+
+def _with_dtype(init_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    kwargs = dict(init_kwargs)
+    names = [name for name in ("dtype", "torch_dtype") if name in kwargs]
+    if not names:
+        kwargs["torch_dtype"] = torch.float32
+    for name in names:  # a command line and YAML give strings, which diffusers would replace by float32
+        if isinstance(kwargs[name], str):
+            kwargs[name] = getattr(torch, kwargs[name], kwargs[name])
+    return kwargs
 
 
 def _pipeline_quantization(model: str, config: Any, family: Family | None) -> PipelineQuantizationConfig:

@@ -1,5 +1,6 @@
 """The model card, from `model_card_template.md`."""
 
+import functools
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,6 +107,7 @@ def shown_path(base_model: str) -> str:
     return Path(base_model).name if Path(base_model).is_absolute() else base_model
 
 
+@functools.cache
 def base_license(base_model: str) -> str | None:
     """The license that the base model's card states; None if it cannot be found out."""
     card = Path(base_model) / "README.md"

@@ -31,7 +31,8 @@ def plot_scores(labels: Labels, rule: LabelRule, path: Path) -> None:
     order = scores.argsort()
     weight_axes.plot(scores[order].numpy(), labels.weights[order].numpy(), color="grey", linewidth=1)
     weight_axes.set(ylabel="weight (line)", ylim=(0, None))
-    axes.legend(loc="upper left")
+    # on the axes in front, or the line would cross it
+    weight_axes.legend(*axes.get_legend_handles_labels(), loc="upper left")
     _save(figure, path)
 
 

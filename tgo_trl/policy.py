@@ -1,13 +1,16 @@
 """The policy: a pipeline's networks in one module that `transformers.Trainer` can train."""
 
+import copy
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import cast_training_params
-from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from .config import TGOConfig
@@ -17,6 +20,7 @@ from .families.base import adapter_state_dict
 logger = logging.getLogger(__name__)
 
 NEW_ADAPTER = "default"
+REFERENCE_ADAPTER = "ref"
 
 
 class Policy(nn.Module):
@@ -90,12 +94,10 @@ class Policy(nn.Module):
             set_peft_model_state_dict(network, part, adapter_name=adapter_name)
 
 
-def build_policy(
-    pipeline: DiffusionPipeline, family: Family, args: TGOConfig, peft_config: LoraConfig | None, dtype: torch.dtype
-) -> tuple[Policy, bool]:
-    """The policy on the pipeline's own networks, and whether it starts from an adapter that was already trained.
-
-    Frozen weights are put into `dtype`, trained ones into float32.
+def check_policy(
+    pipeline: DiffusionPipeline, family: Family, args: TGOConfig, peft_config: PeftConfig | None
+) -> str | None:
+    """The name of the adapter that the pipeline brings along and that training goes on with, if there is one.
 
     Raises:
         ValueError: if settings and pipeline do not fit together.
@@ -103,47 +105,99 @@ def build_policy(
     """
     networks = {name: getattr(pipeline, name) for name in family.network_names}
     found = _existing_adapter(pipeline, networks)
-    if peft_config is not None and not isinstance(peft_config, LoraConfig):
-        raise TypeError(
-            f"`peft_config` must be a `peft.LoraConfig`, got `{type(peft_config).__name__}`: LoRA is what diffusers' "
-            "`load_lora_weights` can load."
-        )
-    if not args.use_peft:
-        if peft_config is not None or found:
-            what = "`peft_config` was passed" if peft_config is not None else f"the pipeline has the adapter {found!r}"
-            raise ValueError(f"`use_peft=False` trains all weights, but {what}. Drop one of the two.")
-        for network in networks.values():
-            cast(network, torch.float32)
-            network.requires_grad_(True)
-        return Policy(family, networks, None), False
+    if peft_config is not None:
+        _check_lora(peft_config)
+    if not args.use_peft and (peft_config is not None or found):
+        what = "`peft_config` was passed" if peft_config is not None else f"the pipeline has the adapter {found!r}"
+        raise ValueError(f"`use_peft=False` trains all weights, but {what}. Drop one of the two.")
     if found and peft_config is not None:
         raise ValueError(
             f"The pipeline already has the adapter {found!r} and `peft_config` was passed too. Leave `peft_config` out "
             "to go on training that adapter, or `fuse_lora()` and `unload_lora_weights()` to train a new one on top."
         )
+    for name, network in networks.items():
+        if args.use_peft and not hasattr(network, "add_adapter"):
+            raise ValueError(f"`{name}` ({type(network).__name__}) takes no LoRA adapter. Set `use_peft=False`.")
+        if found:
+            _check_scale(network, found)
+    return found
+
+
+def build_policy(
+    pipeline: DiffusionPipeline, family: Family, args: TGOConfig, peft_config: PeftConfig | None, dtype: torch.dtype
+) -> tuple[Policy, bool]:
+    """The policy on the pipeline's own networks, and whether it starts from an adapter that was already trained.
+
+    Frozen weights are put into `dtype`, trained ones into float32. Raises as [`check_policy`] does.
+    """
+    found = check_policy(pipeline, family, args, peft_config)
+    networks = {name: getattr(pipeline, name) for name in family.network_names}
+    if not args.use_peft:
+        for network in networks.values():
+            cast(network, torch.float32)
+            network.requires_grad_(True)
+        return Policy(family, networks, None), False
     for network in networks.values():
-        _freeze(network, dtype)
+        network.requires_grad_(False)
+        cast(network, dtype)
         if not found:
-            network.add_adapter(peft_config or _default_lora(family, args), adapter_name=NEW_ADAPTER)
+            network.add_adapter(_new_lora(peft_config, family, args), adapter_name=NEW_ADAPTER)
+        elif REFERENCE_ADAPTER in network.peft_config:  # an earlier trainer's reference
+            network.delete_adapters(REFERENCE_ADAPTER)
         network.set_adapter(found or NEW_ADAPTER)
+        network.enable_adapters()  # an existing one may have been switched off
         cast_training_params(network, torch.float32)
-    if any(p.requires_grad and p.dtype != torch.float32 for n in networks.values() for p in n.parameters()):
-        raise AssertionError("trained weights must be float32")
     return Policy(family, networks, found or NEW_ADAPTER), bool(found)
 
 
-def _default_lora(family: Family, args: TGOConfig) -> LoraConfig:
-    return LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=list(args.lora_target_modules or family.lora_target_modules),
-    )
+def _check_lora(peft_config: PeftConfig) -> None:
+    if not isinstance(peft_config, LoraConfig):
+        raise TypeError(
+            f"`peft_config` must be a `peft.LoraConfig`, got `{type(peft_config).__name__}`: LoRA is what diffusers' "
+            "`load_lora_weights` can load."
+        )
+    if peft_config.modules_to_save:
+        raise ValueError(
+            f"`peft_config.modules_to_save` is {peft_config.modules_to_save}, which diffusers' `load_lora_weights` "
+            "cannot load. Name these modules in `target_modules` instead."
+        )
+    if peft_config.bias != "none":
+        raise ValueError(
+            f"`peft_config.bias` is {peft_config.bias!r}, which trains the network's own biases: switching the adapter "
+            "off for the reference does not undo that, and `load_lora_weights` does not load them. Leave it 'none'."
+        )
+    if isinstance(peft_config.init_lora_weights, str) and peft_config.init_lora_weights != "gaussian":
+        raise ValueError(
+            f"`peft_config.init_lora_weights` is {peft_config.init_lora_weights!r}, which changes the network's own "
+            "weights or needs data; the reference is the network with the adapter off, and only the adapter is saved. "
+            "Use `True` or 'gaussian'."
+        )
 
 
-def _freeze(network: nn.Module, dtype: torch.dtype) -> None:
-    network.requires_grad_(False)
-    cast(network, dtype)
+def _new_lora(peft_config: PeftConfig | None, family: Family, args: TGOConfig) -> LoraConfig:
+    target_modules = list(args.lora_target_modules or family.lora_target_modules)
+    if peft_config is None:
+        return LoraConfig(
+            r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, target_modules=target_modules
+        )
+    config = copy.copy(peft_config)
+    if config.target_modules is None:  # peft's own defaults know language models only
+        config.target_modules = set(target_modules)
+    return config
+
+
+def _check_scale(network: nn.Module, adapter_name: str) -> None:
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer) and adapter_name in layer.scaling:
+            scale = layer.scaling[adapter_name]
+            layer.set_scale(adapter_name, 1.0)
+            unit = layer.scaling[adapter_name]
+            layer.scaling[adapter_name] = scale
+            if not math.isclose(scale, unit):
+                raise ValueError(
+                    f"The adapter {adapter_name!r} is weighted by {scale / unit:.6g}, which is not saved with it: what "
+                    f"is saved would act differently. Call `pipeline.set_adapters({adapter_name!r}, 1.0)` first."
+                )
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> None:
@@ -161,6 +215,12 @@ def _existing_adapter(pipeline: DiffusionPipeline, networks: Mapping[str, nn.Mod
                 f"pass `peft_config` to the trainer, or call `pipeline.{name}.add_adapter(...)`."
             )
     adapters = {name for network in networks.values() for name in getattr(network, "peft_config", {})}
+    if adapters == {REFERENCE_ADAPTER}:
+        raise ValueError(
+            f"The pipeline's adapter is named {REFERENCE_ADAPTER!r}, a name that the trainer needs for the reference. "
+            "Load it under another `adapter_name`."
+        )
+    adapters.discard(REFERENCE_ADAPTER)
     if len(adapters) > 1:
         raise ValueError(
             f"The pipeline has the adapters {', '.join(map(repr, sorted(adapters)))}, and only one can be trained. "

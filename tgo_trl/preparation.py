@@ -52,6 +52,11 @@ class DataPreparer:
         self.columns.check(dataset, name)
         positives_only = self.args.loss_type == "sft"
         if isinstance(dataset, IterableDataset):
+            if rule.threshold_type == "prompt_baseline":
+                raise ValueError(
+                    "`threshold_type='prompt_baseline'` needs all images of a prompt at once, which the streaming "
+                    f"{name} data set does not give. Load it without `streaming=True`."
+                )
             batch_size = self.args.eval_batch_size
             return self._stream(dataset, rule, EVALUATION_EPOCH, False, positives_only, batch_size)
         return self._encode(dataset, name, rule, positives_only)[0]
@@ -61,6 +66,8 @@ class DataPreparer:
     ) -> tuple[EncodedDataset, LabelRule]:
         bad = self._bad_rows()
         scanned = scan_rows(dataset, self.columns, bad)
+        if not scanned.rows:
+            raise ValueError(f"The {name} data set has no row that can be used. {' '.join(bad.reasons[:5])}".rstrip())
         if rule is None:  # fails before hours of encoding, if it fails
             self._fit(scanned.scores, scanned.prompts)
         writer = self._writer()

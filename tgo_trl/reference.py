@@ -1,17 +1,18 @@
 """The reference policy `pi_ref`: the adapter switched off, a frozen copy of it, or a second model."""
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.training_utils import cast_training_params
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .policy import Policy, cast
-
-REFERENCE_ADAPTER = "ref"
+from .policy import REFERENCE_ADAPTER, Policy, cast
 
 
 class Reference(ABC):
@@ -65,9 +66,15 @@ class AdapterReference(Reference):
         self.copy = REFERENCE_ADAPTER if keep_copy else None
         if self.copy is not None:
             for network in policy.networks.values():
-                network.add_adapter(copy.deepcopy(network.peft_config[self.trained]), adapter_name=self.copy)
+                config = copy.deepcopy(network.peft_config[self.trained])
+                with warnings.catch_warnings():  # peft takes a second adapter for a mistake
+                    warnings.filterwarnings("ignore", "Already found a `peft_config`")
+                    network.add_adapter(config, adapter_name=self.copy)
+                cast_training_params(network, torch.float32)  # as the original is; peft makes it in the network's dtype
             policy.load_adapter_state(policy.adapter_state(self.trained), self.copy)
-            self._use(self.trained)
+        # Kept, because to look through all modules at every step takes longer than to switch these.
+        self._layers = [layer for layer in policy.modules() if isinstance(layer, BaseTunerLayer)]
+        self._use(self.trained)
 
     @contextmanager
     def acting(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -96,12 +103,10 @@ class AdapterReference(Reference):
     def _use(self, adapter: str | None) -> None:
         # peft also toggles `requires_grad`; the reference runs without gradient and before the policy, so what the
         # policy's forward sees is always the trained adapter, trainable.
-        for network in self.policy.networks.values():
-            if adapter is None:
-                network.disable_adapters()
-            else:
-                network.set_adapter(adapter)
-                network.enable_adapters()
+        for layer in self._layers:
+            if adapter is not None:
+                layer.set_adapter(adapter)
+            layer.enable_adapters(adapter is not None)
 
 
 class ModelReference(Reference):

@@ -45,14 +45,14 @@ class SampleGridCallback(TrainerCallback):
         self._last_step: int | None = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Draws a grid when it is time."""
-        if state.global_step % self.every_steps == 0:
+        """Draws a grid when it is time, and at the last update, while the reporters still listen."""
+        if state.global_step % self.every_steps == 0 or control.should_training_stop:
             self._draw(args, state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Draws the last grid."""
+        """Draws the last grid of a run that was stopped between two updates."""
         if self._last_step != state.global_step:
             self._draw(args, state)
 

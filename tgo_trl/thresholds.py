@@ -54,9 +54,9 @@ def prompt_baseline(scores: Tensor, prompts: Tensor, beta: float) -> Tensor:
     Returns:
         float `[N]`, the baseline of each row's prompt, in score units.
     """
-    scaled = scores / beta
     num_prompts = int(prompts.max()) + 1
-    peak = scaled.new_full((num_prompts,), -math.inf).scatter_reduce(0, prompts, scaled, "amax")
-    total = scaled.new_zeros(num_prompts).index_add(0, prompts, (scaled - peak[prompts]).exp())
-    count = scaled.new_zeros(num_prompts).index_add(0, prompts, torch.ones_like(scaled))
-    return beta * (peak + (total / count).log())[prompts]
+    # The peak is taken out in score units, so that a prompt with equal scores gets exactly that score.
+    peak = scores.new_full((num_prompts,), -math.inf).scatter_reduce(0, prompts, scores, "amax")
+    total = scores.new_zeros(num_prompts).index_add(0, prompts, ((scores - peak[prompts]) / beta).exp())
+    count = scores.new_zeros(num_prompts).index_add(0, prompts, torch.ones_like(scores))
+    return (peak + beta * (total / count).log())[prompts]

@@ -1,6 +1,7 @@
 """[`TGOTrainer`]: wires data, policy, reference and objective into `transformers.Trainer`. Knows no model."""
 
 import copy
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, PredictionOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from . import artifacts
 from .callbacks import EpochCallback, ScoreReportCallback, SyncReferenceCallback
@@ -33,7 +34,7 @@ from .likelihood import row_errors
 from .loading import load_pipeline, load_reference_networks, replace_tokenizer
 from .metrics import MetricSums, add_error_metrics, add_likelihood_metrics, add_reward_metrics
 from .objectives import implicit_reward, log_likelihood, log_ratio, tgo_loss
-from .policy import Policy, build_policy, disable_dropout
+from .policy import Policy, build_policy, check_policy, disable_dropout
 from .preparation import DataPreparer, PreparedDataset
 from .publishing import push_checkpoint, write_card
 from .reference import AdapterReference, ModelReference, Reference
@@ -131,8 +132,6 @@ class TGOTrainer(Trainer):
     ) -> None:
         args = default_args(model) if args is None else args
         check_arguments(args, model, ref_model, train_dataset, eval_dataset)
-        # The adapter is initialised at random: seed before it is created, as TRL does.
-        set_seed(args.seed)
         self.pipeline = load_pipeline(model, args.model_init_dict, quantization_config, family)
         if processing_class is not None:
             replace_tokenizer(self.pipeline, processing_class)
@@ -141,9 +140,10 @@ class TGOTrainer(Trainer):
         self.process = self.family.process(self.pipeline)
         self.resolution = resolve_resolution(args, self.family, self.pipeline)
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-        policy, was_trained = build_policy(self.pipeline, self.family, args, peft_config, dtype)
-        self.reference = self._build_reference(policy, was_trained, ref_model, args)
-        check_optimizer(optimizers[0], policy)
+        check_policy(self.pipeline, self.family, args, peft_config)
+        ref_networks = None
+        if ref_model is not None:
+            ref_networks = load_reference_networks(ref_model, self.pipeline, self.family, args.model_init_dict)
 
         self.encoders = FrozenEncoders(self.family, self.pipeline, args.device, dtype)
         self.preparer = DataPreparer(args, self.encoders, self.resolution)
@@ -153,6 +153,13 @@ class TGOTrainer(Trainer):
         eval_set = self._prepare_evaluation(eval_dataset)
         self._keep_encoders = not isinstance(train_set, EncodedDataset)
         self._release_encoders()
+
+        # Only now, so that bad data leave the user's pipeline without an adapter. It is initialised at random: seed
+        # before it is created, as TRL does.
+        set_seed(args.seed)
+        policy, was_trained = build_policy(self.pipeline, self.family, args, peft_config, dtype)
+        check_optimizer(optimizers[0], policy)
+        self.reference = _build_reference(policy, was_trained, ref_networks, args)
         self._row_sampler: RowSampler | None = None
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
 
@@ -162,7 +169,7 @@ class TGOTrainer(Trainer):
             data_collator=data_collator or RowCollator(),
             train_dataset=train_set,
             eval_dataset=eval_set,
-            compute_metrics=compute_metrics,
+            compute_metrics=None if compute_metrics is None else _without_padding(compute_metrics),
             callbacks=callbacks,
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
@@ -176,34 +183,9 @@ class TGOTrainer(Trainer):
 
     # ---- Set-up ----
 
-    def _build_reference(
-        self, policy: Policy, was_trained: bool, ref_model: str | DiffusionPipeline | nn.Module | None, args: TGOConfig
-    ) -> Reference | None:
-        reference: Reference | None = None
-        if args.loss_type == "sft":
-            if ref_model is not None:
-                raise ValueError("`loss_type='sft'` uses no reference; leave `ref_model` out.")
-        elif ref_model is not None:
-            networks = load_reference_networks(ref_model, self.pipeline, self.family, args.model_init_dict)
-            reference = ModelReference(networks, policy)
-        elif policy.adapter_name is None:
-            reference = ModelReference({name: copy.deepcopy(net) for name, net in policy.networks.items()}, policy)
-        else:
-            reference = AdapterReference(policy, keep_copy=was_trained or args.sync_ref_model)
-        if args.sync_ref_model and ref_model is not None and policy.adapter_name is not None:
-            raise ValueError(
-                "`sync_ref_model=True` mixes the policy's weights into the reference's, but a `ref_model` has no "
-                "adapter to mix the policy's adapter into. Leave `ref_model` out, or set `use_peft=False`."
-            )
-        if args.disable_dropout:
-            disable_dropout(policy)
-            if isinstance(reference, ModelReference):
-                disable_dropout(reference.model)
-        return reference
-
     def _resolve_temperature(self, args: TGOConfig, train_set: PreparedDataset) -> float:
-        if args.temperature != "auto":
-            return float(args.temperature)
+        if isinstance(args.temperature, float):
+            return args.temperature
         if isinstance(train_set, EncodedDataset):
             image = {name: tensor[None] for name, tensor in train_set[0]["image"].items()}
         else:
@@ -329,7 +311,9 @@ class TGOTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        return (loss, None, None) if prediction_loss_only else (loss, outputs["log_ratio"], inputs["score"])
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, outputs["log_ratio"], inputs["score"].where(inputs["valid"], math.nan)
 
     # ---- Metrics and evaluation ----
 
@@ -371,7 +355,10 @@ class TGOTrainer(Trainer):
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         self._release_encoders()
-        return output
+        if output.label_ids is None:
+            return output
+        predictions, scores = drop_padding(output.predictions, output.label_ids)
+        return output._replace(predictions=predictions, label_ids=scores)
 
     def predict(
         self, test_dataset: RawDataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
@@ -433,8 +420,8 @@ class TGOTrainer(Trainer):
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_path)
-        is_checkpoint = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
-        with artifacts.replacing(folder) as temporary:
+        is_checkpoint = artifacts.is_checkpoint_of(folder, self.args.output_path)
+        with artifacts.replacing(folder, is_checkpoint) as temporary:
             artifacts.save_weights(self.pipeline, self.policy, temporary, whole_pipeline=not is_checkpoint)
             if is_checkpoint and self.args.sync_ref_model and self.reference is not None:
                 artifacts.save_reference(self.reference, temporary)
@@ -457,6 +444,11 @@ class TGOTrainer(Trainer):
             if found is None:
                 raise ValueError(f"No complete checkpoint found in `output_dir` ({self.args.output_dir}).")
             resume_from_checkpoint = str(found)
+        if self.model_wrapped is self.model:
+            # An evaluation before training prepares the bare policy, and accelerate would take it for one that is
+            # ready to train: processes would train apart, without exchanging gradients.
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            vars(self.model).pop("_is_accelerate_prepared", None)
         return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -509,3 +501,36 @@ class TGOTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():
             push_checkpoint(self, Path(checkpoint_folder))
+
+
+def _build_reference(
+    policy: Policy, was_trained: bool, ref_networks: dict[str, nn.Module] | None, args: TGOConfig
+) -> Reference | None:
+    if args.disable_dropout:
+        disable_dropout(policy)
+    if args.loss_type == "sft":
+        return None
+    if ref_networks is None and policy.adapter_name is not None:
+        return AdapterReference(policy, keep_copy=was_trained or args.sync_ref_model)
+    reference = ModelReference(ref_networks or copy.deepcopy(dict(policy.networks.items())), policy)
+    if args.disable_dropout:
+        disable_dropout(reference.model)
+    return reference
+
+
+def drop_padding(predictions: Any, scores: Any) -> tuple[Any, Any]:
+    """Predictions and scores of the rows that are no padding: a padding row's score is NaN, a real one's never.
+
+    accelerate drops the padding of data sets that have a length; that of a stream comes through.
+    """
+    is_row = scores == scores
+    return predictions[is_row], scores[is_row]
+
+
+def _without_padding(compute_metrics: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
+    @functools.wraps(compute_metrics)
+    def wrapped(evaluated: EvalPrediction, **kwargs: Any) -> dict[str, float]:
+        evaluated.predictions, evaluated.label_ids = drop_padding(evaluated.predictions, evaluated.label_ids)
+        return compute_metrics(evaluated, **kwargs)
+
+    return wrapped

@@ -1,5 +1,6 @@
 """From whatever an image column holds to a tensor the image encoder takes."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,13 @@ def load_image(value: Any) -> Image.Image:
     Raises:
         ValueError: if the value is none of these, or cannot be read as an image, or has a mode without a known range.
     """
+    source = _source(value)
     try:
-        image = _open(value)
+        image = source if isinstance(source, Image.Image) else ImageFeature().decode_example(source)
         image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise anything over a broken file: OSError, SyntaxError, RuntimeError, ...
         raise ValueError(f"the image cannot be read ({type(error).__name__}: {error})") from error
+    return _to_rgb(image)
 
 
 def image_to_tensor(image: Image.Image, resolution: int) -> Tensor:
@@ -44,38 +46,37 @@ def image_to_tensor(image: Image.Image, resolution: int) -> Tensor:
 
 
 def encoded_bytes(value: Any) -> bytes:
-    """The bytes that identify an image value: the file's own where there is a file, else its pixels.
+    """The bytes that identify an image value: the file's own where there is a file, else its size and RGB pixels.
 
     Raises:
         ValueError: if the value cannot be an image, or its file cannot be read.
     """
-    if isinstance(value, Image.Image):
-        return f"{value.mode}{value.size}{value.getexif().get(0x0112)}".encode() + value.tobytes()
-    if isinstance(value, dict) and value.get("bytes") is not None:
-        return bytes(value["bytes"])
-    if isinstance(value, bytes):
-        return value
-    path = value.get("path") if isinstance(value, dict) else value
-    if not isinstance(path, str):
-        raise ValueError(_not_an_image(value))
+    source = _source(value)
+    if isinstance(source, Image.Image):  # as it is trained on: palette, transparency and rotation count too
+        image = load_image(source)
+        return f"{image.size}".encode() + image.tobytes()
+    if source["bytes"] is not None:
+        return bytes(source["bytes"])
     try:
-        with open(path, "rb") as file:
+        with open(source["path"], "rb") as file:
             return file.read()
     except OSError as error:
         raise ValueError(f"the image file cannot be read ({error})") from error
 
 
-def _open(value: Any) -> Image.Image:
+def _source(value: Any) -> Image.Image | dict[str, Any]:
     if isinstance(value, Image.Image):
         return value
+    source: dict[str, Any] = {"bytes": None, "path": None}
     if isinstance(value, bytes):
-        value = {"bytes": value, "path": None}
-    elif isinstance(value, str):
-        value = {"bytes": None, "path": value}
-    if not isinstance(value, dict) or (value.get("bytes") is None and value.get("path") is None):
+        source["bytes"] = value
+    elif isinstance(value, (str, os.PathLike)):
+        source["path"] = os.fspath(value)
+    elif isinstance(value, dict):
+        source = {name: value.get(name) for name in source}
+    if source["bytes"] is None and source["path"] is None:
         raise ValueError(_not_an_image(value))
-    image: Image.Image = ImageFeature().decode_example(value)
-    return image
+    return source
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -25,7 +25,7 @@ class Columns:
     def check(self, dataset: Dataset | IterableDataset, name: str) -> None:
         """Raises a ValueError if a column is missing, naming those there are."""
         present = dataset.column_names
-        if present is None:  # a stream that has not been looked at: its rows are checked as they come
+        if present is None or _has_transform(dataset):  # unknown before they are read: checked row by row
             return
         for argument, column in (
             ("prompt_column", self.prompt),
@@ -81,7 +81,10 @@ def check_score(value: Any) -> float:
     """The score as a float; raises a ValueError with the reason if it is no finite number."""
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise ValueError(f"the score is a `{type(value).__name__}`, not a number")
-    score = float(value)
+    try:
+        score = float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"the score is no single number ({error})") from error
     if score - score != 0:
         raise ValueError(f"the score is {score}, not a finite number")
     return score
@@ -92,13 +95,18 @@ def undecoded(dataset: Dataset | IterableDataset, column: str) -> Dataset | Iter
 
     A transform set by the user (`set_transform`) is left in place: what it returns is what is trained on.
     """
-    if isinstance(dataset, Dataset):
-        if dataset.format["type"] == "custom":
-            return dataset
-        dataset = dataset.with_format(None)
-    if dataset.features is not None and isinstance(dataset.features.get(column), Image):
-        dataset = dataset.cast_column(column, Image(decode=False))
-    return dataset
+    if _has_transform(dataset):
+        return dataset
+    files = dataset.with_format(None)
+    if files.features is not None and isinstance(files.features.get(column), Image):
+        files = files.cast_column(column, Image(decode=False))
+    if isinstance(dataset, IterableDataset):
+        files.set_epoch(dataset.epoch)  # `datasets` makes copies of streams in epoch 0, where they shuffle the same
+    return files
+
+
+def _has_transform(dataset: Dataset | IterableDataset) -> bool:
+    return isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
 
 
 def read_row(example: dict[str, Any], columns: Columns, row: int, bad: BadRows) -> tuple[str, Any, float] | None:

@@ -6,7 +6,9 @@ and the next run goes on at the first missing one.
 """
 
 import hashlib
+import json
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,16 +33,14 @@ def fingerprint(*parts: object) -> str:
 
 
 def component_fingerprint(component: Any) -> str:
-    """A digest of a frozen pipeline component: weights and configuration of a model, vocabulary of a tokenizer."""
+    """A digest of a frozen component: weights and configuration of a model, vocabulary and settings of a tokenizer."""
     if isinstance(component, nn.Module):
         digest = hashlib.blake2b(digest_size=20)
         for name, tensor in sorted(component.state_dict().items()):
             digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return fingerprint(type(component).__name__, _config_text(component), digest.hexdigest())
-    backend = getattr(component, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend is not None else sorted(component.get_vocab().items())
-    return fingerprint(type(component).__name__, vocabulary, component.model_max_length)
+    return fingerprint(type(component).__name__, _tokenizer_text(component))
 
 
 class Shards:
@@ -68,7 +68,11 @@ class Shards:
 
     def column(self, name: str) -> Tensor:
         """One tensor of all rows, `[num_rows, ...]`."""
-        return torch.stack([self[row][name] for row in range(self.num_rows)])
+        parts = []
+        for path in self.paths:
+            with safe_open(path, framework="pt") as file:
+                parts.append(file.get_tensor(name))
+        return torch.cat(parts)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # open files do not travel to data loader workers
@@ -139,7 +143,7 @@ class ShardWriter:
 def save_shard(tensors: dict[str, Tensor], path: Path) -> None:
     """Writes a safetensors file such that it either has all its content or does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # machines that share a disk share process ids
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
         os.replace(temporary, path)
@@ -149,6 +153,15 @@ def save_shard(tensors: dict[str, Tensor], path: Path) -> None:
 
 def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _tokenizer_text(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else {"vocabulary": tokenizer.get_vocab()}
+    rules.update(truncation=None, padding=None)  # no settings of its own: each call leaves its arguments here
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    sides = [tokenizer.padding_side, tokenizer.truncation_side]
+    return json.dumps([rules, special, sides, tokenizer.model_max_length], sort_keys=True)
 
 
 def _config_text(component: nn.Module) -> str:

@@ -1,0 +1,380 @@
+"""What the trainer takes, and what it refuses, with the words in which it does."""
+
+import logging
+import os
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import TrainerCallback, TrainingArguments
+from trl import DPOTrainer, KTOTrainer, TrlParser
+
+from tgo_trl import TGOConfig, TGOTrainer
+from tgo_trl.checks import check_arguments, default_args
+from tgo_trl.data.collator import RowCollator
+from tgo_trl.families import StableDiffusionFamily
+
+from . import tiny
+from .runs import assert_equal, config, first_log, logged, make_trainer, streamed, trained_weights
+from .test_trainer import with_trained_adapter
+
+# ---- Defaults and order ----
+
+
+def test_arguments_can_be_passed_in_order(tmp_path):
+    args, rows, held_out = config(tmp_path), tiny.scored_rows(8), tiny.scored_rows(4, seed=1)
+    trainer = TGOTrainer(tiny.stable_diffusion(), args, rows, held_out)
+    assert trainer.args is args
+    assert len(trainer.train_dataset) == 8
+    assert len(trainer.eval_dataset) == 4
+
+
+def test_trls_order_of_arguments_is_explained(tmp_path):
+    """In TRL the second argument is the reference model."""
+    with pytest.raises(TypeError, match=r"`args` must be a `TGOConfig`, got `StableDiffusionPipeline`.*by keyword"):
+        TGOTrainer(tiny.stable_diffusion(), tiny.stable_diffusion(), config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stable-diffusion-v1-5-TGO"),
+        ("/models/mine/", "mine-TGO"),
+        ("mine", "mine-TGO"),
+    ],
+)
+def test_default_settings_are_named_after_the_model(monkeypatch, model, name):
+    assert default_args(model).output_dir == name
+    pipeline = tiny.stable_diffusion()
+    pipeline.register_to_config(_name_or_path=model)
+    assert default_args(pipeline).output_dir == name
+
+
+def test_no_settings_at_all(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tgo_trl.preparation.HF_HOME", str(tmp_path / "home"))
+    trainer = TGOTrainer(tiny.stable_diffusion(), train_dataset=tiny.scored_rows(8))
+    assert trainer.args.output_dir == "StableDiffusionPipeline-TGO"
+    assert list((tmp_path / "home" / "tgo_trl" / "encodings").glob("*.safetensors"))
+
+
+def test_a_folder_is_loaded_in_float32(tmp_path):
+    tiny.stable_diffusion().to(torch.float16).save_pretrained(tmp_path / "base")
+    trainer = make_trainer(config(tmp_path), model=str(tmp_path / "base"))
+    assert {weight.dtype for weight in trainer.policy.parameters()} == {torch.float32}
+    trainer.train()
+    assert logged(trainer, "rewards/margins")[0] == 0
+
+
+def test_model_init_kwargs_are_used_or_said_to_be_ignored(tmp_path, caplog):
+    tiny.stable_diffusion().save_pretrained(tmp_path / "base")
+    args = config(
+        tmp_path, model_init_kwargs={"safety_checker": None, "tokenizer": tiny.clip_tokenizer(), "variant": None}
+    )
+    trainer = make_trainer(args, model=str(tmp_path / "base"))
+    assert trainer.pipeline.config["_name_or_path"] == str(tmp_path / "base")
+    with caplog.at_level(logging.WARNING, "tgo_trl"):
+        make_trainer(config(tmp_path, model_init_kwargs={"variant": "fp16"}))
+    assert "`model_init_kwargs` will be ignored" in caplog.text
+
+
+def test_code_from_the_hub_is_never_run(tmp_path):
+    args = config(tmp_path, model_init_kwargs={"trust_remote_code": True})
+    with pytest.raises(ValueError, match="would run code from the Hub"):
+        make_trainer(args, model="them/their-model")
+
+
+# ---- Every keyword of TRL ----
+
+
+@pytest.mark.parametrize("theirs", [DPOTrainer, KTOTrainer])
+def test_every_keyword_of_trl_is_accepted(theirs):
+    names = theirs.__init__.__code__.co_varnames[: theirs.__init__.__code__.co_argcount]
+    mine = TGOTrainer.__init__.__code__
+    known = mine.co_varnames[: mine.co_argcount + mine.co_kwonlyargcount]
+    assert set(names) <= set(known)
+    assert {"optimizer_cls_and_kwargs", "preprocess_logits_for_metrics"} <= set(known)
+
+
+def test_every_keyword_is_used(tmp_path):
+    seen = {"collated": 0, "epochs": 0}
+
+    class Epochs(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            seen["epochs"] += 1
+
+    class Counting(RowCollator):
+        def __call__(self, rows):
+            seen["collated"] += 1
+            return super().__call__(rows)
+
+    tokenizer = tiny.clip_tokenizer()
+    pipeline = tiny.stable_diffusion()
+    trainer = TGOTrainer(
+        model=pipeline,
+        ref_model=tiny.stable_diffusion(seed=1),
+        args=config(tmp_path, max_steps=2),
+        data_collator=Counting(),
+        train_dataset=tiny.scored_rows(8),
+        eval_dataset={"a": tiny.scored_rows(4, seed=1)},
+        processing_class=tokenizer,
+        compute_metrics=lambda prediction: {"rows": len(prediction.predictions)},
+        callbacks=[Epochs()],
+        optimizers=(None, None),
+        optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 0.5, "momentum": 0.5}),
+        preprocess_logits_for_metrics=lambda log_ratio, score: log_ratio[:, None].repeat(1, 2),
+        quantization_config=None,
+        peft_config=LoraConfig(r=2, target_modules=["to_q"]),
+        family=StableDiffusionFamily(),
+    )
+    assert pipeline.tokenizer is tokenizer
+    assert trainer.evaluate()["eval_a_rows"] == 4
+    trainer.train()
+    assert seen == {"collated": 3, "epochs": 1}
+    assert isinstance(trainer.optimizer.optimizer, torch.optim.SGD)
+    assert all("to_q.lora" in name for name in trained_weights(trainer))
+    assert first_log(trainer)["rewards/margins"] != 0
+
+
+# ---- Optimizers ----
+
+
+def test_an_optimizer_of_ones_own_trains_the_adapter_that_it_holds(tmp_path):
+    pipeline = with_trained_adapter(tiny.stable_diffusion())
+    trained = [weight for name, weight in pipeline.unet.named_parameters() if "lora_" in name]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5, total_iters=100)
+    trainer = make_trainer(config(tmp_path), model=pipeline, optimizers=(optimizer, scheduler))
+    before = trained_weights(trainer)
+    trainer.train()
+    assert trainer.optimizer.optimizer is optimizer
+    assert logged(trainer, "learning_rate") == [0.05, 0.05]
+    after = trained_weights(trainer)
+    assert all(not torch.equal(after[name], weight) for name, weight in before.items() if "to_q" in name)
+
+
+def test_a_foreign_optimizer_is_refused(tmp_path):
+    pipeline = tiny.stable_diffusion()
+    optimizer = torch.optim.SGD(pipeline.unet.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"none of the trained parameters.*`optimizer_cls_and_kwargs="):
+        make_trainer(config(tmp_path), model=pipeline, optimizers=(optimizer, None))
+
+
+def test_an_optimizer_of_the_whole_network_fits_full_fine_tuning(tmp_path):
+    pipeline = tiny.stable_diffusion()
+    optimizer = torch.optim.SGD(pipeline.unet.parameters(), lr=1e-3)
+    trainer = make_trainer(config(tmp_path, use_peft=False), model=pipeline, optimizers=(optimizer, None))
+    before = trained_weights(trainer)
+    trainer.train()
+    after = trained_weights(trainer)
+    assert any(not torch.equal(after[name], weight) for name, weight in before.items())
+
+
+# ---- A family of one's own ----
+
+
+def unknown_pipeline():
+    """A pipeline class that is no subclass of those in the table of families."""
+    known = tiny.StableDiffusionPipeline
+    bases = tuple(base for base in known.__bases__ if base.__name__ != "object")
+    body = {name: value for name, value in vars(known).items() if name not in ("__dict__", "__weakref__")}
+    return type("UnknownPipeline", bases, body)
+
+
+def test_a_family_of_ones_own_serves_an_unknown_pipeline(tmp_path):
+    class Mine(StableDiffusionFamily):
+        lora_target_modules = ("to_v",)
+
+    pipeline = tiny.stable_diffusion()
+    pipeline.__class__ = unknown_pipeline()
+    with pytest.raises(ValueError, match="No model family is known for `UnknownPipeline`"):
+        make_trainer(config(tmp_path), model=pipeline)
+    trainer = make_trainer(config(tmp_path), model=pipeline, family=Mine())
+    assert all("to_v.lora" in name for name in trained_weights(trainer))
+    trainer.train()
+    assert logged(trainer)
+
+
+# ---- Refused ----
+
+REFUSED = {
+    "no data": ({"train_dataset": False}, ValueError, "^`train_dataset` is required$"),
+    "a list": ({"train_dataset": [1, 2]}, TypeError, "`train_dataset` must be a `Dataset` or .*, got `list`"),
+    "a dictionary of data": (
+        {"train_dataset": datasets.DatasetDict({"train": tiny.scored_rows(2)})}, TypeError,
+        "`train_dataset` must be .*, got `DatasetDict`",
+    ),
+    "evaluation on a list": ({"eval_dataset": [1]}, TypeError, "`eval_dataset` must be .*, got `list`"),
+    "evaluation on a dictionary of lists": (
+        {"eval_dataset": {"a": tiny.scored_rows(2), "b": [1]}}, TypeError,
+        r"`eval_dataset\['b'\]` must be .*, got `list`",
+    ),
+    "a network": ({"model": torch.nn.Linear(1, 1)}, TypeError, "`model` must be a diffusers pipeline.*got `Linear`"),
+    "a number": ({"model": 5}, TypeError, "`model` must be a diffusers pipeline.*got `int`"),
+    "no LoRA": ({"peft_config": {"r": 4}}, TypeError, "`peft_config` must be a `peft.LoraConfig`, got `dict`"),
+    "no tokenizer": ({"processing_class": "clip"}, TypeError, "`processing_class` is a `str`"),
+    "quantised too late": ({"quantization_config": object()}, ValueError, "your model is already instantiated"),
+    "a reference of the wrong type": ({"ref_model": 5}, TypeError, "`ref_model`"),
+    "the wrong resolution": ({"resolution": 20}, ValueError, "`resolution` is 20, .* of 8. Set `resolution=16`"),
+    "a tiny resolution": ({"resolution": 3}, ValueError, "Set `resolution=8`"),
+    "sft with a reference": (
+        {"loss_type": "sft", "ref_model": tiny.stable_diffusion()}, ValueError, "`loss_type='sft'` uses no reference",
+    ),
+    "moving a model towards an adapter": (
+        {"sync_ref_model": True, "ref_model": tiny.stable_diffusion()}, ValueError,
+        "a `ref_model` has no adapter to mix",
+    ),
+    "full fine-tuning of an adapter": (
+        {"use_peft": False, "peft_config": LoraConfig()}, ValueError,
+        "`use_peft=False` trains all weights, but `peft_config`",
+    ),
+    "dispatched batches": (
+        {"accelerator_config": {"dispatch_batches": True}}, ValueError, "`dispatch_batches=True`",
+    ),
+    "fsdp": ({"fsdp": True}, ValueError, "Leave `fsdp` and `deepspeed` unset"),
+    "a column that is not there": ({"score_column": "rating"}, ValueError, "set `score_column` in the `TGOConfig`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(tmp_path, changes, error, message):
+    names = TGOTrainer.__init__.__code__
+    names = names.co_varnames[: names.co_argcount + names.co_kwonlyargcount]
+    arguments = {name: value for name, value in changes.items() if name in names}
+    settings = {name: value for name, value in changes.items() if name not in names}
+    arguments = {"model": tiny.stable_diffusion(), "train_dataset": tiny.scored_rows(8), **arguments}
+    if arguments["train_dataset"] is False:
+        del arguments["train_dataset"]
+    with pytest.raises(error, match=message):
+        TGOTrainer(args=config(tmp_path, **settings), **arguments)
+    assert not (tmp_path / "cache").exists(), "refused before anything was encoded"
+
+
+def test_settings_of_another_trainer_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="`args` must be a `TGOConfig`, got `TrainingArguments`"):
+        TGOTrainer(tiny.stable_diffusion(), TrainingArguments(str(tmp_path), use_cpu=True), tiny.scored_rows(8))
+
+
+@pytest.mark.parametrize("part", [lambda pipeline: pipeline, lambda pipeline: pipeline.unet])
+def test_a_model_cannot_be_its_own_reference(tmp_path, part):
+    pipeline = tiny.stable_diffusion()
+    with pytest.raises(ValueError, match="`model` and `ref_model` cannot be the same object"):
+        make_trainer(config(tmp_path), model=pipeline, ref_model=part(pipeline))
+
+
+def test_a_stream_needs_max_steps(tmp_path):
+    with pytest.raises(ValueError, match="Set `max_steps`"):
+        make_trainer(config(tmp_path, max_steps=-1), train_dataset=streamed(tiny.scored_rows(8)))
+    make_trainer(config(tmp_path, max_steps=-1), eval_dataset=streamed(tiny.scored_rows(8)))
+
+
+def test_a_stream_has_no_epochs_to_move_the_reference_by(tmp_path):
+    """`Trainer` takes a stream for one long epoch, so the reference would never move."""
+    args = config(tmp_path, sync_ref_model=True, ref_model_sync_strategy="epoch")
+    with pytest.raises(ValueError, match="`ref_model_sync_strategy='epoch'`"):
+        make_trainer(args, train_dataset=streamed(tiny.scored_rows(8)))
+
+
+def test_sft_has_no_reference_to_move(tmp_path):
+    with pytest.raises(ValueError, match="`sync_ref_model=True` has nothing to synchronise"):
+        config(tmp_path, loss_type="sft", sync_ref_model=True)
+    with pytest.raises(ValueError, match="There is no reference to synchronise"):
+        make_trainer(config(tmp_path, loss_type="sft")).sync_reference(1.0)
+
+
+def test_a_reference_model_can_move_in_full_fine_tuning(tmp_path):
+    args = config(tmp_path, use_peft=False, sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=1.0)
+    trainer = make_trainer(args, ref_model=tiny.stable_diffusion(seed=1))
+    trainer.train()
+    assert_equal(dict(trainer.reference.state()), dict(trainer.policy.state_dict()))
+
+
+def test_several_gpus_without_a_launcher_are_refused(tmp_path):
+    args = config(tmp_path)
+    args._n_gpu = 2
+    with pytest.raises(ValueError, match=r"does not support `nn.DataParallel`.*`accelerate launch`"):
+        check_arguments(args, tiny.stable_diffusion(), None, tiny.scored_rows(2), None)
+
+
+@pytest.mark.parametrize("wrap", ["two adapters", "adapter beside"])
+def test_adapters_that_cannot_be_trained_are_refused(tmp_path, wrap):
+    pipeline = with_trained_adapter(tiny.stable_diffusion())
+    if wrap == "two adapters":
+        pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="other")
+        message = "adapters 'mine', 'other', and only one can be trained"
+    else:
+        pipeline.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+        message = "`text_encoder` has an adapter"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(config(tmp_path), model=pipeline)
+
+
+def test_an_adapter_and_a_second_configuration_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="already has the adapter 'mine'"):
+        make_trainer(config(tmp_path), model=with_trained_adapter(tiny.stable_diffusion()), peft_config=LoraConfig())
+    with pytest.raises(
+        ValueError, match="`use_peft=False` trains all weights, but the pipeline has the adapter 'mine'"
+    ):
+        make_trainer(config(tmp_path, use_peft=False), model=with_trained_adapter(tiny.stable_diffusion()))
+
+
+# ---- Surroundings ----
+
+
+@pytest.mark.parametrize("ci", ["true", None])
+def test_a_run_does_not_ask_whether_it_is_in_ci(tmp_path, monkeypatch, ci):
+    """TRL's base trainer reports home only outside of CI, and fails there with a diffusers model."""
+    monkeypatch.delenv("CI", raising=False)
+    if ci is not None:
+        monkeypatch.setenv("CI", ci)
+    trainer = make_trainer(config(tmp_path, save_strategy="steps", save_steps=2), eval_dataset=tiny.scored_rows(4))
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    assert len(logged(trainer)) == 2
+
+
+def test_a_correct_run_is_silent(tmp_path, caplog, recwarn):
+    with caplog.at_level(logging.WARNING):
+        trainer = make_trainer(
+            config(tmp_path, save_strategy="steps", save_steps=2), model=with_trained_adapter(tiny.stable_diffusion())
+        )
+        trainer.train()
+        trainer.save_model()
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("tgo_trl")] == []
+    assert [str(warning.message) for warning in recwarn if "peft_config" in str(warning.message)] == []
+
+
+def test_the_seed_is_set_before_the_adapter_is_made(tmp_path):
+    runs = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        runs.append(trained_weights(make_trainer(config(tmp_path), model=tiny.stable_diffusion())))
+    assert_equal(runs[1], runs[0])
+    other = trained_weights(make_trainer(config(tmp_path, seed=7)))
+    assert any(not torch.equal(other[name], weight) for name, weight in runs[0].items())
+
+
+def test_two_trainers_on_one_pipeline_continue_its_adapter(tmp_path):
+    pipeline = tiny.stable_diffusion()
+    first = make_trainer(config(tmp_path / "1"), model=pipeline)
+    first.train()
+    learned = trained_weights(first)
+    second = make_trainer(config(tmp_path / "2"), model=pipeline)
+    assert_equal(trained_weights(second), learned)
+    second.train()
+    assert first_log(second)["rewards/margins"] == 0
+    assert Path(second.args.output_dir).name == "out"
+
+
+def test_a_config_survives_the_command_line(tmp_path):
+    parser = TrlParser(TGOConfig)
+    (args,) = parser.parse_args_and_config(
+        ["--output_dir", str(tmp_path), "--use_cpu", "true", "--loss_type", "sft", "--sample_prompts", "a cat", "a dog"]
+    )
+    assert isinstance(args, TGOConfig)
+    assert args.loss_type == "sft"
+    assert args.sample_prompts == ["a cat", "a dog"]
+    assert os.path.samefile(args.output_dir, tmp_path)

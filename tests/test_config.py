@@ -1,0 +1,244 @@
+"""Settings: defaults, checks, and the command line."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
+from trl import TrlParser
+
+from tgo_trl import TGOConfig
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Makes a configuration with some settings."""
+    return lambda **kwargs: TGOConfig(str(tmp_path), **kwargs)
+
+
+# ---- Defaults ----
+
+
+def test_defaults_of_the_paper(config):
+    args = config()
+    assert (args.beta, args.confidence_coef, args.threshold_type, args.threshold_percentile) == (1, 5, "percentile", 50)
+    assert (args.loss_type, args.score_normalization, args.num_likelihood_samples) == ("tgo", "none", 1)
+    assert (args.temperature, args.sync_ref_model, args.learning_rate) == ("auto", False, 1e-5)
+
+
+def test_every_setting_has_help_and_is_documented():
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+    own = [field for field in dataclasses.fields(TGOConfig) if field.name not in inherited]
+    for field in own:
+        assert field.metadata["help"]
+        assert field.name in TGOConfig.__doc__
+
+
+def test_bfloat16_is_on_where_the_gpu_has_it(config):
+    assert config().bf16 is is_torch_bf16_gpu_available()  # so False without a GPU
+
+
+def test_bfloat16_is_off_on_a_cpu_and_beside_fp16(config, monkeypatch):
+    monkeypatch.setattr("tgo_trl.config.is_torch_bf16_gpu_available", lambda: True)
+    assert config(use_cpu=True).bf16 is False
+    args = config(fp16=True)
+    assert (args.fp16, args.bf16) == (True, False)
+
+
+def test_bfloat16_is_the_users_choice(config):
+    assert config(bf16=False).bf16 is False
+    assert config(bf16=True, use_cpu=True).bf16 is True
+
+
+CHECKPOINTING_NAMES = [
+    name
+    for name in ("gradient_checkpointing", "activation_checkpointing")  # the older and the newer name
+    if name in {field.name for field in dataclasses.fields(TrainingArguments)}
+]
+
+
+def test_gradient_checkpointing_is_on(config):
+    args = config()
+    assert [getattr(args, name) for name in CHECKPOINTING_NAMES] == [True] * len(CHECKPOINTING_NAMES)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("name", CHECKPOINTING_NAMES)
+def test_gradient_checkpointing_is_the_users_choice_under_either_name(name, wanted, config):
+    args = config(**{name: wanted})
+    assert [getattr(args, each) for each in CHECKPOINTING_NAMES] == [wanted] * len(CHECKPOINTING_NAMES)
+
+
+def test_settings_survive_json(config):
+    args = config(temperature=0.01, sample_prompts=["a cat"], threshold_type="value", threshold_value=0.5)
+    values = json.loads(json.dumps(args.to_dict()))
+    assert (values["temperature"], values["sample_prompts"], values["threshold_value"]) == (0.01, ["a cat"], 0.5)
+
+
+def test_paths_and_keyword_arguments(config, tmp_path):
+    args = config(model_init_kwargs='{"variant": "fp16"}')
+    assert args.output_path == tmp_path
+    assert args.model_init_dict == {"variant": "fp16"}
+    assert config().model_init_dict is None
+
+
+# ---- Checks ----
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "choices"),
+    [
+        ("on_bad_row", "ignore", "'error', 'skip'"),
+        ("threshold_type", "median", "'percentile', 'mean', 'value', 'prompt_baseline'"),
+        ("score_normalization", "minmax", "'none', 'zscore', 'robust'"),
+        ("loss_type", "dpo", "'tgo', 'sft'"),
+        ("ref_model_sync_strategy", "step", "'steps', 'epoch'"),
+        ("train_sampling_strategy", "group_by_length", "'random', 'sequential'"),
+    ],
+)
+def test_choices(name, given, choices, config):
+    with pytest.raises(ValueError, match=f"`{name}` is '{given}'; it must be one of {choices}"):
+        config(**{name: given})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("temperature", [0.0, -0.1, math.inf, math.nan, "0", "-1"]),
+        ("beta", [0.0, -1.0, math.inf, math.nan]),
+        ("num_likelihood_samples", [0, -1]),
+        ("ref_model_sync_steps", [0]),
+        ("lora_r", [0]),
+        ("encode_batch_size", [0]),
+        ("sample_steps", [0]),
+        ("sample_num_inference_steps", [0]),
+        ("resolution", [0, -8]),
+    ],
+)
+def test_numbers_above_zero(name, values, config):
+    for value in values:
+        with pytest.raises(ValueError, match=rf"`{name}` is {float(value):g}(\.0)?; it must be greater than 0"):
+            config(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, math.inf, math.nan])
+def test_confidence_coef_is_at_least_zero(value, config):
+    with pytest.raises(ValueError, match=f"`confidence_coef` is {value}; it must be at least 0"):
+        config(confidence_coef=value)
+    assert config(confidence_coef=0.0).confidence_coef == 0.0
+
+
+@pytest.mark.parametrize("value", [-1.0, 100.5, math.nan])
+def test_percentile_is_in_percent(value, config):
+    with pytest.raises(ValueError, match=f"`threshold_percentile` is {value}; it must be from 0 to 100"):
+        config(threshold_percentile=value)
+    assert [config(threshold_percentile=edge).threshold_percentile for edge in (0.0, 100.0)] == [0.0, 100.0]
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, 1.1, math.nan])
+def test_mixup_is_a_share(value, config):
+    with pytest.raises(ValueError, match=f"`ref_model_mixup_alpha` is {value}; it must be above 0, up to 1"):
+        config(ref_model_mixup_alpha=value)
+    assert config(ref_model_mixup_alpha=1.0).ref_model_mixup_alpha == 1.0
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"threshold_type": "value"},
+        {"threshold_value": 0.5},
+        {"threshold_value": 0.0},
+        {"threshold_type": "mean", "threshold_value": 0.5},
+    ],
+)
+def test_threshold_value_and_type_go_together(kwargs, config):
+    with pytest.raises(ValueError, match="Set both `threshold_type='value'` and `threshold_value`"):
+        config(**kwargs)
+
+
+def test_threshold_value_may_be_zero(config):
+    assert config(threshold_type="value", threshold_value=0.0).threshold_value == 0.0
+
+
+def test_sft_has_no_reference_to_synchronise(config):
+    with pytest.raises(ValueError, match="`sync_ref_model=True` has nothing to synchronise"):
+        config(loss_type="sft", sync_ref_model=True)
+    assert config(loss_type="sft").loss_type == "sft"
+
+
+# ---- Temperature ----
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("auto", "auto"), (None, "auto"), (0.1, 0.1), ("0.1", 0.1), ("1e-3", 0.001), (1, 1.0)]
+)
+def test_temperature_is_a_number_or_auto(given, kept, config):
+    args = config(temperature=given)
+    assert args.temperature == kept
+    assert type(args.temperature) is type(kept)
+
+
+@pytest.mark.parametrize("given", ["soon", "", "Auto"])
+def test_temperature_that_is_neither(given, config):
+    with pytest.raises(ValueError, match=f"`temperature` is '{given}'; it must be a number or 'auto'"):
+        config(temperature=given)
+
+
+# ---- Command line ----
+
+
+@pytest.fixture(params=[HfArgumentParser, TrlParser])
+def parse(request, tmp_path):
+    """Parses arguments with either library's parser."""
+
+    def parse_arguments(*arguments):
+        parser = request.param(TGOConfig)
+        (args,) = parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), *arguments])
+        return args
+
+    return parse_arguments
+
+
+def test_command_line_without_settings_gives_the_defaults(parse, config):
+    assert parse().to_dict() == config().to_dict()
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.1", 0.1), ("1e-3", 0.001), ("auto", "auto")])
+def test_temperature_on_the_command_line(text, value, parse):
+    args = parse("--temperature", text)
+    assert args.temperature == value
+    assert type(args.temperature) is type(value)
+
+
+def test_bad_temperature_on_the_command_line(parse):
+    with pytest.raises(ValueError, match="`temperature` is 'soon'; it must be a number or 'auto'"):
+        parse("--temperature", "soon")
+
+
+def test_settings_of_every_kind_on_the_command_line(parse):
+    args = parse(
+        *("--threshold_type", "value", "--threshold_value", "0.5", "--loss_type", "tgo", "--lora_r", "4"),
+        *("--sample_prompts", "a red cat", "a blue dog", "--lora_target_modules", "to_q", "to_k"),
+        *("--model_init_kwargs", '{"variant": "fp16"}', "--use_peft", "false", "--sync_ref_model"),
+        *("--bf16", "false", "--gradient_checkpointing", "false", "--resolution", "512"),
+    )
+    assert (args.threshold_type, args.threshold_value, args.lora_r, args.resolution) == ("value", 0.5, 4, 512)
+    assert (args.sample_prompts, args.lora_target_modules) == (["a red cat", "a blue dog"], ["to_q", "to_k"])
+    assert (args.model_init_kwargs, args.use_peft, args.sync_ref_model) == ({"variant": "fp16"}, False, True)
+    assert (args.bf16, args.gradient_checkpointing) == (False, False)
+
+
+def test_unknown_choices_stop_the_command_line(parse, capsys):
+    with pytest.raises(SystemExit):
+        parse("--threshold_type", "median")
+    assert "invalid choice: 'median'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.1", 0.1), ("auto", "auto"), ("null", "auto")])
+def test_temperature_in_a_yaml_file(text, value, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"output_dir: {tmp_path}\ntemperature: {text}\n")
+    (args,) = TrlParser(TGOConfig).parse_args_and_config(["--config", str(path)])
+    assert args.temperature == value

@@ -1,0 +1,156 @@
+"""The frozen encoders: their dtype, their place, their fingerprint, and what they give."""
+
+import pytest
+import torch
+
+from tgo_trl.encoders import FrozenEncoders
+from tgo_trl.families import StableDiffusionFamily
+
+from .tiny import PROMPTS, clip_tokenizer, stable_diffusion
+
+CPU = torch.device("cpu")
+
+
+def encoders(pipeline=None, dtype=torch.float32, family=None, device=CPU):
+    return FrozenEncoders(family or StableDiffusionFamily(), pipeline or stable_diffusion(), device, dtype)
+
+
+def dtypes(module):
+    return {parameter.dtype for parameter in module.parameters()}
+
+
+def devices(module):
+    return {parameter.device.type for parameter in module.parameters()}
+
+
+def add_to_one_weight(module):
+    with torch.no_grad():
+        next(module.parameters()).view(-1)[0] += 1e-3
+
+
+# ---- dtype ----
+
+
+@pytest.mark.parametrize("loaded_as", [torch.float32, torch.bfloat16, torch.float16])
+def test_prompts_are_encoded_in_the_given_dtype_and_images_always_in_float32(loaded_as):
+    pipeline = stable_diffusion().to(loaded_as)
+    frozen = encoders(pipeline, torch.bfloat16)
+    assert dtypes(pipeline.vae) == {torch.float32}
+    assert dtypes(pipeline.text_encoder) == {torch.bfloat16}
+    assert dtypes(pipeline.unet) == {loaded_as}  # none of its business
+    image = frozen.images(torch.zeros(1, 3, 16, 16))
+    assert {tensor.dtype for tensor in image.values()} == {torch.float32}
+    assert frozen.prompts(["a red cat"])["embeds"].dtype == torch.bfloat16
+
+
+def test_encoders_are_frozen_and_in_evaluation_mode():
+    pipeline = stable_diffusion()
+    pipeline.vae.train()
+    pipeline.text_encoder.train()
+    frozen = encoders(pipeline)
+    for module in (pipeline.vae, pipeline.text_encoder):
+        assert not any(layer.training for layer in module.modules())
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert all(parameter.requires_grad for parameter in pipeline.unet.parameters())
+    pixels = torch.zeros(1, 3, 16, 16, requires_grad=True)
+    assert not any(tensor.requires_grad for tensor in frozen.images(pixels).values())
+    assert not frozen.prompts(["a red cat"])["embeds"].requires_grad
+
+
+# ---- Content ----
+
+
+def test_images_and_prompts_are_what_the_pipeline_makes_of_them():
+    pipeline = stable_diffusion()
+    frozen = encoders(pipeline)
+    pixels = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        posterior = pipeline.vae.encode(pixels).latent_dist
+        embeds, _ = pipeline.encode_prompt(list(PROMPTS), "cpu", 1, False)
+    image = frozen.images(pixels)
+    assert image.keys() == {"mean", "std"}
+    assert torch.equal(image["mean"], posterior.mean)
+    assert torch.equal(image["std"], posterior.std)
+    assert torch.equal(frozen.prompts(PROMPTS)["embeds"], embeds)
+
+
+def test_a_replaced_tokenizer_is_the_one_that_is_used():
+    pipeline, other = stable_diffusion(), clip_tokenizer()
+    other.pad_token = "!"
+    before = encoders(pipeline).prompts(["a red cat"])["embeds"]
+    pipeline.register_modules(tokenizer=other)
+    assert not torch.equal(encoders(pipeline).prompts(["a red cat"])["embeds"], before)
+
+
+# ---- Place ----
+
+
+def test_releasing_and_summoning_changes_nothing_on_the_cpu():
+    frozen = encoders()
+    pixels = torch.zeros(1, 3, 16, 16)
+    before = frozen.images(pixels), frozen.prompts(["a red cat"])
+    for move in (frozen.release, frozen.summon, frozen.release):
+        move()
+        after = frozen.images(pixels), frozen.prompts(["a red cat"])
+        assert torch.equal(after[0]["mean"], before[0]["mean"])
+        assert torch.equal(after[1]["embeds"], before[1]["embeds"])
+
+
+def test_only_what_is_needed_is_moved_and_never_the_trained_network():
+    # The meta device stands for a GPU: it tells where things are put, without computing.
+    pipeline = stable_diffusion()
+    frozen = encoders(pipeline, device=torch.device("meta"))
+    assert devices(pipeline.vae) == devices(pipeline.text_encoder) == {"cpu"}  # moved when first used
+    frozen.images(torch.zeros(1, 3, 16, 16))
+    assert (devices(pipeline.vae), devices(pipeline.text_encoder)) == ({"meta"}, {"cpu"})
+    frozen.summon()
+    assert devices(pipeline.text_encoder) == {"meta"}
+    assert devices(pipeline.unet) == {"cpu"}
+
+
+# ---- Recipes ----
+
+
+def recipes(frozen):
+    return frozen.image_recipe, frozen.prompt_recipe
+
+
+def test_recipes_are_the_same_for_the_same_encoders():
+    used = stable_diffusion()
+    encoders(used).prompts(["a red cat"])
+    assert recipes(encoders()) == recipes(encoders()) == recipes(encoders(used))
+    assert len(set(recipes(encoders()))) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "images_change", "prompts_change"),
+    [
+        (lambda pipeline: add_to_one_weight(pipeline.vae), True, False),
+        (lambda pipeline: pipeline.vae.register_to_config(force_upcast=False), True, False),
+        (lambda pipeline: add_to_one_weight(pipeline.text_encoder), False, True),
+        (lambda pipeline: setattr(pipeline.tokenizer, "pad_token", "!"), False, True),
+        (lambda pipeline: pipeline.tokenizer.add_tokens(["<new>"]), False, True),
+        (lambda pipeline: add_to_one_weight(pipeline.unet), False, False),
+    ],
+    ids=["vae weight", "vae configuration", "text encoder weight", "padding", "vocabulary", "trained weight"],
+)
+def test_recipes_change_with_what_they_are_made_of(change, images_change, prompts_change):
+    pipeline = stable_diffusion()
+    change(pipeline)
+    images, prompts = recipes(encoders(pipeline))
+    before_images, before_prompts = recipes(encoders())
+    assert (images != before_images, prompts != before_prompts) == (images_change, prompts_change)
+
+
+def test_recipes_change_with_dtype_family_and_version(monkeypatch):
+    class OtherFamily(StableDiffusionFamily):
+        pass
+
+    before = recipes(encoders())
+    images, prompts = recipes(encoders(dtype=torch.bfloat16))
+    assert (images == before[0], prompts == before[1]) == (True, False)  # images are in float32 all the same
+    for other in recipes(encoders(family=OtherFamily())):
+        assert other not in before
+    monkeypatch.setattr("tgo_trl.encoders.__version__", "0.0.0")
+    for other in recipes(encoders()):
+        assert other not in before

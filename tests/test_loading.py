@@ -1,0 +1,193 @@
+"""What a user may name as `model`, `ref_model` and `processing_class`."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, GGUFQuantizationConfig, PipelineQuantizationConfig
+
+from tgo_trl.families import StableDiffusionFamily
+from tgo_trl.loading import _pipeline_quantization, load_pipeline, load_reference_networks, replace_tokenizer
+
+from .tiny import clip_tokenizer, stable_diffusion
+
+FAMILY = StableDiffusionFamily()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A pipeline on disk."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    stable_diffusion().save_pretrained(folder)
+    return str(folder)
+
+
+class Unconditional(DiffusionPipeline):
+    """A pipeline without a `unet`."""
+
+    def __init__(self, scheduler):
+        super().__init__()
+        self.register_modules(scheduler=scheduler)
+
+
+class TwoNetworks(StableDiffusionFamily):
+    network_names = ("unet", "unet_2")
+
+
+def weights(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def assert_same_weights(one, other):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ---- The model ----
+
+
+def test_a_pipeline_is_returned_as_it_is():
+    pipeline = stable_diffusion()
+    assert load_pipeline(pipeline, None, None, None) is pipeline
+
+
+def test_a_folder_is_loaded_in_float32(folder):
+    pipeline = load_pipeline(folder, None, None, None)
+    assert type(pipeline).__name__ == "StableDiffusionPipeline"
+    assert pipeline.unet.dtype == pipeline.text_encoder.dtype == torch.float32
+    assert_same_weights(pipeline.unet, stable_diffusion().unet)
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"], ids=str)
+def test_a_dtype_is_honoured_under_both_names_and_as_text(folder, name, dtype):
+    assert load_pipeline(folder, {name: dtype}, None, None).unet.dtype == torch.bfloat16
+
+
+def test_init_kwargs_reach_the_pipeline_and_are_left_alone(folder):
+    scheduler = stable_diffusion("v_prediction").scheduler
+    init_kwargs = {"scheduler": scheduler, "trust_remote_code": False}
+    assert load_pipeline(folder, init_kwargs, None, None).scheduler is scheduler
+    assert init_kwargs == {"scheduler": scheduler, "trust_remote_code": False}
+
+
+def test_init_kwargs_without_a_string_are_ignored_with_a_warning(caplog):
+    pipeline = stable_diffusion()
+    assert load_pipeline(pipeline, {"variant": "fp16"}, None, None) is pipeline
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "You passed `model_init_kwargs` to the `TGOConfig`, but your model is already instantiated" in caplog.text
+
+
+def test_silence_without_init_kwargs(caplog):
+    load_pipeline(stable_diffusion(), None, None, None)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("model", "name"), [(None, "NoneType"), (3, "int"), (torch.nn.Linear(1, 1), "Linear")])
+def test_other_types_are_refused(model, name):
+    with pytest.raises(TypeError, match=f"`model` must be a diffusers pipeline, a Hub id or a folder, got `{name}`"):
+        load_pipeline(model, None, None, None)
+
+
+def test_a_network_alone_is_refused_with_what_it_lacks():
+    with pytest.raises(TypeError, match="lacks the encoders and the scheduler that training needs: pass its pipeline"):
+        load_pipeline(stable_diffusion().unet, None, None, None)
+
+
+def test_code_from_the_hub_is_refused(folder):
+    with pytest.raises(ValueError, match="`trust_remote_code=True`, which would run code from the Hub"):
+        load_pipeline(folder, {"trust_remote_code": True}, None, None)
+
+
+# ---- Quantization ----
+
+
+def quantization():
+    return GGUFQuantizationConfig()
+
+
+def test_quantization_of_a_pipeline_that_is_already_loaded_is_refused():
+    with pytest.raises(ValueError, match="You passed `quantization_config` to the trainer, but your model is already"):
+        load_pipeline(stable_diffusion(), None, quantization(), None)
+
+
+def test_quantization_is_set_in_one_place(folder):
+    with pytest.raises(ValueError, match=r"both as a trainer argument and in `args.model_init_kwargs`"):
+        load_pipeline(folder, {"quantization_config": quantization()}, quantization(), None)
+
+
+def test_a_networks_quantization_is_applied_to_the_trained_networks_only(folder):
+    config = quantization()
+    assert _pipeline_quantization(folder, config, None).quant_mapping == {"unet": config}
+    assert _pipeline_quantization("not looked at", config, TwoNetworks()).quant_mapping == {
+        "unet": config,
+        "unet_2": config,
+    }
+    whole = PipelineQuantizationConfig(quant_mapping={"text_encoder": config})
+    assert _pipeline_quantization("not looked at", whole, None) is whole
+
+
+# ---- The reference ----
+
+
+def test_the_reference_is_a_network_a_pipeline_or_a_folder(folder):
+    policy, other = stable_diffusion(), stable_diffusion(seed=1)
+    assert load_reference_networks(other.unet, policy, FAMILY, None) == {"unet": other.unet}
+    assert load_reference_networks(other, policy, FAMILY, {"ignored": True}) == {"unet": other.unet}
+    loaded = load_reference_networks(folder, policy, FAMILY, None)
+    assert loaded.keys() == {"unet"}
+    assert_same_weights(loaded["unet"], stable_diffusion().unet)
+
+
+def test_a_reference_that_is_named_is_loaded_with_the_init_kwargs(folder):
+    loaded = load_reference_networks(folder, stable_diffusion(), FAMILY, {"torch_dtype": torch.bfloat16})
+    assert loaded["unet"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["network", "pipeline", "pipeline of the same parts"])
+def test_the_policy_is_not_its_own_reference(kind):
+    pipeline = stable_diffusion()
+    reference = {
+        "network": pipeline.unet,
+        "pipeline": pipeline,
+        "pipeline of the same parts": type(pipeline)(**pipeline.components, requires_safety_checker=False),
+    }[kind]
+    with pytest.raises(ValueError, match="`model` and `ref_model` cannot be the same object"):
+        load_reference_networks(reference, pipeline, FAMILY, None)
+    assert load_reference_networks(copy.deepcopy(pipeline.unet), pipeline, FAMILY, None)  # equal is not the same
+
+
+def test_one_network_is_no_reference_for_two():
+    with pytest.raises(ValueError, match="`ref_model` is one network, but this pipeline trains unet, unet_2"):
+        load_reference_networks(stable_diffusion().unet, stable_diffusion(), TwoNetworks(), None)
+
+
+def test_a_pipeline_of_another_kind_is_no_reference():
+    pipeline = stable_diffusion()
+    with pytest.raises(ValueError, match="`ref_model` is a `Unconditional` without unet, which the policy trains"):
+        load_reference_networks(Unconditional(pipeline.scheduler), pipeline, FAMILY, None)
+
+
+def test_other_types_of_reference_are_refused():
+    with pytest.raises(TypeError, match=r"`ref_model` must be a diffusers pipeline, a Hub id, .* got `int`"):
+        load_reference_networks(3, stable_diffusion(), FAMILY, None)
+
+
+# ---- The tokenizer ----
+
+
+def test_a_tokenizer_takes_the_place_of_the_pipelines():
+    pipeline, tokenizer = stable_diffusion(), clip_tokenizer()
+    replace_tokenizer(pipeline, tokenizer)
+    assert pipeline.tokenizer is tokenizer
+    assert pipeline.components["tokenizer"] is tokenizer
+
+
+def test_only_a_tokenizer_can_be_replaced():
+    pipeline = stable_diffusion()
+    with pytest.raises(TypeError, match="`processing_class` is a `StableDiffusionPipeline`"):
+        replace_tokenizer(pipeline, pipeline)
+    with pytest.raises(TypeError, match="only a tokenizer can be replaced"):
+        replace_tokenizer(Unconditional(pipeline.scheduler), clip_tokenizer())

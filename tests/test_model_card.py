@@ -1,0 +1,226 @@
+"""The model card: its front matter, its tables, and a snippet that runs."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from tgo_trl import model_card
+from tgo_trl.publishing import hyperparameters
+
+from . import tiny
+from .runs import config, make_trainer
+
+ROOT = Path(__file__).parent.parent
+
+
+def card_of(trainer, **arguments):
+    trainer.create_model_card(**arguments)
+    return (Path(trainer.args.output_dir) / "README.md").read_text()
+
+
+def front_matter(card):
+    _, front, _ = card.split("---\n", 2)
+    return yaml.safe_load(front)
+
+
+def table(card, title):
+    """The rows of the first table under a heading, as lists of cells."""
+    section = card.split(f"{title}\n", 1)[1]
+    lines = section.strip().split("\n\n")[0].splitlines()
+    assert all(line.startswith("|") and line.endswith("|") for line in lines)
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+
+
+def snippet(card):
+    [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    return code
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A pipeline in a local folder, with a card that states its license."""
+    folder = tmp_path / "base"
+    tiny.stable_diffusion().save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: openrail\n---\n# Base\n")
+    return folder
+
+
+def test_front_matter_of_an_adapter_on_a_local_folder(tmp_path, base):
+    card = card_of(make_trainer(config(tmp_path), model=str(base)))
+    assert front_matter(card) == {
+        "library_name": "diffusers",
+        "license": "openrail",
+        "pipeline_tag": "text-to-image",
+        "tags": ["trl", "tgo", "lora", "diffusers"],
+    }
+    assert str(tmp_path) not in card, "a folder names a machine"
+    assert card.split("---\n", 2)[2].startswith(
+        "\n# out\n\nA LoRA adapter for `base` with Threshold-Guided Optimization"
+    )
+
+
+@pytest.mark.parametrize(("use_peft", "relation"), [(True, "adapter"), (False, "finetune")])
+def test_front_matter_of_a_model_on_the_hub(tmp_path, use_peft, relation):
+    pipeline = tiny.stable_diffusion()
+    pipeline.register_to_config(_name_or_path="them/their-model")
+    trainer = make_trainer(config(tmp_path, use_peft=use_peft), model=pipeline)
+    card = card_of(trainer, dataset_name="me/scores", tags=["cats", "tgo"], license="mit", model_name="Cats")
+    front = front_matter(card)
+    assert front["base_model"] == "them/their-model"
+    assert front["base_model_relation"] == relation
+    assert front["license"] == "mit"
+    assert front["datasets"] in ("me/scores", ["me/scores"])
+    assert front["tags"] == ["trl", "tgo", *(["lora"] if use_peft else []), "diffusers", "cats"]
+    assert "[them/their-model](https://huggingface.co/them/their-model)" in card
+    assert "\n# Cats\n" in card
+
+
+def test_one_tag_is_not_taken_for_its_letters(tmp_path):
+    assert front_matter(card_of(make_trainer(config(tmp_path)), tags="cats"))["tags"][-1] == "cats"
+
+
+def test_the_license_is_left_out_where_it_is_not_known(tmp_path, base):
+    (base / "README.md").unlink()
+    assert "license" not in front_matter(card_of(make_trainer(config(tmp_path), model=str(base))))
+    (base / "README.md").write_text("# Base\n")
+    assert "license" not in front_matter(card_of(make_trainer(config(tmp_path), model=str(base))))
+    assert front_matter(card_of(make_trainer(config(tmp_path), model=str(base)), license="mit"))["license"] == "mit"
+
+
+def test_an_unreachable_base_model_makes_no_error(tmp_path):
+    assert model_card.base_license("them/their-model") is None
+    assert model_card.base_license("") is None
+    assert model_card.base_license("no valid id!") is None
+
+
+def test_sft_is_not_called_tgo(tmp_path):
+    card = card_of(make_trainer(config(tmp_path, loss_type="sft")))
+    assert front_matter(card)["tags"][:2] == ["trl", "sft"]
+    introduction = card.split("## Quick start")[0]
+    assert "supervised fine-tuning on the images that scored above a threshold" in introduction
+    assert "Threshold-Guided" not in introduction
+
+
+def test_the_table_of_scores_holds_the_rules_numbers(tmp_path):
+    args = config(tmp_path, threshold_type="value", threshold_value=5.5)
+    assert table(card_of(make_trainer(args)), "## Scores") == [
+        ["", ""],
+        ["---", "---"],
+        ["rows", "8"],
+        ["prompts", "4"],
+        # 0 to 7: mean 3.5, variance (8^2 - 1) / 12
+        ["score, mean ± standard deviation", "3.5 ± 2.291"],
+        ["threshold", "5.5 (given value)"],
+        ["positive rows", "2 (25.0 %)"],
+    ]
+
+
+def test_the_table_of_hyperparameters_holds_what_was_run(tmp_path):
+    args = config(tmp_path, beta=0.5, learning_rate=2e-4, gradient_accumulation_steps=2, bf16=True, lora_r=3, seed=7)
+    trainer = make_trainer(args)
+    trainer.train()
+    rows = dict(table(card_of(trainer), "## Training procedure")[2:])
+    assert rows == {name: str(value) for name, value in hyperparameters(trainer).items()}
+    expected = {"loss": "tgo", "beta": "0.5", "temperature": "0.064", "confidence coefficient": "5.0", "updates": "2",
+                "batch size": "8", "learning rate": "0.0002", "schedule": "linear", "seed": "7", "precision": "bf16",
+                "LoRA rank, alpha": "3, 8", "resolution": "16"}  # fmt: skip
+    assert expected.items() <= rows.items()
+    full = make_trainer(config(tmp_path, use_peft=False))
+    assert "LoRA rank, alpha" not in dict(table(card_of(full), "## Training procedure")[2:])
+
+
+def test_no_table_or_list_has_a_blank_line_inside(tmp_path):
+    trainer = make_trainer(config(tmp_path, sample_prompts=["a cat"], sample_num_inference_steps=1))
+    trainer.train()
+    card = card_of(trainer, dataset_name="me/scores")
+    assert not re.search(r"\|\n\n+\|", card)
+    assert not re.search(r"^- .*\n\n+- ", card, re.MULTILINE)
+    assert "\n\n\n" not in card
+    assert "{%" not in card
+    assert "{{ " not in card, "no template is left over"
+
+
+def test_the_card_shows_the_pictures_that_there_are(tmp_path):
+    trainer = make_trainer(config(tmp_path))
+    assert "![" not in card_of(trainer)
+    trainer.train()
+    assert re.findall(r"!\[.*?\]\((.*?)\)", card_of(trainer)) == ["score_histogram.png"]
+    args = config(tmp_path, sample_prompts=["a cat"], sample_num_inference_steps=1, sample_steps=1)
+    trainer = make_trainer(args)
+    trainer.train()
+    assert re.findall(r"!\[.*?\]\((.*?)\)", card_of(trainer)) == ["samples/step-000002.png", "score_histogram.png"]
+
+
+def test_paper_and_versions_are_named(tmp_path):
+    card = card_of(make_trainer(config(tmp_path)))
+    assert "https://huggingface.co/papers/2605.04653" in card
+    assert "title     = {{Threshold-Guided Optimization for Visual Generative Models}}" in card
+    assert "title   = {{TRL: Transformers Reinforcement Learning}}" in card
+    versions = re.findall(r"^- (\S+): (\S+)$", card, re.MULTILINE)
+    assert [name for name, _ in versions] == list(model_card.PACKAGES)
+
+
+@pytest.mark.parametrize("use_peft", [True, False])
+@pytest.mark.parametrize("prompt", ["a red cat", 'a "red" cat\'s\nhat \\ <é>'])
+def test_the_snippet_runs_and_draws(tmp_path, base, monkeypatch, use_peft, prompt):
+    """Run beside the output directory, as someone would who has both folders."""
+    data = tiny.scored_rows(8).map(lambda row: {"prompt": prompt})
+    trainer = make_trainer(config(tmp_path, use_peft=use_peft), model=str(base), train_dataset=data)
+    trainer.train()
+    trainer.save_model()
+    code = snippet(card_of(trainer))
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, "snippet", "exec"), names)
+    with Image.open(tmp_path / "sample.png") as image:
+        assert image.size == (16, 16)
+    if use_peft:
+        assert names["pipeline"].get_list_adapters() == {"unet": ["default_0"]}
+    prompts = []
+    call = next(line for line in code.splitlines() if line.startswith("image = "))
+    exec(call.removeprefix("image = ").partition(".images")[0], {"pipeline": prompts.append})
+    assert prompts == [prompt]
+
+
+def test_a_pipeline_without_a_name_makes_no_empty_link(tmp_path):
+    """A pipeline put together in a script has no name to load it by."""
+    card = card_of(make_trainer(config(tmp_path)))
+    assert 'from_pretrained("")' not in card
+    assert "``" not in card.split("## Quick start")[0]
+
+
+# ---- Where the template lies ----
+
+
+def test_the_template_is_found_in_a_source_tree():
+    assert model_card.template_path() == ROOT / "model_card_template.md"
+
+
+def test_the_template_is_found_in_a_wheel(tmp_path):
+    command = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(tmp_path), str(ROOT)]
+    built = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)
+    assert built.returncode == 0, built.stderr[-2000:]
+    [wheel] = tmp_path.glob("tgo_trl-*.whl")
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as file:
+        names = file.namelist()
+        file.extractall(installed)
+    assert "tgo_trl/model_card_template.md" in names
+    assert "tgo_trl/py.typed" in names
+    assert {name.partition("/")[0] for name in names} == {
+        "tgo_trl",
+        f"{wheel.name.removesuffix('-py3-none-any.whl')}.dist-info",
+    }
+    code = "import tgo_trl.model_card as card; print(card.template_path())"
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert found.stdout.strip() == str(installed / "tgo_trl" / "model_card_template.md"), found.stderr[-2000:]

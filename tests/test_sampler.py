@@ -1,0 +1,104 @@
+"""The order of rows, and batches of them."""
+
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from tgo_trl.data.collator import RowCollator
+from tgo_trl.data.sampler import PADDING, RowSampler
+
+
+class Rows(Dataset):
+    """Rows as the trainer takes them, with their position as their content."""
+
+    def __getitem__(self, index):
+        epoch, position = index
+        return {
+            "row": 100 + position,
+            "epoch": epoch,
+            "valid": position != PADDING,
+            "score": torch.tensor(float(position)),
+            "image": {"mean": torch.full((2, 3), float(position))},
+            "prompt_text": f"prompt {position}",
+        }
+
+
+def test_without_a_seed_rows_come_in_order():
+    assert list(RowSampler(3, None)) == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_every_epoch_is_a_permutation_of_its_own():
+    sampler = RowSampler(50, seed=1)
+    orders = []
+    for epoch in range(3):
+        sampler.epoch = epoch
+        epochs, positions = zip(*sampler, strict=True)
+        assert set(epochs) == {epoch}
+        assert sorted(positions) == list(range(50))
+        orders.append(positions)
+    assert len({*orders, tuple(range(50))}) == 4
+
+
+def test_an_epoch_is_the_same_whoever_draws_it_and_when():
+    sampler = RowSampler(50, seed=1, epoch=2)
+    first = list(sampler)
+    torch.manual_seed(99)
+    assert list(sampler) == first
+    assert list(RowSampler(50, seed=1, epoch=2)) == first
+    assert list(RowSampler(50, seed=2, epoch=2)) != first
+
+
+def test_the_epoch_stays_what_it_was_when_the_iteration_began():
+    sampler = RowSampler(3, None, epoch=4)
+    rows = iter(sampler)
+    first = next(rows)
+    sampler.epoch = 5
+    assert [first, *rows] == [(4, 0), (4, 1), (4, 2)]
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "multiple_of", "length"), [(5, 1, 5), (5, 4, 8), (8, 4, 8), (1, 6, 6), (9, 8, 16), (0, 4, 0)]
+)
+def test_rows_are_padded_at_the_end(num_rows, multiple_of, length):
+    for seed in (None, 3):
+        sampler = RowSampler(num_rows, seed, multiple_of)
+        positions = [position for _, position in sampler]
+        assert len(sampler) == len(positions) == length
+        assert sorted(positions[:num_rows]) == list(range(num_rows))
+        assert positions[num_rows:] == [PADDING] * (length - num_rows)
+
+
+def test_a_loader_gets_whole_batches_with_their_epoch():
+    batches = BatchSampler(RowSampler(5, None, multiple_of=4, epoch=7), batch_size=4, drop_last=False)
+    loader = DataLoader(Rows(), batch_sampler=batches, collate_fn=RowCollator())
+    assert len(loader) == 2
+    first, second = loader
+    assert first["row"] == [100, 101, 102, 103]
+    assert second["row"] == [104, 99, 99, 99]
+    assert first["epoch"] == second["epoch"] == [7] * 4
+    assert second["valid"].tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("num_rows", [5, 8, 11, 16])
+def test_processes_get_as_many_rows_each_and_every_row_once(num_rows):
+    # How accelerate hands batches out: round by round, batch i of a round to process i.
+    num_processes, batch_size = 2, 4
+    sampler = RowSampler(num_rows, seed=0, multiple_of=num_processes * batch_size)
+    batches = BatchSampler(sampler, batch_size, drop_last=False)
+    shards = [list(BatchSamplerShard(batches, num_processes, process)) for process in range(num_processes)]
+    assert {len(batch) for shard in shards for batch in shard} == {batch_size}
+    assert len(shards[0]) == len(shards[1])
+    seen = [position for shard in shards for batch in shard for _, position in batch if position != PADDING]
+    assert sorted(seen) == list(range(num_rows))
+
+
+def test_the_collator_stacks_tensors_and_leaves_host_fields_alone():
+    rows = [Rows()[3, 1], Rows()[3, 0]]
+    batch = RowCollator()(rows)
+    assert batch["row"] == [101, 100]
+    assert batch["epoch"] == [3, 3]
+    assert batch["prompt_text"] == ["prompt 1", "prompt 0"]
+    assert torch.equal(batch["score"], torch.tensor([1.0, 0.0]))
+    assert torch.equal(batch["image"]["mean"], torch.tensor([1.0, 0.0])[:, None, None].expand(2, 2, 3))
+    assert torch.equal(batch["valid"], torch.tensor([True, True]))
