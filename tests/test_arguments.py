@@ -378,3 +378,50 @@ def test_a_config_survives_the_command_line(tmp_path):
     assert args.loss_type == "sft"
     assert args.sample_prompts == ["a cat", "a dog"]
     assert os.path.samefile(args.output_dir, tmp_path)
+
+
+# ---- A pipeline that is used again ----
+
+
+def test_a_refused_data_set_leaves_the_pipeline_without_an_adapter(tmp_path):
+    pipeline, peft_config = tiny.stable_diffusion(), LoraConfig(r=2, target_modules=["to_q"])
+    with pytest.raises(ValueError, match="All 8 scores equal"):
+        make_trainer(
+            config(tmp_path),
+            model=pipeline,
+            train_dataset=tiny.scored_rows(8).map(lambda row: {"score": 1.0}),
+            peft_config=peft_config,
+        )
+    assert not getattr(pipeline.unet, "peft_config", {})
+    trainer = make_trainer(config(tmp_path), model=pipeline, peft_config=peft_config)
+    assert list(trainer.pipeline.unet.peft_config) == ["default"]
+
+
+def test_a_second_trainer_replaces_the_reference_of_the_first(tmp_path):
+    pipeline = tiny.stable_diffusion()
+    first = make_trainer(config(tmp_path, sync_ref_model=True, max_steps=2), model=pipeline)
+    first.train()
+    after_first = trained_weights(first)
+    second = make_trainer(config(tmp_path / "second", max_steps=1, logging_steps=1), model=pipeline)
+    assert sorted(pipeline.unet.peft_config) == ["default", "ref"]
+    assert_equal(trained_weights(second), after_first)
+    second.train()
+    assert first_log(second)["rewards/margins"] == 0  # the reference is the policy as the first run left it
+
+
+def test_an_adapter_of_the_references_name_is_refused(tmp_path):
+    pipeline = tiny.stable_diffusion()
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="ref")
+    with pytest.raises(ValueError, match="another `adapter_name`"):
+        make_trainer(config(tmp_path), model=pipeline)
+
+
+def test_a_string_of_sample_prompts_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"it must be a list: \['a cat'\]"):
+        config(tmp_path, sample_prompts="a cat")
+
+
+def test_prompt_baselines_of_a_streaming_evaluation_set_are_refused(tmp_path):
+    args = config(tmp_path, threshold_type="prompt_baseline")
+    with pytest.raises(ValueError, match="all images of a prompt at once"):
+        make_trainer(args, eval_dataset=streamed(tiny.scored_rows(8)))

@@ -168,6 +168,14 @@ def test_positives_are_the_rows_above_the_threshold_and_keep_their_numbers(tmp_p
         assert positives[i]["is_positive"]
 
 
+def test_positives_of_a_set_with_skipped_rows(tmp_path):
+    encoded, _ = prepare(tmp_path, broken(1), on_bad_row="skip")  # scores 0, 2, 3 are left, and their median is 2
+    positives = encoded.positives()
+    assert [positives[i]["row"] for i in range(len(positives))] == [2, 3]
+    assert torch.equal(positives[0]["image"]["mean"], encoded[1]["image"]["mean"])
+    assert positives[0]["score"] == 2
+
+
 def test_sft_gets_the_positive_rows_of_training_and_evaluation_sets(tmp_path):
     training, _ = prepare(tmp_path, scored_rows(8), loss_type="sft")
     assert len(training) == 4

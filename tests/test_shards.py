@@ -100,6 +100,13 @@ def test_a_model_is_known_by_its_configuration():
     assert component_fingerprint(model) != before
 
 
+def test_equal_bytes_of_another_dtype_are_another_model():
+    layer = torch.nn.Linear(2, 2)
+    layer.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in layer.state_dict().items()})
+    half, brain = (copy.deepcopy(layer).to(dtype) for dtype in (torch.float16, torch.bfloat16))
+    assert component_fingerprint(half) != component_fingerprint(brain)
+
+
 def test_a_model_is_known_wherever_it_was_loaded_from(tmp_path):
     model = stable_diffusion().vae
     for folder in ("here", "there"):

@@ -1,0 +1,87 @@
+"""The demo's own arithmetic, and the demo from end to end at a small size."""
+
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples" / "digits"
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    """The demo's modules, as `python examples/digits/demo.py` finds them."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import demo
+    import digits
+
+    yield demo, digits
+    for name in ("demo", "digits"):
+        del sys.modules[name]
+
+
+def test_every_prompt_names_the_digit_that_it_was_made_from(digits):
+    _, world = digits
+    assert [world.digit_of(prompt) for digit in range(10) for prompt in world.prompts_of(digit)] == [
+        digit for digit in range(10) for _ in world.TEMPLATES
+    ]
+    with pytest.raises(ValueError, match="names 2 digits"):
+        world.digit_of("a one and a two")
+
+
+def test_balanced_prompts_ask_for_every_digit_as_often(digits):
+    _, world = digits
+    asked = [world.digit_of(prompt) for prompt in world.balanced_prompts(200, seed=3)]
+    assert [asked.count(digit) for digit in range(10)] == [20] * 10
+    assert world.balanced_prompts(200, seed=3) != world.balanced_prompts(200, seed=4)
+
+
+def test_scorers_read_scans_that_they_have_not_seen(digits):
+    _, world = digits
+    scans = world.load_scans("held_out")
+    prompts = [world.prompts_of(digit)[0] for digit in scans.digits]
+    for scorer in (world.training_scorer(), world.unseen_scorer()):
+        assert scorer.accuracy(prompts, scans.images) > 0.95
+        scores = scorer(prompts, scans.images)
+        assert 0 <= min(scores) <= max(scores) <= 1
+        asked_wrongly = scorer([world.prompts_of((digit + 1) % 10)[0] for digit in scans.digits], scans.images)
+        assert statistics.mean(scores) > 0.8 > 0.1 > statistics.mean(asked_wrongly)
+
+
+def test_the_scorers_share_no_scan(digits):
+    _, world = digits
+    rows = world._rows_of_splits()
+    for one, other in (("training_scorer", "unseen_scorer"), ("generator", "held_out"), ("unseen_scorer", "held_out")):
+        assert not set(rows[one]) & set(rows[other])
+
+
+def test_confidence_interval_by_hand(digits):
+    demo, _ = digits
+    # two values: standard deviation |a - b| / sqrt(2), standard error |a - b| / 2, and t with one degree of freedom is
+    # the Cauchy distribution, whose 97.5 % quantile is tan(0.475 pi)
+    mean, half = demo.Result("model", {"scorer": [0.5, 0.7]}).interval("scorer")
+    assert mean == pytest.approx(0.6)
+    assert half == pytest.approx(math.tan(0.475 * math.pi) * 0.1)
+
+
+@pytest.mark.slow
+def test_demo_from_end_to_end_at_a_small_size(digits, tmp_path, capsys):
+    demo, _ = digits
+    demo.main(
+        demo.Options(
+            output_dir=tmp_path,
+            num_images=400,
+            num_updates=60,
+            num_seeds=2,
+            images_per_seed=100,
+            num_inference_steps=10,
+        )
+    )
+    base, _, tgo = json.loads((tmp_path / "results.json").read_text())
+    assert statistics.mean(tgo["accuracies"]["unseen scorer"]) > statistics.mean(base["accuracies"]["unseen scorer"])
+    for name in ("before_after.png", "accuracy.png", "tgo/score_histogram.png", "tgo/README.md", "scored/state.json"):
+        assert (tmp_path / name).stat().st_size > 0
+    assert "largest pixel difference 0 of 255" in capsys.readouterr().out
