@@ -425,3 +425,9 @@ def test_prompt_baselines_of_a_streaming_evaluation_set_are_refused(tmp_path):
     args = config(tmp_path, threshold_type="prompt_baseline")
     with pytest.raises(ValueError, match="all images of a prompt at once"):
         make_trainer(args, eval_dataset=streamed(tiny.scored_rows(8)))
+
+
+def test_a_stream_with_several_workers_is_refused_at_once(tmp_path):
+    args = config(tmp_path, dataloader_num_workers=2)
+    with pytest.raises(ValueError, match="`dataloader_num_workers=2` cannot do"):
+        make_trainer(args, train_dataset=streamed(tiny.scored_rows(8)))

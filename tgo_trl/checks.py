@@ -36,6 +36,18 @@ def check_arguments(
         _check_reference(args)
     if train_dataset is None:
         raise ValueError("`train_dataset` is required")
+    named = _named_datasets(train_dataset, eval_dataset)
+    _check_layout(args)
+    if isinstance(train_dataset, IterableDataset):
+        _check_stream(args)
+    if args.dataloader_num_workers > 1 and any(isinstance(dataset, IterableDataset) for dataset in named.values()):
+        raise ValueError(
+            f"A streaming data set is read in order, which `dataloader_num_workers={args.dataloader_num_workers}` "
+            "cannot do. Set it to 0 or 1, or load the data set without `streaming=True`."
+        )
+
+
+def _named_datasets(train_dataset: object, eval_dataset: object) -> dict[str, object]:
     named = {"train_dataset": train_dataset}
     if isinstance(eval_dataset, Mapping):
         named |= {f"eval_dataset[{name!r}]": dataset for name, dataset in eval_dataset.items()}
@@ -44,9 +56,7 @@ def check_arguments(
     for name, dataset in named.items():
         if not isinstance(dataset, (Dataset, IterableDataset)):
             raise TypeError(f"`{name}` must be a `Dataset` or `IterableDataset`, got `{type(dataset).__name__}`.")
-    _check_layout(args)
-    if isinstance(train_dataset, IterableDataset):
-        _check_stream(args)
+    return named
 
 
 def _check_reference(args: TGOConfig) -> None:

@@ -1,9 +1,11 @@
 """The frozen encoders of a pipeline: what turns images and prompts into what the network takes."""
 
+import inspect
 from collections.abc import Sequence
 from functools import cached_property
 
 import diffusers
+import PIL
 import torch
 import transformers
 from diffusers import DiffusionPipeline
@@ -69,8 +71,13 @@ class FrozenEncoders:
     def _recipe(self, names: Sequence[str]) -> str:
         components = [component_fingerprint(getattr(self.pipeline, name)) for name in names]
         family = type(self.family)
-        versions = (__version__, diffusers.__version__, transformers.__version__)
-        return fingerprint(family.__module__, family.__qualname__, self.device.type, *versions, *components)
+        versions = (__version__, diffusers.__version__, transformers.__version__, PIL.__version__)
+        try:
+            code = inspect.getsource(family)
+        except (OSError, TypeError):  # a class made at a prompt
+            code = ""
+        name = f"{family.__module__}.{family.__qualname__}"
+        return fingerprint(name, code, self.device.type, *versions, *components)
 
     def _frozen_names(self) -> list[str]:
         return [name for name in self.pipeline.components if name not in self.family.network_names]
