@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from huggingface_hub.constants import HF_HOME
 
@@ -65,11 +66,11 @@ class DataPreparer:
         self, dataset: Dataset, name: str, rule: LabelRule | None, positives_only: bool
     ) -> tuple[EncodedDataset, LabelRule]:
         bad = self._bad_rows()
-        scanned = scan_rows(dataset, self.columns, bad)
+        scanned = scan_rows(dataset, self.columns, bad, name, self._shows_progress())
         if not scanned.rows:
             raise ValueError(f"The {name} data set has no row that can be used. {' '.join(bad.reasons[:5])}".rstrip())
-        if rule is None:  # fails before hours of encoding, if it fails
-            self._fit(scanned.scores, scanned.prompts)
+        # fails before hours of encoding, if it fails
+        fitted = rule or self._fit(scanned.scores, scanned.prompts)
         writer = self._writer()
         batch_size = self.args.encode_batch_size
         images, positions = encode_images(
@@ -79,15 +80,15 @@ class DataPreparer:
         bad.report(name, len(dataset))
         scores = [scanned.scores[i] for i in positions]
         texts = [scanned.prompts[i] for i in positions]
-        rule = rule or self._fit(scores, texts)
-        labels = rule.apply(scores, texts)
-        encoded = EncodedDataset(scanned, images, prompts, positions, labels)
-        return encoded.positives() if positives_only else encoded, rule
+        if rule is None and len(positions) < len(scanned.rows):  # without the images that could not be read
+            fitted = self._fit(scores, texts)
+        encoded = EncodedDataset(scanned, images, prompts, positions, fitted.apply(scores, texts))
+        return encoded.positives() if positives_only else encoded, fitted
 
     def _stream(
         self, dataset: IterableDataset, rule: LabelRule, epoch: int, repeat: bool, positives_only: bool, batch_size: int
     ) -> StreamDataset:
-        num_processes = self.args.distributed_state.num_processes if self.args.distributed_state else 1
+        num_processes = PartialState().num_processes
         pad_to = batch_size * num_processes if num_processes > 1 else 1
         skip = self.args.on_bad_row == "skip"
         return StreamDataset(dataset, self.columns, rule, self.resolution, skip, epoch, repeat, positives_only, pad_to)
@@ -110,8 +111,10 @@ class DataPreparer:
 
     def _writer(self) -> ShardWriter:
         folder = Path(self.args.encoding_cache_dir or Path(HF_HOME) / "tgo_trl" / "encodings")
-        state = self.args.distributed_state
-        if state is None:
-            return ShardWriter(folder, 0, 1, lambda: None, not self.args.disable_tqdm)
-        progress = state.is_main_process and not self.args.disable_tqdm
-        return ShardWriter(folder, state.process_index, state.num_processes, state.wait_for_everyone, progress)
+        state = PartialState()
+        return ShardWriter(
+            folder, state.process_index, state.num_processes, state.wait_for_everyone, self._shows_progress()
+        )
+
+    def _shows_progress(self) -> bool:
+        return PartialState().is_main_process and not self.args.disable_tqdm

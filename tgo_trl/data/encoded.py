@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
+from tqdm.auto import tqdm
 
 from ..encoders import FrozenEncoders
 from ..labels import Labels, list_rows
@@ -36,10 +37,21 @@ class ScannedRows:
     keys: list[str]
 
 
-def scan_rows(dataset: Dataset, columns: Columns, bad: BadRows) -> ScannedRows:
-    """Checks prompts and scores, and fingerprints the images, without decoding them."""
+def scan_rows(dataset: Dataset, columns: Columns, bad: BadRows, name: str = "", progress: bool = False) -> ScannedRows:
+    """Checks prompts and scores, and fingerprints the images, without decoding them.
+
+    Args:
+        dataset: the user's data set.
+        columns: its columns.
+        bad: what to do with bad rows.
+        name: of the data set, for the progress bar.
+        progress: whether to show one.
+    """
     scanned = ScannedRows([], [], [], [])
-    for row, prompt, image, score in iterate_rows(dataset, columns, bad):
+    rows = iterate_rows(dataset, columns, bad)
+    for row, prompt, image, score in tqdm(
+        rows, total=len(dataset), desc=f"Reading {name} rows", unit="row", disable=not progress
+    ):
         try:
             key = fingerprint(encoded_bytes(image))
         except ValueError as error:
