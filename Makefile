@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+READY := $(VENV)/.ready-$(subst /,_,$(TORCH))
 # Parts that the paper's equations live in: every branch of them is tested.
 FULLY_COVERED := tgo_trl/objectives.py,tgo_trl/thresholds.py,tgo_trl/weights.py,tgo_trl/processes/*
 

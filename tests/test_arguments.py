@@ -339,7 +339,8 @@ def test_a_run_does_not_ask_whether_it_is_in_ci(tmp_path, monkeypatch, ci):
 def test_a_correct_run_is_silent(tmp_path, caplog, recwarn):
     with caplog.at_level(logging.WARNING):
         trainer = make_trainer(
-            config(tmp_path, save_strategy="steps", save_steps=2), model=with_trained_adapter(tiny.stable_diffusion())
+            config(tmp_path, save_strategy="steps", save_steps=2, lora_r=16, lora_alpha=32),
+            model=with_trained_adapter(tiny.stable_diffusion()),
         )
         trainer.train()
         trainer.save_model()
@@ -431,3 +432,49 @@ def test_a_stream_with_several_workers_is_refused_at_once(tmp_path):
     args = config(tmp_path, dataloader_num_workers=2)
     with pytest.raises(ValueError, match="`dataloader_num_workers=2` cannot do"):
         make_trainer(args, train_dataset=streamed(tiny.scored_rows(8)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("label_smoothing_factor", 0.1),
+        ("neftune_noise_alpha", 5.0),
+        ("include_num_input_tokens_seen", "all"),
+        ("dataloader_drop_last", True),
+        ("bf16_full_eval", True),
+        ("accelerator_config", {"split_batches": True}),
+    ],
+)
+def test_settings_that_cannot_act_are_refused(tmp_path, name, value):
+    shown = "split_batches" if name == "accelerator_config" else name
+    with pytest.raises(ValueError, match=f"`{shown}=.*` is not supported"):
+        make_trainer(config(tmp_path, **{name: value}))
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_sharding_from_a_launcher_is_refused(tmp_path, monkeypatch, variable):
+    args = config(tmp_path)
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ValueError, match="FSDP and DeepSpeed shard weights"):
+        make_trainer(args)
+
+
+def test_lora_settings_beside_an_adapter_are_ignored_with_a_warning(tmp_path, caplog):
+    make_trainer(config(tmp_path, lora_r=5, lora_alpha=32), model=with_trained_adapter(tiny.stable_diffusion()))
+    assert "settings of its own: `lora_r` will be ignored" in caplog.text
+
+
+def test_whole_numbers_are_asked_for(tmp_path):
+    with pytest.raises(ValueError, match=r"`num_likelihood_samples` is 1\.5; it must be a whole number"):
+        config(tmp_path, num_likelihood_samples=1.5)
+
+
+def test_a_percentile_that_is_not_used_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`threshold_type='mean'` does not use"):
+        config(tmp_path, threshold_type="mean", threshold_percentile=90)
+
+
+def test_sft_on_an_evaluation_set_without_positive_rows_is_refused(tmp_path):
+    low = tiny.scored_rows(4).map(lambda row: {"score": row["score"] - 100})
+    with pytest.raises(ValueError, match="positive rows only, and the evaluation data set has none"):
+        make_trainer(config(tmp_path, loss_type="sft"), eval_dataset=low)

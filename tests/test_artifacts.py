@@ -198,3 +198,12 @@ def test_nothing_but_pictures_json_and_safetensors_is_written_outside_of_checkpo
     trainer.save_state()
     outside = {name for name in files(tmp_path / "out") if not name.startswith("checkpoint-")}
     assert {name.rpartition(".")[2] for name in outside} == {"safetensors", "json", "png", "md"}
+
+
+def test_a_pipeline_trained_in_bfloat16_mixed_precision_is_saved_in_one_dtype(tmp_path):
+    trainer = trained(tmp_path, use_peft=False, bf16=True)
+    trainer.save_model()
+    loaded = StableDiffusionPipeline.from_pretrained(trainer.args.output_dir)
+    components = (loaded.unet, loaded.vae, loaded.text_encoder)
+    assert {p.dtype for component in components for p in component.parameters()} == {torch.float32}
+    assert images(loaded)

@@ -5,9 +5,10 @@ import pickle
 
 import pytest
 import torch
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from torch.utils.data import DataLoader
 
+import tgo_trl.data.encoded as encoded_module
 from tgo_trl.data.collator import RowCollator
 from tgo_trl.data.images import image_to_tensor
 from tgo_trl.data.rows import BadRowError
@@ -393,3 +394,25 @@ def test_an_evaluation_set_is_labelled_by_the_training_sets_rule(tmp_path):
     assert evaluation.labels.is_positive.tolist() == [False, False, True, True, True, True, True]
     with pytest.raises(ValueError, match="The held-out data set has no column 'score'"):
         prepares.evaluation_set(scored_rows(2).remove_columns("score"), rule, "held-out")
+
+
+def test_other_columns_are_not_even_looked_at(tmp_path):
+    dataset = rows([png(0), png(1)], Image())
+    plain, _ = prepare(tmp_path, dataset)
+    thumbnails = Dataset.from_dict({"thumbnail": [b"no image"] * 2}, features=Features({"thumbnail": Image()}))
+    crowded = concatenate_datasets([dataset, thumbnails], axis=1)
+    encoded, _ = prepare(tmp_path, crowded)
+    assert_same_images(encoded, plain)
+
+
+def test_a_row_that_a_better_decoder_can_read_comes_back(tmp_path, monkeypatch):
+    def no_decoder(value):
+        raise ValueError("no decoder")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoded_module, "load_image", no_decoder)
+        with pytest.raises(ValueError, match="No image of the training data set can be read"):
+            prepare(tmp_path, broken(), on_bad_row="skip")
+    encoded, _ = prepare(tmp_path, broken())
+    fresh, _ = prepare(tmp_path / "fresh", broken())
+    assert_same_images(encoded, fresh)

@@ -257,3 +257,12 @@ def test_evaluation_leaves_the_mode_of_every_module_alone(tmp_path):
     assert not any(module.training for module in trainer.pipeline.unet.modules())
     trainer.train()
     assert all(name.endswith(("lora_A.default.weight", "lora_B.default.weight")) for name in trained_weights(trainer))
+
+
+def test_predictions_of_batches_that_are_not_concatenated(tmp_path):
+    whole = make_trainer(config(tmp_path)).predict(held_out(6))
+    trainer = make_trainer(config(tmp_path, eval_do_concat_batches=False))
+    parts = trainer.predict(held_out(6))
+    assert [len(part) for part in parts.predictions] == [4, 2]
+    assert np.concatenate(parts.predictions) == pytest.approx(whole.predictions)
+    assert np.concatenate(parts.label_ids) == pytest.approx(whole.label_ids)

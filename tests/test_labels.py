@@ -1,5 +1,6 @@
 """Label rules: what they fit, how they apply to other rows, and what they refuse."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -357,3 +358,14 @@ def test_split_within_5_percent_of_the_edges_does_not_warn(num_positive, caplog)
         rule = fit(list(range(100)), threshold_type="value", value=100.0 - num_positive)
     assert rule.num_positive == num_positive
     assert caplog.records == []
+
+
+def test_rules_are_equal_up_to_rounding():
+    rule = fit_label_rule([1.0, 2.0, 4.0], ["a", "b", "c"], threshold_type="mean")
+    rounded = dataclasses.replace(rule, threshold=rule.threshold * (1 + 1e-14), score_mean=rule.score_mean + 1e-15)
+    assert rounded != rule
+    assert rounded.equals(rule)
+    for changes in ({"threshold": rule.threshold * (1 + 1e-6)}, {"num_rows": 4}, {"percentile": 10.0}):
+        assert not dataclasses.replace(rule, **changes).equals(rule)
+    by_prompt = fit_label_rule([1.0, 2.0, 4.0, 3.0], ["a", "a", "b", "b"], threshold_type="prompt_baseline")
+    assert not dataclasses.replace(by_prompt, prompt_thresholds={"a": 1.0, "b": 3.0}).equals(by_prompt)

@@ -191,3 +191,8 @@ def test_only_a_tokenizer_can_be_replaced():
         replace_tokenizer(pipeline, pipeline)
     with pytest.raises(TypeError, match="only a tokenizer can be replaced"):
         replace_tokenizer(Unconditional(pipeline.scheduler), clip_tokenizer())
+
+
+def test_a_community_pipeline_is_refused(folder):
+    with pytest.raises(ValueError, match="`custom_pipeline`, which runs code from the Hub"):
+        load_pipeline(str(folder), {"custom_pipeline": "lpw_stable_diffusion"}, None, None)

@@ -378,8 +378,18 @@ def test_transformers_sees_no_configuration_on_it(tmp_path):
     assert not hasattr(build(tmp_path)[0], "config")
 
 
-def test_every_dropout_is_switched_off(tmp_path):
-    policy, _ = build(tmp_path, stable_diffusion(dropout=0.5), lora(lora_dropout=0.5))
+def test_the_networks_dropout_is_switched_off_and_the_adapters_is_not(tmp_path):
+    policy, _ = build(tmp_path, stable_diffusion(dropout=0.5), lora(lora_dropout=0.25))
+    disable_dropout(policy)
+    rates = {"lora" if "lora" in name else "network": set() for name, _ in policy.named_modules()}
+    for name, layer in policy.named_modules():
+        if isinstance(layer, torch.nn.Dropout):
+            rates["lora" if "lora" in name else "network"].add(layer.p)
+    assert rates == {"lora": {0.25}, "network": {0.0}}
+
+
+def test_every_dropout_of_the_network_is_switched_off(tmp_path):
+    policy, _ = build(tmp_path, stable_diffusion(dropout=0.5), lora())
     randomize(policy)
     policy.train()
     assert not torch.equal(policy(*inputs()), policy(*inputs()))

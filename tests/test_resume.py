@@ -414,3 +414,11 @@ def test_a_continued_adapter_resumes_against_its_first_state(tmp_path):
 def test_trainer_state_is_plain_json(saved):
     state = json.loads((checkpoint(saved, 4) / "trainer_state.json").read_text())
     assert state["global_step"] == 4
+
+
+def test_other_settings_than_at_the_start_are_named(tmp_path, caplog):
+    first = make_trainer(config(tmp_path, max_steps=1, save_strategy="steps", save_steps=1))
+    first.train()
+    again = make_trainer(config(tmp_path, max_steps=2, temperature=1.0, seed=9))
+    again.train(resume_from_checkpoint=True)
+    assert "`temperature` was 0.064, is 1.0, `seed` was 42, is 9" in caplog.text

@@ -26,6 +26,12 @@ from .reference import Reference
 CONFIG_NAME = "tgo_config.json"
 REFERENCE_NAME = "reference.safetensors"
 TRAINER_STATE_NAME = "trainer_state.json"
+COURSE = (
+    "loss_type", "beta", "temperature", "resolution", "seed", "data_seed", "num_likelihood_samples",
+    "train_sampling_strategy", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_strategy",
+    "ref_model_sync_steps",
+)  # fmt: skip
+"""The settings that a resumed run should share with its beginning."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,16 @@ class RunRecord:
 def read_label_rule(folder: Path) -> LabelRule:
     """The rule that a run was trained with."""
     return LabelRule.from_dict(json.loads((folder / CONFIG_NAME).read_text())["label_rule"])
+
+
+def changed_settings(folder: Path, record: RunRecord) -> list[str]:
+    """What differs, of the settings in [`COURSE`], between a saved run and this one."""
+    saved = json.loads((folder / CONFIG_NAME).read_text())
+    before = {**saved["config"], "temperature": saved["temperature"], "resolution": saved["resolution"]}
+    now = {**record.config, "temperature": record.temperature, "resolution": record.resolution}
+    return [
+        f"`{name}` was {before.get(name)}, is {now.get(name)}" for name in COURSE if before.get(name) != now.get(name)
+    ]
 
 
 def save_weights(pipeline: DiffusionPipeline, policy: Policy, folder: Path, whole_pipeline: bool) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from diffusers import DiffusionPipeline
 
@@ -89,10 +90,12 @@ def _check_layout(args: TGOConfig) -> None:
             "single process. Launch the script with `accelerate launch` or `torchrun`, or make a single GPU visible "
             "with `CUDA_VISIBLE_DEVICES`."
         )
-    if args.fsdp or args.deepspeed:
+    launched = parse_flag_from_env("ACCELERATE_USE_FSDP") or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+    if args.fsdp or args.deepspeed or launched:
         raise ValueError(
             "TGOTrainer trains on one device or with `DistributedDataParallel`; FSDP and DeepSpeed shard weights that "
-            "the adapter switch and the saver need whole. Leave `fsdp` and `deepspeed` unset."
+            "the adapter switch and the saver need whole. Leave `fsdp` and `deepspeed` unset, also in accelerate's "
+            "configuration."
         )
     accelerator_config: Any = args.accelerator_config
     if accelerator_config.dispatch_batches:
@@ -100,8 +103,26 @@ def _check_layout(args: TGOConfig) -> None:
             "`dispatch_batches=True` concatenates batches over processes, which TGOTrainer's rows do not allow. Leave "
             "it unset in `accelerator_config`."
         )
+    for name, (value, unset, why) in _unsupported(args).items():
+        if value != unset:
+            raise ValueError(f"`{name}={value!r}` is not supported: {why}. Leave it at {unset!r}.")
     # What "unset" means for accelerate with a stream is True, and a stream may be passed to `evaluate` later.
     accelerator_config.dispatch_batches = False
+
+
+def _unsupported(args: TGOConfig) -> dict[str, tuple[Any, Any, str]]:
+    accelerator_config: Any = args.accelerator_config
+    return {
+        "label_smoothing_factor": (args.label_smoothing_factor, 0.0, "the rows have no class labels"),
+        "neftune_noise_alpha": (args.neftune_noise_alpha, None, "the network has no word embeddings"),
+        "include_num_input_tokens_seen": (args.include_num_input_tokens_seen, "no", "the rows have no tokens"),
+        "dataloader_drop_last": (
+            args.dataloader_drop_last, False, "an epoch visits every row, however batches are laid out",
+        ),
+        "bf16_full_eval": (args.bf16_full_eval, False, "it would put the trained weights into bfloat16 for good"),
+        "fp16_full_eval": (args.fp16_full_eval, False, "it would put the trained weights into float16 for good"),
+        "split_batches": (accelerator_config.split_batches, False, "batches are counted per process"),
+    }  # fmt: skip
 
 
 def resolve_resolution(args: TGOConfig, family: Family, pipeline: DiffusionPipeline) -> int:

@@ -249,6 +249,10 @@ class TGOConfig(TrainingArguments):
         for name in ("beta", "num_likelihood_samples", "ref_model_sync_steps", "lora_r", "encode_batch_size",
                      "sample_steps", "sample_num_inference_steps"):  # fmt: skip
             _positive(name, getattr(self, name))
+        for name in ("resolution", "num_likelihood_samples", "ref_model_sync_steps", "lora_r", "encode_batch_size",
+                     "sample_steps", "sample_num_inference_steps"):  # fmt: skip
+            if not isinstance(getattr(self, name), (int, type(None))):
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a whole number.")
         if not 0 <= self.confidence_coef < math.inf:
             raise ValueError(f"`confidence_coef` is {self.confidence_coef}; it must be at least 0 and finite.")
         if not 0 <= self.threshold_percentile <= 100:
@@ -263,6 +267,11 @@ class TGOConfig(TrainingArguments):
             raise ValueError(
                 f"`threshold_type` is {self.threshold_type!r} and `threshold_value` is {self.threshold_value}. Set "
                 "both `threshold_type='value'` and `threshold_value` for a threshold of your own, or neither."
+            )
+        if self.threshold_percentile != 50 and self.threshold_type != "percentile":
+            raise ValueError(
+                f"`threshold_percentile` is {self.threshold_percentile}, which "
+                f"`threshold_type={self.threshold_type!r}` does not use. Set one of the two."
             )
         if self.loss_type == "sft" and self.sync_ref_model:
             raise ValueError("`loss_type='sft'` has no reference, so `sync_ref_model=True` has nothing to synchronise.")

@@ -95,6 +95,13 @@ class LabelRule:
         """The inverse of [`to_dict`]."""
         return cls(**values)
 
+    def equals(self, other: "LabelRule") -> bool:
+        """Whether both rules label alike, up to the rounding of sums, which depends on the number of threads."""
+        mine, others = self.to_dict(), other.to_dict()
+        prompts, other_prompts = mine.pop("prompt_thresholds"), others.pop("prompt_thresholds")
+        mine, others = {**mine, **prompts}, {**others, **other_prompts}
+        return mine.keys() == others.keys() and all(_same(mine[name], others[name]) for name in mine)
+
     def describe(self) -> str:
         """One phrase for tables and cards."""
         name = {
@@ -256,6 +263,12 @@ def _check_split(num_positive: int, num_rows: int, threshold: float, raw: Tensor
             num_rows,
             100 * share,
         )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
+    return bool(one == other)
 
 
 def _percentile_name(percentile: float | None) -> str:

@@ -56,6 +56,11 @@ def load_pipeline(
             "`model_init_kwargs` has `trust_remote_code=True`, which would run code from the Hub. If you have read "
             "that code, load the pipeline yourself and pass the object as `model`."
         )
+    if "custom_pipeline" in kwargs:
+        raise ValueError(
+            "`model_init_kwargs` has `custom_pipeline`, which runs code from the Hub. If you have read that code, load "
+            "the pipeline yourself and pass the object as `model`."
+        )
     if quantization_config is not None:
         if "quantization_config" in kwargs:
             raise ValueError(

@@ -85,12 +85,19 @@ def build_card(content: CardContent) -> ModelCard:
         card_data=data.to_yaml(),
         on_hub=on_hub,
         weights=content.hub_model_id or content.model_name,
-        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        versions={name: version for name in PACKAGES if (version := _installed_version(name))},
         title=TITLE,
         paper_id=PAPER_ID,
         citation=CITATION,
     )
     return ModelCard(text)
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def template_path() -> Path:

@@ -4,6 +4,7 @@ import copy
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -115,12 +116,26 @@ def check_policy(
             f"The pipeline already has the adapter {found!r} and `peft_config` was passed too. Leave `peft_config` out "
             "to go on training that adapter, or `fuse_lora()` and `unload_lora_weights()` to train a new one on top."
         )
+    _warn_of_unused_lora_settings(args, found)
     for name, network in networks.items():
+        if not args.use_peft and getattr(network, "hf_quantizer", None) is not None:
+            raise ValueError(f"`{name}` is quantised, and quantised weights cannot be trained. Set `use_peft=True`.")
         if args.use_peft and not hasattr(network, "add_adapter"):
             raise ValueError(f"`{name}` ({type(network).__name__}) takes no LoRA adapter. Set `use_peft=False`.")
         if found:
             _check_scale(network, found)
     return found
+
+
+def _warn_of_unused_lora_settings(args: TGOConfig, found: str | None) -> None:
+    defaults = {item.name: item.default for item in fields(TGOConfig) if item.name.startswith("lora_")}
+    unused = [name for name, default in defaults.items() if getattr(args, name) != default]
+    if found and unused:
+        logger.warning(
+            "Training goes on with the pipeline's adapter %r, which has settings of its own: %s will be ignored.",
+            found,
+            ", ".join(f"`{name}`" for name in unused),
+        )
 
 
 def build_policy(
@@ -204,7 +219,7 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
     """Puts a module's weights into `dtype`, unless they are quantised, or in it already (diffusers warns)."""
     is_quantized = getattr(module, "hf_quantizer", None) is not None
     if not is_quantized and any(p.is_floating_point() and p.dtype != dtype for p in module.parameters()):
-        module.to(dtype)
+        nn.Module.to(module, dtype)  # diffusers' own `to` warns of every cast
 
 
 def _existing_adapter(pipeline: DiffusionPipeline, networks: Mapping[str, nn.Module]) -> str | None:
@@ -236,7 +251,7 @@ def _existing_adapter(pipeline: DiffusionPipeline, networks: Mapping[str, nn.Mod
 
 
 def disable_dropout(module: nn.Module) -> None:
-    """Sets the rate of every dropout layer to zero."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Dropout):
+    """Sets the rate of every dropout layer to zero, but for an adapter's own, which `lora_dropout` sets."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Dropout) and "lora_dropout" not in name:
             layer.p = 0.0

@@ -83,6 +83,8 @@ class DataPreparer:
         if rule is None and len(positions) < len(scanned.rows):  # without the images that could not be read
             fitted = self._fit(scores, texts)
         encoded = EncodedDataset(scanned, images, prompts, positions, fitted.apply(scores, texts))
+        if positives_only and not encoded.labels.is_positive.any():
+            raise ValueError(f"`loss_type='sft'` uses positive rows only, and the {name} data set has none.")
         return encoded.positives() if positives_only else encoded, fitted
 
     def _stream(

@@ -145,7 +145,9 @@ class TGOTrainer(Trainer):
         if ref_model is not None:
             ref_networks = load_reference_networks(ref_model, self.pipeline, self.family, args.model_init_dict)
 
-        self.encoders = FrozenEncoders(self.family, self.pipeline, args.device, dtype)
+        # With all weights trained, in float32, the saved pipeline loads in one dtype.
+        encoder_dtype = dtype if args.use_peft else torch.float32
+        self.encoders = FrozenEncoders(self.family, self.pipeline, args.device, encoder_dtype)
         self.preparer = DataPreparer(args, self.encoders, self.resolution)
         train_set, self.label_rule = self.preparer.training_set(train_dataset)
         self.train_labels: Labels | None = train_set.labels if isinstance(train_set, EncodedDataset) else None
@@ -458,8 +460,10 @@ class TGOTrainer(Trainer):
                 f"{folder} is no complete checkpoint of a `TGOTrainer`: saving it was cut short, or something else "
                 "wrote it. Pass `resume_from_checkpoint=True` for the newest complete one."
             )
-        saved = artifacts.read_label_rule(folder)
-        if saved != self.label_rule:
+        saved, changed = artifacts.read_label_rule(folder), artifacts.changed_settings(folder, self._record())
+        if changed:
+            logger.warning("The run that is resumed had other settings: %s.", ", ".join(changed))
+        if not saved.equals(self.label_rule):
             raise ValueError(
                 f"The checkpoint {folder.name} was trained with the threshold {saved.describe()} on {saved.num_rows} "
                 f"rows; these data and settings give {self.label_rule.describe()} on {self.label_rule.num_rows} rows, "
@@ -523,6 +527,9 @@ def drop_padding(predictions: Any, scores: Any) -> tuple[Any, Any]:
 
     accelerate drops the padding of data sets that have a length; that of a stream comes through.
     """
+    if isinstance(scores, list):  # `eval_do_concat_batches=False`: one entry per batch
+        batches = [drop_padding(*batch) for batch in zip(predictions, scores, strict=True)]
+        return [batch[0] for batch in batches], [batch[1] for batch in batches]
     is_row = scores == scores
     return predictions[is_row], scores[is_row]
 

@@ -139,15 +139,29 @@ def encode_images(
         return {**encoders.images(torch.stack(pixels)), READABLE: torch.tensor(readable)}
 
     recipe = fingerprint(encoders.image_recipe, resolution)
-    shards = writer.write(scanned.keys, encode, recipe, batch_size, f"Encoding {name} images")
-    readable = shards.column(READABLE).tolist()
-    unread = [scanned.rows[i] for i, ok in enumerate(readable) if not ok]
-    for row in unread:
-        if row not in bad.rows:  # marked by an earlier run, or by another process
-            bad.add(row, columns.image, "the image cannot be read")
-    if len(unread) == len(readable):
-        raise ValueError(f"No image of the {name} data set can be read ({list_rows(unread)}).")
-    return shards, [i for i, ok in enumerate(readable) if ok]
+    description = f"Encoding {name} images"
+    shards = writer.write(scanned.keys, encode, recipe, batch_size, description)
+    unread = [i for i, ok in enumerate(shards.column(READABLE).tolist()) if not ok]
+    reasons = {i: _reason(images[scanned.rows[i]][columns.image]) for i in unread}
+    mended = [i for i, reason in reasons.items() if reason is None]
+    if mended:  # an earlier run could not read them, for want of a decoder or of memory
+        shards.remove(mended)
+        shards = writer.write(scanned.keys, encode, recipe, batch_size, description)
+    for i, reason in reasons.items():
+        if reason is not None and scanned.rows[i] not in bad.rows:  # marked by an earlier run, or by another process
+            bad.add(scanned.rows[i], columns.image, reason)
+    positions = [i for i in range(len(shards)) if reasons.get(i) is None]
+    if not positions:
+        raise ValueError(f"No image of the {name} data set can be read ({list_rows(scanned.rows)}).")
+    return shards, positions
+
+
+def _reason(image: Any) -> str | None:
+    try:
+        load_image(image)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def encode_prompts(

@@ -25,6 +25,8 @@ def load_image(value: Any) -> Image.Image:
     try:
         image = source if isinstance(source, Image.Image) else ImageFeature().decode_example(source)
         image = ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise anything over a broken file: OSError, SyntaxError, RuntimeError, ...
         raise ValueError(f"the image cannot be read ({type(error).__name__}: {error})") from error
     return _to_rgb(image)

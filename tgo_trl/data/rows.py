@@ -90,14 +90,18 @@ def check_score(value: Any) -> float:
     return score
 
 
-def undecoded(dataset: Dataset | IterableDataset, column: str) -> Dataset | IterableDataset:
-    """The data set with its images as files instead of pixels, and without output formatting.
+def undecoded(
+    dataset: Dataset | IterableDataset, column: str, others: tuple[str, ...] = ()
+) -> Dataset | IterableDataset:
+    """The data set with its images as files instead of pixels, without output formatting and without further columns.
 
     A transform set by the user (`set_transform`) is left in place: what it returns is what is trained on.
     """
     if _has_transform(dataset):
         return dataset
     files = dataset.with_format(None)
+    if files.column_names is not None:  # another column of images would be decoded for nothing
+        files = files.select_columns([name for name in (column, *others) if name in files.column_names])
     if files.features is not None and isinstance(files.features.get(column), Image):
         files = files.cast_column(column, Image(decode=False))
     if isinstance(dataset, IterableDataset):
@@ -130,7 +134,7 @@ def iterate_rows(
     dataset: Dataset | IterableDataset, columns: Columns, bad: BadRows
 ) -> Iterator[tuple[int, str, Any, float]]:
     """Index, prompt, image value and score of each good row, in order."""
-    for row, example in enumerate(undecoded(dataset, columns.image)):
+    for row, example in enumerate(undecoded(dataset, columns.image, (columns.prompt, columns.score))):
         values = read_row(example, columns, row, bad)
         if values is not None:
             yield row, *values

@@ -74,6 +74,11 @@ class Shards:
                 parts.append(file.get_tensor(name))
         return torch.cat(parts)
 
+    def remove(self, rows: Sequence[int]) -> None:
+        """Deletes the shards that hold these rows, to be encoded anew."""
+        for shard in {row // ROWS_PER_SHARD for row in rows}:
+            self.paths[shard].unlink(missing_ok=True)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # open files do not travel to data loader workers
 
