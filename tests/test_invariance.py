@@ -129,12 +129,6 @@ def test_a_worker_reads_a_stream_as_the_trainer_does(tmp_path):
     assert_equal(runs[1], runs[0])
 
 
-def test_two_workers_cannot_read_a_stream(tmp_path):
-    trainer = make_trainer(config(tmp_path, dataloader_num_workers=2), train_dataset=streamed(tiny.scored_rows(8)))
-    with pytest.raises(ValueError, match="`dataloader_num_workers=2`"):
-        trainer.train()
-
-
 def test_a_stream_trains_as_the_same_rows_in_order_do(tmp_path):
     """Two epochs: eight rows fill two batches, so that the stream starts over where the map-style epoch does."""
     data = tiny.scored_rows(8)

@@ -101,7 +101,7 @@ def undecoded(
         return dataset
     files = dataset.with_format(None)
     if files.column_names is not None:  # another column of images would be decoded for nothing
-        files = files.select_columns([name for name in (column, *others) if name in files.column_names])
+        files = files.select_columns([name for name in files.column_names if name in (column, *others)])
     if files.features is not None and isinstance(files.features.get(column), Image):
         files = files.cast_column(column, Image(decode=False))
     if isinstance(dataset, IterableDataset):
