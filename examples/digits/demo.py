@@ -2,8 +2,8 @@
 
     python examples/digits/demo.py --output_dir outputs/digits
 
-The base draws the digit that the prompt asks for about two times in three: three in ten captions of its training set
-were wrong. The demo samples it, scores every image with a classifier, trains one LoRA adapter with TGO and one with
+The base draws the digit that the prompt asks for about six times in ten: three in ten captions of its training set were
+wrong. The demo samples it, scores every image with a classifier, trains one LoRA adapter with TGO and one with
 supervised fine-tuning (SFT) on the positive images, and compares base, SFT and TGO on fresh seeds: by the classifier
 that gave the scores, and by another one that the training never saw. Everything it writes lies in `--output_dir`.
 """

@@ -1,6 +1,6 @@
 """Pre-trains the base model of the demo: a small, real StableDiffusionPipeline that draws digits, often the wrong one.
 
-Every part learns from the `generator` split of `digits.py` alone, offline and on a CPU, in about ten minutes:
+Every part learns from the `generator` split of `digits.py` alone, offline and on a CPU, in about twenty minutes:
 
     python examples/digits/pretrain.py --output_dir examples/digits/base
 
