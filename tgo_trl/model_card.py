@@ -33,6 +33,7 @@ class CardContent:
     Attributes:
         model_name: the card's title.
         hub_model_id: where the model is or will be; None if it is not on the Hub.
+        folder: where the run saves, which the snippet names if the model is not on the Hub.
         base_model: Hub id or folder of the pipeline that was trained.
         pipeline_class: its class.
         task: the Hub's pipeline tag.
@@ -50,6 +51,7 @@ class CardContent:
 
     model_name: str
     hub_model_id: str | None
+    folder: str
     base_model: str
     pipeline_class: str
     task: str
@@ -84,7 +86,7 @@ def build_card(content: CardContent) -> ModelCard:
         **{**vars(content), "base_model": shown_path(content.base_model)},
         card_data=data.to_yaml(),
         on_hub=on_hub,
-        weights=content.hub_model_id or content.model_name,
+        weights=content.hub_model_id or shown_path(content.folder),
         versions={name: version for name in PACKAGES if (version := _installed_version(name))},
         title=TITLE,
         paper_id=PAPER_ID,

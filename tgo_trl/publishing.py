@@ -30,6 +30,7 @@ def write_card(
     content = CardContent(
         model_name=model_name or (trainer.args.hub_model_id or folder.name).split("/")[-1],
         hub_model_id=trainer.hub_model_id or trainer.args.hub_model_id,
+        folder=str(folder),
         base_model=str(trainer.pipeline.config.get("_name_or_path") or ""),
         pipeline_class=type(trainer.pipeline).__name__,
         task=trainer.family.task,
