@@ -1,6 +1,5 @@
 """From the user's data sets to what the trainer reads: checks, threshold, encoding."""
 
-import logging
 from pathlib import Path
 
 from accelerate import PartialState
@@ -15,8 +14,6 @@ from .data.stream import StreamDataset, scan_stream
 from .draws import EVALUATION_EPOCH
 from .encoders import FrozenEncoders
 from .labels import LabelRule, fit_label_rule
-
-logger = logging.getLogger(__name__)
 
 PreparedDataset = EncodedDataset | StreamDataset
 

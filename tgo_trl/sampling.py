@@ -1,6 +1,5 @@
 """Sample grids: the same prompts and seeds drawn from reference and policy while training goes on."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,6 @@ from .reporting import report_picture
 
 if TYPE_CHECKING:
     from .trainer import TGOTrainer
-
-logger = logging.getLogger(__name__)
 
 SAMPLES_FOLDER = "samples"
 

@@ -95,8 +95,6 @@ class StreamDataset(TorchIterableDataset[dict[str, Any]]):
 def scan_stream(stream: IterableDataset, columns: Columns, bad: BadRows) -> tuple[list[float], list[str]]:
     """Scores and prompts of the whole stream, in one pass that does not read the images where the format allows it."""
     scores, prompts = [], []
-    if stream.column_names is not None:
-        stream = stream.select_columns([columns.prompt, columns.score])
     without_image = Columns(columns.prompt, columns.score, columns.score)
     for _, prompt, _, score in iterate_rows(stream, without_image, bad):
         scores.append(score)
