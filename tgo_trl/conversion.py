@@ -37,7 +37,8 @@ from .data.rows import BadRows, undecoded
 from .data.shards import fingerprint
 from .dataset_card import dataset_info, publish
 from .layouts import LAYOUTS, Layout, find_layout
-from .parquet import CARD_NAME, ParquetFolder, open_dataset, process_state, public_name, replace_file
+from .parquet import CARD_NAME, ParquetFolder, locks_output_dir, open_dataset, process_state, public_name
+from .storage.files import replace_file
 from .tallies import Comparisons, Ratings
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ CONVERSION_NAME = "conversion.json"
 ROWS_PER_SHARD = 1000
 
 
+@locks_output_dir
 def convert(config: "ConvertConfig") -> Path:
     """Writes the scored data set; goes on where a run with the same settings stopped.
 

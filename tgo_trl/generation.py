@@ -37,7 +37,7 @@ from .draws import stable_seed
 from .families import Family, Sample, Size, build_family
 from .loading import load_pipeline
 from .model_card import base_license
-from .parquet import GENERATION_NAME, ParquetFolder, process_state, public_name, rows_per_shard
+from .parquet import GENERATION_NAME, ParquetFolder, locks_output_dir, process_state, public_name, rows_per_shard
 from .prompts import read_prompts
 from .rewards.base import as_dtype, default_dtype
 from .sampling import cpu_generators
@@ -68,6 +68,7 @@ class Request:
     seed: int
 
 
+@locks_output_dir
 def generate(config: "GenerateConfig", pipeline: DiffusionPipeline | None = None, family: Family | None = None) -> Path:
     """Draws a data set; goes on where a run with the same settings stopped.
 
