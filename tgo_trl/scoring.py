@@ -328,7 +328,7 @@ def _write_missing(
 
     def wanted(shard: int) -> bool:  # those that are written, to see that they are of these rows
         if mine is None or shard in written:
-            return shard % state.num_processes == state.process_index
+            return bool(shard % state.num_processes == state.process_index)
         return shard in mine
 
     show_progress = state.is_main_process and not config.disable_tqdm and total != 0

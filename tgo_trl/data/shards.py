@@ -42,11 +42,23 @@ def fingerprint(*parts: object) -> str:
 
 
 def component_fingerprint(component: Any) -> str:
-    """A digest of a frozen component: weights and configuration of a model, vocabulary and settings of a tokenizer."""
+    """A digest of a pipeline's component.
+
+    Of weights and configuration of a model, of vocabulary and settings of a tokenizer, of the settings of others.
+    """
     if isinstance(component, nn.Module):
-        tensors = _stored(sorted(component.state_dict().items()))
+        tensors = stored_tensors(sorted(component.state_dict().items()))
         return fingerprint(type(component).__name__, _config_text(component), tensors_digest(tensors))
-    return fingerprint(type(component).__name__, _tokenizer_text(component))
+    if hasattr(component, "get_vocab"):
+        return fingerprint(type(component).__name__, _tokenizer_text(component))
+    config = component.to_dict() if hasattr(component, "to_dict") else getattr(component, "config", {})
+    return config_fingerprint(type(component).__name__, config)
+
+
+def config_fingerprint(name: str, config: Mapping[str, Any]) -> str:
+    """A digest of settings, without what `from_pretrained` notes for itself: folders, versions, names of defaults."""
+    kept = {key: value for key, value in config.items() if not key.startswith("_")}
+    return fingerprint(name, json.dumps(kept, sort_keys=True, default=str))
 
 
 def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -58,12 +70,12 @@ def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _stored(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def stored_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """The plain tensors behind quantised ones."""
     for name, tensor in tensors:
         if is_traceable_wrapper_subclass(tensor):
             parts = tensor.__tensor_flatten__()[0]
-            yield from _stored((f"{name}.{part}", getattr(tensor, part)) for part in parts)
+            yield from stored_tensors((f"{name}.{part}", getattr(tensor, part)) for part in parts)
         else:
             yield name, tensor
 
