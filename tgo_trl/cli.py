@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = _take_debug(rest)
     try:
         return run_command(command, rest, debug)
-    except KeyboardInterrupt:
-        print("Interrupted. The same command goes on where it stopped.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "Interrupted. The same command goes on where it stopped.", file=sys.stderr)
         return 130
     except USER_ERRORS as error:
         if debug:

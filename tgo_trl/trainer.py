@@ -737,7 +737,7 @@ class TGOTrainer(Trainer):
     def _describe_end(self, cause: str) -> str:
         step, saved = self.state.global_step, self._last_saved
         where = f"checkpoint-{saved} is the last one" if saved else "there is no checkpoint"
-        lost = f"{step - saved} updates are lost" if step > saved else "no update is lost"
+        lost = f"{step - saved} update{'s' * (step - saved > 1)} lost" if step > saved else "no update lost"
         return f"{cause} at update {step} of {self.state.max_steps}: {where}, {lost}. The same command goes on there."
 
     # ---- The card and the Hub ----
