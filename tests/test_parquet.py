@@ -145,6 +145,43 @@ def test_a_stream_gets_its_names_when_its_end_is_known(tmp_path):
     assert load_dataset(str(tmp_path), split="train")["prompt"] == [f"prompt {i}" for i in range(6)]
 
 
+# ---- Damage ----
+
+HARM = {
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "empty": lambda path: os.truncate(path, 0),
+    "flipped": lambda path: path.write_bytes(path.read_bytes()[:-40] + b"\0" + path.read_bytes()[-39:]),
+    "without its entry": lambda path: (path.parent.parent / ".manifest" / "train-00001.json").unlink(),
+    "with half an entry": lambda path: os.truncate(path.parent.parent / ".manifest" / "train-00001.json", 20),
+}
+
+
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
+def test_a_damaged_shard_is_made_again_and_named(tmp_path, harm, caplog):
+    state = PartialState()
+    shards = shards_in(tmp_path, 2)
+    shards.begin({}, state)
+    for shard in range(2):
+        shards.write(shard, rows(2, 2 * shard), FEATURES)
+    (tmp_path / "README.md").write_text("of a finished data set")
+    before = {name: data for name, data in files(tmp_path).items() if name != "README.md"}
+    assert shards.begin({}, state) == [0, 1]
+    harm(shards.path(1))
+    assert shards.begin({}, state) == [0]
+    assert "train-00001-of-00002.parquet" in caplog.text
+    assert "It is made again." in caplog.text
+    assert not (tmp_path / "README.md").exists(), "the data set is not finished"
+    shards.write(1, rows(2, 2), FEATURES)
+    assert files(tmp_path) == before
+
+
+def test_what_a_shard_was_made_of_is_remembered(tmp_path):
+    shards = shards_in(tmp_path, 2)
+    shards.write(0, rows(), FEATURES, "digest of its rows")
+    shards.write(1, rows(), FEATURES)
+    assert [shards.source(shard) for shard in range(3)] == ["digest of its rows", None, None]
+
+
 # ---- Settings ----
 
 

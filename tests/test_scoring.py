@@ -370,6 +370,28 @@ def test_other_settings_are_refused(folder, tmp_path):
         score(config(folder, out, rewards=[spec]))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("changed", [0, 4, 10])
+def test_every_shard_is_compared_with_its_rows(folder, tmp_path, changed, streaming):
+    """Not the first alone: the rows are those of each written shard, or the run is another."""
+    dataset = rows(11)
+    given = dataset.to_iterable_dataset() if streaming else dataset
+    out = score(config(folder, tmp_path / "out", rows_per_shard=4), given)
+    last = sorted((out / "data").iterdir())[-1]
+    last.unlink()  # to be made again
+    prompts = [f"{prompt}!" if row == changed else prompt for row, prompt in enumerate(dataset["prompt"])]
+    other = dataset.remove_columns("prompt").add_column("prompt", prompts).select_columns(dataset.column_names)
+    given = other.to_iterable_dataset() if streaming else other
+    if changed == 10:  # its shard is the one that is made again
+        assert load(score(config(folder, out, rows_per_shard=4), given))["prompt"][10].endswith("!")
+        return
+    message = (
+        "`content` was" if changed == 0 else r"train-00001.*\.parquet in .* holds the scores of other prompts"
+    )
+    with pytest.raises(ValueError, match=message):
+        score(config(folder, out, rows_per_shard=4), given)
+
+
 def test_a_scored_data_set_is_scored_again(folder, tmp_path):
     first = score(config(folder, tmp_path / "first"))
     with pytest.raises(ValueError, match=r"has a column 'score' already\. Name the new one with `score_columns`"):

@@ -351,7 +351,7 @@ def _write_missing(
 def _check_source(shards: ParquetFolder, shard: int, source: str) -> None:
     if shards.source(shard) != source:
         raise ValueError(
-            f"{shards.path(shard).name} in {str(shards.folder)!r} holds the scores of other prompts or images than the "
+            f"{shards.written()[shard].name} in {str(shards.folder)!r} holds the scores of other prompts or images than the "
             "data set has there now. Set another `output_dir`, or delete the folder to begin anew."
         )
 
