@@ -1,8 +1,19 @@
-"""One thread per test process, and nothing from the Hub."""
+"""One thread per test process, nothing from the Hub, and a Hub of one's own."""
 
 import os
 
+import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def hub(tmp_path_factory, monkeypatch):
+    """A Hub on this machine, which huggingface_hub, diffusers and datasets take for the real one."""
+    from .hub_server import connect, serving
+
+    with serving() as server:
+        connect(server, tmp_path_factory.mktemp("home"), monkeypatch)
+        yield server
