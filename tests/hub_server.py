@@ -109,7 +109,6 @@ class Hub:
         self.refused_lfs: str | None = None
         self.faults: list[Fault] = []
         self.requests: list[str] = []
-        self.agents: set[str] = set()
         self.lock = threading.RLock()
         self.stopped = threading.Event()
         self.url = ""
@@ -180,7 +179,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         fault = self.hub.meet(f"{self.command} {self.path}")
-        self.hub.agents.add(self.headers.get("User-Agent", ""))
         self.fault = fault
         if fault is not None and fault.kind == "reset":
             self.rfile.read(min(1, int(self.headers.get("Content-Length") or 0)))

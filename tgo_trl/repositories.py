@@ -4,6 +4,7 @@ huggingface_hub asks again by itself where it uploads files, but not where it cr
 commits, and it waits for an answer for ever. Both are mended here, and nothing is asked twice as often.
 """
 
+import json
 import logging
 import re
 import time
@@ -27,7 +28,7 @@ SILENCE = 120.0
 """Seconds without a byte in either direction after which a request has failed."""
 PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
 """What may be otherwise in a moment: 409 and 412 say that somebody else has just committed."""
-RETRIED_BY_CLIENT = re.compile(r"/preupload/|/info/lfs/objects/batch")
+RETRIED_BY_CLIENT = re.compile(r"/preupload/|/tree/|/info/lfs/objects/batch")
 
 
 class UploadError(OSError):
@@ -58,7 +59,8 @@ class Destination:
     @property
     def head(self) -> str:
         """The newest commit."""
-        return str(self.api.repo_info(self.repo_id, repo_type=self.repo_type, revision=self.revision).sha)
+        where = {"repo_type": self.repo_type, "revision": self.revision}
+        return str(self.api.repo_info(self.repo_id, timeout=SILENCE, **where).sha)  # type: ignore[arg-type]
 
     def files(self, commit: str) -> list[str]:
         """Paths of the files in a commit."""
@@ -120,7 +122,7 @@ def persistently(attempt: Callable[[], T]) -> T:
         _bound_requests()
         try:
             return attempt()
-        except (HfHubHTTPError, httpx.TransportError) as error:
+        except (HfHubHTTPError, httpx.TransportError, json.JSONDecodeError) as error:
             pause = None if wait_time is None else _pause(error, wait_time)
             if pause is None:
                 raise
@@ -135,7 +137,9 @@ def explain(error: BaseException) -> str:
     while cause.__cause__ is not None and not isinstance(cause, HfHubHTTPError):
         cause = cause.__cause__  # of an error that only says which file it was
     if isinstance(cause, LocalTokenNotFoundError):
-        return "there is no token. Log in with `hf auth login`, or set `hub_token`."
+        return "There is no token: log in with `hf auth login`, or set `hub_token`."
+    if isinstance(cause, json.JSONDecodeError):
+        return "The answer was no JSON, as of a gateway on the way to the Hub."
     if isinstance(cause, HfHubHTTPError):
         advice = {
             401: "The token is missing, wrong or expired: log in with `hf auth login`, or set `hub_token`.",
@@ -145,8 +149,10 @@ def explain(error: BaseException) -> str:
     return _one_line(f"{type(cause).__name__}: {cause}")
 
 
-def _pause(error: "HfHubHTTPError | httpx.TransportError", wait_time: float) -> float | None:
+def _pause(error: "HfHubHTTPError | httpx.TransportError | json.JSONDecodeError", wait_time: float) -> float | None:
     """Seconds until the next attempt; None if there is to be none."""
+    if isinstance(error, json.JSONDecodeError):  # a page of some gateway's, which the client took for an answer
+        return wait_time
     if not isinstance(error, HfHubHTTPError):
         return None if _was_retried(error) else wait_time
     if error.response.status_code not in PASSING or _was_retried(error):
@@ -158,9 +164,10 @@ def _pause(error: "HfHubHTTPError | httpx.TransportError", wait_time: float) -> 
 
 def _was_retried(error: HfHubHTTPError | httpx.TransportError) -> bool:
     try:
-        return RETRIED_BY_CLIENT.search(str(error.request.url)) is not None
+        request = error.response.request if isinstance(error, HfHubHTTPError) else error.request
     except RuntimeError:  # an error that knows no request
         return False
+    return RETRIED_BY_CLIENT.search(str(request.url)) is not None
 
 
 def _bound_requests() -> None:

@@ -22,6 +22,8 @@ Operation = CommitOperationAdd | CommitOperationDelete
 
 LEAST_TIME, LEAST_SPEED = 900.0, 100_000
 """An upload is given up after so many seconds, and one more for so many bytes."""
+TOLD_AFTER = 5.0
+"""Seconds of waiting that need no explanation."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,11 @@ class Uploads:
 
     def finish(self) -> None:
         """Waits for what has begun; every upload ends, by giving up if need be."""
-        if self.is_busy:
-            logger.warning("Waiting for an upload to the Hub to end.")
-            wait([self._latest])  # type: ignore[list-item]
+        if self._latest is None:
+            return
+        if wait([self._latest], timeout=TOLD_AFTER).not_done:
+            logger.warning("Waiting for an upload to the Hub; it ends, or is given up, by itself.")
+            wait([self._latest])
 
     def _note(self, upload: Upload, is_awaited: bool, future: "Future[CommitInfo]") -> None:
         error = future.exception()
