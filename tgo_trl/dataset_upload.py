@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SHARD = re.compile(r"data/(?P<split>\w+(\.\w+)*)-\d{5,}(-of-\d{5,})?\.parquet")
 """Paths of shards; names of splits are as `datasets` allows them."""
+OWN_TEXT = re.compile(r"(Made with|, by) tgo_trl\.$", re.MULTILINE)
+"""What the first paragraph of a card that this package wrote ends with."""
 OWN_FIELDS = ("license", "task_categories", "size_categories", "source_datasets", "tags")
 """What the cards of this package state besides the data themselves."""
 
@@ -71,9 +73,8 @@ def _operations(folder: Path, destination: Destination, head: str) -> list[Opera
     kept = [path for path in there if not _is_shard_of(path, splits)]
     stale = [path for path in there if path not in kept and path not in paths]
     card = DatasetCard((folder / CARD_NAME).read_text("utf-8"))
-    if CARD_NAME in there:
-        merge_cards(card, DatasetCard(destination.text(CARD_NAME, head)), kept)
-    card_operation = CommitOperationAdd(CARD_NAME, str(card).encode("utf-8"))
+    other = DatasetCard(destination.text(CARD_NAME, head) if CARD_NAME in there else "---\n{}\n---\n")
+    card_operation = CommitOperationAdd(CARD_NAME, str(merge_cards(card, other, kept)).encode("utf-8"))
     return [*map(CommitOperationDelete, stale), *added, card_operation]
 
 
@@ -82,13 +83,13 @@ def _is_shard_of(path: str, splits: set[str]) -> bool:
     return match is not None and match["split"] in splits
 
 
-def merge_cards(card: DatasetCard, other: DatasetCard, kept: list[str]) -> None:
-    """Adds to a card what the repository's card says of other splits and configurations, and what others wrote there.
+def merge_cards(card: DatasetCard, other: DatasetCard, kept: list[str]) -> DatasetCard:
+    """A card with what the repository's says of other splits and configurations, and what others wrote there.
 
-    The text is replaced if it was written by this package.
+    Its text stays unless this package wrote it. Merging what comes out with the same card changes nothing.
 
     Args:
-        card: of the data set that is uploaded; changed.
+        card: of the data set that is uploaded.
         other: the repository's.
         kept: paths of the files that stay there.
 
@@ -101,7 +102,7 @@ def merge_cards(card: DatasetCard, other: DatasetCard, kept: list[str]) -> None:
     theirs = infos.get("default", DatasetInfo())
     described = {name for name in theirs.splits or {} if name not in ours.splits}
     others = described | {match["split"] for match in map(SHARD.fullmatch, kept) if match}
-    is_ours = "tgo_trl" in (other.data.get("tags") or [])
+    is_ours = OWN_TEXT.search(other.text) is not None
 
     merged = _merged_fields(card.data, other.data, is_ours and not others)
     for name in ("dataset_info", "configs"):
@@ -113,11 +114,10 @@ def merge_cards(card: DatasetCard, other: DatasetCard, kept: list[str]) -> None:
         infos.pop("default", None)
     infos.to_dataset_card_data(merged)
     _with_split(configs, set(ours.splits)).to_dataset_card_data(merged)
-    card.data = merged
-    if not is_ours and other.text.strip():
-        card.text = other.text
-    elif others:
-        card.text += f"\nThe repository also holds other splits: {', '.join(sorted(others))}.\n"
+    text = card.text if is_ours or not other.text.strip() else other.text
+    if others and text == card.text:
+        text += f"\nThe repository also holds other splits: {', '.join(sorted(others))}.\n"
+    return DatasetCard(f"---\n{merged.to_yaml()}\n---\n{text}")
 
 
 def _merged_fields(ours: CardData, theirs: CardData, replaces: bool) -> DatasetCardData:
