@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tgo_trl import repositories, uploads
-from tgo_trl.repositories import UploadError, open_repository
+from tgo_trl.repositories import UploadError, explain, open_repository
 from tgo_trl.uploads import Upload, Uploads, folder_operations
 
 from .hub_server import READ_TOKEN
@@ -201,6 +201,14 @@ def test_a_process_without_a_network_is_told(hub, folder, monkeypatch):
         with pytest.raises(UploadError, match="OfflineModeIsEnabled") as error:
             push(folder)
     assert_told(hub, folder, error.value)
+
+
+def test_what_is_told_is_one_short_line_without_secrets():
+    text = explain(
+        OSError("no way\nto http://ann:secret@proxy:3128/a?X-Amz-Signature=5ec3e7&x=1 (Request ID: 7) " + 400 * "a")
+    )
+    assert text.startswith("OSError: no way to http://proxy:3128/a? aaaa")
+    assert len(text) == 300
 
 
 def test_a_token_that_is_withdrawn_meanwhile_is_told(hub, folder):

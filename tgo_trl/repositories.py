@@ -132,7 +132,7 @@ def persistently(attempt: Callable[[], T]) -> T:
 
 
 def explain(error: BaseException) -> str:
-    """What went wrong and what to do about it: one sentence without addresses that hold a signature."""
+    """What went wrong and what to do about it, in one line, without the signatures and passwords of addresses."""
     cause = error
     while cause.__cause__ is not None and not isinstance(cause, HfHubHTTPError):
         cause = cause.__cause__  # of an error that only says which file it was
@@ -178,6 +178,6 @@ def _bound_requests() -> None:
 
 
 def _one_line(text: str) -> str:
-    text = re.sub(r"\(Request ID: [^)]*\)|(?<=\?)[^\s'\"]*=[^\s'\"]*", "", text)
+    text = re.sub(r"\(Request ID: [^)]*\)|(?<=\?)[^\s'\"]*=[^\s'\"]*|(?<=//)[^\s/@]*@", "", text)
     text = " ".join(text.split())
     return f"{text[:297]}..." if len(text) > 300 else f"{text.rstrip('.')}."
