@@ -656,14 +656,13 @@ def test_a_stream_of_pictures_in_memory():
     assert scored[1]["image"].tobytes() == picture(1).tobytes()
 
 
-def test_the_command_uploads_what_it_wrote(tmp_path, monkeypatch):
-    uploaded = []
-    monkeypatch.setattr("tgo_trl.conversion.publish", lambda folder, config: uploaded.append((folder, config)))
+def test_the_command_uploads_what_it_wrote(tmp_path, hub):
     arguments = ["--dataset_name", table(tmp_path), "--output_dir", str(tmp_path / "out"), "--disable_tqdm"]
-    assert main(["convert", *arguments, "--push_to_hub", "--hub_dataset_id", "user/rows", "--license", "mit"]) == 0
-    ((folder, settings),) = uploaded
-    assert (folder, settings.hub_dataset_id) == (tmp_path / "out", "user/rows")
-    assert "license: mit" in (folder / "README.md").read_text()
+    assert main(["convert", *arguments, "--push_to_hub", "--hub_dataset_id", "me/rows", "--license", "mit"]) == 0
+    [commit] = hub.dataset("me/rows").commits
+    assert "license: mit" in commit.files["README.md"].decode()
+    for name in ("conversion.json", "data/train-00000-of-00001.parquet"):
+        assert commit.files[name] == (tmp_path / "out" / name).read_bytes()
 
 
 # ---- What is refused ----

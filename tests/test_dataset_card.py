@@ -1,14 +1,11 @@
-"""Cards of drawn and scored data sets, and what is uploaded with them."""
+"""Cards of drawn and scored data sets."""
 
 import shutil
-from pathlib import Path
 
 import datasets
 import pytest
 import yaml
 from datasets import load_dataset
-from huggingface_hub import HfApi, RepoUrl
-from huggingface_hub.utils import filter_repo_objects
 
 from tgo_trl.commands.generate import GenerateConfig
 from tgo_trl.commands.score import ScoreConfig
@@ -28,28 +25,6 @@ length.license = "cc-by-4.0 | see there"
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """What arrives at the Hub: arguments of each call, and files in `tmp_path / "hub"`."""
-    calls = []
-
-    def create_repo(self, repo_id, **kwargs):
-        calls.append(("create", self.token, repo_id, kwargs))
-        return RepoUrl(f"https://huggingface.co/datasets/{repo_id if '/' in repo_id else f'me/{repo_id}'}")
-
-    def upload_folder(self, *, folder_path, allow_patterns, **kwargs):
-        calls.append(("upload", self.token, kwargs))
-        source = Path(folder_path)
-        names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
-        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
-            (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source / name, tmp_path / "hub" / name)
-
-    monkeypatch.setattr(HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    return calls
 
 
 def drawn(folder, **settings):
@@ -140,28 +115,3 @@ def test_what_is_not_set_is_not_in_the_table():
     assert "adapter" not in table
     assert "guidance scale" not in table
     assert (table["size"], table["num frames"], table["prompts"]) == ("32 x 16", 5, "1,200 of p.txt")
-
-
-def test_only_the_data_set_is_uploaded(tmp_path, hub):
-    drawn(tmp_path)
-    (tmp_path / "scored" / "data").mkdir(parents=True)
-    for name in ("notes.txt", "data/.train-00000-of-00001.parquet.0123abcd", "token.json"):
-        (tmp_path / "scored" / name).write_text("private")
-    settings = {"push_to_hub": True, "hub_dataset_id": "me/rows", "hub_private_repo": True, "hub_token": "secret"}
-    folder = scored(tmp_path, **settings)
-    (_, token, repo, created), (_, _, uploaded) = hub
-    assert (token, repo, created) == ("secret", "me/rows", {"repo_type": "dataset", "private": True, "exist_ok": True})
-    assert (uploaded["repo_id"], uploaded["repo_type"]) == ("me/rows", "dataset")
-    assert uploaded["delete_patterns"] == ["data/*.parquet"]  # of an upload in other shards
-    arrived = {
-        path.relative_to(tmp_path / "hub").as_posix() for path in (tmp_path / "hub").rglob("*.*") if path.is_file()
-    }
-    assert arrived == {"README.md", "generation.json", "scoring.json", "data/train-00000-of-00001.parquet"}
-    assert 'load_dataset("me/rows", split="train")' in (folder / "README.md").read_text()
-    assert not [path for path in folder.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
-
-
-def test_the_repository_is_named_after_the_folder(tmp_path, hub):
-    drawn(tmp_path, push_to_hub=True)
-    assert hub[0][2] == "drawn"
-    assert hub[1][2]["repo_id"] == "me/drawn"

@@ -35,7 +35,8 @@ from .conversion_card import build_card
 from .data.images import encoded_bytes
 from .data.rows import BadRows, undecoded
 from .data.shards import fingerprint
-from .dataset_card import dataset_info, publish
+from .dataset_card import dataset_info
+from .dataset_upload import check_destination, publish
 from .layouts import LAYOUTS, Layout, find_layout
 from .parquet import CARD_NAME, ParquetFolder, locks_output_dir, open_dataset, process_state, public_name
 from .storage.files import replace_file
@@ -69,6 +70,7 @@ def convert(config: "ConvertConfig") -> Path:
     open_columns = _opener(config)
     name = find_layout(column_names(open_columns(None))) if config.layout == "auto" else config.layout
     layout = config.adapt(LAYOUTS[name])
+    check_destination(config, config.output_dir, state)
     with _progress(config, state, "Reading") as progress:
         found = read_annotations(open_columns, layout, config.on_bad_row == "skip", progress.update)
     scoring = fit_scoring(found, layout, config.score_type, config.ties, config.prior)

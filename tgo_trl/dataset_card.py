@@ -1,4 +1,4 @@
-"""The card of a data set that was drawn or scored here, and its upload."""
+"""The card of a data set that was drawn or scored here."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 from datasets import DatasetInfo, Features, List, SplitDict, SplitInfo, Value
 from datasets.info import DatasetInfosDict
-from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub import DatasetCard, DatasetCardData
 
-from .parquet import CARD_NAME, GENERATION_NAME, RECORD_NAMES, SCORING_NAME, ParquetFolder
+from .parquet import CARD_NAME, GENERATION_NAME, SCORING_NAME, ParquetFolder
 from .storage.files import replace_file
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def build_card(shards: ParquetFolder, name: str, license: str | None = None) -> 
     data = DatasetCardData(
         license=license,
         task_categories=[generation["settings"]["task"]] if generation else None,
-        size_categories=next((name for limit, name in SIZES if num_rows < limit), LARGEST),
+        size_categories=size_category(num_rows),
         source_datasets=_source_id(scoring),
         tags=["tgo_trl", *(["synthetic"] if generation else []), *(["reward"] if scoring else [])],
     )
@@ -73,6 +73,11 @@ def build_card(shards: ParquetFolder, name: str, license: str | None = None) -> 
         parts += ["## Scores", _scores_text(scoring)]
     parts += ["## License", license_note(generation, scoring, license)]
     return DatasetCard("---\n" + data.to_yaml() + "\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def size_category(num_rows: int) -> str:
+    """What the Hub calls a data set of so many rows."""
+    return next((name for limit, name in SIZES if num_rows < limit), LARGEST)
 
 
 def read_record(folder: Path, name: str) -> dict[str, Any] | None:
@@ -129,25 +134,6 @@ def license_note(generation: Mapping[str, Any] | None, scoring: Mapping[str, Any
             notes.append(f"The rows are those of `{source}`; its terms apply.")
         notes.append("The terms of the reward models are in the table of scores.")
     return " ".join(notes)
-
-
-def publish(folder: Path, config: "DatasetSettings") -> str:
-    """Uploads shards, card and settings to the Hub, and nothing else; returns the repository's id.
-
-    Shards of an earlier upload that are not among these are deleted there.
-    """
-    api = HfApi(token=config.hub_token)
-    name = config.hub_dataset_id or folder.resolve().name
-    repo = api.create_repo(name, repo_type="dataset", private=config.hub_private_repo, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo.repo_id,
-        repo_type="dataset",
-        folder_path=folder,
-        allow_patterns=["data/*.parquet", CARD_NAME, *RECORD_NAMES],
-        delete_patterns=["data/*.parquet"],
-        commit_message="Upload data set",
-    )
-    return str(repo.repo_id)
 
 
 def _introduction(num_rows: int, generation: Mapping[str, Any] | None, scoring: Mapping[str, Any] | None) -> str:

@@ -31,7 +31,8 @@ from tqdm.auto import tqdm
 from .checks import check_size
 from .data.rows import check_prompt
 from .data.shards import component_fingerprint, config_fingerprint, fingerprint
-from .dataset_card import publish, write_card
+from .dataset_card import write_card
+from .dataset_upload import check_destination, publish
 from .draws import stable_seed
 from .families import Family, Sample, Size, build_family
 from .loading import load_pipeline
@@ -89,6 +90,7 @@ def generate(config: "GenerateConfig", pipeline: DiffusionPipeline | None = None
     prompts = read_prompts(
         config.prompts, config.prompt_column, config.dataset_config, config.dataset_split, config.max_prompts
     )
+    check_destination(config, config.output_dir, state)
     is_ours = pipeline is None
     if pipeline is None:
         pipeline = _load(config, family, state)

@@ -1,19 +1,35 @@
-"""A run's model card, and its uploads while it trains."""
+"""A run's model card, and its uploads while it trains and at its end."""
 
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import upload_folder
+from huggingface_hub import CommitInfo
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SchedulerType
-from transformers.utils.hub import PushInProgress
 
 from .data.encoded import EncodedDataset
 from .model_card import CardContent, build_card, shown_path
 from .plots import SCORE_HISTOGRAM_NAME
+from .repositories import Destination, UploadError, open_repository
 from .sampling import last_grid
+from .uploads import Upload, folder_operations, upload_command
 
 if TYPE_CHECKING:
+    from .config import TGOConfig
     from .trainer import TGOTrainer
+
+SCRAPS = ("_*", ".*", f"{PREFIX_CHECKPOINT_DIR}-*")
+"""What a run has in its folder besides what it is to be used with."""
+SNAPSHOT_PREFIX = "_pushing-"
+LARGE = 1 << 20
+"""Bytes of a file that is linked rather than copied."""
 
 
 def write_card(
@@ -81,33 +97,108 @@ def hyperparameters(trainer: "TGOTrainer") -> dict[str, Any]:
     return shown
 
 
+def open_model_repository(args: "TGOConfig", token: str | None = None, private: bool | None = None) -> Destination:
+    """The repository that a run is pushed to; arguments as in [`~transformers.Trainer.init_hf_repo`].
+
+    Raises:
+        UploadError: if it cannot be written to.
+    """
+    name = args.hub_model_id or args.output_path.absolute().name
+    private = args.hub_private_repo if private is None else private
+    return open_repository(name, "model", token or args.hub_token, private, args.hub_revision, "hub_model_id")
+
+
 def push_checkpoint(trainer: "TGOTrainer", checkpoint: Path) -> None:
     """Uploads weights, card and pictures in the background, and the checkpoint itself if `hub_strategy` asks for it.
 
     Only a checkpoint holds files that are no safetensors, JSON or pictures: the optimizer's, which a resume needs.
     """
     args = trainer.args
-    running: Any = trainer.push_in_progress
-    is_busy = running is not None and not running.is_done()
-    if args.hub_strategy == HubStrategy.END or (is_busy and not args.hub_always_push):
+    if args.hub_strategy == HubStrategy.END or (trainer.uploads.is_busy and not args.hub_always_push):
         return
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
     trainer.save_model(args.output_dir, _internal_call=True)
     message = f"Training in progress, step {trainer.state.global_step}"
-    common: dict[str, Any] = {
-        "repo_id": trainer.hub_model_id,
-        "token": args.hub_token,
-        "revision": args.hub_revision,
-        "run_as_future": True,
-    }
-    ignored = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*"]
-    jobs = [upload_folder(folder_path=args.output_path, commit_message=message, ignore_patterns=ignored, **common)]
+    trainer.uploads.start(_upload(trainer, args.output_path, message, is_background=True))
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         name = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else checkpoint.name
-        message = f"{message}, checkpoint"
-        jobs.append(upload_folder(folder_path=checkpoint, path_in_repo=name, commit_message=message, **common))
-    earlier = running.jobs if is_busy else []
-    trainer.push_in_progress = PushInProgress(earlier + jobs)  # type: ignore[assignment,arg-type]
+        trainer.uploads.start(_upload(trainer, checkpoint, f"{message}, checkpoint", name, is_background=True))
+
+
+def push_model(
+    trainer: "TGOTrainer", message: str, blocking: bool, token: str | None = None, revision: str | None = None
+) -> "CommitInfo | Future[CommitInfo]":
+    """Uploads what [`push_checkpoint`] does without the checkpoint, after what is under way; the commit, or its future.
+
+    Raises:
+        UploadError: if it fails, and `blocking`.
+    """
+    upload = _upload(trainer, trainer.args.output_path, message, is_background=not blocking)
+    to = upload.destination
+    to = replace(to, token=token or to.token, revision=revision or to.revision)
+    future = trainer.uploads.start(replace(upload, destination=to), is_awaited=blocking)
+    return future.result() if blocking else future
+
+
+def sum_up_failures(trainer: "TGOTrainer") -> str | None:
+    """What is not on the Hub although it was to be, and what to do; None if there is nothing."""
+    failures = trainer.uploads.failures
+    if not failures:
+        return None
+    return f"{len(failures)} of what was to be pushed is not on the Hub. {' '.join(map(str, failures.values()))}"
+
+
+def check_pushed(trainer: "TGOTrainer") -> None:
+    """Raises an UploadError if something that was to be on the Hub, such as the last checkpoint, is not there."""
+    trainer.uploads.finish()
+    failures = sum_up_failures(trainer)
+    if failures is not None:
+        raise UploadError(failures)
+
+
+def _upload(
+    trainer: "TGOTrainer", folder: Path, message: str, path_in_repo: str = "", is_background: bool = False
+) -> Upload:
+    """The upload of a folder: the run's without its checkpoints and what begins with `_` or a dot, or a checkpoint."""
+    destination, ignored = trainer.destination, () if path_in_repo else SCRAPS
+    assert destination is not None
+    command = upload_command(destination, folder, path_in_repo or ".", ignored)
+    source = _snapshot(trainer, folder, ignored) if is_background else folder
+    return Upload(
+        destination,
+        lambda head: folder_operations(source, path_in_repo, ignored),
+        message,
+        num_bytes=sum(path.stat().st_size for path in source.rglob("*") if path.is_file()),
+        remedy=f"The files are safe in {str(folder)!r}; this uploads them: {command}",
+        target=path_in_repo,
+        cleanup=(lambda: shutil.rmtree(source, ignore_errors=True)) if is_background else lambda: None,
+    )
+
+
+def _snapshot(trainer: "TGOTrainer", folder: Path, ignored: Sequence[str]) -> Path:
+    """A folder of the files as they are now: the run goes on to replace them, and to delete checkpoints.
+
+    Large files are linked where that can be done; they are never written in place.
+    """
+    parent = trainer.args.output_path
+    if not trainer.uploads.is_busy:
+        for left in parent.glob(f"{SNAPSHOT_PREFIX}*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+    target = Path(tempfile.mkdtemp(prefix=SNAPSHOT_PREFIX, dir=parent))
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    for name in filter_repo_objects(names, ignore_patterns=list(ignored)):
+        copy = target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        _link_or_copy(folder / name, copy)
+    return target
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    if source.stat().st_size >= LARGE:
+        with contextlib.suppress(OSError):  # a file system without links
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
 
 
 def _example_prompt(trainer: "TGOTrainer") -> str:

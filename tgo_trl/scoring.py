@@ -26,7 +26,8 @@ from .data.unscored import (
     read_ahead,
     read_row,
 )
-from .dataset_card import publish, read_record, write_card
+from .dataset_card import read_record, write_card
+from .dataset_upload import check_destination, publish
 from .parquet import (
     GENERATION_NAME,
     SCORING_NAME,
@@ -74,6 +75,7 @@ def score(
         dataset = open_dataset(
             config.dataset_name, config.dataset_config, config.dataset_split, config.dataset_streaming
         )
+    check_destination(config, config.output_dir, state)
     models = dict(zip(config.reward_columns(), _load_rewards(config, rewards), strict=True))
     features = features_of(dataset)
     reader = find_reader(

@@ -52,12 +52,14 @@ from .objectives import implicit_reward, log_likelihood, log_ratio, tgo_loss
 from .policy import Policy, build_policy, check_policy, disable_dropout
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
 from .progress import Progress
-from .publishing import push_checkpoint, write_card
+from .publishing import open_model_repository, push_checkpoint, push_model, sum_up_failures, write_card
 from .reference import AdapterReference, ModelReference, Reference
+from .repositories import Destination
 from .resuming import accepted_changes, load_changed_optimizer
 from .sampling import SampleGridCallback, cpu_generators
 from .storage.locks import sole_writer
 from .summary import print_summary, summary_rows
+from .uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +154,10 @@ class TGOTrainer(Trainer):
         args = default_args(model) if args is None else args
         check_arguments(args, model, ref_model, train_dataset, eval_dataset)
         dtype = training_dtype(args)
+        self.uploads = Uploads()
+        # Before anything that takes long.
+        pushes = args.push_to_hub and args.process_index == 0
+        self.destination: Destination | None = open_model_repository(args) if pushes else None
         self.pipeline = load_pipeline(model, args.model_init_dict, quantization_config, family, dtype)
         remove_offloading(self.pipeline)
         if processing_class is not None:
@@ -761,9 +767,44 @@ class TGOTrainer(Trainer):
             extra_tags = (tags,) if isinstance(tags, str) else tuple(tags or ())
             write_card(self, model_name, dataset_name, extra_tags, license)
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Opens the repository to push to, unless that was done when the trainer was made."""
+        if self.is_world_process_zero():
+            self.destination = self.destination or open_model_repository(self.args, token, private)
+            self.hub_model_id = self.destination.repo_id  # type: ignore[assignment]
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As [`~transformers.Trainer.push_to_hub`]; the files are saved before, and are safe if it fails.
+
+        Raises:
+            UploadError: if it fails, and `blocking`; it says what uploads the files.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        return push_model(self, commit_message or "End of training", blocking, token, revision)
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():
             push_checkpoint(self, Path(checkpoint_folder))
+
+    def _finish_current_push(self) -> None:
+        self.uploads.finish()
+        failures = sum_up_failures(self)
+        if failures is not None:
+            logger.warning("%s", failures)
 
 
 def _build_reference(

@@ -50,9 +50,13 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
     """Trains, saves, and pushes if `push_to_hub` asks for it.
 
     Goes on from the newest complete checkpoint in `output_dir`, unless `resume_from_checkpoint` is false.
+
+    Raises:
+        UploadError: if something could not be pushed; everything is saved then, and it says what uploads it.
     """
     from ..artifacts import last_checkpoint
     from ..parquet import open_dataset
+    from ..publishing import check_pushed
     from ..trainer import TGOTrainer
 
     splits = [arguments.dataset_train_split]
@@ -72,11 +76,12 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
     if resume is None:  # the same command goes on where it stopped, as all of them do
         resume = last_checkpoint(args.output_path)
     trainer.train(resume_from_checkpoint=resume if isinstance(resume, bool) or resume is None else str(resume))
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # it is pushed below, once and with its card
     dataset_id = None if Path(name).exists() else name  # the card links to the Hub
     trainer.create_model_card(dataset_name=dataset_id)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_id)
+        check_pushed(trainer)
 
 
 def _pipeline(arguments: TrainArguments, args: "TGOConfig") -> Any:
