@@ -21,17 +21,9 @@ from PIL import Image
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from .annotations import (
-    AnnotatedImage,
-    Annotations,
-    OpenColumns,
-    Scoring,
-    column_names,
-    fit_scoring,
-    image_cells,
-    read_annotations,
-)
+from .annotations import AnnotatedImage, Annotations, OpenColumns, column_names, image_cells, read_annotations
 from .conversion_card import build_card
+from .data.classes import ClassNames
 from .data.images import encoded_bytes
 from .data.rows import BadRows, undecoded
 from .data.shards import fingerprint
@@ -39,11 +31,18 @@ from .dataset_card import dataset_info, publish
 from .layouts import LAYOUTS, Layout, find_layout
 from .parquet import CARD_NAME, ParquetFolder, open_dataset, process_state, public_name, replace_file
 from .tallies import Comparisons, Ratings
+from .tally_scores import Scoring, fit_scoring
 
 if TYPE_CHECKING:
     from .commands.convert import ConvertConfig
 
 CONVERSION_NAME = "conversion.json"
+WINNERS = {
+    "outcomes": ("images_that_won", "images_that_never_won"),
+    "votes": ("images_with_votes", "images_without_votes"),
+    "shares": ("images_with_votes", "images_without_votes"),
+}
+"""What images with and without wins are called: one vote of 26 is no victory."""
 ROWS_PER_SHARD = 1000
 
 
@@ -65,8 +64,8 @@ def convert(config: "ConvertConfig") -> Path:
     """
     state = process_state()
     open_columns = _opener(config)
-    name = find_layout(column_names(open_columns(None))) if config.layout == "auto" else config.layout
-    layout = config.adapt(LAYOUTS[name])
+    name, layout = named_layout(config.layout, open_columns(None))
+    layout = config.adapt(layout)
     with _progress(config, state, "Reading") as progress:
         found = read_annotations(open_columns, layout, config.on_bad_row == "skip", progress.update)
     scoring = fit_scoring(found, layout, config.score_type, config.ties, config.prior)
@@ -102,7 +101,7 @@ def convert(config: "ConvertConfig") -> Path:
         shards.finish({"found": facts})
         text = build_card(shards, config.license, scoring, facts)
         replace_file(shards.folder / CARD_NAME, lambda path: path.write_text(text, "utf-8"))
-        _print(facts, config.output_dir)
+        _print(name, found, facts, config.output_dir)
         if config.push_to_hub:
             publish(shards.folder, config)
     state.wait_for_everyone()
@@ -130,7 +129,8 @@ def convert_dataset(
         return dataset if columns is None else _undecoded(dataset, columns)
 
     if isinstance(layout, str):
-        layout = LAYOUTS[find_layout(column_names(dataset)) if layout == "auto" else layout]
+        _, layout = named_layout(layout, dataset)
+    layout.check()
     found = read_annotations(open_columns, layout, on_bad_row == "skip")
     scoring = fit_scoring(found, layout, score_type, ties, prior)
     kept = scored_images(found, scoring)
@@ -140,6 +140,19 @@ def convert_dataset(
     found.bad.report("annotated", found.num_rows)
     bad.report("annotated", found.num_rows)
     return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
+
+
+def named_layout(name: str, dataset: Dataset | IterableDataset) -> tuple[str, Layout]:
+    """The layout of a name of [`LAYOUTS`], or, of `"auto"`, that which the columns tell; and its name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name == "auto":
+        return find_layout(column_names(dataset))
+    if name not in LAYOUTS:
+        raise ValueError(f"`layout` is {name!r}; it must be one of {', '.join(map(repr, ('auto', *LAYOUTS)))}.")
+    return name, LAYOUTS[name]
 
 
 def scored_images(found: Annotations, scoring: Scoring) -> list[AnnotatedImage]:
@@ -173,6 +186,7 @@ class _ImageReader:
 
     def __init__(self, open_columns: OpenColumns, layout: Layout, folder: Path, suffix: str) -> None:
         self.dataset = open_columns(list(layout.images))
+        self.names = ClassNames(self.dataset.features)
         self.layout = layout
         self.folder = folder
         self.suffix = suffix
@@ -194,7 +208,7 @@ class _ImageReader:
 
     def _row(self, row: int) -> dict[str, Any]:
         if self._last[0] != row:  # else another image of the same row
-            self._last = (row, self._read(row))
+            self._last = (row, self.names.resolve(self._read(row)))
         return self._last[1]
 
     def _read(self, row: int) -> dict[str, Any]:
@@ -280,6 +294,7 @@ def _settings(config: "ConvertConfig", layout: Layout, scoring: Scoring) -> dict
         "dataset_config": config.dataset_config,
         "dataset_split": config.dataset_split,
         "columns": asdict(layout),
+        "scale": scoring.scale,
         "score_type": scoring.score_type,
         "ties": scoring.ties,
         "prior": scoring.prior,
@@ -318,15 +333,17 @@ def _facts(found: Annotations, kept: Sequence[AnnotatedImage], shards: ParquetFo
     }
     comparisons = [image.said for image in kept if isinstance(image.said, Comparisons)]
     if comparisons:
-        facts["images_that_won"] = sum(said.wins > 0 for said in comparisons)
-        facts["images_that_never_won"] = sum(said.wins == 0 for said in comparisons)
+        won, never_won = WINNERS[found.scale]
+        facts[won] = sum(said.wins > 0 for said in comparisons)
+        facts[never_won] = sum(said.wins == 0 for said in comparisons)
     else:
         facts["ratings"] = sum(image.said.counts[0] for image in kept if isinstance(image.said, Ratings))
     return facts
 
 
-def _print(facts: dict[str, Any], folder: str) -> None:
+def _print(layout: str, found: Annotations, facts: dict[str, Any], folder: str) -> None:
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path may hold `[/x]`
     counted = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in facts.items() if value)
+    console.print(f"Layout: {layout}" + (f"; {found.reading}." if found.reading else "."))
     console.print(f"Converted: {counted}.")
     console.print(f"What its scores mean for training: tgo-trl inspect --dataset_name {folder}")
