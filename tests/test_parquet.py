@@ -15,7 +15,8 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
 from datasets import Image as ImageFeature
 
-from tgo_trl.parquet import ParquetFolder, column, open_dataset, public_name, replace_file, rows_per_shard
+from tgo_trl.parquet import ParquetFolder, column, public_name, replace_file, rows_per_shard
+from tgo_trl.sources import open_dataset
 
 from .tiny import picture
 
@@ -238,7 +239,7 @@ def test_a_misspelt_folder_is_told(tmp_path, monkeypatch, error):
     def unreachable(name, *args, **kwargs):
         raise error(f"no data for {name}")
 
-    monkeypatch.setattr("tgo_trl.parquet.load_dataset", unreachable)
+    monkeypatch.setattr("tgo_trl.sources.load_dataset_builder", unreachable)
     with pytest.raises(
         ValueError, match=rf"no file or folder 'outputs/typo' here.*\({error.__name__}: no data for out"
     ):

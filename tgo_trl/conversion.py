@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
-from datasets import Dataset, Features, IterableDataset, Value, load_dataset, load_dataset_builder
+from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from rich.console import Console
@@ -29,7 +29,8 @@ from .data.rows import BadRows, undecoded
 from .data.shards import fingerprint
 from .dataset_card import dataset_info, publish
 from .layouts import LAYOUTS, Layout, find_layout
-from .parquet import CARD_NAME, ParquetFolder, open_dataset, process_state, public_name, replace_file
+from .parquet import CARD_NAME, ParquetFolder, process_state, public_name, replace_file
+from .sources import open_dataset, source_folder
 from .tallies import Comparisons, Ratings
 from .tally_scores import Scoring, fit_scoring
 
@@ -240,31 +241,17 @@ def _features(images: Sequence[AnnotatedImage], scoring: Scoring) -> Features:
 
 
 def _opener(config: "ConvertConfig") -> OpenColumns:
-    dataset = open_dataset(config.dataset_name, config.dataset_config, config.dataset_split, config.dataset_streaming)
+    source = (config.dataset_name, config.dataset_config, config.dataset_split, config.dataset_streaming)
+    dataset = open_dataset(*source)
 
     def open_columns(columns: Sequence[str] | None) -> Dataset | IterableDataset:
         if columns is None:
             return dataset
-        narrow = _narrow_stream(config, columns) if isinstance(dataset, IterableDataset) else None
-        return _undecoded(dataset if narrow is None else narrow, columns)
+        # to select columns of a stream reads all of them, and nearly all of Pick-a-Pic is images
+        is_stream = isinstance(dataset, IterableDataset)
+        return _undecoded(open_dataset(*source, columns=columns) if is_stream else dataset, columns)
 
     return open_columns
-
-
-def _narrow_stream(config: "ConvertConfig", columns: Sequence[str]) -> IterableDataset | None:
-    """A stream of Parquet files that reads only some columns of them; None of other files.
-
-    To select columns of a stream reads all of them, and nearly all of Pick-a-Pic is images.
-    """
-    path, arguments = Path(config.dataset_name), {"streaming": True, "columns": list(columns)}
-    if path.suffix.lower() == ".parquet":
-        return load_dataset("parquet", data_files=str(path), split="train", **arguments)
-    if path.is_file() or any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
-        return None
-    builder = load_dataset_builder(config.dataset_name, config.dataset_config)
-    if not hasattr(builder.config, "columns"):
-        return None
-    return load_dataset(config.dataset_name, config.dataset_config, split=config.dataset_split, **arguments)
 
 
 def _undecoded(dataset: Dataset | IterableDataset, columns: Sequence[str]) -> Dataset | IterableDataset:
@@ -276,8 +263,7 @@ def _undecoded(dataset: Dataset | IterableDataset, columns: Sequence[str]) -> Da
 def _image_folder(config: "ConvertConfig") -> Path:
     if config.image_dir is not None:
         return Path(config.image_dir)
-    path = Path(config.dataset_name)
-    return path.parent if path.is_file() else path if path.is_dir() else Path()
+    return source_folder(config.dataset_name) or Path()
 
 
 def _progress(config: "ConvertConfig", state: PartialState, verb: str, total: int | None = None) -> Any:

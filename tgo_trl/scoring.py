@@ -13,6 +13,7 @@ from accelerate import PartialState
 from datasets import Dataset, Features, IterableDataset, Value
 from tqdm.auto import tqdm
 
+from .data.classes import check_no_classes
 from .data.rows import BadRows
 from .data.shards import fingerprint
 from .data.unscored import (
@@ -32,7 +33,6 @@ from .parquet import (
     SCORING_NAME,
     ParquetFolder,
     column,
-    open_dataset,
     process_state,
     public_name,
     replace_file,
@@ -41,6 +41,7 @@ from .parquet import (
 from .rewards import REWARDS, load_reward
 from .rewards.base import Reward, checked_scores, reward_name
 from .rewards.ensemble import Ensemble, Member
+from .sources import open_dataset
 
 if TYPE_CHECKING:
     from .commands.score import ScoreConfig
@@ -74,6 +75,7 @@ def score(
         )
     models = dict(zip(config.reward_columns(), _load_rewards(config, rewards), strict=True))
     features = features_of(dataset)
+    check_no_classes(features, {"prompt_column": config.prompt_column})
     reader = find_reader(
         features, config.prompt_column, config.image_column, config.video_column, config.num_frames, config.fps
     )
@@ -125,6 +127,7 @@ def score_dataset(
         raise TypeError(f"`dataset` is a `{type(dataset).__name__}`, which has no rows in memory. Use `score`.")
     models = rewards if isinstance(rewards, Mapping) else {"score": rewards}
     features = features_of(dataset)
+    check_no_classes(features, {"prompt_column": prompt_column})
     reader = find_reader(features, prompt_column, image_column, video_column, num_frames, fps)
     _with_scores(features, list(models))
     bad = BadRows(skip=on_bad_row == "skip")

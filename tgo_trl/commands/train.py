@@ -52,7 +52,7 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
     Goes on from the newest complete checkpoint in `output_dir`, unless `resume_from_checkpoint` is false.
     """
     from ..artifacts import last_checkpoint
-    from ..parquet import open_dataset
+    from ..sources import open_dataset
     from ..trainer import TGOTrainer
 
     splits = [arguments.dataset_train_split]
