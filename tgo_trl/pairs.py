@@ -188,12 +188,16 @@ def _votes(numbers: tuple[float, float]) -> Outcome | None:
 
 
 def _shares(numbers: tuple[float, float]) -> Outcome:
-    total = numbers[0] + numbers[1]
-    if min(numbers) < 0 or abs(total - 1) > ROUNDING + 1e-6:
+    total = sum(numbers)
+    if not _are_parts(numbers):
         raise ValueError(
             f"the shares are {numbers[0]:g} and {numbers[1]:g}, which are not two parts of 1: their sum is {total:g}"
         )
     return Comparisons(wins=numbers[0] / total, total=1), Comparisons(wins=numbers[1] / total, total=1)
+
+
+def _are_parts(numbers: Sequence[float]) -> bool:
+    return min(numbers) >= 0 and abs(sum(numbers) - 1) <= ROUNDING + 1e-6  # float32 shares are not exact either
 
 
 _READERS: dict[str, Callable[[tuple[float, float]], Outcome | None]] = {
@@ -218,7 +222,7 @@ def _scale(said: Sequence[Any]) -> dict[str, Any] | None:
     first, second = numbers
     if max(first, second) > 1 and first.is_integer() and second.is_integer():
         return {"scale": "votes"}
-    if not first.is_integer() and abs(first + second - 1) <= ROUNDING and first != 0.5:
+    if _are_parts(numbers) and not first.is_integer() and first != 0.5:
         return {"scale": "shares"}
     return None
 
