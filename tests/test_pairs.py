@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
@@ -426,3 +428,32 @@ def test_lists_of_two_images_have_no_pair(tmp_path):
     )
     with pytest.raises(ValueError, match="`image_columns` are images, but pairs have 2"):
         convert_dataset(rows, Layout("pairs", images=("images",), annotations=("choice",)))
+
+
+# ---- The docs ----
+
+EXAMPLES = re.findall(r"```json\n(.*?)```", (Path(__file__).parents[1] / "docs" / "convert.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("example", "layout", "scores"),
+    [
+        (0, "pairs", {"a": 1, "b": 0}),
+        (1, "rapidata", {"a": 11, "b": 15}),
+        (2, "pairs", {"a": 0.42, "b": 0.58}),
+        (3, "pairs", {"a": 0, "b": 1, "c": 0}),
+        (4, "preference", {"a": 1, "b": 0}),
+        (5, "imagerewarddb_rank", {"a": 0.5, "b": 1, "c": 0}),
+        (6, "labels", {"a": 1, "b": 0}),
+        (7, "ratings", {"a": 4.5, "b": 1}),
+    ],
+)
+def test_the_rows_of_the_docs(tmp_path, capsys, example, layout, scores):
+    for i, name in enumerate("abc"):
+        picture(i).save(tmp_path / f"{name}.png")
+    (tmp_path / "rows.jsonl").write_text(EXAMPLES[example])
+    output = convert(ConvertConfig(str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), disable_tqdm=True))
+    scored = load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
+    assert dict(zip([name[0] for name in scored["image_uid"]], scored["score"], strict=True)) == scores
+    assert f"Layout: {layout}" in capsys.readouterr().out
+    assert len(EXAMPLES) == 8

@@ -14,7 +14,7 @@ class TrainArguments:
 
     Attributes:
         model_name_or_path: Hub id or folder of the pipeline.
-        dataset_name: Hub id or folder of the scored data set.
+        dataset_name: Hub id, folder or file of the scored data set; see [`~tgo_trl.sources.open_dataset`].
         dataset_config: its configuration.
         dataset_train_split: rows to train on.
         dataset_test_split: rows to evaluate on, if `eval_strategy` asks for it.
