@@ -191,6 +191,12 @@ def test_choices_in_doubt_are_asked_for(values):
         chosen(*values)
 
 
+@pytest.mark.parametrize("value", [math.nan, b"image1"])
+def test_choices_that_are_none(value):
+    with pytest.raises(ValueError, match="the score is"):
+        chosen("image1", value)
+
+
 def test_choices_may_be_named():
     layout = Layout("pairs", images=("x", "y"), annotations=("choice",), choices=("1", "-1", "0"))
     assert chosen(1, -1, 0, 1.0, None, layout=layout) == [(1, 0), (0, 1), (0.5, 0.5), (1, 0), None]
@@ -400,6 +406,7 @@ def test_options_of_the_command(tmp_path, streaming):
         ("pairs", {"choice_labels": list("abcd"), "annotation_columns": ["c"]}, "`choice_labels` are a, b, c, d"),
         ("pairs", {"word_values": {"good": 1}}, "`word_values` is set, but only ratings and ranks have numbers"),
         ("ratings", {"word_values": "good"}, "`word_values` is 'good', which is no JSON"),
+        ("ratings", {"word_values": '{"good": "2"}'}, "`word_values` has '2' for 'good', which is no number"),
         ("pairs", {"positive_label": "x"}, "`positive_label` is 'x', but only labels have one, not pairs"),
         ("pairs", {"lower_is_better": True}, "`lower_is_better` is set, but only rankings have ranks"),
         ("pairs", {"annotation_columns": list("abc")}, "`annotation_columns` are a, b, c, but pairs have 0 or 1 or 2"),

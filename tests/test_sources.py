@@ -179,6 +179,30 @@ def test_a_folder_of_tab_separated_files_has_no_quotes_either(tmp_path):
     assert read_prompts(str(tmp_path)) == ['"HELLO" on a wall', "null"]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "folder"])
+def test_missing_numbers_are_missing_and_words_are_words(tmp_path, name, streaming):
+    rows = [["prompt", "score", "note"], ["NA", "1.5", "nan"], ["null", "NA", ""], ["None", "nan", "x"], ["7", "", "y"]]
+    separator = "\t" if name == "rows.tsv" else ","
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / ("folder/rows.csv" if name == "folder" else name)
+    path.write_text("".join(separator.join(row) + "\n" for row in rows))
+    read = list(open_dataset(str(tmp_path / name), streaming=streaming))
+    assert [row["note"] for row in read] == ["nan", None, "x", "y"]
+    assert [row["score"] for row in read] == [1.5, None, None, None]
+    # the only numbers of the prompts are words' neighbours
+    assert [row["prompt"] for row in read] == [7.0 if row[0] == "7" else None for row in rows[1:]]
+    path.write_text(path.read_text().replace("7", "a dog"))
+    read = list(open_dataset(str(tmp_path / name), streaming=streaming))
+    assert [row["prompt"] for row in read] == ["NA", "null", "None", "a dog"]
+
+
+def test_numbers_are_read_exactly(tmp_path):
+    values = [0.1 + 0.2, 1 / 3, 2.2250738585072014e-308, 123456789.123456789]
+    (tmp_path / "rows.csv").write_text("score\n" + "".join(f"{value!r}\n" for value in values))
+    assert open_dataset(str(tmp_path / "rows.csv"))["score"] == values
+
+
 def test_a_file_that_was_mended_is_read_again(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text('prompt\n"a\n')

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .data.rows import check_score
 from .layouts import Layout
 from .tallies import Comparisons
 from .words import TIE_WORDS, UnknownWordError, as_number, is_good, is_missing, plain, quoted, spelt
@@ -87,6 +88,8 @@ class PairReader:
                 )
             position = self.layout.choices.index(spelt(value))
             return position if position < 2 else None
+        if not isinstance(value, str):
+            check_score(value)  # no NaN, no list
         if list(names).count(spelt(value)) == 1:
             return list(names).index(spelt(value))
         side = _named_side(value, self.layout)

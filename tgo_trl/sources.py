@@ -1,5 +1,6 @@
 """Data sets opened by name: files, archives, patterns of files, folders and Hub repositories, all in one way."""
 
+import csv
 import glob
 import zipfile
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image as Pictures
 
 from .parquet import CARD_NAME, RECORD_NAMES
-from .text_tables import check_text, suffix_of
+from .text_tables import MISSING, check_text, suffix_of
 
 FORMATS = {
     ".parquet": "parquet",
@@ -31,10 +32,8 @@ FORMATS = {
 }
 """The loader of each kind of file; a `.zip` file's depends on what is inside."""
 
-CSV_DIALECT = {"keep_default_na": False, "na_values": [""]}
-"""How `pandas` is to read tables: `NA`, `null` and `None` are words, as everywhere else."""
-TSV_DIALECT = {**CSV_DIALECT, "sep": "\t", "quoting": 3}
-"""Likewise, where quotes are letters as all others (3 is `csv.QUOTE_NONE`)."""
+DIALECTS: dict[str, dict[str, Any]] = {",": {}, "\t": {"sep": "\t", "quoting": csv.QUOTE_NONE}}
+"""How `pandas` is to read tables, by what separates their cells: TSV has no quotes."""
 
 DOWNLOADS = (str(datasets.config.HF_DATASETS_CACHE), HF_HUB_CACHE)
 """Where archives from the Hub are."""
@@ -119,10 +118,11 @@ def _files(name: str) -> list[Path]:
 def _open_files(
     files: Sequence[Path], split: str, streaming: bool, columns: Sequence[str] | None
 ) -> Dataset | IterableDataset:
-    _check_texts(files)
     kind = suffix_of(files[0])
     loader = FORMATS[kind] or _archived_format(files[0])
-    arguments: dict[str, Any] = {".csv": CSV_DIALECT, ".tsv": TSV_DIALECT}.get(kind, {})
+    arguments = _check_texts(files)
+    if kind in (".csv", ".tsv"):
+        arguments |= DIALECTS["\t" if kind == ".tsv" else ","]
     if loader == "parquet" and columns is not None:
         arguments = {"columns": list(columns)}
     # `datasets` takes names for patterns, and would find nothing for `rows[1].csv`
@@ -157,10 +157,8 @@ def _open_named(
         )
     try:
         builder = load_dataset_builder(name, config)
-        _check_texts([Path(file) for file in _data_files(builder)] if path.is_dir() else [])
-        arguments: dict[str, Any] = {}
-        if hasattr(builder.config, "quoting"):
-            arguments = TSV_DIALECT if builder.config.sep == "\t" else CSV_DIALECT
+        arguments = _check_texts([Path(file) for file in _data_files(builder)] if path.is_dir() else [])
+        arguments = {**arguments, **DIALECTS.get(builder.config.sep, {})} if hasattr(builder.config, "quoting") else {}
         if columns is not None and hasattr(builder.config, "columns"):
             arguments = {"columns": list(columns)}
         if arguments:
@@ -198,18 +196,31 @@ def _data_files(builder: Any) -> list[str]:
     return [str(file) for files in (builder.config.data_files or {}).values() for file in files]
 
 
-def _check_texts(files: Sequence[Path]) -> None:
-    """Raises a ValueError if a table among local files cannot be right."""
+def _check_texts(files: Sequence[Path]) -> dict[str, Any]:
+    """How `pandas` is to read these local files, so that `NA` and `null` are words where others are, and numbers exact.
+
+    Raises:
+        ValueError: if a table among them cannot be right.
+    """
+    tables: list[dict[str, bool]] = []
     for file in files:
         if file.is_file():
             status = file.stat()
-            _check_text(file, status.st_size, status.st_mtime_ns)
+            columns = _check_text(file, status.st_size, status.st_mtime_ns)
+            if columns:
+                tables.append(columns)
+    if not tables:
+        return {}
+    names = dict.fromkeys(name for columns in tables for name in columns)
+    are_numbers = {name: all(columns.get(name, True) for columns in tables) for name in names}
+    missing = {name: list(MISSING) if is_number else [""] for name, is_number in are_numbers.items()}
+    return {"keep_default_na": False, "na_values": missing, "float_precision": "round_trip"}
 
 
 @lru_cache(maxsize=1024)
-def _check_text(file: Path, size: int, modified: int) -> None:
+def _check_text(file: Path, size: int, modified: int) -> dict[str, bool]:
     """Checks a file once, as long as it is as it was."""
-    check_text(file)
+    return check_text(file)
 
 
 # ---- Archives ----

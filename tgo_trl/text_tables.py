@@ -15,6 +15,8 @@ from typing import IO, Any
 
 COMPRESSIONS: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """What opens files of each suffix."""
+MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "NULL", "None")
+"""How programs write a number that is not there; elsewhere these are words as others are."""
 
 
 def suffix_of(path: Path) -> str:
@@ -96,12 +98,37 @@ def parse_json(text: str, where: str) -> Any:
         raise ValueError(f"{where} is nested too deeply.") from error
 
 
-def check_text(path: Path) -> None:
-    """Raises a ValueError, with the line, if a table or JSON lines cannot be right; other files are let pass."""
-    reader = _READERS.get(suffix_of(path))
-    if reader is not None:
-        for _ in reader(path):
+def check_text(path: Path) -> dict[str, bool]:
+    """For each column of a table, whether it holds numbers, and else nothing but [`MISSING`]; none of other files.
+
+    Raises:
+        ValueError: with the line, if a table or JSON lines cannot be right; other files are let pass.
+    """
+    kind = suffix_of(path)
+    if kind in (".csv", ".tsv"):
+        return _numeric_columns(read_table(path))
+    if kind in (".jsonl", ".ndjson"):
+        for _ in read_json_lines(path):
             pass
+    return {}
+
+
+def _numeric_columns(rows: Iterator[dict[str, str]]) -> dict[str, bool]:
+    columns: dict[str, None] = {}
+    numbers: set[str] = set()
+    words: set[str] = set()
+    for row in rows:
+        columns = columns or dict.fromkeys(row)
+        for column, cell in row.items():
+            if column in words or cell in MISSING:
+                continue
+            try:
+                float(cell)
+            except ValueError:
+                words.add(column)
+            else:
+                numbers.add(column)
+    return {column: column in numbers - words for column in columns}
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -152,11 +179,3 @@ def _undecodable(path: Path) -> int:
             except UnicodeDecodeError:
                 return number
     return 0
-
-
-_READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
-    ".csv": read_table,
-    ".tsv": read_table,
-    ".jsonl": read_json_lines,
-    ".ndjson": read_json_lines,
-}

@@ -86,10 +86,9 @@ class ConvertConfig(DatasetSettings):
         super().__post_init__()
         for name in ("image_columns", "annotation_columns", "uid_columns", "choice_labels"):
             setattr(self, name, as_list(getattr(self, name)))
-        if self.choice_labels is not None:
-            self.choice_labels = [str(label) for label in self.choice_labels]
+        self.choice_labels = self.choice_labels and [str(label) for label in self.choice_labels]  # 0 and 1
         if self.word_values is not None:
-            self.word_values = as_dictionary("word_values", self.word_values)
+            self.word_values = _numbers_of_words(self.word_values)
         check_choice("annotation_scale", self.annotation_scale, ("auto", *SCALES))
         if self.positive_label is not None:
             self.positive_label = str(self.positive_label)  # `positive_label: 1`
@@ -141,6 +140,14 @@ class ConvertConfig(DatasetSettings):
         adapted = replace(layout, **changes)  # type: ignore[arg-type]
         adapted.check()
         return adapted
+
+
+def _numbers_of_words(given: dict[str, Any] | str) -> dict[str, Any]:
+    values = {str(word): value for word, value in as_dictionary("word_values", given).items()}  # `1: 5`
+    for word, value in values.items():
+        if value is not None and not isinstance(value, (int, float)):
+            raise ValueError(f"`word_values` has {value!r} for {word!r}, which is no number. Write one, or null.")
+    return values
 
 
 def config_classes() -> tuple[type, ...]:
