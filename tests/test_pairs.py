@@ -169,6 +169,7 @@ def test_only_as_many_rows_are_read_as_leave_a_doubt():
 def test_choices(first, second):
     first = first.replace(" image", "") if isinstance(first, str) else first
     assert chosen(first, second, None, "", "tie") == [(1.0, 0.0), (0.0, 1.0), None, None, (0.5, 0.5)]
+    assert chosen("Tie (both bad)", "neither_one", "both") == [(0.5, 0.5)] * 3
 
 
 def test_a_column_that_is_named_counts_before_its_number():
@@ -421,6 +422,19 @@ def test_other_columns_do_not_inherit_what_a_layouts_own_mean():
     config = ConvertConfig("rows", "out", layout="hpdv3", annotation_columns=["winner"])
     adapted = config.adapt(LAYOUTS["hpdv3"])
     assert (adapted.scale, adapted.first_is_better) == ("auto", False)
+
+
+def test_outcomes_as_classes():
+    outcome = ClassLabel(names=["lost", "won", "tie"])
+    rows = pairs(3)
+    beside = rows.add_column("a", [1, 0, 2]).add_column("b", [0, 1, 2])
+    beside = beside.cast_column("a", outcome).cast_column("b", outcome)
+    layout = Layout("pairs", images=("image1", "image2"), annotations=("a", "b"))
+    expected = [(2, 0, 2), (0, 0, 1), (0, 1, 2), (0, 1, 1)]  # images 1, 0, 2 and 3
+    assert tallied(convert_dataset(beside, layout), "wins", "ties", "comparisons") == expected
+    in_list = rows.add_column("outcome", [[1, 0], [0, 1], [2, 2]]).cast_column("outcome", List(outcome))
+    layout = Layout("pairs", images=("image1", "image2"), annotations=("outcome",))
+    assert tallied(convert_dataset(in_list, layout), "wins", "ties", "comparisons") == expected
 
 
 def test_a_layout_that_does_not_exist_is_told():

@@ -208,7 +208,7 @@ class _RowReader:
         for column in layout.annotations:
             names = self.names.of.get(column, [])
             try:
-                _check_meaning(layout, names)
+                _check_meaning(layout, names, column in self.names.in_lists)
             except ValueError as error:
                 raise ValueError(f"The column {column!r} holds the classes {shown_names(names)}: {error}.") from error
 
@@ -247,9 +247,9 @@ def _flattened(example: dict[str, Any], columns: Sequence[str]) -> list[Any]:
     return list(cells[0]) if isinstance(cells[0], (list, tuple)) else cells
 
 
-def _check_meaning(layout: Layout, names: Sequence[str]) -> None:
+def _check_meaning(layout: Layout, names: Sequence[str], are_in_lists: bool) -> None:
     """Raises a ValueError, with a clause, if a name of a class is none that the layout can read."""
-    if layout.kind == "pairs" and len(layout.annotations) == 1:
+    if layout.kind == "pairs" and len(layout.annotations) == 1 and not are_in_lists:
         check_choices(layout, names)
     if layout.kind == "labels" and layout.positive is not None and names and layout.positive not in names:
         raise ValueError(f"`positive_label` is {layout.positive!r}, which is none of them. Set it to the good one")

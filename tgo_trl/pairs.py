@@ -95,7 +95,7 @@ class PairReader:
         side = _named_side(value, self.layout)
         if side is not None:
             return side
-        if isinstance(value, str) and plain(value) in TIE_WORDS:
+        if isinstance(value, str) and plain(value).split(" ")[0] in TIE_WORDS:  # "both bad"
             return None
         number = _side_number(value)
         if number is None or self.first_number is None or number - self.first_number not in (0, 1):

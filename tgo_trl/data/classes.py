@@ -18,6 +18,7 @@ class ClassNames:
     def __init__(self, features: Features | None) -> None:
         names = {column: class_names(feature) for column, feature in (features or {}).items()}
         self.of = {column: found for column, found in names.items() if found is not None}
+        self.in_lists = {column for column in self.of if not isinstance((features or {})[column], ClassLabel)}
 
     def resolve(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """The row with names for codes, in lists too; a missing class, -1, becomes None.
