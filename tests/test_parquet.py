@@ -198,6 +198,7 @@ def test_public_names_tell_no_machine(tmp_path):
     assert public_name(str(tmp_path)) == tmp_path.name
     assert public_name("a" * 5000) == "a" * 5000  # no file has such a name
     assert public_name("") == ""
+    assert public_name(str(tmp_path / "*.parquet")) == "*.parquet"
 
 
 @pytest.mark.slow

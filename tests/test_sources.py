@@ -229,6 +229,21 @@ def test_patterns_and_nested_folders(tmp_path, streaming):
         narrow = open_dataset(name, streaming=streaming, columns=["prompt"])
         assert sorted(narrow, key=str) == [{"prompt": prompt} for prompt in prompts]
     assert source_folder(str(tmp_path / "shards" / "a" / "*.parquet")) == tmp_path / "shards" / "a"
+    assert source_folder(str(tmp_path / "shards" / "**" / "*.parquet")) == tmp_path / "shards"
+    assert source_folder(str(tmp_path / "shards")) == tmp_path / "shards"
+    assert source_folder("owner/name") is None
+
+
+def test_images_of_a_pattern_lie_where_it_begins(tmp_path):
+    picture(0).save(tmp_path / "0.png")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": name, "image": "0.png", "rating": 1}))
+    arguments = ["--dataset_name", str(tmp_path / "*.jsonl"), "--output_dir", str(tmp_path / "out")]
+    assert main(["convert", *arguments, "--disable_tqdm", "true"]) == 0
+    assert open_dataset(str(tmp_path / "out"))["prompt"] == ["a", "b"]
+    record = (tmp_path / "out" / "conversion.json").read_text()
+    assert str(tmp_path) not in record
+    assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_patterns_that_cannot_be_opened(tmp_path):
@@ -356,3 +371,23 @@ def test_the_commands_take_archives(tmp_path, kind, streaming, capsys):
     assert rows["score"] == [0.0, 0.5, 1.0]
     assert np.array_equal(rows[1]["image"], picture(1))
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_training_takes_archives(tmp_path, kind, streaming):
+    from tgo_trl import TGOConfig, TGOTrainer
+
+    from .tiny.stable_diffusion import build
+
+    source = tar(tmp_path / "rows.tar") if kind == "tar" else zipped(tmp_path / "rows.zip")
+    prompt, image = ("txt", "png") if kind == "tar" else ("prompt", "image")
+    args = TGOConfig(
+        str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=3, use_cpu=True, resolution=16,
+        report_to="none", save_strategy="no", disable_tqdm=True, prompt_column=prompt, image_column=image,
+        encoding_cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    trainer = TGOTrainer(build(), args, open_dataset(source, streaming=streaming))
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert trainer.label_rule.threshold == 0.5  # the median of 0, 0.5 and 1

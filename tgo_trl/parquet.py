@@ -5,6 +5,7 @@ is written last. What a shard holds is a function of these settings and the shar
 another name and renamed: one that exists is whole and right, and a run that was killed goes on with those that do not.
 """
 
+import glob
 import json
 import os
 import re
@@ -176,8 +177,9 @@ def column(paths: Iterable[Path], name: str) -> list[Any]:
 
 
 def public_name(name: str) -> str:
-    """A Hub id as it is; of a file or folder, which names a machine, only the last part."""
-    return Path(name).resolve().name if os.path.exists(name) else name  # `Path.exists` raises for a long text
+    """A Hub id as it is; of a file, a folder or a pattern, which name a machine, only the last part."""
+    is_local = os.path.exists(name) or glob.has_magic(name)  # `Path.exists` raises for a long text
+    return Path(name).resolve().name if is_local else name
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterable[str]:

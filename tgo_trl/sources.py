@@ -5,6 +5,7 @@ import glob
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -83,8 +84,10 @@ def source_folder(name: str) -> Path | None:
     path = Path(name)
     if path.is_dir():
         return path
-    files = _files(name) if path.is_file() or glob.has_magic(name) else []
-    return files[0].parent if files else None
+    if path.is_file():
+        return path.parent
+    plain = tuple(takewhile(lambda part: not glob.has_magic(part), path.parts))
+    return Path(*plain) if len(plain) < len(path.parts) else None
 
 
 def _files(name: str) -> list[Path]:

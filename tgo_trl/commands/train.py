@@ -1,7 +1,6 @@
 """`tgo-trl train`: trains on a scored data set, with every setting of `TGOConfig`."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
     Goes on from the newest complete checkpoint in `output_dir`, unless `resume_from_checkpoint` is false.
     """
     from ..artifacts import last_checkpoint
-    from ..sources import open_dataset
+    from ..sources import open_dataset, source_folder
     from ..trainer import TGOTrainer
 
     splits = [arguments.dataset_train_split]
@@ -73,7 +72,7 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
         resume = last_checkpoint(args.output_path) is not None
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
-    dataset_id = None if Path(name).exists() else name  # the card links to the Hub
+    dataset_id = name if source_folder(name) is None else None  # the card links to the Hub
     trainer.create_model_card(dataset_name=dataset_id)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_id)
