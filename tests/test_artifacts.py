@@ -18,7 +18,8 @@ from . import tiny
 from .runs import assert_equal, config, make_trainer, trained_weights
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-RESUME = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+STATE = {"tgo_config.json", "trainer_state.json", "manifest.json"}
+RESUME = {"optimizer.pt", "scheduler.pt", "rng_state.pth", *STATE}
 PROMPTS, SEEDS = ["a red cat", "a blue dog"], [3, 4]
 DRAW = {"num_inference_steps": 3, "guidance_scale": 4.0}
 
@@ -42,25 +43,25 @@ def trained(folder, **settings):
 
 def test_a_checkpoint_holds_the_adapter_and_what_a_resume_needs(tmp_path):
     trained(tmp_path, save_strategy="steps", save_steps=4)
-    assert files(tmp_path / "out" / "checkpoint-4") == {WEIGHTS, "tgo_config.json", *RESUME}
+    assert files(tmp_path / "out" / "checkpoint-4") == {WEIGHTS, *RESUME}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"checkpoint-4", "README.md", "score_histogram.png"}
 
 
 def test_the_checkpoint_of_a_moving_reference_holds_the_reference_too(tmp_path):
     trained(tmp_path, save_strategy="steps", save_steps=4, sync_ref_model=True)
-    names = {WEIGHTS, "tgo_config.json", "reference.safetensors", *RESUME}
+    names = {WEIGHTS, "reference.safetensors", *RESUME}
     assert files(tmp_path / "out" / "checkpoint-4") == names
 
 
 def test_the_checkpoint_of_full_fine_tuning_holds_the_network_alone(tmp_path):
     trained(tmp_path, use_peft=False, save_strategy="steps", save_steps=4)
     network = {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
-    assert files(tmp_path / "out" / "checkpoint-4") == {*network, "tgo_config.json", *RESUME}
+    assert files(tmp_path / "out" / "checkpoint-4") == {*network, *RESUME}
 
 
 def test_save_only_model_leaves_the_optimizer_out(tmp_path):
     trained(tmp_path, save_strategy="steps", save_steps=4, save_only_model=True)
-    assert files(tmp_path / "out" / "checkpoint-4") == {WEIGHTS, "tgo_config.json", "trainer_state.json"}
+    assert files(tmp_path / "out" / "checkpoint-4") == {WEIGHTS, *STATE}
 
 
 def test_save_model_writes_the_adapter_with_its_settings(tmp_path):
@@ -151,7 +152,8 @@ def test_tgo_config_holds_threshold_temperature_and_settings(tmp_path):
     text = (tmp_path / "out" / "tgo_config.json").read_text()
     assert text == (tmp_path / "out" / "checkpoint-4" / "tgo_config.json").read_text()
     values = json.loads(text)
-    assert values.keys() == {"temperature", "size", "label_rule", "config"}
+    names = {"temperature", "size", "label_rule", "config", "course", "progress", "updates", "changes"}
+    assert values.keys() == names
     assert values["temperature"] == pytest.approx(0.064)
     assert values["size"] == [16, 16]
     rule = values["label_rule"]

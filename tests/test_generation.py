@@ -174,6 +174,7 @@ def test_the_data_set_holds_the_rows(folder, tmp_path):
         assert row.pop("image").tobytes() == other.pop("image").tobytes()
         assert row == other
     assert sorted(files(out)) == [
+        *(f".manifest/train-0000{shard}.json" for shard in range(3)),
         "README.md",
         *(f"data/train-0000{shard}-of-00003.parquet" for shard in range(3)),
         "generation.json",

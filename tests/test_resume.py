@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -215,22 +217,33 @@ def test_what_else_lies_in_the_folder_is_taken_for_nothing(saved):
 
 def test_other_data_or_another_threshold_are_refused(saved):
     path = str(checkpoint(saved, 2))
+    rows, other = tiny.scored_rows(8), tiny.scored_rows(8, seed=1)
     others = {
-        "threshold": (config(saved, threshold_percentile=60.0), tiny.scored_rows(8)),
-        "weights": (config(saved, confidence_coef=1.0), tiny.scored_rows(8)),
-        "rows": (config(saved), tiny.scored_rows(10)),
-        "scores": (config(saved), tiny.scored_rows(8).map(lambda row: {"score": row["score"] * 2})),
+        "`threshold_percentile` was 50.0, is 60.0": ({"threshold_percentile": 60.0}, rows),
+        "`confidence_coef` was 5.0, is 1.0": ({"confidence_coef": 1.0}, rows),
+        "the rows, their order, images or videos are others": ({}, tiny.scored_rows(10)),
+        "order, images or videos are others": ({}, rows.map(lambda row: {"score": row["score"] * 2})),
+        "rows, their order": ({}, rows.select([1, 0, 2, 3, 4, 5, 6, 7])),
+        "images or videos": ({}, Dataset.from_dict({**rows.to_dict(), "image": list(other["image"])})),
+        "the base model's weights are others": ({"seed_of_model": 1}, rows),
+        "settings of `scheduler` are others": ({"prediction_type": "v_prediction"}, rows),
     }
-    for args, data in others.values():
-        trainer = make_trainer(args, train_dataset=data)
+    for message, (settings, data) in others.items():
+        settings = dict(settings)
+        model = tiny.stable_diffusion(settings.pop("prediction_type", "epsilon"), seed=settings.pop("seed_of_model", 0))
+        args = config(saved, **settings)
+        trainer = make_trainer(args, model=model, train_dataset=data)
         before = trained_weights(trainer)
-        with pytest.raises(ValueError, match=r"checkpoint-2 was trained with the threshold 3.5 .* on 8 rows"):
+        with pytest.raises(ValueError, match=re.escape(message)):
             trainer.train(resume_from_checkpoint=path)
         assert_equal(trained_weights(trainer), before)
 
 
 def test_an_adapter_of_another_rank_is_refused(saved):
     trainer = make_trainer(config(saved, lora_r=2))
+    with pytest.raises(ValueError, match="`lora_r` was 4, is 2"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer = make_trainer(config(saved, lora_r=2, resume_with_changes=True))
     with pytest.raises(ValueError, match="of other names or shapes"):
         trainer.train(resume_from_checkpoint=True)
 
@@ -308,7 +321,7 @@ def test_a_checkpoint_that_is_being_replaced_is_not_complete(tmp_path):
     with pytest.raises(Stop):
         again.train()
     assert artifacts.last_checkpoint(tmp_path / "out") == checkpoint(tmp_path, 4)
-    assert not artifacts.is_complete(checkpoint(tmp_path, 2))
+    assert artifacts.checkpoint_damage(checkpoint(tmp_path, 2)) == "manifest.json, which is written last, is missing"
 
 
 def test_files_are_replaced_as_a_whole(tmp_path):
@@ -388,6 +401,7 @@ def test_the_checkpoint_of_a_moving_reference_holds_it(tmp_path):
         {name: torch.zeros_like(value) for name, value in saved.items()},
         checkpoint(tmp_path, 2) / "reference.safetensors",
     )
+    artifacts.seal_checkpoint(checkpoint(tmp_path, 2))
     resumed = make_trainer(args)
     resumed.train(resume_from_checkpoint=True)
     assert all(value.abs().max() == 0 for value in resumed.reference.state().values())
@@ -416,9 +430,9 @@ def test_trainer_state_is_plain_json(saved):
     assert state["global_step"] == 4
 
 
-def test_other_settings_than_at_the_start_are_named(tmp_path, caplog):
+def test_other_settings_than_at_the_start_are_named(tmp_path):
     first = make_trainer(config(tmp_path, max_steps=1, save_strategy="steps", save_steps=1))
     first.train()
     again = make_trainer(config(tmp_path, max_steps=2, temperature=1.0, seed=9))
-    again.train(resume_from_checkpoint=True)
-    assert "`temperature` was 0.064, is 1.0, `seed` was 42, is 9" in caplog.text
+    with pytest.raises(ValueError, match=r"`seed` was 42, is 9; `temperature` was 0.064, is 1.0\. Go on with those of"):
+        again.train(resume_from_checkpoint=True)

@@ -1,16 +1,17 @@
 """What a run leaves on disk: the adapter or network in diffusers' format, and JSON of its settings.
 
 Everything is written into a temporary folder first and renamed file by file, so that a process that is killed leaves
-either the old file or the new one.
+either the old file or the new one. A checkpoint is whole once its manifest is written, which comes last.
 """
 
 import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,19 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .config import FAMILY_SETTINGS
+from .course import Course
 from .labels import LabelRule
+from .nonfinite import check_finite_tensors
 from .policy import Policy
+from .progress import Progress
 from .reference import Reference
+from .storage.manifest import find_damage, revoke_manifest, write_manifest
+
+logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "tgo_config.json"
 REFERENCE_NAME = "reference.safetensors"
 TRAINER_STATE_NAME = "trainer_state.json"
-COURSE = (
-    "loss_type", "beta", "temperature", "size", "aspect_ratio_buckets", "max_aspect_ratio", *FAMILY_SETTINGS, "seed",
-    "data_seed", "num_likelihood_samples", "train_sampling_strategy", "sync_ref_model", "ref_model_mixup_alpha",
-    "ref_model_sync_strategy",
-    "ref_model_sync_steps",
-)  # fmt: skip
-"""The settings that a resumed run should share with its beginning."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,20 @@ class RunRecord:
         rule: the fitted threshold and weights.
         temperature: `T`, resolved.
         size: height and width, in pixels.
+        course: what a run that goes on should share with it.
+        progress: how far it has come.
+        updates: that were made.
+        changes: what was set otherwise from some update on, a sentence each.
     """
 
     config: dict[str, Any]
     rule: LabelRule
     temperature: float
     size: tuple[int, int]
+    course: Course = field(default_factory=Course)
+    progress: Progress = field(default_factory=Progress)
+    updates: int = 0
+    changes: list[str] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
         """Writes `tgo_config.json`."""
@@ -59,23 +66,32 @@ class RunRecord:
             "size": list(self.size),
             "label_rule": self.rule.to_dict(),
             "config": self.config,
+            "course": asdict(self.course),
+            "progress": asdict(self.progress),
+            "updates": self.updates,
+            "changes": self.changes,
         }
         (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunRecord":
+        """The inverse of [`write`]."""
+        values = json.loads((folder / CONFIG_NAME).read_text())
+        return cls(
+            config=values["config"],
+            rule=LabelRule.from_dict(values["label_rule"]),
+            temperature=values["temperature"],
+            size=tuple(values["size"]),
+            course=Course(**values["course"]),
+            progress=Progress(**values["progress"]),
+            updates=values["updates"],
+            changes=values["changes"],
+        )
 
 
 def read_label_rule(folder: Path) -> LabelRule:
     """The rule that a run was trained with."""
-    return LabelRule.from_dict(json.loads((folder / CONFIG_NAME).read_text())["label_rule"])
-
-
-def changed_settings(folder: Path, record: RunRecord) -> list[str]:
-    """What differs, of the settings in [`COURSE`], between a saved run and this one."""
-    saved = json.loads((folder / CONFIG_NAME).read_text())
-    before = {**saved["config"], "temperature": saved["temperature"], "size": saved["size"]}
-    now = {**record.config, "temperature": record.temperature, "size": list(record.size)}
-    return [
-        f"`{name}` was {before.get(name)}, is {now.get(name)}" for name in COURSE if before.get(name) != now.get(name)
-    ]
+    return RunRecord.read(folder).rule
 
 
 def save_weights(pipeline: DiffusionPipeline, policy: Policy, folder: Path, whole_pipeline: bool) -> None:
@@ -97,17 +113,20 @@ def save_weights(pipeline: DiffusionPipeline, policy: Policy, folder: Path, whol
 
 
 def load_weights(policy: Policy, folder: Path) -> None:
-    """Loads what [`save_weights`] wrote into the policy."""
+    """Loads what [`save_weights`] wrote into the policy; raises a `NonFiniteError` if it holds NaN or infinity."""
+    what = f"What was saved in {str(folder)!r}"
     if policy.adapter_name is not None:
         state = {
             f"{name}.{key}": value
             for name, weights in policy.family.load_adapter(folder).items()
             for key, value in weights.items()
         }
+        check_finite_tensors(state.items(), what)
         policy.load_adapter_state(state, policy.adapter_name)
         return
     for name, network in policy.networks.items():
         saved = type(network).from_pretrained(folder / name, torch_dtype=next(network.parameters()).dtype)
+        check_finite_tensors(saved.state_dict().items(), what)
         network.load_state_dict(saved.state_dict())
 
 
@@ -125,14 +144,13 @@ def load_reference(reference: Reference, folder: Path) -> None:
 def replacing(folder: Path, is_checkpoint: bool) -> Iterator[Path]:
     """Yields a temporary folder whose files move into `folder`, each in one step, when the context ends well.
 
-    What a killed process left is removed. A checkpoint that is saved again loses its trainer state first, which would
-    vouch for a folder that is half old and half new.
+    What a killed process left is removed. A checkpoint that is saved again loses its manifest first, which would vouch
+    for a folder that is half old and half new.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob("_saving-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    remove_left_over(folder)
     if is_checkpoint:
-        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        revoke_manifest(folder)
     temporary = Path(tempfile.mkdtemp(prefix="_saving-", dir=folder))
     try:
         yield temporary
@@ -145,14 +163,31 @@ def replacing(folder: Path, is_checkpoint: bool) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_left_over(folder: Path) -> None:
+    """Removes what processes that were killed while they saved into a folder left there."""
+    for left in folder.glob("_saving-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Those of a run, whole or not, the newest first."""
+    found = [path for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_checkpoint_of(path, output_dir)]
+    return sorted(found, key=checkpoint_step, reverse=True)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The update after which a checkpoint was saved."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def last_checkpoint(output_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run; one that a killed process left behind is passed over."""
-    found = [
-        (int(path.name.rpartition("-")[2]), path)
-        for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if is_checkpoint_of(path, output_dir)
-    ]
-    return next((path for _, path in sorted(found, reverse=True) if is_complete(path)), None)
+    """The newest whole checkpoint of a run; one that is cut short or damaged is passed over with a warning."""
+    for path in checkpoints(output_dir):
+        damage = checkpoint_damage(path)
+        if damage is None:
+            return path
+        logger.warning("The checkpoint %s is not whole (%s); an older one is looked for.", path, damage)
+    return None
 
 
 def is_checkpoint_of(folder: Path, output_dir: Path) -> bool:
@@ -161,20 +196,27 @@ def is_checkpoint_of(folder: Path, output_dir: Path) -> bool:
     return folder.parent == output_dir and name == PREFIX_CHECKPOINT_DIR and step.isdecimal()
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether saving a checkpoint came to its end: the trainer state, written last, is there and whole."""
-    if not (checkpoint / CONFIG_NAME).is_file():
-        return False
+def checkpoint_damage(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be gone on from, a clause that names the file; None if it can."""
+    damage = find_damage(checkpoint)
+    if damage is not None:
+        return damage
     try:
+        RunRecord.read(checkpoint)
         TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    except (OSError, TypeError, ValueError):  # TypeError: fields of another version of transformers
-        return False
-    return True
+    except (OSError, KeyError, TypeError, ValueError) as error:  # of other versions of this package or of transformers
+        return f"{CONFIG_NAME} or {TRAINER_STATE_NAME} is missing or of another version ({type(error).__name__})"
+    return None
+
+
+def seal_checkpoint(checkpoint: Path) -> None:
+    """Says that a checkpoint is whole, once all its files are on the disk."""
+    write_manifest(checkpoint)
 
 
 def public_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """Training arguments, and what is nested in them, without what names a machine, a folder or a secret."""
-    hidden = ("_dir", "run_name", "local_rank", "resume_from_checkpoint", "deepspeed", "fsdp", "hub_")
+    hidden = ("_dir", "run_name", "local_rank", "resume_from_checkpoint", "deepspeed", "fsdp", "hub_", "push_", "save_")
     kept = {
         name: value
         for name, value in values.items()

@@ -1,4 +1,4 @@
-"""Callbacks that every run has: they move the epoch and the reference."""
+"""Callbacks that every run has: they move the epoch and the reference, and end a run that is asked to."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,27 @@ class EpochCallback(TrainerCallback):
         """Hands the epoch on, before the first batch is drawn."""
         self.trainer.set_epoch(self._next_epoch)
         self._next_epoch += 1
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Counts the epoch in rows: `Trainer` counts batches, and of a resumed one those that were left."""
+        state.epoch = self.trainer.epoch
+
+
+class InterruptionCallback(TrainerCallback):
+    """Ends a run that a signal has asked to, when the update is made and a checkpoint is saved."""
+
+    def __init__(self, trainer: "TGOTrainer") -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Has a checkpoint saved at once; the evaluation that picks the best one still comes first."""
+        if self.trainer.is_interrupted:
+            control.should_save = True
+            control.should_evaluate = control.should_evaluate and args.load_best_model_at_end
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ends the run."""
+        self.trainer.end_if_interrupted()
 
 
 class SyncReferenceCallback(TrainerCallback):

@@ -117,6 +117,7 @@ def _unsupported(args: TGOConfig) -> dict[str, tuple[Any, Any, str]]:
         "label_smoothing_factor": (args.label_smoothing_factor, 0.0, "the rows have no class labels"),
         "neftune_noise_alpha": (args.neftune_noise_alpha, None, "the network has no word embeddings"),
         "include_num_input_tokens_seen": (args.include_num_input_tokens_seen, "no", "the rows have no tokens"),
+        "ignore_data_skip": (args.ignore_data_skip, False, "rows that are done are passed over without being read"),
         "dataloader_drop_last": (
             args.dataloader_drop_last, False, "an epoch visits every row, however batches are laid out",
         ),

@@ -1,14 +1,15 @@
 """[`TGOConfig`]: every setting of a run, checked when it is made."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
-from .labels import NORMALIZATIONS, THRESHOLD_TYPES
+from .labels import MAX_FLOAT32, NORMALIZATIONS, THRESHOLD_TYPES
 from .processes import DENSITIES
 
 FAMILY_SETTINGS = (
@@ -89,7 +90,9 @@ class TGOConfig(TrainingArguments):
             to the family's: 16 for Wan.
         on_bad_row (`str`, *optional*, defaults to `"error"`):
             `"error"` stops at a row with an unreadable image, an empty prompt or a score that is no finite number, and
-            names it; `"skip"` leaves such rows out, counts and reports them.
+            names it; `"skip"` leaves such rows out, counts and reports them. Likewise where a row's loss or an update's
+            gradient is NaN or infinite: `"error"` ends the run before the weights are touched, `"skip"` leaves the
+            update out.
         encode_batch_size (`int`, *optional*, defaults to `8`):
             Images and prompts per forward pass of the frozen encoders.
         encoding_cache_dir (`str`, *optional*):
@@ -138,6 +141,9 @@ class TGOConfig(TrainingArguments):
             `"steps"`: every `ref_model_sync_steps` updates. `"epoch"`: at the start of every epoch but the first.
         ref_model_sync_steps (`int`, *optional*, defaults to `512`):
             Updates between two synchronisations.
+        resume_with_changes (`bool`, *optional*, defaults to `False`):
+            Go on from a checkpoint of a run with other settings or data, which is refused otherwise. The model card
+            says from which update on what was changed.
 
         > Parameters that control how the network is called; the defaults are the model family's
 
@@ -251,6 +257,9 @@ class TGOConfig(TrainingArguments):
         default="steps", metadata={"help": "When to synchronise the reference.", "choices": ["steps", "epoch"]}
     )
     ref_model_sync_steps: int = field(default=512, metadata={"help": "Updates between two synchronisations."})
+    resume_with_changes: bool = field(
+        default=False, metadata={"help": "Go on from a checkpoint of a run with other settings or data."}
+    )
 
     # Parameters that control how the network is called
     max_sequence_length: int | None = field(default=None, metadata={"help": "Tokens of each prompt."})
@@ -282,6 +291,7 @@ class TGOConfig(TrainingArguments):
         self._check_choices()
         self._check_numbers()
         self._check_ranges()
+        self._check_finite()
         self._check_combinations()
 
     @property
@@ -317,12 +327,24 @@ class TGOConfig(TrainingArguments):
             _choice("timestep_density", self.timestep_density, DENSITIES)
         _choice("train_sampling_strategy", self.train_sampling_strategy, ("random", "sequential"))
 
+    def _check_finite(self) -> None:
+        """What a setting holds is computed with in float32, where 1e39 is infinite."""
+        for item in fields(self):
+            for name, number in _numbers(item.name, getattr(self, item.name)):
+                if not abs(number) <= MAX_FLOAT32:
+                    raise ValueError(f"`{name}` is {number}; it must be finite in float32 (at most 3.4e38).")
+
     def _check_numbers(self) -> None:
         if self.temperature is None:
             self.temperature = "auto"
         if self.temperature != "auto":
             self.temperature = _number("temperature", self.temperature)
             _positive("temperature", self.temperature)
+            if not max(self.beta, 1) / self.temperature <= MAX_FLOAT32:
+                raise ValueError(
+                    f"`temperature` is {self.temperature}, by which errors and `beta` ({self.beta}) are divided: the "
+                    "quotient is infinite in float32. Values around 0.001 are usual."
+                )
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None:
@@ -387,6 +409,17 @@ class TGOConfig(TrainingArguments):
                     f"`{name}` is {getattr(self, name)}, which `timestep_density={self.timestep_density!r}` does not "
                     f"use. Set `timestep_density={density!r}`, or leave `{name}` out."
                 )
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield name, value
+    elif isinstance(value, (list, tuple)):
+        for i, entry in enumerate(value):
+            yield from _numbers(f"{name}[{i}]", entry)
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _numbers(f"{name}[{key!r}]", entry)
 
 
 def _number(name: str, value: float | str) -> float:

@@ -29,8 +29,9 @@ from .data.rows import BadRows, undecoded
 from .data.shards import fingerprint
 from .dataset_card import dataset_info, publish
 from .layouts import LAYOUTS, Layout, find_layout
-from .parquet import CARD_NAME, ParquetFolder, process_state, public_name, replace_file
+from .parquet import CARD_NAME, ParquetFolder, locks_output_dir, process_state, public_name
 from .sources import open_dataset, source_folder
+from .storage.files import replace_file
 from .tallies import Comparisons, Ratings
 from .tally_scores import Scoring, fit_scoring
 
@@ -47,6 +48,7 @@ WINNERS = {
 ROWS_PER_SHARD = 1000
 
 
+@locks_output_dir
 def convert(config: "ConvertConfig") -> Path:
     """Writes the scored data set; goes on where a run with the same settings stopped.
 

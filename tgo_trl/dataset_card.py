@@ -10,7 +10,8 @@ from datasets import DatasetInfo, Features, List, SplitDict, SplitInfo, Value
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
-from .parquet import CARD_NAME, GENERATION_NAME, RECORD_NAMES, SCORING_NAME, ParquetFolder, replace_file
+from .parquet import CARD_NAME, GENERATION_NAME, RECORD_NAMES, SCORING_NAME, ParquetFolder
+from .storage.files import replace_file
 
 if TYPE_CHECKING:
     from .commands import DatasetSettings

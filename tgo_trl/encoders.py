@@ -89,8 +89,14 @@ class FrozenEncoders:
         """A fingerprint of how prompts are encoded."""
         return self._recipe(self.family.prompt_encoders)
 
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """A digest of each encoder and tokenizer, by name."""
+        names = (*self.family.image_encoders, *self.family.prompt_encoders)
+        return {name: component_fingerprint(component) for name, component in present(self.pipeline, names).items()}
+
     def _recipe(self, names: Sequence[str]) -> str:
-        components = [component_fingerprint(component) for component in present(self.pipeline, names).values()]
+        components = [self.fingerprints[name] for name in present(self.pipeline, names)]
         versions = (__version__, diffusers.__version__, transformers.__version__, PIL.__version__)
         family = self.family
         code = [_source(ancestor) for ancestor in type(family).__mro__[:-1]]

@@ -27,17 +27,16 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from .checks import check_size
 from .data.rows import check_prompt
-from .data.shards import component_fingerprint, fingerprint
+from .data.shards import component_fingerprint, config_fingerprint, fingerprint
 from .dataset_card import publish, write_card
 from .draws import stable_seed
 from .families import Family, Sample, Size, build_family
 from .loading import load_pipeline
 from .model_card import base_license
-from .parquet import GENERATION_NAME, ParquetFolder, process_state, public_name, rows_per_shard
+from .parquet import GENERATION_NAME, ParquetFolder, locks_output_dir, process_state, public_name, rows_per_shard
 from .prompts import read_prompts
 from .rewards.base import as_dtype, default_dtype
 from .sampling import cpu_generators
@@ -68,6 +67,7 @@ class Request:
     seed: int
 
 
+@locks_output_dir
 def generate(config: "GenerateConfig", pipeline: DiffusionPipeline | None = None, family: Family | None = None) -> Path:
     """Draws a data set; goes on where a run with the same settings stopped.
 
@@ -404,24 +404,13 @@ def _settings(
 
 def pipeline_fingerprints(pipeline: DiffusionPipeline) -> dict[str, str]:
     """A digest of each part of a pipeline, weights and settings, and of the adapters that act in it."""
-    digests = {name: _part_fingerprint(part) for name, part in sorted(pipeline.components.items()) if part is not None}
+    digests = {
+        name: component_fingerprint(part) for name, part in sorted(pipeline.components.items()) if part is not None
+    }
     own = {name: value for name, value in pipeline.config.items() if name not in pipeline.components}
-    digests["pipeline"] = _config_fingerprint(type(pipeline).__name__, own)
+    digests["pipeline"] = config_fingerprint(type(pipeline).__name__, own)
     digests["adapters"] = fingerprint(json.dumps(_adapter_scales(pipeline), sort_keys=True))
     return digests
-
-
-def _part_fingerprint(part: Any) -> str:
-    if isinstance(part, (nn.Module, PreTrainedTokenizerBase)):
-        return component_fingerprint(part)
-    config = part.to_dict() if hasattr(part, "to_dict") else getattr(part, "config", {})
-    return _config_fingerprint(type(part).__name__, config)
-
-
-def _config_fingerprint(name: str, config: Mapping[str, Any]) -> str:
-    """Without what `from_pretrained` notes for itself: folders, versions, names of defaults."""
-    kept = {key: value for key, value in config.items() if not key.startswith("_")}
-    return fingerprint(name, json.dumps(kept, sort_keys=True, default=str))
 
 
 def _adapter_scales(pipeline: DiffusionPipeline) -> dict[str, Any]:

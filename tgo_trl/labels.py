@@ -19,6 +19,7 @@ THRESHOLD_TYPES = ("percentile", "mean", "value", "prompt_mean", "prompt_baselin
 PER_PROMPT = ("prompt_mean", "prompt_baseline")
 NORMALIZATIONS = ("none", "zscore", "robust")
 LOPSIDED_SHARE = 0.05
+MAX_FLOAT32 = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,20 @@ class LabelRule:
             prompts: `N` prompts.
 
         Raises:
-            ValueError: if a score is not finite, or a new prompt has a single image under a threshold per prompt.
+            ValueError: if a score or a weight is not finite, or a new prompt has a single image under a threshold per
+            prompt.
         """
         raw = check_finite(scores)
         thresholds = self._row_thresholds(raw, prompts)
         z, z_thresholds = ((values - self.center) / self.scale for values in (raw, thresholds))
         weights = confidence_weights(z, z_thresholds, self.confidence_coef).to(torch.float32)
+        infinite = (~weights.isfinite()).nonzero().flatten().tolist()
+        if infinite:
+            raise ValueError(
+                f"The weight of {list_rows(infinite)} is not finite in float32: the score "
+                f"{raw[infinite[0]].item():.6g} lies too far from the threshold {self.threshold:.6g} for "
+                f"`confidence_coef={self.confidence_coef:g}`. Lower it, or set `score_normalization`."
+            )
         return Labels(raw, raw >= thresholds, weights)
 
     def to_dict(self) -> dict[str, Any]:
@@ -196,12 +205,13 @@ def check_finite(scores: Sequence[float] | Tensor) -> Tensor:
     """The scores as float64 `[N]`.
 
     Raises:
-        ValueError: if there are none, or if any is NaN or infinite, naming how many and which rows.
+        ValueError: if there are none, or if any is NaN or infinite in float32, which the loss is computed in, naming
+            how many and which rows.
     """
     tensor = torch.as_tensor(scores, dtype=torch.float64)
     if len(tensor) == 0:
         raise ValueError("There is no scored row, so no threshold can be fitted. Pass a data set with rows.")
-    bad = (~tensor.isfinite()).nonzero().flatten().tolist()
+    bad = (~tensor.float().isfinite()).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
             f"{len(bad)} of {len(tensor)} scores are NaN or infinite: {list_rows(bad)}. A threshold over them is "

@@ -2,18 +2,21 @@
 
 A folder holds `data/train-00000-of-00004.parquet` ..., a JSON file of the settings that made it, and `README.md`, which
 is written last. What a shard holds is a function of these settings and the shard's index, and a shard is written under
-another name and renamed: one that exists is whole and right, and a run that was killed goes on with those that do not.
+another name and renamed. Size and SHA-256 of each stand in `.manifest`: one that is as it says is whole and right, and
+a run that was killed goes on with the others.
 """
 
+import functools
 import glob
 import json
+import logging
 import os
 import re
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +26,13 @@ from datasets import Dataset, Features
 from datasets.table import embed_table_storage
 
 from .data.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD
+from .storage.files import replace_file, sweep, write_json
+from .storage.locks import sole_writer
+from .storage.manifest import file_damage, file_entry
+
+logger = logging.getLogger(__name__)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 CARD_NAME = "README.md"
 GENERATION_NAME = "generation.json"
@@ -37,6 +47,18 @@ def process_state() -> PartialState:
     On machines without an accelerator too, where accelerate takes each launched process for the only one unless told.
     """
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
+
+
+def locks_output_dir(command: Command) -> Command:
+    """The command, which takes a configuration first, as the sole writer of its `output_dir`."""
+
+    @functools.wraps(command)
+    def locked(config: Any, *args: Any, **kwargs: Any) -> Any:
+        is_main = process_state().is_main_process
+        with sole_writer(Path(config.output_dir)) if is_main else nullcontext():
+            return command(config, *args, **kwargs)
+
+    return cast(Command, locked)
 
 
 class ParquetFolder:
@@ -67,7 +89,9 @@ class ParquetFolder:
         return dict(sorted((int(match[1]), path) for match, path in found if match))
 
     def begin(self, settings: Mapping[str, Any], state: PartialState) -> list[int]:
-        """The shards that exist; makes the folder ready for the others, in every process before any writes.
+        """The shards that are whole; makes the folder ready for the others, in every process before any writes.
+
+        A shard that is not as it was written is removed, with a warning, to be made again.
 
         Args:
             settings: everything that the shards are a function of, as JSON has it.
@@ -82,19 +106,35 @@ class ParquetFolder:
         if written:
             self._check_settings(json.loads(json.dumps(settings)))  # as it is read: without tuples
         state.wait_for_everyone()  # so that none has changed the folder while another looks at it
-        if state.is_main_process and not written:
-            (self.folder / CARD_NAME).unlink(missing_ok=True)  # of a data set that was here before
-            write_json(self.settings_path, {"settings": settings})
+        if state.is_main_process:
+            for folder in (self.folder, self.folder / "data", self.folder / ".manifest"):
+                sweep(folder)
+            if not written:
+                (self.folder / CARD_NAME).unlink(missing_ok=True)  # of a data set that was here before
+                write_json(self.settings_path, {"settings": settings})
+        self._remove_damaged(written[state.process_index :: state.num_processes])
         state.wait_for_everyone()
-        return written
+        whole = list(self.written())
+        state.wait_for_everyone()
+        return whole
 
-    def write(self, shard: int, rows: Sequence[Mapping[str, Any]], features: Features) -> None:
-        """Writes a shard, with the files that its rows name inside."""
+    def write(
+        self, shard: int, rows: Sequence[Mapping[str, Any]], features: Features, source: str | None = None
+    ) -> None:
+        """Writes a shard, with the files that its rows name inside.
+
+        Args:
+            shard: its index.
+            rows: all of them.
+            features: of the rows.
+            source: a digest of what the shard is made of, where the settings do not say it all.
+        """
         columns = {name: [row.get(name) for row in rows] for name in features}
-        self.write_table(self.path(shard), Dataset.from_dict(columns, features=features).data.table)
+        self.write_table(shard, Dataset.from_dict(columns, features=features).data.table, source)
 
-    def write_table(self, path: Path, table: pa.Table) -> None:
-        """Writes a table such that the file either has all of it or is as it was."""
+    def write_table(self, shard: int, table: pa.Table, source: str | None = None) -> None:
+        """Writes a table such that the shard either has all of it or is as it was; arguments as in [`write`]."""
+        path = self.path(shard)
         table = embed_table_storage(table).combine_chunks()
         path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -102,8 +142,14 @@ class ParquetFolder:
             with pq.ParquetWriter(temporary, table.schema) as writer:
                 if table.num_rows:  # `datasets` cannot read a row group without rows
                     writer.write_table(table)
+            # before the shard has its name, so that none is without
+            write_json(self._entry_path(shard), {**file_entry(temporary), "source": source})
 
         replace_file(path, fill)
+
+    def source(self, shard: int) -> str | None:
+        """The digest of what a written shard was made of."""
+        return self._entry(shard).get("source")
 
     def seal(self, num_shards: int) -> None:
         """Gives the shards of a stream their final names, once their number is known."""
@@ -129,6 +175,24 @@ class ParquetFolder:
         recorded = {**json.loads(self.settings_path.read_text()), **facts}
         write_json(self.settings_path, recorded)
 
+    def _entry_path(self, shard: int) -> Path:
+        return self.folder / ".manifest" / f"{self.split}-{shard:05d}.json"  # hidden: `datasets` passes over it
+
+    def _entry(self, shard: int) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._entry_path(shard).read_text("utf-8")))
+        except (FileNotFoundError, ValueError):  # killed before it was written; damaged
+            return {}
+
+    def _remove_damaged(self, shards: Iterable[int]) -> None:
+        for shard in shards:
+            path, entry = self.written()[shard], self._entry(shard)
+            damage = file_damage(path, entry) if entry else f"{path.name} is not in the manifest"
+            if damage is not None:
+                logger.warning("In %s, %s. It is made again.", self.folder, damage)
+                (self.folder / CARD_NAME).unlink(missing_ok=True)  # which says that all is there
+                path.unlink()
+
     def _check_split(self) -> None:
         """A folder has one card and one file of settings, which are of one split."""
         others = {path.name for path in (self.folder / "data").glob("*.parquet")}
@@ -147,23 +211,6 @@ class ParquetFolder:
         differences = list(_differences(json.loads(self.settings_path.read_text())["settings"], settings))
         if differences:
             raise ValueError(f"{where} holds data made with other settings: {'; '.join(differences)}. {remedy}")
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a file that is either whole or as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-    replace_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file, which then takes the place of `path` in one step."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # hidden: `datasets` passes over it
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def rows_per_shard(given: int | None, is_video: bool) -> int:

@@ -11,7 +11,7 @@ from .config import TGOConfig
 from .data.encoded import EncodedDataset, encode_images, encode_prompts, scan_rows
 from .data.media import ImageReader, MediaReader, VideoReader
 from .data.rows import BadRows, Columns
-from .data.shards import ShardWriter
+from .data.shards import ShardWriter, fingerprint
 from .data.stream import StreamDataset, scan_stream
 from .draws import EVALUATION_EPOCH
 from .encoders import FrozenEncoders
@@ -61,7 +61,8 @@ class DataPreparer:
             bad.report("training", len(scores) + len(bad.rows))
             rule = self._fit(scores, prompts)
             block = training_block(self.args, len(self.sizes))
-            return self._stream(dataset, rule, 0, True, positives_only, block), rule
+            digest = fingerprint(*scores, *prompts)
+            return self._stream(dataset, rule, 0, True, positives_only, block, digest), rule
         return self._encode(dataset, "training", None, positives_only)
 
     def evaluation_set(self, dataset: Dataset | IterableDataset, rule: LabelRule, name: str) -> PreparedDataset:
@@ -105,11 +106,12 @@ class DataPreparer:
         return encoded.positives() if positives_only else encoded, fitted
 
     def _stream(
-        self, dataset: IterableDataset, rule: LabelRule, epoch: int, repeat: bool, positives_only: bool, block: int
-    ) -> StreamDataset:
+        self, dataset: IterableDataset, rule: LabelRule, epoch: int, repeat: bool, positives_only: bool, block: int,
+        digest: str = "",
+    ) -> StreamDataset:  # fmt: skip
         skip = self.args.on_bad_row == "skip"
         return StreamDataset(
-            dataset, self.columns, rule, self.reader, self.sizes, skip, epoch, repeat, positives_only, block
+            dataset, self.columns, rule, self.reader, self.sizes, skip, epoch, repeat, positives_only, block, digest
         )
 
     def _fit(self, scores: list[float], prompts: list[str]) -> LabelRule:

@@ -76,6 +76,8 @@ def hyperparameters(trainer: "TGOTrainer") -> dict[str, Any]:
     if policy.adapter_name is not None:
         config = next(iter(policy.networks.values())).peft_config[policy.adapter_name]
         shown["LoRA rank, alpha"] = f"{config.r}, {config.lora_alpha}"
+    if trainer.changes:
+        shown["changed on the way"] = "; ".join(trainer.changes)
     return shown
 
 

@@ -33,20 +33,22 @@ from .parquet import (
     SCORING_NAME,
     ParquetFolder,
     column,
+    locks_output_dir,
     process_state,
     public_name,
-    replace_file,
     rows_per_shard,
 )
 from .rewards import REWARDS, load_reward
 from .rewards.base import Reward, checked_scores, reward_name
 from .rewards.ensemble import Ensemble, Member
 from .sources import open_dataset
+from .storage.files import replace_file
 
 if TYPE_CHECKING:
     from .commands.score import ScoreConfig
 
 
+@locks_output_dir
 def score(
     config: "ScoreConfig",
     dataset: Dataset | IterableDataset | None = None,
@@ -90,9 +92,12 @@ def score(
 
     state.wait_for_everyone()
     if rows.num_shards is None:
-        if state.is_main_process:
-            shards.seal(len(shards.written()))
+        num_shards = len(shards.written())
         state.wait_for_everyone()
+        if state.is_main_process:
+            shards.seal(num_shards)
+        state.wait_for_everyone()
+        shards.num_shards = num_shards
     ensemble = _add_ensemble(config, shards, state)
     state.wait_for_everyone()
     if state.is_main_process:
@@ -246,19 +251,19 @@ def _add_ensemble(config: "ScoreConfig", shards: ParquetFolder, state: PartialSt
     if config.ensemble_weights is None:
         return None
     names = config.reward_columns()
-    paths = list(shards.written().values())
+    written = shards.written()
     members = {
         name: Member(weight=weight, normalization=config.ensemble_normalization)
         for name, weight in zip(names, config.ensemble_weights, strict=True)
     }
-    ensemble = Ensemble(members).fit({name: column(paths, name) for name in names})
-    for path in paths[state.process_index :: state.num_processes]:
+    ensemble = Ensemble(members).fit({name: column(written.values(), name) for name in names})
+    for shard, path in list(written.items())[state.process_index :: state.num_processes]:
         table = pq.ParquetFile(path).read()
         position = table.schema.get_field_index(config.ensemble_column)
         if table[position].null_count:
             sums = ensemble.combine({name: table[name].to_pylist() for name in names})
             table = table.set_column(position, table.schema.field(position), pa.array(sums, pa.float64()))
-            shards.write_table(path, table)
+            shards.write_table(shard, table, shards.source(shard))
     return ensemble
 
 
@@ -277,7 +282,10 @@ def _check_folders(config: "ScoreConfig") -> None:
 def _settings(
     config: "ScoreConfig", models: Mapping[str, Reward], reader: RowReader, rows: RowBlocks
 ) -> dict[str, Any]:
-    """Everything that the shards are a function of. Of the rows, those of the first shard stand for all."""
+    """Everything that the shards are a function of, but for the rows: each shard's are compared with its own.
+
+    Those of the first stand for all where the folder is looked at first.
+    """
     kwargs: Any = config.reward_kwargs or {}
     earlier = read_record(Path(config.dataset_name), SCORING_NAME)
     return {
@@ -321,22 +329,34 @@ def _write_missing(
         mine = set(missing[state.process_index :: state.num_processes])
         total = sum(min(rows.shard_rows, (rows.num_rows or 0) - shard * rows.shard_rows) for shard in mine)
 
-    def wanted(shard: int) -> bool:
-        if mine is None:
-            return shard not in written and shard % state.num_processes == state.process_index
+    def wanted(shard: int) -> bool:  # those that are written, to see that they are of these rows
+        if mine is None or shard in written:
+            return bool(shard % state.num_processes == state.process_index)
         return shard in mine
 
     show_progress = state.is_main_process and not config.disable_tqdm and total != 0
     with tqdm(total=total, desc="Scoring", unit="row", disable=not show_progress) as progress:
         for shard, block in rows.shards(wanted):
+            source = fingerprint(*map(reader.content, block))
+            if shard in written:
+                _check_source(shards, shard, source)
+                continue
             scored = []
             numbered = enumerate(block, shard * rows.shard_rows)
             for _, row, scores in score_rows(numbered, models, reader, bad, config.batch_size):
                 scored.append({**row, **scores})
                 progress.update()
-            shards.write(shard, scored, features)
+            shards.write(shard, scored, features, source)
             num_seen += len(block)
     bad.report("scored", num_seen)
+
+
+def _check_source(shards: ParquetFolder, shard: int, source: str) -> None:
+    if shards.source(shard) != source:
+        raise ValueError(
+            f"{shards.path(shard).name} in {str(shards.folder)!r} holds the scores of other prompts or images than the "
+            "data set has there now. Set another `output_dir`, or delete the folder to begin anew."
+        )
 
 
 def _finish(config: "ScoreConfig", shards: ParquetFolder, rows: RowBlocks, ensemble: Ensemble | None) -> None:

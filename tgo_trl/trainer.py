@@ -2,8 +2,11 @@
 
 import copy
 import functools
+import json
 import logging
 import math
+import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,10 +19,11 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
+from transformers.trainer import OPTIMIZER_NAME
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput, rotate_checkpoints
 
 from . import artifacts
-from .callbacks import EpochCallback, ScoreReportCallback, SyncReferenceCallback
+from .callbacks import EpochCallback, InterruptionCallback, ScoreReportCallback, SyncReferenceCallback
 from .checks import (
     check_arguments,
     check_optimizer,
@@ -30,22 +34,29 @@ from .checks import (
     training_dtype,
 )
 from .config import TGOConfig
+from .course import Course, course_settings, describe_optimizer, weights_digest
 from .data.collator import RowCollator
 from .data.encoded import EncodedDataset
 from .data.sampler import RowSampler
+from .data.shards import component_fingerprint, tensors_digest
 from .draws import EVALUATION_EPOCH, draw_rows
 from .encoders import FrozenEncoders
 from .families import Family, Sample, Size
+from .interruption import Interruption, Terminated
 from .labels import Labels
 from .likelihood import row_errors
 from .loading import load_pipeline, load_reference_networks, remove_offloading, replace_tokenizer
 from .metrics import MetricSums, add_error_metrics, add_likelihood_metrics, add_reward_metrics
+from .nonfinite import UpdateGuard, check_finite_tensors
 from .objectives import implicit_reward, log_likelihood, log_ratio, tgo_loss
 from .policy import Policy, build_policy, check_policy, disable_dropout
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
+from .progress import Progress
 from .publishing import push_checkpoint, write_card
 from .reference import AdapterReference, ModelReference, Reference
+from .resuming import accepted_changes, load_changed_optimizer
 from .sampling import SampleGridCallback, cpu_generators
+from .storage.locks import sole_writer
 from .summary import print_summary, summary_rows
 
 logger = logging.getLogger(__name__)
@@ -174,8 +185,21 @@ class TGOTrainer(Trainer):
         check_optimizer(optimizers[0], policy)
         self.reference = _build_reference(policy, was_trained, ref_networks, args)
         policy.leave_quantized_weights_to_each_process()
+        if was_trained:
+            check_finite_tensors(policy.adapter_state(str(policy.adapter_name)).items(), "The pipeline's adapter")
+        self._course = self._describe_course(
+            policy, was_trained, args, train_set, describe_optimizer(optimizers, optimizer_cls_and_kwargs)
+        )
         self._row_sampler: RowSampler | None = None
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
+        self._bad_evaluated: list[tuple[Sequence[int], Tensor]] = []
+        self._interruption = Interruption()
+        self._progress = Progress(block=training_block(args, len(self.sizes)))
+        self._resumed: Progress | None = None
+        self._random_state: str | None = None  # a checkpoint whose random state is still to be loaded
+        self._changes: list[str] = []  # of the run that goes on, now
+        self.changes: list[str] = []  # of the whole run, for its record
+        self._last_saved = 0
 
         super().__init__(
             model=policy,
@@ -189,6 +213,7 @@ class TGOTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        self._guard = UpdateGuard(self.accelerator, args.on_bad_row == "skip")
         if isinstance(self.reference, ModelReference):
             self.reference.model = self.accelerator.prepare_model(self.reference.model, evaluation_mode=True)
         self._add_own_callbacks()
@@ -219,6 +244,30 @@ class TGOTrainer(Trainer):
             return {name: self.preparer.evaluation_set(part, self.label_rule, name) for name, part in dataset.items()}
         return self.preparer.evaluation_set(dataset, self.label_rule, "evaluation")
 
+    def _describe_course(
+        self, policy: Policy, was_trained: bool, args: TGOConfig, train_set: PreparedDataset, optimizer: str | None
+    ) -> Course:
+        public = artifacts.public_config(args.to_dict())  # type: ignore[no-untyped-call]
+        own = {"temperature": self.temperature, "size": list(self.size), "optimizer": optimizer}
+        networks = dict(policy.networks.items())
+        fingerprints = {"the rows, their order, images or videos": train_set.fingerprint}
+        fingerprints |= {f"weights or settings of `{name}`": digest for name, digest in self._part_digests().items()}
+        fingerprints["the base model's weights"] = weights_digest(networks)
+        if was_trained:
+            start = policy.adapter_state(str(policy.adapter_name))
+            fingerprints["the weights of the adapter that it began with"] = tensors_digest(sorted(start.items()))
+        if isinstance(self.reference, ModelReference):
+            fingerprints["the reference's weights"] = weights_digest({"": self.reference.model})
+        settings = {**course_settings(args, public, policy), **own}
+        return Course(json.loads(json.dumps(settings)), fingerprints)
+
+    def _part_digests(self) -> dict[str, str]:
+        """Of the encoders, and of what has no weights, the scheduler above all."""
+        parts = {name: part for name, part in self.pipeline.components.items() if part is not None}
+        light = {name: part for name, part in parts.items() if not isinstance(part, nn.Module)}
+        digests = {name: component_fingerprint(part) for name, part in light.items()}
+        return digests | self.encoders.fingerprints
+
     def _add_own_callbacks(self) -> None:
         args = self.args
         self.add_callback(EpochCallback(self))
@@ -230,6 +279,7 @@ class TGOTrainer(Trainer):
             if args.sample_guidance_scale is not None:
                 kwargs["guidance_scale"] = args.sample_guidance_scale
             self.add_callback(SampleGridCallback(self, args.sample_prompts, args.sample_steps, args.seed, **kwargs))
+        self.add_callback(InterruptionCallback(self))
 
     # ---- Batches ----
 
@@ -269,8 +319,12 @@ class TGOTrainer(Trainer):
     ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
         """The batches of one update, and how many rows they hold over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._random_state is not None:
+            self._load_rng_state(self._random_state)
+            self._random_state = None
         if not batches:
             return batches, None
+        self._progress = self._progress.after(batches, self.accelerator.num_processes, self._row_sampler is None)
         num_rows = torch.stack([batch["valid"].sum() for batch in batches]).sum().to(device)
         return batches, self.accelerator.reduce(num_rows, "sum")
 
@@ -299,13 +353,17 @@ class TGOTrainer(Trainer):
         errors = row_errors(model, self.reference, self.family, self.pipeline, self.process, image, prompt, draw)
         policy_error = errors.policy.mean(0)
         likelihood = log_likelihood(policy_error, self.temperature)
-        add_likelihood_metrics(sums, likelihood, is_positive, valid)
         if errors.reference is None:
             row_loss, output = policy_error, likelihood
         else:
             output = log_ratio(policy_error, errors.reference.mean(0), self.temperature)
             reward = implicit_reward(output, self.args.beta)
             row_loss = tgo_loss(reward, is_positive, inputs["weight"])
+        self._look_for_bad_rows(inputs["row"], row_loss, valid)
+        if self._guard.skip:  # what is left out is left out of the metrics too
+            valid = valid & row_loss.isfinite()
+        add_likelihood_metrics(sums, likelihood, is_positive, valid)
+        if errors.reference is not None:
             add_reward_metrics(sums, reward, is_positive, valid)
             difference = (errors.reference - errors.policy).flatten()
             positives, valids = is_positive.repeat(num_samples), valid.repeat(num_samples)
@@ -318,6 +376,19 @@ class TGOTrainer(Trainer):
         else:  # gradients, and logged losses, are averaged over processes
             loss = total * self.accelerator.num_processes / num_items_in_batch
         return (loss, {"log_ratio": output.detach()}) if return_outputs else loss
+
+    def _look_for_bad_rows(self, rows: Sequence[int], row_loss: Tensor, valid: Tensor) -> None:
+        if self.model.training:
+            self._guard.add(rows, row_loss, valid)
+        else:
+            self._bad_evaluated.append((rows, ~row_loss.isfinite() & valid))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # between the backward passes of an update and the optimizer's step
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        is_asked = self._interruption.signum is not None
+        self._guard.before_step(self.state.global_step + 1, norm, self.optimizer, is_asked)
+        return norm
 
     def _conditions(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if "image" in inputs:
@@ -334,7 +405,8 @@ class TGOTrainer(Trainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
-        return loss, outputs["log_ratio"], inputs["score"].where(inputs["valid"], math.nan)
+        kept = inputs["valid"] & outputs["log_ratio"].isfinite() if self._guard.skip else inputs["valid"]
+        return loss, outputs["log_ratio"], inputs["score"].where(kept, math.nan)
 
     # ---- Metrics and evaluation ----
 
@@ -370,12 +442,13 @@ class TGOTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Adds the metrics of the evaluated rows; the loss is their mean, not a mean of batch means."""
-        self._sums["eval"] = MetricSums()
+        self._sums["eval"], self._bad_evaluated = MetricSums(), []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         means = self._sums["eval"].pop_means(self.accelerator)
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         self._release_encoders()
+        self._guard.check_evaluated(self._bad_evaluated)
         if output.label_ids is None:
             return output
         predictions, scores = drop_padding(output.predictions, output.label_ids)
@@ -441,6 +514,8 @@ class TGOTrainer(Trainer):
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_path)
+        trained = ((name, weight) for name, weight in self.policy.named_parameters() if weight.requires_grad)
+        check_finite_tensors(trained, f"The model, which is therefore not saved in {str(folder)!r},")
         is_checkpoint = artifacts.is_checkpoint_of(folder, self.args.output_path)
         with artifacts.replacing(folder, is_checkpoint) as temporary:
             artifacts.save_weights(self.pipeline, self.policy, temporary, whole_pipeline=not is_checkpoint)
@@ -449,52 +524,221 @@ class TGOTrainer(Trainer):
             self._record().write(temporary)
 
     def _record(self) -> artifacts.RunRecord:
-        config = artifacts.public_config(self.args.to_dict())  # type: ignore[no-untyped-call]
-        return artifacts.RunRecord(config, self.label_rule, self.temperature, self.size)
+        progress = self._progress
+        if self._row_sampler is not None and progress.rows >= len(self._row_sampler):
+            progress = Progress(progress.epoch + 1, 0, progress.block)
+        return artifacts.RunRecord(
+            config=artifacts.public_config(self.args.to_dict()),  # type: ignore[no-untyped-call]
+            rule=self.label_rule,
+            temperature=self.temperature,
+            size=self.size,
+            course=self._course,
+            progress=progress,
+            updates=self.state.global_step,
+            changes=self.changes,
+        )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._guard.settle()
+        self.create_model_card()
+        args, folder = self.args, Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        # Not before it is whole does a checkpoint take the place of older ones, or is it uploaded.
+        limit, push = args.save_total_limit, args.push_to_hub
+        args.save_total_limit, args.push_to_hub = None, False
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            args.save_total_limit, args.push_to_hub = limit, push
+        self.accelerator.wait_for_everyone()  # each process saves its random state
+        if args.should_save:
+            artifacts.seal_checkpoint(folder)
+        self._last_saved = self.state.global_step
+        if push:
+            self._push_from_checkpoint(str(folder))
+        if args.should_save:
+            rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    # ---- Going on ----
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
     ) -> TrainOutput:
-        """Trains; `resume_from_checkpoint=True` goes on from the newest checkpoint that was saved to its end.
+        """Trains; `resume_from_checkpoint=True` goes on from the newest checkpoint that is whole.
+
+        SIGTERM and SIGHUP end it, after the update that is under way, with a checkpoint and a `SystemExit`.
 
         Raises:
-            ValueError: if there is no complete checkpoint, or it was trained with another threshold.
+            ValueError: if there is no whole checkpoint, it is of a run with other settings or data and
+                `resume_with_changes` is not set, or another process writes to `output_dir`.
+            NonFiniteError: if losses, gradients or weights are NaN or infinite.
         """
-        if resume_from_checkpoint is True:
-            found = artifacts.last_checkpoint(self.args.output_path)
+        is_main = self.is_world_process_zero()
+        with sole_writer(self.args.output_path) if is_main else nullcontext(), self._interruption:
+            checkpoint = self._find_checkpoint(resume_from_checkpoint)
+            self._begin(checkpoint)
+            try:
+                output = super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(self._describe_end("Interrupted")) from None
+            self._guard.settle()
+            self._guard.check_share(self.state.global_step - self._initial_global_step)
+            self.end_if_interrupted()
+        return output
+
+    def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
+        folder = self.args.output_path
+        if not wanted:
+            if artifacts.checkpoints(folder):
+                logger.warning(
+                    "%s holds checkpoints of an earlier run, and the new run begins at its start. If it is resumed "
+                    "later, the newest of all of them is taken: delete those, or set another `output_dir`.",
+                    folder,
+                )
+            return None
+        if wanted is True:
+            found = artifacts.last_checkpoint(folder)
             if found is None:
                 raise ValueError(f"No complete checkpoint found in `output_dir` ({self.args.output_dir}).")
-            resume_from_checkpoint = str(found)
+            return found
+        damage = artifacts.checkpoint_damage(Path(wanted))
+        if damage is not None:
+            raise ValueError(
+                f"{wanted} is no complete checkpoint of a `TGOTrainer`: {damage}. Pass "
+                "`resume_from_checkpoint=True` for the newest complete one."
+            )
+        return Path(wanted)
+
+    def _begin(self, checkpoint: Path | None) -> None:
+        self._guard = UpdateGuard(self.accelerator, self.args.on_bad_row == "skip")
+        self._progress = Progress(block=training_block(self.args, len(self.sizes)))
+        self._resumed, self._changes, self.changes, self._last_saved = None, [], [], 0
+        if checkpoint is not None:
+            saved = artifacts.RunRecord.read(checkpoint)
+            self._changes = accepted_changes(checkpoint, self._record(), self.args.resume_with_changes)
+            self.changes = saved.changes + [f"from update {saved.updates + 1} on: {change}" for change in self._changes]
+            self._resumed, self._last_saved = saved.progress, saved.updates
+            self._progress = Progress(saved.progress.epoch, saved.progress.rows, self._progress.block)
+        elif not isinstance(self.train_dataset, EncodedDataset):
+            self.train_dataset.skip = 0  # type: ignore[union-attr]
+        if self.is_world_process_zero():
+            for folder in (self.args.output_path, *artifacts.checkpoints(self.args.output_path)):
+                artifacts.remove_left_over(folder)
         if self.model_wrapped is self.model:
             # An evaluation before training prepares the bare policy, and accelerate would take it for one that is
             # ready to train: processes would train apart, without exchanging gradients.
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             vars(self.model).pop("_is_accelerate_prepared", None)
-        return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Epoch to begin with, and batches of it to pass over: none, since what is done is not read again."""
+        first_epoch, _ = super()._init_training_state(max_steps, *args, **kwargs)
+        if self._resumed is None:
+            return first_epoch, 0
+        if self.state.global_step >= max_steps:
+            if self._changes:
+                raise ValueError(
+                    f"The run has made all its {self.state.global_step} updates, so that other settings "
+                    f"({'; '.join(self._changes)}) would change nothing. Set `max_steps` or `num_train_epochs` higher "
+                    "to go on with them, or another `output_dir`."
+                )
+            if self.is_world_process_zero():
+                print(f"Nothing to do: the run has made all its {self.state.global_step} updates.")
+        self._pass_over(self._resumed)
+        return self._resumed.epoch, 0
+
+    def _pass_over(self, done: Progress) -> None:
+        """Takes out of the data what is trained on already."""
+        if self._row_sampler is None:
+            if done.block != self._progress.block and len(self.sizes) > 1:
+                raise ValueError(
+                    "A stream in buckets of aspect ratios cannot go on with updates of another size. Keep rows per "
+                    "update, or load the data set without `streaming=True`."
+                )
+            self.train_dataset.skip = done.rows  # type: ignore[union-attr]
+            return
+        sampler = self._row_sampler
+        before = RowSampler(sampler.num_rows, sampler.seed, done.block, groups=sampler.groups)
+        sampler.done = {done.epoch: before.first(done.epoch, done.rows)}
+
+    def _run_epoch(  # type: ignore[override]
+        self, *, epoch: int, steps_in_epoch: int, num_update_steps_per_epoch: int, **kwargs: Any
+    ) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end
+            self.control.should_training_stop = True
+            return
+        if self._resumed is not None and epoch == self._resumed.epoch:  # what is left of it
+            accumulated = self.args.gradient_accumulation_steps
+            if self._row_sampler is None:
+                num_update_steps_per_epoch -= self.state.global_step
+                steps_in_epoch = num_update_steps_per_epoch * accumulated
+            else:
+                batch = self._train_batch_size * self.args.world_size
+                steps_in_epoch = math.ceil(self._row_sampler.num_left(epoch) / batch)
+                num_update_steps_per_epoch = math.ceil(steps_in_epoch / accumulated)
+            if self._resumed.rows:  # to be loaded once more, after the data loader has drawn from it
+                self._random_state = kwargs["resume_from_checkpoint"]
+        super()._run_epoch(  # type: ignore[no-untyped-call]
+            epoch=epoch, steps_in_epoch=steps_in_epoch, num_update_steps_per_epoch=num_update_steps_per_epoch, **kwargs
+        )
+
+    @property
+    def epoch(self) -> float:
+        """How many times the training set has been gone through; of a stream, the share of all updates."""
+        if self._row_sampler is None:
+            return self.state.global_step / self.state.max_steps
+        return self._progress.epoch + self._progress.rows / len(self._row_sampler)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        if not artifacts.is_complete(folder):
-            raise ValueError(
-                f"{folder} is no complete checkpoint of a `TGOTrainer`: saving it was cut short, or something else "
-                "wrote it. Pass `resume_from_checkpoint=True` for the newest complete one."
-            )
-        saved, changed = artifacts.read_label_rule(folder), artifacts.changed_settings(folder, self._record())
-        if changed:
-            logger.warning("The run that is resumed had other settings: %s.", ", ".join(changed))
-        if not saved.equals(self.label_rule):
-            raise ValueError(
-                f"The checkpoint {folder.name} was trained with the threshold {saved.describe()} on {saved.num_rows} "
-                f"rows; these data and settings give {self.label_rule.describe()} on {self.label_rule.num_rows} rows, "
-                "or other weights. Resume with the data and settings of the checkpoint, or load its adapter into the "
-                "pipeline and start a new run."
-            )
         artifacts.load_weights(self.policy, folder)
         if self.args.sync_ref_model and self.reference is not None:
             artifacts.load_reference(self.reference, folder)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.state.global_step >= self.state.max_steps:
+            return
+        folder = Path(checkpoint)
+        if not (folder / OPTIMIZER_NAME).is_file():
+            raise ValueError(
+                f"{checkpoint} holds no state of the optimizer (`save_only_model=True`), so that a run that goes on "
+                "from it would be another one. Load its adapter into the pipeline, and begin a new run in another "
+                "`output_dir`."
+            )
+        if self._changes:
+            keep = artifacts.RunRecord.read(folder).course.keeps_optimizer(self._course)
+            load_changed_optimizer(folder, self.optimizer, self.lr_scheduler, keep)
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
     def _load_best_model(self) -> None:
-        artifacts.load_weights(self.policy, Path(str(self.state.best_model_checkpoint)))
+        folder = Path(str(self.state.best_model_checkpoint))
+        damage = artifacts.checkpoint_damage(folder)
+        if damage is not None:
+            raise ValueError(f"The best checkpoint, {folder}, cannot be loaded: {damage}. Load another one by hand.")
+        artifacts.load_weights(self.policy, folder)
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a signal has asked the run to end; processes agree on it."""
+        if self.accelerator.num_processes > 1:
+            return self._guard.asked_to_stop
+        return self._interruption.signum is not None
+
+    def end_if_interrupted(self) -> None:
+        """Ends a run that a signal has asked to, once its last update is saved."""
+        if not self.is_interrupted:
+            return
+        if self._last_saved != self.state.global_step:
+            self._save_checkpoint(self.model, None)
+        if self.is_world_process_zero():
+            print(self._describe_end(self._interruption.name), file=sys.stderr, flush=True)
+        raise Terminated(self._interruption.signum or signal.SIGTERM)
+
+    def _describe_end(self, cause: str) -> str:
+        step, saved = self.state.global_step, self._last_saved
+        where = f"checkpoint-{saved} is the last one" if saved else "there is no checkpoint"
+        lost = f"{step - saved} updates are lost" if step > saved else "no update is lost"
+        return f"{cause} at update {step} of {self.state.max_steps}: {where}, {lost}. The same command goes on there."
 
     # ---- The card and the Hub ----
 
@@ -516,10 +760,6 @@ class TGOTrainer(Trainer):
         if self.is_world_process_zero():
             extra_tags = (tags,) if isinstance(tags, str) else tuple(tags or ())
             write_card(self, model_name, dataset_name, extra_tags, license)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.create_model_card()
-        super()._save_checkpoint(model, trial)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():

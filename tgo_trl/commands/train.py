@@ -69,8 +69,8 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
     resume: Any = args.resume_from_checkpoint
     resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
     if resume is None:  # the same command goes on where it stopped, as all of them do
-        resume = last_checkpoint(args.output_path) is not None
-    trainer.train(resume_from_checkpoint=resume)
+        resume = last_checkpoint(args.output_path)
+    trainer.train(resume_from_checkpoint=resume if isinstance(resume, bool) or resume is None else str(resume))
     trainer.save_model()
     dataset_id = name if source_folder(name) is None else None  # the card links to the Hub
     trainer.create_model_card(dataset_name=dataset_id)

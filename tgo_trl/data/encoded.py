@@ -121,6 +121,13 @@ class EncodedDataset(TorchDataset[dict[str, Any]]):
         return [self.scanned.prompts[i] for i in self.positions]
 
     @property
+    def fingerprint(self) -> str:
+        """A digest of the rows in their order: prompts, scores, image or video files."""
+        scores = self.labels.scores.tolist()
+        rows = zip((self.scanned.keys[i] for i in self.positions), self.prompt_texts, scores, strict=True)
+        return fingerprint(*(part for row in rows for part in row))
+
+    @property
     def sizes(self) -> list[Size]:
         """The size of each row's image, pixels."""
         return [self.scanned.sizes[i] for i in self.positions]

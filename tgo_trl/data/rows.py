@@ -1,12 +1,14 @@
 """Reading `(prompt, image or video, score)` rows: column checks, row checks, and what to do about bad ones."""
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset, Image, IterableDataset, List, Video
 
+from ..labels import MAX_FLOAT32
 from .classes import check_no_classes
 
 logger = logging.getLogger(__name__)
@@ -95,8 +97,9 @@ def check_score(value: Any) -> float:
         score = float(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the score is no single number ({error})") from error
-    if score - score != 0:
-        raise ValueError(f"the score is {score}, not a finite number")
+    if not abs(score) <= MAX_FLOAT32:
+        where = " in float32, which training computes in" if math.isfinite(score) else ""
+        raise ValueError(f"the score is {score}, not a finite number{where}")
     return score
 
 

@@ -1,6 +1,8 @@
 """Which rows a batch holds: a pure function of (seed, epoch), padded so that every process gets as many batches."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import islice
 
 from torch.utils.data import Sampler
 
@@ -30,6 +32,9 @@ class RowSampler(Sampler[Index]):
         block: each group's rows are padded to a multiple of this.
         epoch: the epoch that the next iteration draws; the trainer moves it.
         groups: the group of each row, such as the size of its image; None for one group.
+
+    Attributes:
+        done: for an epoch that a resumed run goes on with, the rows that are trained on already.
     """
 
     def __init__(
@@ -40,19 +45,34 @@ class RowSampler(Sampler[Index]):
         self.block = block
         self.epoch = epoch
         self.groups = groups
+        self.done: dict[int, frozenset[int]] = {}
 
     def __len__(self) -> int:
-        counts: dict[Hashable, int] = {}
-        for position in range(self.num_rows):
-            counts[self._group(position)] = counts.get(self._group(position), 0) + 1
-        return sum(-(-count // self.block) * self.block for count in counts.values())
+        return self._padded(range(self.num_rows))
+
+    def num_left(self, epoch: int) -> int:
+        """How many rows, padding included, an iteration of the epoch yields: fewer than `len` of a resumed one."""
+        done = self.done.get(epoch, frozenset())
+        return self._padded([position for position in range(self.num_rows) if position not in done])
+
+    def first(self, epoch: int, count: int) -> frozenset[int]:
+        """The rows among the first `count` that a whole iteration of the epoch yields, padding among them."""
+        positions = (position for block in self._blocks(self._order(epoch)) for position in block)
+        return frozenset(position for position in islice(positions, count) if position >= 0)
 
     def __iter__(self) -> Iterator[Index]:
         epoch = self.epoch
-        order = range(self.num_rows) if self.seed is None else shuffled_rows(self.seed, epoch, self.num_rows)
-        for block in self._blocks(order):
+        done = self.done.get(epoch, frozenset())
+        for block in self._blocks([position for position in self._order(epoch) if position not in done]):
             for position in block:
                 yield epoch, position
+
+    def _order(self, epoch: int) -> Sequence[int]:
+        return range(self.num_rows) if self.seed is None else shuffled_rows(self.seed, epoch, self.num_rows)
+
+    def _padded(self, positions: Iterable[int]) -> int:
+        counts = Counter(map(self._group, positions))
+        return sum(-(-count // self.block) * self.block for count in counts.values())
 
     def _blocks(self, order: Sequence[int]) -> Iterator[list[int]]:
         """Full blocks as soon as they are full, then the rest of each group, padded."""

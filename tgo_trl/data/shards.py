@@ -1,27 +1,34 @@
 """Encoded rows on disk, in content-addressed safetensors shards.
 
-A shard's name is a fingerprint of everything that went into it, so a shard that exists is right, and one that is stale
-has another name. Shards are written to a temporary file and renamed, so a process that is killed leaves no half shard,
-and the next run goes on at the first missing one.
+A shard's name is a fingerprint of everything that went into it, so one that is stale has another name. Shards are
+written to a temporary file and renamed, so a process that is killed leaves no half shard, and the next run goes on at
+the first missing one. Each holds a digest of its tensors: one that does not match is encoded anew.
 """
 
 import hashlib
 import json
-import os
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from tqdm.auto import tqdm
 
+from ..storage.files import replace_file, sweep
+from ..storage.locks import taking_turns
+
+logger = logging.getLogger(__name__)
+
 ROWS_PER_SHARD = 64
 VIDEOS_PER_SHARD = 4  # as large as some hundred images
+DIGEST = "digest"
+"""The entry of a shard's metadata."""
 
 
 def fingerprint(*parts: object) -> str:
@@ -35,22 +42,40 @@ def fingerprint(*parts: object) -> str:
 
 
 def component_fingerprint(component: Any) -> str:
-    """A digest of a frozen component: weights and configuration of a model, vocabulary and settings of a tokenizer."""
+    """A digest of a pipeline's component.
+
+    Of weights and configuration of a model, of vocabulary and settings of a tokenizer, of the settings of others.
+    """
     if isinstance(component, nn.Module):
-        digest = hashlib.blake2b(digest_size=20)
-        for name, tensor in _stored(sorted(component.state_dict().items())):
-            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return fingerprint(type(component).__name__, _config_text(component), digest.hexdigest())
-    return fingerprint(type(component).__name__, _tokenizer_text(component))
+        tensors = stored_tensors(sorted(component.state_dict().items()))
+        return fingerprint(type(component).__name__, _config_text(component), tensors_digest(tensors))
+    if hasattr(component, "get_vocab"):
+        return fingerprint(type(component).__name__, _tokenizer_text(component))
+    config = component.to_dict() if hasattr(component, "to_dict") else getattr(component, "config", {})
+    return config_fingerprint(type(component).__name__, config)
 
 
-def _stored(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def config_fingerprint(name: str, config: Mapping[str, Any]) -> str:
+    """A digest of settings, without what `from_pretrained` notes for itself: folders, versions, names of defaults."""
+    kept = {key: value for key, value in config.items() if not key.startswith("_")}
+    return fingerprint(name, json.dumps(kept, sort_keys=True, default=str))
+
+
+def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hex digest of tensors, with their names, dtypes and shapes, in the order given."""
+    digest = hashlib.blake2b(digest_size=20)
+    for name, tensor in tensors:
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def stored_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """The plain tensors behind quantised ones."""
     for name, tensor in tensors:
         if is_traceable_wrapper_subclass(tensor):
             parts = tensor.__tensor_flatten__()[0]
-            yield from _stored((f"{name}.{part}", getattr(tensor, part)) for part in parts)
+            yield from stored_tensors((f"{name}.{part}", getattr(tensor, part)) for part in parts)
         else:
             yield name, tensor
 
@@ -75,10 +100,16 @@ class Shards:
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         shard, offset = divmod(row, self.rows_per_shard)
-        if shard not in self._open:
-            self._open[shard] = safe_open(self.paths[shard], framework="pt")
-        file = self._open[shard]
-        return {name: file.get_slice(name)[offset] for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+        try:
+            if shard not in self._open:
+                self._open[shard] = safe_open(self.paths[shard], framework="pt")
+            file = self._open[shard]
+            return {name: file.get_slice(name)[offset] for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"The encoded rows in {str(self.paths[shard])!r} are gone or damaged since the run began ({error}). "
+                "Start it again: they are then encoded anew."
+            ) from error
 
     def column(self, name: str) -> Tensor:
         """One tensor of all rows, `[num_rows, ...]`."""
@@ -138,9 +169,18 @@ class ShardWriter:
         chunks = list(_chunks(range(len(keys)), rows_per_shard))
         paths = [self.folder / f"{fingerprint(recipe, *(keys[i] for i in chunk))}.safetensors" for chunk in chunks]
         work = list(zip(paths, chunks, strict=True))
-        self._encode_missing(work[self.process_index :: self.num_processes], encode, batch_size, description)
-        self.wait()
-        self._encode_missing(work, encode, batch_size, description)  # where processes share no file system
+        share = work[self.process_index :: self.num_processes]
+        # of the same rows: whoever encodes others goes on meanwhile
+        lock = self.folder / f".{fingerprint(*paths)}.lock"
+        waiting = f"Another run encodes the same rows into {str(self.folder)!r}. Waiting for what it leaves to do."
+        with taking_turns(lock, waiting) if self.process_index == 0 else nullcontext():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sweep(self.folder)
+            self.wait()
+            self._encode_missing(share, encode, batch_size, description)
+            self.wait()
+            others = [entry for entry in work if entry not in share]
+            self._encode_missing(others, encode, batch_size, description)  # where processes share no file system
         return Shards(paths, len(keys), rows_per_shard)
 
     def _encode_missing(
@@ -150,7 +190,7 @@ class ShardWriter:
         batch_size: int,
         description: str,
     ) -> None:
-        missing = [(path, chunk) for path, chunk in work if not path.exists()]
+        missing = [(path, chunk) for path, chunk in work if not self._is_whole(path)]
         total = sum(len(chunk) for _, chunk in missing)
         with tqdm(total=total, desc=description, unit="row", disable=not self.progress or total == 0) as bar:
             for path, chunk in missing:
@@ -160,16 +200,32 @@ class ShardWriter:
                     bar.update(len(batch))
                 save_shard({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, path)
 
+    def _is_whole(self, path: Path) -> bool:
+        if not path.exists():
+            return False
+        damage = find_shard_damage(path)
+        if damage is not None:
+            logger.warning("The encoded rows in %s are damaged (%s); they are encoded anew.", path, damage)
+        return damage is None
 
-def save_shard(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes a safetensors file such that it either has all its content or does not exist."""
+
+def save_shard(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file, with a digest, such that it either has all its content or does not exist."""
+    contiguous = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
+    metadata = {DIGEST: tensors_digest(contiguous.items())}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # machines that share a disk share process ids
+    replace_file(path, lambda temporary: save_file(contiguous, temporary, metadata))
+
+
+def find_shard_damage(path: Path) -> str | None:
+    """Why a shard is not what [`save_shard`] wrote, a clause; None if it is."""
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with safe_open(path, framework="pt") as file:
+            expected = (file.metadata() or {}).get(DIGEST)
+            actual = tensors_digest((name, file.get_tensor(name)) for name in sorted(file.keys()))
+    except (OSError, SafetensorError) as error:
+        return str(error)
+    return None if actual == expected else "its digest does not match"
 
 
 def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -1,6 +1,7 @@
 """Streaming data: rows are checked, decoded and labelled as they come, and encoded in the training step."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -32,11 +33,15 @@ class StreamDataset(TorchIterableDataset[dict[str, Any]]):
         repeat: whether to start over, in the next epoch, when the stream ends.
         positives_only: whether to leave out negative rows.
         block: rows of one size come together in this number; at the end of the stream they are padded to it.
+        fingerprint: a digest of the rows' prompts and scores, where they have been looked through.
+
+    Attributes:
+        skip: rows, padding included, that a resumed run has been trained on already.
     """
 
     def __init__(
         self, stream: IterableDataset, columns: Columns, rule: LabelRule, reader: MediaReader, sizes: Sequence[Size],
-        skip_bad_rows: bool, epoch: int, repeat: bool, positives_only: bool, block: int,
+        skip_bad_rows: bool, epoch: int, repeat: bool, positives_only: bool, block: int, fingerprint: str = "",
     ) -> None:  # fmt: skip
         self.stream = stream
         self.columns = columns
@@ -48,6 +53,8 @@ class StreamDataset(TorchIterableDataset[dict[str, Any]]):
         self.repeat = repeat
         self.positives_only = positives_only
         self.block = block
+        self.fingerprint = fingerprint
+        self.skip = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -56,6 +63,9 @@ class StreamDataset(TorchIterableDataset[dict[str, Any]]):
                 f"A streaming data set is read in order, which `dataloader_num_workers={worker.num_workers}` cannot "
                 "do. Set it to 0 or 1, or load the data set without `streaming=True`."
             )
+        yield from islice(self._blocks(), self.skip, None)
+
+    def _blocks(self) -> Iterator[dict[str, Any]]:
         begun: dict[Size, list[dict[str, Any]]] = {}
         for size, row in self._rows():
             block = begun.setdefault(size, [])

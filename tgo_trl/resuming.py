@@ -1,0 +1,88 @@
+"""Whether a run goes on with what a checkpoint holds, or is another one."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+from .artifacts import RunRecord
+
+logger = logging.getLogger(__name__)
+
+CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
+LENGTH = ("max_steps", "num_train_epochs")
+
+
+def accepted_changes(checkpoint: Path, now: RunRecord, accept: bool) -> list[str]:
+    """What is set otherwise than in the checkpoint's run, a clause each; empty if it is the same run.
+
+    Args:
+        checkpoint: to go on from.
+        now: the run that goes on.
+        accept: whether other settings and data are wanted.
+
+    Raises:
+        ValueError: if something differs and is not wanted, or cannot be had.
+    """
+    saved = RunRecord.read(checkpoint)
+    changes = saved.course.differences(now.course)
+    if not saved.rule.equals(now.rule) and not changes:
+        changes.append(
+            f"the threshold was {saved.rule.describe()} on {saved.rule.num_rows} rows, is {now.rule.describe()} on "
+            f"{now.rule.num_rows} rows, or the weights are others"
+        )
+    if changes and not accept:
+        raise ValueError(
+            f"{checkpoint.name} in {str(checkpoint.parent)!r} is of a run with other settings or data: "
+            f"{'; '.join(changes)}. Go on with those of the checkpoint, set another `output_dir` to begin anew, or "
+            "`resume_with_changes=True` to go on with these; the model card then says so."
+        )
+    resized = saved.course.settings.get("rows_per_update") != now.course.settings.get("rows_per_update")
+    if resized and now.config.get("max_steps", -1) <= 0:
+        raise ValueError(
+            "An update has another number of rows than before, so that `num_train_epochs` says no longer how many "
+            "updates are left. Set `max_steps`, which counts those that are made already."
+        )
+    return changes + _other_length(saved, now)
+
+
+def _other_length(saved: RunRecord, now: RunRecord) -> list[str]:
+    lengths = [f"`{name}` was {saved.config.get(name)}, is {now.config.get(name)}" for name in LENGTH
+               if saved.config.get(name) != now.config.get(name)]  # fmt: skip
+    if not lengths or now.config.get("lr_scheduler_type") in CONSTANT_SCHEDULES:
+        return []
+    logger.warning(
+        "The run that goes on had another length: %s. Its learning rate followed a schedule over the old one, and "
+        "follows one over the new one from here on; `lr_scheduler_type='constant'` has no such seam.",
+        ", ".join(lengths),
+    )
+    return lengths
+
+
+def load_changed_optimizer(checkpoint: Path, optimizer: Any, scheduler: Any, keep_state: bool) -> None:
+    """Loads the state of optimizer and schedule, but for what the settings say, which are those of now.
+
+    Args:
+        checkpoint: to load from.
+        optimizer: as the settings of now made it.
+        scheduler: likewise, at its beginning.
+        keep_state: False if the saved state is of another optimizer, which then begins anew.
+    """
+    if keep_state:
+        groups = [dict(group, params=None) for group in optimizer.param_groups]
+        optimizer.load_state_dict(torch.load(checkpoint / OPTIMIZER_NAME, map_location="cpu", weights_only=True))
+        for group, settings in zip(optimizer.param_groups, groups, strict=True):
+            group.update({name: value for name, value in settings.items() if name != "params"})
+    else:
+        logger.warning("The optimizer is another one than before; its moments begin anew.")
+    state = torch.load(checkpoint / SCHEDULER_NAME, weights_only=True)
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):  # follows what was measured
+        scheduler.load_state_dict(state)
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        for _ in range(state["last_epoch"]):
+            scheduler.step()
