@@ -374,7 +374,7 @@ def test_repeated_prompts_are_drawn_once_and_told(tmp_path, caplog):
     [
         ("p.txt", "\n\n", "There are no prompts"),
         ("p.json", '{"prompts": ["a"]}', "holds no list of prompts or of objects, but a `dict`"),
-        ("p.json", '["a", "b"', r"cannot be read from 'p\.json' \(JSONDecodeError"),
+        ("p.json", '["a", "b"', r"'p\.json' is no JSON \(Expecting ',' delimiter: line 1 column 10"),
         ("p.jsonl", '{"text": "a"}', r"has no column 'prompt'; it has 'text'\. Set `prompt_column`"),
         ("p.csv", "text\na\n", "has no column 'prompt'; it has 'text'"),
         ("p.json", '["a", ""]', r"Prompt 1 of .* cannot be used: the prompt is empty"),

@@ -1,17 +1,19 @@
 """What people said about images, read from a data set of any [`Layout`] and counted for each distinct image."""
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
+from .data.classes import ClassNames, shown_names
 from .data.images import encoded_bytes
-from .data.rows import BadRows, check_prompt, check_score
-from .layouts import SCORE_TYPES, Layout
+from .data.rows import BadRows, check_prompt
+from .layouts import Layout
+from .pairs import PairReader, check_choices, find_pair_reader
 from .tallies import Comparisons, Ratings, compare_all
+from .words import UnknownWordError, as_number, is_good, is_missing, is_set, spelt
 
 Said = Comparisons | Ratings
 
@@ -49,6 +51,8 @@ class Annotations:
         num_unlabelled: rows that say nothing.
         num_same: pairs and rankings of an image with itself.
         labels: the first different labels in words; a few.
+        scale: of pairs with a number for each image, one of [`~tgo_trl.layouts.SCALES`].
+        reading: what was found out about the numbers of pairs, in words; None if nothing had to be.
         bad: rows that cannot be read.
     """
 
@@ -57,54 +61,9 @@ class Annotations:
     num_unlabelled: int = 0
     num_same: int = 0
     labels: list[str] = field(default_factory=list)
+    scale: str = "outcomes"
+    reading: str | None = None
     bad: BadRows = field(default_factory=lambda: BadRows(skip=False))
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How what was said becomes a score.
-
-    Attributes:
-        kind: of the layout.
-        score_type: of [`SCORE_TYPES`], for that kind.
-        ties: `"half"`, `"drop"` or `"zero"`, in win rates.
-        prior: of the smoothed scores.
-        names: of the columns of ratings.
-        prior_mean: mean of all ratings in the first column.
-    """
-
-    kind: str
-    score_type: str
-    ties: str
-    prior: float
-    names: tuple[str, ...] = ()
-    prior_mean: float = 0.0
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """The columns beside prompt and image, with their types."""
-        if self.kind != "ratings":
-            rates = {"win_rate": "float64", "smoothed_win_rate": "float64"}
-            return {"score": "float64", "wins": "int64", "ties": "int64", "comparisons": "int64", **rates}
-        means = {f"mean_{name}": "float64" for name in self.names}
-        return {"score": "float64", "ratings": "int64", **means, "bayesian": "float64"}
-
-    def values(self, said: Said) -> dict[str, Any] | None:
-        """The values of these columns; None for an image that nothing was said about."""
-        if isinstance(said, Comparisons):
-            scores = {
-                "wins": said.wins,
-                "win_rate": said.win_rate(self.ties),
-                "smoothed_win_rate": said.win_rate(self.ties, self.prior),
-            }
-            columns = {**scores, "ties": said.ties, "comparisons": said.total}
-            has_score = scores["win_rate"] is not None
-        else:
-            scores = {"mean": said.mean(), "bayesian": said.mean(0, self.prior, self.prior_mean)}
-            means = {f"mean_{name}": said.mean(i) for i, name in enumerate(self.names)}
-            columns = {**means, "bayesian": scores["bayesian"], "ratings": said.counts[0] if said.counts else 0}
-            has_score = scores["mean"] is not None
-        return {"score": float(scores[self.score_type]), **columns} if has_score else None  # type: ignore[arg-type]
 
 
 def read_annotations(
@@ -130,16 +89,15 @@ def read_annotations(
             f"{', '.join(map(repr, present))}. Set `layout`, or name its columns with `prompt_column`, `image_columns` "
             "and `annotation_columns`."
         )
-    layout = layout.present_in(present)
-    columns = [name for name in layout.columns if name not in layout.images or not layout.uids]
-    found = Annotations(bad=BadRows(skip_bad))
+    reader = _RowReader(layout.present_in(present), open_columns, skip_bad)
+    found, layout = reader.found, reader.layout
     images: dict[tuple[str, str], AnnotatedImage] = {}
     rankings: dict[tuple[str, str], list[tuple[AnnotatedImage, float]]] = {}
-    for row, example in enumerate(open_columns(columns)):
+    for row, example in enumerate(open_columns(reader.columns)):
         found.num_rows += 1
         if progress is not None:
             progress()
-        for slot, (prompt, key, said) in enumerate(_read_row(row, example, layout, found)):
+        for slot, (prompt, key, said) in enumerate(reader.read(row, example)):
             image = images.get((prompt, key.identity))
             if image is None:
                 fresh: Said = Ratings() if layout.kind == "ratings" else Comparisons()
@@ -163,29 +121,96 @@ def read_annotations(
     return found
 
 
-def _read_row(row: int, example: dict[str, Any], layout: Layout, found: Annotations) -> list[tuple[str, "_Key", Any]]:
-    """Prompt, identity and annotations of each image of a row; none of a row that says nothing."""
-    if _says_nothing(example, layout):
-        found.num_unlabelled += 1
-        return []
-    try:
-        prompt = check_prompt(example[layout.prompt])
-        keys, said = _keys(example, layout), _said(example, layout)
-        if len(keys) != len(said):
+class _RowReader:
+    """Reads what the rows of one data set say, with the names of classes for their codes.
+
+    Args:
+        layout: of the data set, with its present columns.
+        open_columns: gives the data set with some of its columns.
+        skip_bad: leave out rows that cannot be read, instead of stopping at the first.
+    """
+
+    def __init__(self, layout: Layout, open_columns: OpenColumns, skip_bad: bool) -> None:
+        self.layout = layout
+        self.columns = [name for name in layout.columns if name not in layout.images or not layout.uids]
+        self.names = ClassNames(open_columns(None).features)
+        self._check_classes()
+        self.pairs = PairReader(layout)
+        self.found = Annotations(bad=BadRows(skip_bad))
+        if layout.kind == "pairs":
+            self.pairs = find_pair_reader(layout, self._annotations(open_columns))
+            self.found.scale, self.found.reading = self.pairs.scale, self.pairs.describe()
+
+    def read(self, row: int, example: dict[str, Any]) -> list[tuple[str, "_Key", Any]]:
+        """Prompt, identity and annotations of each image of a row; none of a row that says nothing."""
+        layout, found = self.layout, self.found
+        where = ", ".join(layout.columns)
+        try:
+            example = self.names.resolve(example)
+            if self._says_nothing(example):
+                found.num_unlabelled += 1
+                return []
+            prompt, keys = check_prompt(example[layout.prompt]), _keys(example, layout)
+            said = self._said(example, keys)
+        except UnknownWordError as error:
+            raise UnknownWordError(f"Row {row}, column {where!r}: {error}.") from error
+        except ValueError as error:
+            found.bad.add(row, where, str(error))
+            return []
+        if said is None:
+            found.num_unlabelled += 1
+            return []
+        if layout.kind in ("pairs", "ranking") and len(keys) > 1 and len(set(keys)) == 1:
+            found.num_same += 1
+            return []
+        if layout.kind == "labels" and layout.positive is not None:
+            label = spelt(example[layout.annotations[0]])
+            if label not in found.labels and len(found.labels) < LABELS_SHOWN:
+                found.labels.append(label)
+        return [(prompt, key, spoken) for key, spoken in zip(keys, said, strict=True)]
+
+    def _annotations(self, open_columns: OpenColumns) -> Iterator[dict[str, Any]]:
+        """The rows with what was said alone; unreadable ones are told where they are counted."""
+        for example in open_columns(list(self.layout.annotations)):
+            try:
+                yield self.names.resolve(example)
+            except ValueError:
+                continue
+
+    def _says_nothing(self, example: dict[str, Any]) -> bool:
+        if self.layout.valid is not None and not is_set(example[self.layout.valid]):
+            return True
+        if self.layout.first_is_better or not self.layout.annotations:
+            return False
+        return all(is_missing(example[name]) for name in self.layout.annotations)
+
+    def _said(self, example: dict[str, Any], keys: Sequence["_Key"]) -> list[Any] | None:
+        """For each image of a row: its outcomes, its ratings by column, or its rank; None if nothing was said."""
+        layout = self.layout
+        cells = [example[name] for name in layout.annotations]
+        if layout.kind == "pairs":
+            outcome = self.pairs.read(example, [key.name for key in keys])
+            said: list[Any] | None = None if outcome is None else [[tally] for tally in outcome]
+        elif layout.kind == "labels":
+            said = [[float(is_good(cells[0], layout.positive))]]
+        elif layout.kind == "ranking":
+            said = _ranks(cells[0], layout, keys)
+        else:
+            named = example[(layout.uids or layout.images)[0]]  # images that have names are not read yet
+            said = _ratings(cells, isinstance(named, (list, tuple)), layout)
+        if said is not None and len(keys) != len(said):
             raise ValueError(f"there are {len(keys)} images and {len(said)} annotations of them")
-        if layout.kind == "ranking" and isinstance(example[layout.annotations[0]], (list, tuple)):
-            said = _outcomes(said, keys, layout.lower_is_better)
-    except ValueError as error:
-        found.bad.add(row, ", ".join(layout.columns), str(error))
-        return []
-    if layout.kind in ("pairs", "ranking") and len(keys) > 1 and len(set(keys)) == 1:
-        found.num_same += 1
-        return []
-    if layout.kind == "labels" and layout.positive is not None:
-        label = str(example[layout.annotations[0]])
-        if label not in found.labels and len(found.labels) < LABELS_SHOWN:
-            found.labels.append(label)
-    return [(prompt, key, spoken) for key, spoken in zip(keys, said, strict=True)]
+        return said
+
+    def _check_classes(self) -> None:
+        """Raises a ValueError if the names of a class mean nothing here, before any row is read."""
+        layout = self.layout
+        for column in layout.annotations:
+            names = self.names.of.get(column, [])
+            try:
+                _check_meaning(layout, names, column in self.names.in_lists)
+            except ValueError as error:
+                raise ValueError(f"The column {column!r} holds the classes {shown_names(names)}: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -222,57 +247,45 @@ def _flattened(example: dict[str, Any], columns: Sequence[str]) -> list[Any]:
     return list(cells[0]) if isinstance(cells[0], (list, tuple)) else cells
 
 
-def _says_nothing(example: dict[str, Any], layout: Layout) -> bool:
-    if layout.valid is not None and not example[layout.valid]:
-        return True
-    return bool(layout.annotations) and all(example[name] is None for name in layout.annotations)
+def _check_meaning(layout: Layout, names: Sequence[str], are_in_lists: bool) -> None:
+    """Raises a ValueError, with a clause, if a name of a class is none that the layout can read."""
+    if layout.kind == "pairs" and len(layout.annotations) == 1 and not are_in_lists:
+        check_choices(layout, names)
+    if layout.kind == "labels" and layout.positive is not None and names and layout.positive not in names:
+        raise ValueError(f"`positive_label` is {layout.positive!r}, which is none of them. Set it to the good one")
+    for name in names:
+        if layout.kind == "labels":
+            is_good(name, layout.positive)
+        elif layout.kind in ("ranking", "ratings"):
+            as_number(name, layout.values)
 
 
-def _said(example: dict[str, Any], layout: Layout) -> list[Any]:
-    """For each image of a row: its outcomes, its ratings by column, or its rank."""
-    if layout.kind == "pairs":
-        return [[outcome] for outcome in _pair([example[name] for name in layout.annotations] or [1, 0])]
-    if layout.kind == "labels":
-        return [[_label(example[layout.annotations[0]], layout.positive)]]
-    if layout.kind == "ranking":
-        return [check_score(rank) for rank in _listed(example[layout.annotations[0]])]
-    named = example[(layout.uids or layout.images)[0]]  # images that have names are not read yet
-    return _ratings([example[name] for name in layout.annotations], isinstance(named, (list, tuple)))
-
-
-def _outcomes(ranks: Sequence[float], images: Sequence[object], lower_is_better: bool) -> list[list[float]]:
+def _ranks(cell: Any, layout: Layout, keys: Sequence[object]) -> list[Any]:
+    """The rank of a row's image, or, of a list of ranks, the outcomes of comparing its images."""
+    ranks = [as_number(rank, layout.values) for rank in _listed(cell)]
+    if None in ranks:
+        raise ValueError("a rank is missing")
+    if not isinstance(cell, (list, tuple)) or len(ranks) != len(keys):
+        return ranks
     outcomes: list[list[float]] = [[] for _ in ranks]
-    for i, outcome in compare_all(ranks, lower_is_better, images):
+    for i, outcome in compare_all(ranks, layout.lower_is_better, keys):  # type: ignore[arg-type]
         outcomes[i].append(outcome)
     return outcomes
 
 
-def _pair(labels: Sequence[Any]) -> list[float]:
-    outcomes = [check_score(label) for label in labels]
-    if sorted(outcomes) not in ([0.0, 1.0], [0.5, 0.5]):
-        raise ValueError(f"the outcomes are {labels[0]} and {labels[1]}, not 1 and 0, 0 and 1, or 0.5 each")
-    return outcomes
-
-
-def _label(value: Any, positive: str | None) -> float:
-    if positive is not None:
-        return float(str(value) == positive)
-    if isinstance(value, str) or value not in (-1, 0, 1):
-        raise ValueError(f"the label is {value!r}, no boolean; say which one is good with `positive_label`")
-    return float(value == 1)
-
-
-def _ratings(cells: Sequence[Any], are_lists_of_images: bool) -> list[list[list[float]]]:
+def _ratings(cells: Sequence[Any], are_lists_of_images: bool, layout: Layout) -> list[list[list[float]]]:
     """Ratings of each image of a row, by column; a list of them is of several images, or of several raters of one."""
+
+    def numbers(values: Sequence[Any]) -> list[float]:
+        return [number for number in (as_number(value, layout.values) for value in values) if number is not None]
+
     if not are_lists_of_images:
-        return [[[check_score(value) for value in _listed(cell) if value is not None] for cell in cells]]
+        return [[numbers(_listed(cell)) for cell in cells]]
     columns = [_listed(cell) for cell in cells]
     lengths = sorted({len(column) for column in columns})
     if len(lengths) > 1:
         raise ValueError(f"the lists of ratings have different lengths, {', '.join(map(str, lengths))}")
-    return [
-        [[] if column[i] is None else [check_score(column[i])] for column in columns] for i in range(len(columns[0]))
-    ]
+    return [[numbers([column[i]]) for column in columns] for i in range(len(columns[0]))]
 
 
 def _listed(value: Any) -> list[Any]:
@@ -284,25 +297,10 @@ def _count(said: Said, spoken: Sequence[Any]) -> None:
         said.add(spoken)
     else:
         for outcome in spoken:
-            said.add(outcome)
-
-
-def fit_scoring(found: Annotations, layout: Layout, score_type: str | None, ties: str, prior: float) -> Scoring:
-    """How to score; takes the mean of all ratings from what was found.
-
-    Raises:
-        ValueError: for a score that the kind does not have.
-    """
-    choices = SCORE_TYPES[layout.kind]
-    if score_type is not None and score_type not in choices:
-        raise ValueError(
-            f"`score_type` is {score_type!r}, but {layout.kind} can become {', '.join(map(repr, choices))}."
-        )
-    ratings = [image.said for image in found.images if isinstance(image.said, Ratings) and image.said.counts]
-    count = sum(said.counts[0] for said in ratings)
-    prior_mean = math.fsum(said.sums[0] for said in ratings) / count if count else 0.0
-    names = layout.annotations if layout.kind == "ratings" else ()
-    return Scoring(layout.kind, score_type or choices[0], ties, prior, names, prior_mean)
+            if isinstance(outcome, Comparisons):
+                said.merge(outcome)
+            else:
+                said.add(outcome)
 
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:

@@ -15,37 +15,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
-from datasets import Dataset, Features, IterableDataset, Value, load_dataset, load_dataset_builder
+from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from .annotations import (
-    AnnotatedImage,
-    Annotations,
-    OpenColumns,
-    Scoring,
-    column_names,
-    fit_scoring,
-    image_cells,
-    read_annotations,
-)
+from .annotations import AnnotatedImage, Annotations, OpenColumns, column_names, image_cells, read_annotations
 from .conversion_card import build_card
+from .data.classes import ClassNames
 from .data.images import encoded_bytes
 from .data.rows import BadRows, undecoded
 from .data.shards import fingerprint
 from .dataset_card import dataset_info
 from .dataset_upload import check_destination, publish
 from .layouts import LAYOUTS, Layout, find_layout
-from .parquet import CARD_NAME, ParquetFolder, locks_output_dir, open_dataset, process_state, public_name
+from .parquet import CARD_NAME, ParquetFolder, locks_output_dir, process_state, public_name
+from .sources import open_dataset, source_folder
 from .storage.files import replace_file
 from .tallies import Comparisons, Ratings
+from .tally_scores import Scoring, fit_scoring
 
 if TYPE_CHECKING:
     from .commands.convert import ConvertConfig
 
 CONVERSION_NAME = "conversion.json"
+WINNERS = {
+    "outcomes": ("images_that_won", "images_that_never_won"),
+    "votes": ("images_with_votes", "images_without_votes"),
+    "shares": ("images_with_votes", "images_without_votes"),
+}
+"""What images with and without wins are called: one vote of 26 is no victory."""
 ROWS_PER_SHARD = 1000
 
 
@@ -68,8 +68,8 @@ def convert(config: "ConvertConfig") -> Path:
     """
     state = process_state()
     open_columns = _opener(config)
-    name = find_layout(column_names(open_columns(None))) if config.layout == "auto" else config.layout
-    layout = config.adapt(LAYOUTS[name])
+    name, layout = named_layout(config.layout, open_columns(None))
+    layout = config.adapt(layout)
     check_destination(config, config.output_dir, state)
     with _progress(config, state, "Reading") as progress:
         found = read_annotations(open_columns, layout, config.on_bad_row == "skip", progress.update)
@@ -106,7 +106,7 @@ def convert(config: "ConvertConfig") -> Path:
         shards.finish({"found": facts})
         text = build_card(shards, config.license, scoring, facts)
         replace_file(shards.folder / CARD_NAME, lambda path: path.write_text(text, "utf-8"))
-        _print(facts, config.output_dir)
+        _print(name, found, facts, config.output_dir)
         if config.push_to_hub:
             publish(shards.folder, config)
     state.wait_for_everyone()
@@ -134,7 +134,8 @@ def convert_dataset(
         return dataset if columns is None else _undecoded(dataset, columns)
 
     if isinstance(layout, str):
-        layout = LAYOUTS[find_layout(column_names(dataset)) if layout == "auto" else layout]
+        _, layout = named_layout(layout, dataset)
+    layout.check()
     found = read_annotations(open_columns, layout, on_bad_row == "skip")
     scoring = fit_scoring(found, layout, score_type, ties, prior)
     kept = scored_images(found, scoring)
@@ -144,6 +145,19 @@ def convert_dataset(
     found.bad.report("annotated", found.num_rows)
     bad.report("annotated", found.num_rows)
     return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
+
+
+def named_layout(name: str, dataset: Dataset | IterableDataset) -> tuple[str, Layout]:
+    """The layout of a name of [`LAYOUTS`], or, of `"auto"`, that which the columns tell; and its name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name == "auto":
+        return find_layout(column_names(dataset))
+    if name not in LAYOUTS:
+        raise ValueError(f"`layout` is {name!r}; it must be one of {', '.join(map(repr, ('auto', *LAYOUTS)))}.")
+    return name, LAYOUTS[name]
 
 
 def scored_images(found: Annotations, scoring: Scoring) -> list[AnnotatedImage]:
@@ -177,6 +191,7 @@ class _ImageReader:
 
     def __init__(self, open_columns: OpenColumns, layout: Layout, folder: Path, suffix: str) -> None:
         self.dataset = open_columns(list(layout.images))
+        self.names = ClassNames(self.dataset.features)
         self.layout = layout
         self.folder = folder
         self.suffix = suffix
@@ -198,7 +213,7 @@ class _ImageReader:
 
     def _row(self, row: int) -> dict[str, Any]:
         if self._last[0] != row:  # else another image of the same row
-            self._last = (row, self._read(row))
+            self._last = (row, self.names.resolve(self._read(row)))
         return self._last[1]
 
     def _read(self, row: int) -> dict[str, Any]:
@@ -230,31 +245,17 @@ def _features(images: Sequence[AnnotatedImage], scoring: Scoring) -> Features:
 
 
 def _opener(config: "ConvertConfig") -> OpenColumns:
-    dataset = open_dataset(config.dataset_name, config.dataset_config, config.dataset_split, config.dataset_streaming)
+    source = (config.dataset_name, config.dataset_config, config.dataset_split, config.dataset_streaming)
+    dataset = open_dataset(*source)
 
     def open_columns(columns: Sequence[str] | None) -> Dataset | IterableDataset:
         if columns is None:
             return dataset
-        narrow = _narrow_stream(config, columns) if isinstance(dataset, IterableDataset) else None
-        return _undecoded(dataset if narrow is None else narrow, columns)
+        # to select columns of a stream reads all of them, and nearly all of Pick-a-Pic is images
+        is_stream = isinstance(dataset, IterableDataset)
+        return _undecoded(open_dataset(*source, columns=columns) if is_stream else dataset, columns)
 
     return open_columns
-
-
-def _narrow_stream(config: "ConvertConfig", columns: Sequence[str]) -> IterableDataset | None:
-    """A stream of Parquet files that reads only some columns of them; None of other files.
-
-    To select columns of a stream reads all of them, and nearly all of Pick-a-Pic is images.
-    """
-    path, arguments = Path(config.dataset_name), {"streaming": True, "columns": list(columns)}
-    if path.suffix.lower() == ".parquet":
-        return load_dataset("parquet", data_files=str(path), split="train", **arguments)
-    if path.is_file() or any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
-        return None
-    builder = load_dataset_builder(config.dataset_name, config.dataset_config)
-    if not hasattr(builder.config, "columns"):
-        return None
-    return load_dataset(config.dataset_name, config.dataset_config, split=config.dataset_split, **arguments)
 
 
 def _undecoded(dataset: Dataset | IterableDataset, columns: Sequence[str]) -> Dataset | IterableDataset:
@@ -266,8 +267,7 @@ def _undecoded(dataset: Dataset | IterableDataset, columns: Sequence[str]) -> Da
 def _image_folder(config: "ConvertConfig") -> Path:
     if config.image_dir is not None:
         return Path(config.image_dir)
-    path = Path(config.dataset_name)
-    return path.parent if path.is_file() else path if path.is_dir() else Path()
+    return source_folder(config.dataset_name) or Path()
 
 
 def _progress(config: "ConvertConfig", state: PartialState, verb: str, total: int | None = None) -> Any:
@@ -284,6 +284,7 @@ def _settings(config: "ConvertConfig", layout: Layout, scoring: Scoring) -> dict
         "dataset_config": config.dataset_config,
         "dataset_split": config.dataset_split,
         "columns": asdict(layout),
+        "scale": scoring.scale,
         "score_type": scoring.score_type,
         "ties": scoring.ties,
         "prior": scoring.prior,
@@ -322,15 +323,17 @@ def _facts(found: Annotations, kept: Sequence[AnnotatedImage], shards: ParquetFo
     }
     comparisons = [image.said for image in kept if isinstance(image.said, Comparisons)]
     if comparisons:
-        facts["images_that_won"] = sum(said.wins > 0 for said in comparisons)
-        facts["images_that_never_won"] = sum(said.wins == 0 for said in comparisons)
+        won, never_won = WINNERS[found.scale]
+        facts[won] = sum(said.wins > 0 for said in comparisons)
+        facts[never_won] = sum(said.wins == 0 for said in comparisons)
     else:
         facts["ratings"] = sum(image.said.counts[0] for image in kept if isinstance(image.said, Ratings))
     return facts
 
 
-def _print(facts: dict[str, Any], folder: str) -> None:
+def _print(layout: str, found: Annotations, facts: dict[str, Any], folder: str) -> None:
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path may hold `[/x]`
     counted = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in facts.items() if value)
+    console.print(f"Layout: {layout}" + (f"; {found.reading}." if found.reading else "."))
     console.print(f"Converted: {counted}.")
     console.print(f"What its scores mean for training: tgo-trl inspect --dataset_name {folder}")

@@ -6,9 +6,9 @@ from typing import Any
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 
-from .annotations import Scoring
 from .dataset_card import dataset_info
 from .parquet import ParquetFolder
+from .tally_scores import Scoring
 
 SCORES = {
     "wins": "how often the image was preferred; a tie is no win",
@@ -16,6 +16,24 @@ SCORES = {
     "smoothed_win_rate": "(wins + {prior:g}) / (comparisons + {twice:g})",
     "mean": "the mean of the image's ratings",
     "bayesian": "the mean of the image's ratings and {prior:g} more of {prior_mean:.4g}, the mean of all ratings",
+}
+MANY_JUDGES = {
+    "votes": {
+        "wins": "the number of votes that the image got in all of its pairs; it grows with the number that was cast",
+        "win_rate": "the share of the votes in its pairs that the image got; each vote counts the same",
+        "smoothed_win_rate": "(votes for the image + {prior:g}) / (votes in its pairs + {twice:g})",
+    },
+    "shares": {
+        "wins": "the sum of the shares of votes that the image got, at most 1 in each of its pairs",
+        "win_rate": "the mean share of the votes that the image got; each pair counts the same, whoever judged it",
+        "smoothed_win_rate": "(sum of its shares of votes + {prior:g}) / (its pairs + {twice:g})",
+    },
+}
+"""What scores are where pairs hold the votes of many people, or shares of them."""
+COUNTS = {
+    "outcomes": "",
+    "votes": " `wins` and `comparisons` count votes.",
+    "shares": " `wins` is a sum of shares of votes, `comparisons` the number of pairs.",
 }
 TIES = {"half": "half a win", "drop": "no comparison", "zero": "a loss"}
 
@@ -40,8 +58,9 @@ def build_card(shards: ParquetFolder, license: str | None, scoring: Scoring, fac
     # No `configs`, for the reason that `dataset_card` has: other data in the same place would not be seen.
     DatasetInfosDict({"default": dataset_info(shards)}).to_dataset_card_data(data)
     numbers = {"prior": scoring.prior, "twice": 2 * scoring.prior, "prior_mean": scoring.prior_mean}
-    meaning = SCORES[scoring.score_type].format(**numbers)
-    ties = f" In rates, a tie is {TIES[scoring.ties]}." if facts.get("images_that_won") is not None else ""
+    meaning = {**SCORES, **MANY_JUDGES.get(scoring.scale, {})}[scoring.score_type].format(**numbers)
+    has_ties = scoring.kind != "ratings" and scoring.scale == "outcomes"
+    ties = f" In rates, a tie is {TIES[scoring.ties]}." if has_ties else ""
     counts = "\n".join(f"| {name.replace('_', ' ')} | {value:,} |" for name, value in facts.items())
     return f"""---
 {data.to_yaml()}
@@ -59,7 +78,7 @@ dataset = load_dataset("path/to/this/folder", split="{shards.split}")
 
 ## Score
 
-`score` is {meaning}.{ties} The columns beside it are what else was said about the image.
+`score` is {meaning}.{ties} The columns beside it are what else was said about the image.{COUNTS[scoring.scale]}
 
 | counted | |
 | --- | --- |

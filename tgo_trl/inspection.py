@@ -9,7 +9,7 @@ import torch
 from .image_statistics import ImageSummary, summarize_images
 from .inspection_plots import plot_baselines, plot_thresholds, plot_weights
 from .inspection_text import print_report
-from .parquet import open_dataset, process_state, public_name
+from .parquet import process_state, public_name
 from .score_statistics import (
     PromptSummary,
     ScoreSummary,
@@ -21,6 +21,7 @@ from .score_statistics import (
     weight_rows,
 )
 from .scored_rows import Duplicates, PromptLengths, Rows, find_duplicates, prompt_lengths, read_rows
+from .sources import open_dataset
 from .storage.files import write_json
 from .suggestions import (
     Suggestion,

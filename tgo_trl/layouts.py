@@ -3,10 +3,12 @@
 What could be checked of each published set, and where, stands with its layout. No image of any of them was read here.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 KINDS = ("pairs", "ranking", "labels", "ratings")
+SCALES = ("outcomes", "votes", "shares")
+"""What the numbers of a pair may be: one judge's outcome for each image, counts of votes, or shares of them."""
 SCORE_TYPES = {
     "pairs": ("wins", "win_rate", "smoothed_win_rate"),
     "ranking": ("win_rate", "wins", "smoothed_win_rate"),
@@ -25,14 +27,22 @@ class Layout:
             in lists, or one a row. `"labels"`: good or not, one image a row. `"ratings"`: numbers, one image a row.
         prompt: column of the prompts.
         images: columns of the images, or of their paths: two of pairs, else one.
-        annotations: pairs: the outcome of each image, 1, 0, or 0.5 for a tie, or no column where the first image is
-            always the preferred one. Ranking, labels: one column. Ratings: one or more; the first becomes the score.
+        annotations: pairs: a number for each image, in two columns or in a list in one (see `scale`), or one column
+            with the choice between them, or no column where the first image is always the preferred one. Ranking,
+            labels: one column. Ratings: one or more; the first becomes the score.
         uids: columns that tell images apart, one for each column of images. Without them, the file's content does, or
             its path.
         valid: a column of booleans; rows without it say nothing.
         lower_is_better: of a ranking, 1 is the best rank.
         positive: of labels that are no booleans, the good one.
         group: of a ranking with an image a row, what its rows share, besides the prompt.
+        scale: of the numbers of a pair, one of [`SCALES`]. Outcomes: 1 and 0, or 0.5 each for a tie. Votes: counts of
+            people. Shares: of the votes, 1 together. `"auto"`: told by the columns' names or the rows.
+        choices: what a choice is where the first image is better, where the second is, and at a tie; words such as
+            the columns' names are known without.
+        values: of ratings and ranks that are words, the number of each; None leaves it out.
+        first_is_better: of a pair, whatever order its votes are in; a pair without votes is one comparison.
+        told_by: columns without which a data set is not taken for one of this layout by itself.
     """
 
     kind: str
@@ -44,6 +54,11 @@ class Layout:
     lower_is_better: bool = False
     positive: str | None = None
     group: str | None = None
+    scale: str = "auto"
+    choices: tuple[str, ...] = ()
+    values: Mapping[str, float | None] | None = None
+    first_is_better: bool = False
+    told_by: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -54,12 +69,12 @@ class Layout:
     @property
     def required(self) -> set[str]:
         """The columns without which it is not this layout."""
-        return {self.prompt, *self.images, *self.annotations}
+        return {self.prompt, *self.images, *(() if self.first_is_better else self.annotations)}
 
     def check(self) -> None:
-        """Raises a ValueError if the columns are not as many as the kind has."""
+        """Raises a ValueError if the columns are not as many as the kind has, or a setting is of another kind."""
         num_images = 2 if self.kind == "pairs" else 1
-        annotations = {"pairs": (0, 2), "ranking": (1,), "labels": (1,)}.get(self.kind)
+        annotations = {"pairs": (0, 1, 2), "ranking": (1,), "labels": (1,)}.get(self.kind)
         if len(self.images) != num_images:
             raise ValueError(
                 f"`image_columns` are {', '.join(self.images)}, but {self.kind} have {num_images} column(s) of images."
@@ -75,10 +90,32 @@ class Layout:
                 f"{', '.join(self.images)}."
             )
 
+        self._check_meanings()
+
+    def _check_meanings(self) -> None:
+        is_choice = self.kind == "pairs" and len(self.annotations) == 1
+        if self.scale != "auto" and self.kind != "pairs":
+            raise ValueError(f"`annotation_scale` is {self.scale!r}, but only pairs have one, not {self.kind}.")
+        if self.choices and (not is_choice or len(set(self.choices)) not in (2, 3)):
+            raise ValueError(
+                f"`choice_labels` are {', '.join(self.choices)}. They are for pairs with one column of choices: two of "
+                "them, for the first and the second image, or three, with that for a tie."
+            )
+        if self.lower_is_better and self.kind != "ranking":
+            raise ValueError(f"`lower_is_better` is set, but only rankings have ranks, not {self.kind}.")
+        if self.values is not None and self.kind not in ("ratings", "ranking"):
+            raise ValueError(
+                f"`word_values` is set, but only ratings and ranks have numbers, not {self.kind}. Name the good label "
+                "with `positive_label`, or the choices of pairs with `choice_labels`."
+            )
+        if self.positive is not None and self.kind != "labels":
+            raise ValueError(f"`positive_label` is {self.positive!r}, but only labels have one, not {self.kind}.")
+
     def present_in(self, columns: Collection[str]) -> "Layout":
         """The layout without the optional columns that a data set lacks."""
         return replace(
             self,
+            annotations=tuple(name for name in self.annotations if name in columns or not self.first_is_better),
             uids=self.uids if set(self.uids) <= set(columns) else (),
             valid=self.valid if self.valid in columns else None,
             group=self.group if self.group in columns else None,
@@ -90,10 +127,16 @@ LAYOUTS = {
     # float64, the images binary); 1 / 0 / 0.5 from code that trains on it. What labels a row without `has_label` has
     # could not be checked: such rows are passed over. `pickapic_v2_no_images` lacks `jpg_0` and `jpg_1`.
     "pickapic_v2": Layout(
-        "pairs", "caption", ("jpg_0", "jpg_1"), ("label_0", "label_1"), ("image_0_uid", "image_1_uid"), "has_label"
+        "pairs",
+        "caption",
+        ("jpg_0", "jpg_1"),
+        ("label_0", "label_1"),
+        ("image_0_uid", "image_1_uid"),
+        "has_label",
+        scale="outcomes",
     ),
     "pickapic_v2_no_images": Layout(
-        "pairs", "caption", ("image_0_uid", "image_1_uid"), ("label_0", "label_1"), valid="has_label"
+        "pairs", "caption", ("image_0_uid", "image_1_uid"), ("label_0", "label_1"), valid="has_label", scale="outcomes"
     ),
     # `ymhao/HPDv2`, `train.json` (1 for the preferred image) and `test.json` (ranks averaged over annotators): columns
     # from its card and from the code of HPSv2, whose evaluation takes the lowest rank for the best.
@@ -115,6 +158,40 @@ LAYOUTS = {
         annotations=("overall_score", "aesthetics_score", "artifact_score", "misalignment_score"),
         uids=("filename",),
     ),
+    # `Rapidata/700k_Human_Preference_Dataset_FLUX_SD3_MJ_DALLE3`: columns from two projects' notes on rows that they
+    # streamed: counts of votes, 26 a pair; the paths are `flux/155_0.jpg` and the like. Its splits are `train_0001` to
+    # `train_0026`, from the Hub's viewer.
+    "rapidata": Layout(
+        "pairs",
+        images=("image1", "image2"),
+        annotations=("votes_image1", "votes_image2"),
+        uids=("image1_path", "image2_path"),
+        scale="votes",
+    ),
+    # Rapidata's newer sets (`HunyuanImage-2.1_t2i_human_preference` and its like): columns and types from the card of
+    # that one. They are shares of votes weighted by how reliable each person is: `summedUserScoresRatios` in a script
+    # that writes such sets. A pair need not have been judged by all three questions.
+    **{
+        f"rapidata_{question}": Layout(
+            "pairs",
+            images=("image1", "image2"),
+            annotations=(f"weighted_results_image1_{question}", f"weighted_results_image2_{question}"),
+            scale="shares",
+        )
+        for question in ("preference", "alignment", "coherence")
+    },
+    # `MizzenAI/HPDv3`, `all.json`, `train.json`, `test.json`: columns from the readme of HPSv3. `path1` is always the
+    # preferred image. `choice_dist` counts votes; it is null for pairs of Midjourney and of HPDv2, and the test set has
+    # none (name the layout there). HPSv3's own loader sorts it, so its order is not relied on here either. `confidence`
+    # is not used.
+    "hpdv3": Layout(
+        "pairs",
+        images=("path1", "path2"),
+        annotations=("choice_dist",),
+        scale="votes",
+        first_is_better=True,
+        told_by=("choice_dist", "model1", "model2"),
+    ),
     # What Diffusion-KTO trains on, from its readme: `exclusive_win` or `exclusive_lose` for each file.
     "diffusion_kto": Layout("labels", "caption", ("file_path",), ("label",), positive="exclusive_win"),
     # TRL's columns, with images for completions.
@@ -127,17 +204,44 @@ LAYOUTS = {
 """Layouts by name."""
 
 
-def find_layout(columns: Collection[str]) -> str:
-    """The first of [`LAYOUTS`] whose columns a data set has.
+_IMAGES = (
+    ("image1", "image2"), ("image_1", "image_2"), ("image_0", "image_1"), ("image0", "image1"),
+    ("image_a", "image_b"), ("image_left", "image_right"), ("left_image", "right_image"), ("img1", "img2"),
+)  # fmt: skip
+_NUMBERS = {"votes": ("votes", "vote", "vote_count", "num_votes"), "shares": ("shares", "share", "vote_share")}
+_CHOICES = ("choice", "preference", "preferred", "preferred_image", "winner", "better")
+
+
+def find_layout(columns: Collection[str]) -> tuple[str, Layout]:
+    """The first of [`LAYOUTS`] whose columns a data set has, or that of pairs with votes, shares or a choice; its name.
 
     Raises:
         ValueError: if it has the columns of none.
     """
+    present = set(columns)
     for name, layout in LAYOUTS.items():
-        if layout.required <= set(columns):
-            return name
+        if layout.required | set(layout.told_by) <= present:
+            return name, layout
+    for layout in _pairs_like():
+        if layout.required <= present:
+            return "pairs", layout
     raise ValueError(
         f"A data set with the columns {', '.join(map(repr, columns))} has no layout that is known here. Set `layout` "
         f"to what a row is ({', '.join(KINDS)}), and name its columns with `prompt_column`, `image_columns` and "
         "`annotation_columns`."
     )
+
+
+def _pairs_like() -> Iterator[Layout]:
+    """Pairs under the names that people give such columns: `votes_image1`, `image_a_share`, `choice`."""
+    for prompt in ("prompt", "caption"):
+        for images in _IMAGES:
+            ends = [name.removeprefix("image").removeprefix("img").removesuffix("image").strip("_") for name in images]
+            for scale, words in _NUMBERS.items():
+                for word in words:
+                    for pattern in ("{word}_{name}", "{name}_{word}", "{word}{end}", "{word}_{end}", "{end}_{word}"):
+                        names = zip(images, ends, strict=True)
+                        numbers = tuple(pattern.format(word=word, name=name, end=end) for name, end in names)
+                        yield Layout("pairs", prompt, images, numbers, scale=scale)
+            for choice in _CHOICES:
+                yield Layout("pairs", prompt, images, (choice,))

@@ -1,4 +1,4 @@
-"""Data sets on disk: opened by name, and written as Parquet shards that a killed run completes byte for byte.
+"""Data sets on disk, written as Parquet shards that a killed run completes byte for byte.
 
 A folder holds `data/train-00000-of-00004.parquet` ..., a JSON file of the settings that made it, and `README.md`, which
 is written last. What a shard holds is a function of these settings and the shard's index, and a shard is written under
@@ -7,6 +7,7 @@ a run that was killed goes on with the others.
 """
 
 import functools
+import glob
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
-from datasets import Dataset, Features, IterableDataset, load_dataset, load_from_disk
+from datasets import Dataset, Features
 from datasets.table import embed_table_storage
 
 from .data.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD
@@ -38,8 +39,6 @@ GENERATION_NAME = "generation.json"
 SCORING_NAME = "scoring.json"
 RECORD_NAMES = (GENERATION_NAME, SCORING_NAME, "conversion.json")
 """The settings of whatever the package writes in shards."""
-FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
-"""The loader of each kind of file."""
 
 
 def process_state() -> PartialState:
@@ -224,73 +223,10 @@ def column(paths: Iterable[Path], name: str) -> list[Any]:
     return [value for path in paths for value in pq.ParquetFile(path).read([name])[name].to_pylist()]
 
 
-def open_dataset(
-    name: str, config: str | None = None, split: str = "train", streaming: bool = False
-) -> Dataset | IterableDataset:
-    """The rows of a file, a folder or a Hub repository.
-
-    Args:
-        name: a file of [`FORMATS`], a folder that `load_dataset` reads or `save_to_disk` wrote, or a Hub id.
-        config: of the data set; a file has none.
-        split: likewise, or a part of it as `load_dataset` takes it: `"train[:100]"`. A file is any split.
-        streaming: read the rows as they come.
-
-    Raises:
-        ValueError: if there is no such file, folder or split, the folder was not finished, or a part of a split is
-            wanted of a stream or of what `save_to_disk` wrote.
-    """
-    path = Path(name)
-    if streaming and "[" in split:
-        raise ValueError(
-            f"`dataset_split` is {split!r}, but a stream is not read in parts. Name the whole split, or do not stream."
-        )
-    if path.is_file() or path.suffix.lower() in FORMATS:
-        return _open_file(path, split, streaming)
-    if any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
-        return _open_saved(path, split, streaming)
-    is_ours = any((path / settings).is_file() for settings in RECORD_NAMES)
-    if is_ours and not (path / CARD_NAME).is_file():
-        raise ValueError(
-            f"The data set in {name!r} is not finished: it has no {CARD_NAME}, which is written last. Run the command "
-            "that writes it once more; it goes on where it stopped."
-        )
-    try:
-        return load_dataset(name, config, split=split, streaming=streaming)
-    except (FileNotFoundError, ConnectionError) as error:
-        if path.exists():
-            raise
-        raise ValueError(
-            f"There is no file or folder {name!r} here, and no such data set could be read from the Hub "
-            f"({type(error).__name__}: {error}). Mend the name, or look to the connection and the token."
-        ) from error
-
-
 def public_name(name: str) -> str:
-    """A Hub id as it is; of a file or folder, which names a machine, only the last part."""
-    return Path(name).resolve().name if os.path.exists(name) else name  # `Path.exists` raises for a long text
-
-
-def _open_file(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
-    if not path.is_file():
-        raise ValueError(f"There is no file {str(path)!r}.")
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path.name!r} is no kind of file that is read here: write {', '.join(FORMATS)}.")
-    name = split.partition("[")[0]
-    return load_dataset(FORMATS[path.suffix.lower()], data_files={name: str(path)}, split=split, streaming=streaming)
-
-
-def _open_saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
-    if "[" in split:
-        raise ValueError(
-            f"`dataset_split` is {split!r}, but what `save_to_disk` wrote is not read in parts. Name the whole split, "
-            "or save the part."
-        )
-    dataset = load_from_disk(str(path))
-    if not isinstance(dataset, Dataset):
-        if split not in dataset:
-            raise ValueError(f"The data set has no split {split!r}; it has {', '.join(map(repr, dataset))}.")
-        dataset = dataset[split]
-    return dataset.to_iterable_dataset() if streaming else dataset
+    """A Hub id as it is; of a file, a folder or a pattern, which name a machine, only the last part."""
+    is_local = os.path.exists(name) or glob.has_magic(name)  # `Path.exists` raises for a long text
+    return Path(name).resolve().name if is_local else name
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterable[str]:

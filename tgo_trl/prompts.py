@@ -1,16 +1,14 @@
 """Reading prompts from files and data sets."""
 
-import csv
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from .data.classes import ClassNames
 from .data.rows import check_prompt
-from .parquet import open_dataset
+from .sources import FORMATS, open_dataset
+from .text_tables import parse_json, read_json_lines, read_lines, read_table, suffix_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +21,9 @@ def read_prompts(
 
     Args:
         source: a text file with a prompt a line, where empty lines are passed over; a `.json` file with a list of
-            prompts or of objects, `.jsonl` with one of them a line, `.csv`, `.tsv` or `.parquet` with columns; the
-            folder or the Hub id of a data set.
-        column: of the prompts.
+            prompts or of objects, `.jsonl` with one of them a line; `.csv`, or `.tsv`, where quotes are letters as all
+            others; any of them compressed; or a data set, as [`~tgo_trl.sources.open_dataset`] takes it.
+        column: of the prompts; of a column of classes, their names are.
         dataset_config: of a data set.
         dataset_split: of a data set.
         max_prompts: take the first ones only.
@@ -34,16 +32,17 @@ def read_prompts(
         ValueError: if the source or its column cannot be read, or a prompt is empty or no string.
     """
     path = Path(source)
-    if path.is_file() or path.suffix.lower() in _READERS:
+    if suffix_of(path) in _READERS:
         if not path.is_file():
             raise ValueError(f"There is no file {source!r} to read prompts from.")
         values = _file_prompts(path, column)
+    elif path.is_file() and suffix_of(path) not in FORMATS:
+        raise ValueError(
+            f"Prompts cannot be read from {path.name!r}. Write a text file with a prompt a line (.txt), or one of "
+            f"{', '.join(dict.fromkeys([*_READERS, *FORMATS]))}."
+        )
     else:
-        dataset = open_dataset(source, dataset_config, dataset_split, streaming=True)
-        _check_column(column, dataset.column_names, source)
-        if dataset.column_names is not None:  # so that no image is decoded on the way
-            dataset = dataset.select_columns([column])
-        values = (row[column] for row in dataset)
+        values = _dataset_prompts(source, column, dataset_config, dataset_split)
     prompts: dict[str, None] = {}
     num_rows = 0
     for row, value in enumerate(values):
@@ -67,60 +66,48 @@ def read_prompts(
 
 
 def _file_prompts(path: Path, column: str) -> Iterator[Any]:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise ValueError(
-            f"Prompts cannot be read from {path.name!r}. Write a text file with a prompt a line (.txt), or one of "
-            f"{', '.join(_READERS)}."
-        )
-    try:
-        for entry in reader(path, column):
-            if isinstance(entry, dict):
-                _check_column(column, list(entry), path.name)
-                entry = entry[column]
-            yield entry
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        raise ValueError(f"Prompts cannot be read from {path.name!r} ({type(error).__name__}: {error}).") from error
+    for entry in _READERS[suffix_of(path)](path):
+        if isinstance(entry, dict):
+            _check_column(column, list(entry), path.name)
+            entry = entry[column]
+        yield entry
 
 
-def _check_column(column: str, present: Sequence[str] | None, source: str) -> None:
-    if present is not None and column not in present:
+def _dataset_prompts(source: str, column: str, config: str | None, split: str) -> Iterator[Any]:
+    dataset = open_dataset(source, config, split, streaming=True)
+    if dataset.column_names is not None:
+        _check_column(column, dataset.column_names, source)
+        # so that no image is read on the way
+        dataset = open_dataset(source, config, split, streaming=True, columns=[column])
+    names = ClassNames(dataset.features)
+    for row in dataset:
+        _check_column(column, list(row), source)
+        yield names.resolve(row)[column]
+
+
+def _check_column(column: str, present: Sequence[str], source: str) -> None:
+    if column not in present:
         raise ValueError(
             f"{source!r} has no column {column!r}; it has {', '.join(map(repr, present))}. Set `prompt_column`."
         )
 
 
-def _read_text(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig") as file:
-        yield from (line.strip() for line in file if line.strip())
+def _read_text(path: Path) -> Iterator[str]:
+    return (line.strip() for _, line in read_lines(path) if line.strip())
 
 
-def _read_json(path: Path, column: str) -> Iterator[Any]:
-    values = json.loads(path.read_text("utf-8-sig"))
+def _read_json(path: Path) -> Iterator[Any]:
+    values = parse_json("".join(line for _, line in read_lines(path)), repr(path.name))
     if not isinstance(values, list):
         raise ValueError(f"{path.name!r} holds no list of prompts or of objects, but a `{type(values).__name__}`.")
     yield from values
 
 
-def _read_json_lines(path: Path, column: str) -> Iterator[Any]:
-    yield from map(json.loads, _read_text(path, column))
-
-
-def _read_csv(path: Path, column: str) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-
-
-def _read_parquet(path: Path, column: str) -> Iterator[Any]:
-    _check_column(column, pq.read_schema(path).names, path.name)
-    yield from pq.ParquetFile(path).read([column])[column].to_pylist()
-
-
 _READERS = {
     ".txt": _read_text,
     ".json": _read_json,
-    ".jsonl": _read_json_lines,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".parquet": _read_parquet,
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".csv": read_table,
+    ".tsv": read_table,
 }

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
+from .data.classes import check_no_classes
 from .data.images import encoded_bytes, image_size
 from .data.rows import check_prompt, check_score, undecoded
 from .families.base import Size
@@ -80,6 +81,8 @@ def read_rows(dataset: Dataset | IterableDataset, config: "InspectConfig") -> Ro
     """
     columns = [config.prompt_column, config.score_column, *([] if config.skip_images else [config.image_column])]
     _check_columns(dataset, columns)
+    settings = {"prompt_column": config.prompt_column, "score_column": config.score_column}
+    check_no_classes(dataset.features, settings)
     narrow = undecoded(dataset, columns[-1], tuple(columns))
     total = len(dataset) if isinstance(dataset, Dataset) else None
     rows = Rows()

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from datasets import Dataset, Features, IterableDataset, Value
 from tqdm.auto import tqdm
 
+from .data.classes import check_no_classes
 from .data.rows import BadRows
 from .data.shards import fingerprint
 from .data.unscored import (
@@ -34,7 +35,6 @@ from .parquet import (
     ParquetFolder,
     column,
     locks_output_dir,
-    open_dataset,
     process_state,
     public_name,
     rows_per_shard,
@@ -42,6 +42,7 @@ from .parquet import (
 from .rewards import REWARDS, load_reward
 from .rewards.base import Reward, checked_scores, reward_name
 from .rewards.ensemble import Ensemble, Member
+from .sources import open_dataset
 from .storage.files import replace_file
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def score(
     check_destination(config, config.output_dir, state)
     models = dict(zip(config.reward_columns(), _load_rewards(config, rewards), strict=True))
     features = features_of(dataset)
+    check_no_classes(features, {"prompt_column": config.prompt_column})
     reader = find_reader(
         features, config.prompt_column, config.image_column, config.video_column, config.num_frames, config.fps
     )
@@ -132,6 +134,7 @@ def score_dataset(
         raise TypeError(f"`dataset` is a `{type(dataset).__name__}`, which has no rows in memory. Use `score`.")
     models = rewards if isinstance(rewards, Mapping) else {"score": rewards}
     features = features_of(dataset)
+    check_no_classes(features, {"prompt_column": prompt_column})
     reader = find_reader(features, prompt_column, image_column, video_column, num_frames, fps)
     _with_scores(features, list(models))
     bad = BadRows(skip=on_bad_row == "skip")
@@ -353,8 +356,8 @@ def _write_missing(
 def _check_source(shards: ParquetFolder, shard: int, source: str) -> None:
     if shards.source(shard) != source:
         raise ValueError(
-            f"{shards.written()[shard].name} in {str(shards.folder)!r} holds the scores of other prompts or images than the "
-            "data set has there now. Set another `output_dir`, or delete the folder to begin anew."
+            f"{shards.written()[shard].name} in {str(shards.folder)!r} holds the scores of other prompts or images "
+            "than the data set has there now. Set another `output_dir`, or delete the folder to begin anew."
         )
 
 

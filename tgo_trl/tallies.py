@@ -10,21 +10,30 @@ TIES = ("half", "drop", "zero")
 class Comparisons:
     """How an image fared against others; a label is a comparison with the bar it passed or failed.
 
+    Of pairs that many people judged, each vote counts as a comparison. Where only their shares are known, a pair is one
+    comparison, and its wins are a fraction.
+
     Attributes:
         wins: it was preferred; never a tie.
         ties: neither was.
         total: all of them.
     """
 
-    wins: int = 0
-    ties: int = 0
-    total: int = 0
+    wins: float = 0
+    ties: float = 0
+    total: float = 0
 
     def add(self, outcome: float) -> None:
         """Counts 1, a win; 0.5, a tie; or 0, a loss."""
         self.wins += outcome == 1
         self.ties += outcome == 0.5
         self.total += 1
+
+    def merge(self, other: "Comparisons") -> None:
+        """Counts those of another, too."""
+        self.wins += other.wins
+        self.ties += other.ties
+        self.total += other.total
 
     def win_rate(self, ties: str, prior: float = 0.0) -> float | None:
         """`(w + a) / (n + 2 a)` of `w` wins in `n` comparisons; None where there is nothing to go by.

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from ..layouts import KINDS, LAYOUTS, SCORE_TYPES, Layout
+from ..layouts import KINDS, LAYOUTS, SCALES, SCORE_TYPES, Layout
 from ..tallies import TIES
-from . import DatasetSettings, as_list, check_choice
+from . import DatasetSettings, as_dictionary, as_list, check_choice
 
 
 @dataclass
@@ -14,7 +15,8 @@ class ConvertConfig(DatasetSettings):
 
     Attributes:
         rows_per_shard: rows of each file, which are lost when a run is killed; 1,000 if not set.
-        dataset_name: a `.parquet`, `.json`, `.jsonl` or `.csv` file; the folder or the Hub id of a data set.
+        dataset_name: a file, an archive or a pattern of them (`data/*.parquet`), the folder or the Hub id of a data
+            set; see [`~tgo_trl.sources.open_dataset`].
         output_dir: where the scored data set goes. A run that was killed goes on there.
         layout: what a row is and where: the name of a known data set (`pickapic_v2`, `hpdv2_train`, `imagerewarddb`,
             `richhf`, ...), or `pairs`, `ranking`, `labels` or `ratings`; `auto` tells by the columns.
@@ -31,7 +33,15 @@ class ConvertConfig(DatasetSettings):
         prompt_column, image_columns, annotation_columns, uid_columns: of the data set, where they are not the
             layout's.
         lower_is_better: of a ranking: whether 1 is the best rank; as its layout has it if not set.
-        positive_label: of labels that are no booleans, the good one.
+        positive_label: of labels that are no booleans, the good one; all others are bad. Of a column of classes, its
+            name. Words such as `accepted` and `rejected` are known without (`tgo_trl.words.OPPOSITES`).
+        annotation_scale: of pairs with a number for each image: `outcomes` (1 and 0, or 0.5 each), `votes` (counts of
+            people) or `shares` (of the votes, 1 together); `auto` tells by names and numbers.
+        choice_labels: of pairs with one column that says which image is better: what it holds for the first image, for
+            the second and, if there is such a value, for a tie. Names of columns, A and B, first and second, left and
+            right, 0 and 1, or 1 and 2, are known without.
+        word_values: of ratings and ranks that are words, the number of each, as JSON; null leaves it out. "4 stars"
+            and "1st" are known without.
         image_dir: where paths of images are relative to; the folder of the data set, if it is a file.
         image_suffix: added to paths of images, where the column has a name without `.jpg`.
         on_bad_row: `"error"` stops at a row whose prompt, images or annotations cannot be read, and names it; `"skip"`
@@ -56,6 +66,16 @@ class ConvertConfig(DatasetSettings):
     uid_columns: list[str] | None = field(default=None, metadata={"help": "Columns that tell images apart."})
     lower_is_better: bool | None = field(default=None, metadata={"help": "Of a ranking: 1 is the best rank."})
     positive_label: str | None = field(default=None, metadata={"help": "The good one of labels that are words."})
+    annotation_scale: str = field(
+        default="auto",
+        metadata={"help": "What the numbers of a pair are; told by the columns.", "choices": ["auto", *SCALES]},
+    )
+    choice_labels: list[str] | None = field(
+        default=None, metadata={"help": "What stands for the first image, the second, and a tie."}
+    )
+    word_values: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "The number of each rating that is a word, as JSON."}
+    )
     image_dir: str | None = field(default=None, metadata={"help": "Where paths of images are relative to."})
     image_suffix: str = field(default="", metadata={"help": "Added to paths of images, such as `.jpg`."})
     on_bad_row: str = field(
@@ -64,8 +84,12 @@ class ConvertConfig(DatasetSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("image_columns", "annotation_columns", "uid_columns"):
+        for name in ("image_columns", "annotation_columns", "uid_columns", "choice_labels"):
             setattr(self, name, as_list(getattr(self, name)))
+        self.choice_labels = self.choice_labels and [str(label) for label in self.choice_labels]  # 0 and 1
+        if self.word_values is not None:
+            self.word_values = _numbers_of_words(self.word_values)
+        check_choice("annotation_scale", self.annotation_scale, ("auto", *SCALES))
         if self.positive_label is not None:
             self.positive_label = str(self.positive_label)  # `positive_label: 1`
         check_choice("layout", self.layout, ("auto", *LAYOUTS))
@@ -102,13 +126,28 @@ class ConvertConfig(DatasetSettings):
                 changes[name] = tuple(given)
         if self.image_columns is not None and self.uid_columns is None:
             changes["uids"] = ()
-        if self.lower_is_better is not None:
-            changes["lower_is_better"] = self.lower_is_better
-        if self.positive_label is not None:
-            changes["positive"] = self.positive_label
+        for name, value in (
+            ("lower_is_better", self.lower_is_better),
+            ("positive", self.positive_label),
+            ("scale", None if self.annotation_scale == "auto" else self.annotation_scale),
+            ("choices", None if self.choice_labels is None else tuple(self.choice_labels)),
+            ("values", self.word_values),
+        ):
+            if value is not None:
+                changes[name] = value
+        if self.annotation_columns is not None:  # the layout's own are read so, others need not be
+            changes = {"scale": "auto", "first_is_better": False, **changes}
         adapted = replace(layout, **changes)  # type: ignore[arg-type]
         adapted.check()
         return adapted
+
+
+def _numbers_of_words(given: dict[str, Any] | str) -> dict[str, Any]:
+    values = {str(word): value for word, value in as_dictionary("word_values", given).items()}  # `1: 5`
+    for word, value in values.items():
+        if value is not None and not isinstance(value, (int, float)):
+            raise ValueError(f"`word_values` has {value!r} for {word!r}, which is no number. Write one, or null.")
+    return values
 
 
 def config_classes() -> tuple[type, ...]:

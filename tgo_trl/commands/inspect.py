@@ -12,7 +12,8 @@ class InspectConfig:
     """What is inspected; see [`~tgo_trl.inspection.inspect`].
 
     Attributes:
-        dataset_name: a `.parquet`, `.json`, `.jsonl` or `.csv` file; the folder or the Hub id of a scored data set.
+        dataset_name: a file, an archive or a pattern of them, the folder or the Hub id of a scored data set; see
+            [`~tgo_trl.sources.open_dataset`].
         output_dir: where the report and its pictures go.
         dataset_config, dataset_split: of the data set.
         dataset_streaming: read the rows as they come.

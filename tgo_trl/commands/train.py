@@ -1,7 +1,6 @@
 """`tgo-trl train`: trains on a scored data set, with every setting of `TGOConfig`."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ class TrainArguments:
 
     Attributes:
         model_name_or_path: Hub id or folder of the pipeline.
-        dataset_name: Hub id or folder of the scored data set.
+        dataset_name: Hub id, folder or file of the scored data set; see [`~tgo_trl.sources.open_dataset`].
         dataset_config: its configuration.
         dataset_train_split: rows to train on.
         dataset_test_split: rows to evaluate on, if `eval_strategy` asks for it.
@@ -55,8 +54,8 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
         UploadError: if something could not be pushed; everything is saved then, and it says what uploads it.
     """
     from ..artifacts import last_checkpoint
-    from ..parquet import open_dataset
     from ..publishing import check_pushed
+    from ..sources import open_dataset, source_folder
     from ..trainer import TGOTrainer
 
     splits = [arguments.dataset_train_split]
@@ -77,7 +76,7 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
         resume = last_checkpoint(args.output_path)
     trainer.train(resume_from_checkpoint=resume if isinstance(resume, bool) or resume is None else str(resume))
     trainer.save_model(_internal_call=True)  # it is pushed below, once and with its card
-    dataset_id = None if Path(name).exists() else name  # the card links to the Hub
+    dataset_id = name if source_folder(name) is None else None  # the card links to the Hub
     trainer.create_model_card(dataset_name=dataset_id)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_id)

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset, Image, IterableDataset, List, Video
 
 from ..labels import MAX_FLOAT32
+from .classes import check_no_classes
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Columns:
     media_argument: str = "image_column"
 
     def check(self, dataset: Dataset | IterableDataset, name: str) -> None:
-        """Raises a ValueError if a column is missing, naming those there are."""
+        """Raises a ValueError if a column is missing, naming those there are, or holds codes of classes."""
         present = dataset.column_names
         if present is None or _has_transform(dataset):  # unknown before they are read: checked row by row
             return
@@ -47,6 +48,7 @@ class Columns:
                     f"The {name} data set has no column {column!r}; it has {', '.join(map(repr, present))}. Rename the "
                     f"column, or set `{argument}` in the `TGOConfig`."
                 )
+        check_no_classes(dataset.features, {"prompt_column": self.prompt, "score_column": self.score})
 
 
 @dataclass

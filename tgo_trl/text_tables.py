@@ -1,0 +1,181 @@
+"""Tables in text files, read line by line, such that whatever cannot be right is told with its line.
+
+CSV quotes cells as RFC 4180 has it. TSV has no quotes: every character of a cell stands for itself. JSON lines hold a
+value each. All are UTF-8, with or without a byte order mark, and may be compressed.
+"""
+
+import bz2
+import csv
+import gzip
+import json
+import lzma
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+COMPRESSIONS: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+"""What opens files of each suffix."""
+MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "NULL", "None")
+"""How programs write a number that is not there; elsewhere these are words as others are."""
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix of a file, in small letters, without that of its compression: `.csv` of `rows.CSV.gz`."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line, with its end.
+
+    Raises:
+        ValueError: for a line that is no UTF-8 text.
+    """
+    opened = COMPRESSIONS.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", newline="")
+    with opened as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if "\0" in line:
+                    raise ValueError(f"{_where(path, number)} holds a NUL character: the file is damaged, or no text.")
+                yield number, line
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path.name!r} is no UTF-8 text (line {_undecodable(path)}: {error.reason}). Save it as UTF-8."
+            ) from error
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+            raise ValueError(f"{path.name!r} cannot be decompressed ({error}).") from error
+
+
+def read_table(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a `.csv` or `.tsv` file, by column; blank lines are passed over.
+
+    Raises:
+        ValueError: with the line, for a quote that is not closed, or text behind one; a row with more or fewer cells
+            than the header; two columns of one name.
+    """
+    rows = _tsv_rows(path) if suffix_of(path) == ".tsv" else _csv_rows(path)
+    header: list[str] | None = None
+    for line, cells in rows:
+        if header is None:
+            header = _checked_header(cells, path, line)
+        elif len(cells) != len(header):
+            raise ValueError(
+                f"{_where(path, line)} has {len(cells)} cells, the header {len(header)}. "
+                + ("Put cells with a comma, a quote or a line break in double quotes." if ".csv" in path.name else "")
+            )
+        else:
+            yield dict(zip(header, cells, strict=True))
+
+
+def read_json_lines(path: Path) -> Iterator[Any]:
+    """The value of each line that is not blank.
+
+    Raises:
+        ValueError: with the line, for one that is no JSON, or that has a name twice.
+    """
+    for number, line in read_lines(path):
+        if line.strip():
+            yield parse_json(line, _where(path, number))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text; raises a ValueError that begins with `where` if it is none, or has a name twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"{where} has {repeated[:60]!r} twice in one object.")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is no JSON ({error}).") from error
+    except RecursionError as error:
+        raise ValueError(f"{where} is nested too deeply.") from error
+
+
+def check_text(path: Path) -> dict[str, bool]:
+    """For each column of a table, whether it holds numbers, and else nothing but [`MISSING`]; none of other files.
+
+    Raises:
+        ValueError: with the line, if a table or JSON lines cannot be right; other files are let pass.
+    """
+    kind = suffix_of(path)
+    if kind in (".csv", ".tsv"):
+        return _numeric_columns(read_table(path))
+    if kind in (".jsonl", ".ndjson"):
+        for _ in read_json_lines(path):
+            pass
+    return {}
+
+
+def _numeric_columns(rows: Iterator[dict[str, str]]) -> dict[str, bool]:
+    columns: dict[str, None] = {}
+    numbers: set[str] = set()
+    words: set[str] = set()
+    for row in rows:
+        columns = columns or dict.fromkeys(row)
+        for column, cell in row.items():
+            if column in words or cell in MISSING:
+                continue
+            try:
+                float(cell)
+            except ValueError:
+                words.add(column)
+            else:
+                numbers.add(column)
+    return {column: column in numbers - words for column in columns}
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader((line for _, line in read_lines(path)), strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            is_open = any(hint in str(error) for hint in ("unexpected end", "field limit"))
+            reason = "a quote is opened and never closed" if is_open else str(error)
+            raise ValueError(
+                f"{_where(path, line)}: {reason}. A cell that holds a quote is written in double quotes, and the quote "
+                "doubled; a tab-separated file (.tsv) needs none of that."
+            ) from error
+        if cells:
+            yield line, cells
+
+
+def _tsv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    for number, line in read_lines(path):
+        cells = line.rstrip("\r\n")
+        if cells:
+            yield number, cells.split("\t")
+
+
+def _checked_header(names: list[str], path: Path, line: int) -> list[str]:
+    if not any(name.strip() for name in names):
+        raise ValueError(f"{_where(path, line)}, the first, names no column.")
+    repeated = sorted({name for name in names if name and names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{_where(path, line)}, the header, has two columns {repeated[0][:60]!r}. Rename one.")
+    return names
+
+
+def _where(path: Path, line: int) -> str:
+    return f"Line {line} of {path.name!r}"
+
+
+def _undecodable(path: Path) -> int:
+    """The first line that is no UTF-8."""
+    with COMPRESSIONS.get(path.suffix.lower(), open)(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 0
