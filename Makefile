@@ -7,37 +7,59 @@ WORKERS ?= auto
 TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
+LATEST := .venv-latest
+LOWEST := .venv-lowest
+PYTEST := -m pytest -n $(WORKERS) -m "not slow"
 READY := $(VENV)/.ready-$(subst /,_,$(TORCH))
 # Parts that the paper's equations live in: every branch of them is tested.
 FULLY_COVERED := tgo_trl/objectives.py,tgo_trl/thresholds.py,tgo_trl/weights.py,tgo_trl/processes/*
 
-.PHONY: help setup demo test test-slow lint types benchmark clean
+.PHONY: help setup demo test test-slow test-latest test-lowest pins lint types benchmark clean
 
 help:
 	@echo "make demo       align a small pipeline of handwritten digits, and compare with SFT (about 6 minutes)"
 	@echo "make test       ruff, mypy --strict, pytest with coverage (under 10 minutes)"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-latest  the tests on the newest versions that pyproject.toml allows, and what differs from the pins"
+	@echo "make test-lowest  the tests on the lower bounds of pyproject.toml"
+	@echo "make pins       hold constraints.txt to the versions that test-latest installed"
 	@echo "make benchmark  the cost of a trainer step beside a bare PyTorch loop"
-	@echo "make clean      remove the virtual environment and what the demo wrote"
+	@echo "make clean      remove the virtual environments and what the demo wrote"
 
 setup: $(READY)
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 demo: $(READY)
 	$(BIN)/python examples/digits/demo.py --output_dir outputs/digits
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --cov --cov-report= --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) --cov --cov-report= --durations=10
 	$(BIN)/python -m coverage report --fail-under=90
 	$(BIN)/python -m coverage report --include="$(FULLY_COVERED)" --fail-under=100
 
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations=10
+
+# Newest of everything, but for torch.
+test-latest:
+	test -x $(LATEST)/bin/python || $(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager "$(TORCH)" --editable ".[dev]"
+	OMP_NUM_THREADS=1 $(LATEST)/bin/python $(PYTEST); status=$$?; \
+		$(LATEST)/bin/python .ci/versions.py differences; exit $$status
+
+# Lowest of each direct dependency, but for torch.
+test-lowest:
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet "$(TORCH)" packaging
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps --editable .
+	$(LOWEST)/bin/python .ci/versions.py lowest > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt --editable ".[dev]"
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST)
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .
@@ -50,4 +72,4 @@ benchmark: $(READY)
 	$(BIN)/python -m benchmarks.step_overhead
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) $(LATEST) $(LOWEST) outputs
