@@ -58,9 +58,9 @@ def image_size(value: Any) -> Size:
         ValueError: as [`load_image`] does, but not for every file that is broken behind its header.
     """
     source = _source(value)
-    if isinstance(source, Image.Image):
-        return _upright_size(source)
     try:
+        if isinstance(source, Image.Image):
+            return _upright_size(source)
         with Image.open(source["path"] if source["bytes"] is None else io.BytesIO(source["bytes"])) as image:
             return _upright_size(image)
     except Exception as error:
@@ -68,7 +68,10 @@ def image_size(value: Any) -> Size:
 
 
 def _upright_size(image: Image.Image) -> Size:
-    is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
+    is_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # by a quarter
+    if is_turned and image.format == "TIFF":  # which Pillow turns when it loads it, and measures so before or after
+        image.load()
+        is_turned = False
     return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
