@@ -14,7 +14,7 @@ from datasets import Dataset
 from safetensors.torch import load
 
 from . import tiny
-from .hub_server import Hub, serving
+from .hub_server import Fault, Hub, serving
 from .killing import Death, run
 from .runs import assert_equal
 
@@ -112,6 +112,7 @@ class Result:
             requests.append(request)
             if len(requests) == death.at:
                 os.kill(pid[0], signal.SIGKILL)
+                return Fault(request, "drop")
             return meet(self._hub, request)
 
         self._hub.meet = count  # type: ignore[assignment, method-assign]
