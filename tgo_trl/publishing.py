@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo
-from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SchedulerType
 
 from .data.encoded import EncodedDataset
@@ -19,7 +18,7 @@ from .model_card import CardContent, build_card, shown_path
 from .plots import SCORE_HISTOGRAM_NAME
 from .repositories import Destination, UploadError, open_repository
 from .sampling import last_grid
-from .uploads import Upload, folder_operations, upload_command
+from .uploads import Upload, folder_files, folder_operations, upload_command
 
 if TYPE_CHECKING:
     from .config import TGOConfig
@@ -168,7 +167,7 @@ def _upload(
         destination,
         lambda head: folder_operations(source, path_in_repo, ignored),
         message,
-        num_bytes=sum(path.stat().st_size for path in source.rglob("*") if path.is_file()),
+        num_bytes=sum((source / name).stat().st_size for name in folder_files(source, ignored)),
         remedy=f"The files are safe in {str(folder)!r}; this uploads them: {command}",
         target=path_in_repo,
         cleanup=(lambda: shutil.rmtree(source, ignore_errors=True)) if is_background else lambda: None,
@@ -185,8 +184,7 @@ def _snapshot(trainer: "TGOTrainer", folder: Path, ignored: Sequence[str]) -> Pa
         for left in parent.glob(f"{SNAPSHOT_PREFIX}*"):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
     target = Path(tempfile.mkdtemp(prefix=SNAPSHOT_PREFIX, dir=parent))
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    for name in filter_repo_objects(names, ignore_patterns=list(ignored)):
+    for name in folder_files(folder, ignored):
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         _link_or_copy(folder / name, copy)
