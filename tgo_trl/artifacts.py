@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .alterations import check_saved_names, unwrap_networks
 from .config import FAMILY_SETTINGS
 from .labels import LabelRule
 from .policy import Policy
@@ -76,6 +77,13 @@ def changed_settings(folder: Path, record: RunRecord) -> list[str]:
     return [
         f"`{name}` was {before.get(name)}, is {now.get(name)}" for name in COURSE if before.get(name) != now.get(name)
     ]
+
+
+def check_names(pipeline: DiffusionPipeline, policy: Policy) -> None:
+    """Raises a ValueError if [`save_weights`] would write what stock diffusers cannot load."""
+    unwrap_networks(pipeline, policy.family.network_names)
+    for name, network in policy.family.networks(pipeline).items():
+        check_saved_names(network, name, policy.adapter_name)
 
 
 def save_weights(pipeline: DiffusionPipeline, policy: Policy, folder: Path, whole_pipeline: bool) -> None:

@@ -10,6 +10,7 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from .labels import NORMALIZATIONS, THRESHOLD_TYPES
 from .processes import DENSITIES
+from .targets import check_target_names
 
 FAMILY_SETTINGS = (
     "max_sequence_length", "train_guidance_scale", "timestep_density", "logit_mean", "logit_std", "mode_scale",
@@ -60,8 +61,9 @@ class TGOConfig(TrainingArguments):
             The adapter's output is multiplied by `lora_alpha / lora_r`.
         lora_dropout (`float`, *optional*, defaults to `0.0`):
             Dropout in the adapter. It makes policy and reference differ in training mode, so it is off.
-        lora_target_modules (`list[str]`, *optional*):
-            Names of the modules that get an adapter. Defaults to the model family's choice.
+        lora_target_modules (`str` or `list[str]`, *optional*):
+            The modules that get an adapter: names (the ends of them: `"to_q"`, `"attn.to_out.0"`), or alone a regular
+            expression for whole names, or `"all-linear"`. Defaults to the model family's choice.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Whether to disable dropout in the trained network and its reference.
 
@@ -202,8 +204,12 @@ class TGOConfig(TrainingArguments):
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
     lora_alpha: int = field(default=32, metadata={"help": "The adapter is scaled by `lora_alpha / lora_r`."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in the adapter."})
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules that get an adapter. Defaults to the model family's choice."}
+    lora_target_modules: list[str] | None = field(  # or one string, of which `HfArgumentParser` would make letters
+        default=None,
+        metadata={
+            "help": "Modules that get an adapter: names, a regular expression, or all-linear. Defaults to the "
+            "model family's choice."
+        },
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Disable dropout in policy and reference."})
 
@@ -279,6 +285,8 @@ class TGOConfig(TrainingArguments):
         if self.gradient_checkpointing is None and getattr(self, newest) is None:
             setattr(self, newest, True)
         super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.lora_target_modules is not None:
+            check_target_names("lora_target_modules", self.lora_target_modules)
         self._check_choices()
         self._check_numbers()
         self._check_ranges()

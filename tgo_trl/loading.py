@@ -10,6 +10,7 @@ from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .alterations import unwrapped
 from .families import Family, find_published_family
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def load_reference_networks(
             raise ValueError(
                 f"`ref_model` is one network, but this pipeline trains {', '.join(names)}. Pass a pipeline."
             )
-        networks = {names[0]: ref_model}
+        networks = {names[0]: unwrapped(ref_model)}
     elif isinstance(ref_model, (str, DiffusionPipeline)):
         is_named = isinstance(ref_model, str)
         kwargs, quantization = (init_kwargs, quantization_config) if is_named else (None, None)
@@ -108,7 +109,7 @@ def load_reference_networks(
                 f"`ref_model` is a `{type(source).__name__}` without {', '.join(missing)}, which the policy trains. "
                 "Pass a pipeline of the same kind as `model`."
             )
-        networks = {name: getattr(source, name) for name in names}
+        networks = {name: unwrapped(getattr(source, name)) for name in names}
     else:
         raise TypeError(
             "`ref_model` must be a diffusers pipeline, a Hub id, a folder or a network, got "

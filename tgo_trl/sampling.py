@@ -55,14 +55,17 @@ class SampleGridCallback(TrainerCallback):
 
     def _draw(self, args: TrainingArguments, state: TrainerState) -> None:
         self._last_step = state.global_step
-        if not state.is_world_process_zero or args.output_dir is None:
-            return
+        with self.trainer.optimizer_mode.averaged():  # in every process
+            if state.is_world_process_zero and args.output_dir is not None:
+                self._draw_grid(Path(args.output_dir), state)
+
+    def _draw_grid(self, output_dir: Path, state: TrainerState) -> None:
         seeds = [stable_seed(self.seed, i) for i in range(len(self.prompts))]
         rows = []
         for from_reference in (True, False):
             samples = self.trainer.sample(self.prompts, seeds, from_reference=from_reference, **self.kwargs)
             rows.append([film_strip(sample) if isinstance(sample, list) else sample for sample in samples])
-        path = Path(args.output_dir) / SAMPLES_FOLDER / f"step-{state.global_step:06d}.png"
+        path = output_dir / SAMPLES_FOLDER / f"step-{state.global_step:06d}.png"
         plot_grid(rows, ["reference", f"step {state.global_step}"], self.prompts, path)
         report_picture(self.trainer, "samples", path, state.global_step)
 

@@ -19,6 +19,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from . import artifacts
+from .alterations import check_networks, unwrap_networks
 from .callbacks import EpochCallback, ScoreReportCallback, SyncReferenceCallback
 from .checks import (
     check_arguments,
@@ -41,12 +42,14 @@ from .likelihood import row_errors
 from .loading import load_pipeline, load_reference_networks, remove_offloading, replace_tokenizer
 from .metrics import MetricSums, add_error_metrics, add_likelihood_metrics, add_reward_metrics
 from .objectives import implicit_reward, log_likelihood, log_ratio, tgo_loss
+from .optimizer_modes import OptimizerMode
 from .policy import Policy, build_policy, check_policy, disable_dropout
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
 from .publishing import push_checkpoint, write_card
 from .reference import AdapterReference, ModelReference, Reference
 from .sampling import SampleGridCallback, cpu_generators
 from .summary import print_summary, summary_rows
+from .untrained import UntrainedLayersCallback
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +178,7 @@ class TGOTrainer(Trainer):
         self.reference = _build_reference(policy, was_trained, ref_networks, args)
         policy.leave_quantized_weights_to_each_process()
         self._row_sampler: RowSampler | None = None
+        self.optimizer_mode = OptimizerMode(self)
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
 
         super().__init__(
@@ -223,6 +227,7 @@ class TGOTrainer(Trainer):
         args = self.args
         self.add_callback(EpochCallback(self))
         self.add_callback(ScoreReportCallback(self))
+        self.add_callback(UntrainedLayersCallback(self))
         if args.sync_ref_model:
             self.add_callback(SyncReferenceCallback(self))
         if args.sample_prompts:
@@ -397,7 +402,8 @@ class TGOTrainer(Trainer):
             raise ValueError("There is no reference to synchronise (`loss_type='sft'`).")
         policy = self.policy
         name = policy.adapter_name
-        self.reference.sync(policy.state_dict() if name is None else policy.adapter_state(name), alpha)
+        with self.optimizer_mode.averaged():
+            self.reference.sync(policy.state_dict() if name is None else policy.adapter_state(name), alpha)
 
     @torch.no_grad()
     def sample(
@@ -415,10 +421,10 @@ class TGOTrainer(Trainer):
         was_training = self.model.training
         self.pipeline.set_progress_bar_config(disable=True)
         self.encoders.summon()
-        self.model.eval()
         drawing = self.reference.drawing(self.pipeline) if from_reference and self.reference else nullcontext()
         try:
-            with drawing, self.encoders.decoding():
+            with self.optimizer_mode.averaged(), drawing, self.encoders.decoding():
+                self.model.eval()
                 return self.family.sample(self.pipeline, prompts, cpu_generators(seeds), self.size, **kwargs)
         finally:
             self.model.train(was_training)
@@ -437,11 +443,17 @@ class TGOTrainer(Trainer):
 
     # ---- Saving and loading ----
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves what was trained, to the output directory unless told otherwise; called by every process."""
+        with self.optimizer_mode.averaged():
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_path)
         is_checkpoint = artifacts.is_checkpoint_of(folder, self.args.output_path)
+        artifacts.check_names(self.pipeline, self.policy)
         with artifacts.replacing(folder, is_checkpoint) as temporary:
             artifacts.save_weights(self.pipeline, self.policy, temporary, whole_pipeline=not is_checkpoint)
             if is_checkpoint and self.args.sync_ref_model and self.reference is not None:
@@ -470,7 +482,11 @@ class TGOTrainer(Trainer):
             # ready to train: processes would train apart, without exchanging gradients.
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             vars(self.model).pop("_is_accelerate_prepared", None)
-        return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        unwrap_networks(self.pipeline, self.family.network_names)  # what was done to them since
+        check_networks(self.pipeline, self.family, self.args.use_peft)
+        output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        self.optimizer_mode.settle()
+        return output
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -494,6 +510,8 @@ class TGOTrainer(Trainer):
             artifacts.load_reference(self.reference, folder)
 
     def _load_best_model(self) -> None:
+        self.optimizer_mode.settle()
+        self.model.eval()  # no step comes after this one
         artifacts.load_weights(self.policy, Path(str(self.state.best_model_checkpoint)))
 
     # ---- The card and the Hub ----
@@ -519,7 +537,8 @@ class TGOTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.create_model_card()
-        super()._save_checkpoint(model, trial)
+        with self.optimizer_mode.averaged():
+            super()._save_checkpoint(model, trial)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():

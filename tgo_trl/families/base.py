@@ -178,9 +178,10 @@ class Family(ABC):
         """
 
     def unread_parts(self, network: Any) -> list[str]:
-        """Names of the modules that nothing reads, which no training can change: left frozen with all weights trained.
+        """Names of the modules that nothing reads, which no training can change.
 
-        Distributed training waits for the gradient of every trained weight.
+        They are left frozen with all weights trained, since distributed training waits for the gradient of every
+        trained weight, and without an adapter where all linear layers get one.
         """
         return []
 
@@ -236,6 +237,12 @@ def present(pipeline: DiffusionPipeline, names: Sequence[str]) -> dict[str, Any]
     """Those of the named components that the pipeline has."""
     found = {name: getattr(pipeline, name, None) for name in names}
     return {name: component for name, component in found.items() if component is not None}
+
+
+def present_modules(network: nn.Module, names: Sequence[str]) -> list[str]:
+    """Those of the named modules that the network has."""
+    known = {name for name, _ in network.named_modules()}
+    return [name for name in names if name in known]
 
 
 def adapter_state_dict(network: nn.Module, adapter_name: str) -> dict[str, Tensor]:
