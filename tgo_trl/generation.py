@@ -35,7 +35,7 @@ from .data.shards import component_fingerprint, fingerprint
 from .dataset_card import publish, write_card
 from .draws import stable_seed
 from .families import Family, Sample, Size, build_family
-from .loading import load_pipeline
+from .loading import adapter_scales, attach_adapter, load_pipeline
 from .model_card import base_license
 from .parquet import GENERATION_NAME, ParquetFolder, process_state, public_name, rows_per_shard
 from .prompts import read_prompts
@@ -94,7 +94,7 @@ def generate(config: "GenerateConfig", pipeline: DiffusionPipeline | None = None
         pipeline = _load(config, family, state)
     family = _family(config, family, pipeline)
     if config.adapter_name_or_path is not None:
-        _attach(pipeline, family, config.adapter_name_or_path)
+        attach_adapter(pipeline, family, config.adapter_name_or_path)
     size, call = _size(config, family, pipeline), _call(config, pipeline)
 
     num_rows = len(prompts) * config.num_images_per_prompt
@@ -318,16 +318,6 @@ def _family(config: "GenerateConfig", family: Family | None, pipeline: Diffusion
     return family or build_family(type(pipeline), settings)
 
 
-def _attach(pipeline: DiffusionPipeline, family: Family, weights: str) -> None:
-    before = _adapter_scales(pipeline)
-    family.attach_adapter(pipeline, weights)
-    if _adapter_scales(pipeline) == before:  # diffusers passes over keys that it does not know
-        raise ValueError(
-            f"The adapter {weights!r} holds no weights for a `{type(pipeline).__name__}`. It was saved for another "
-            "network, or not in diffusers' format: save it with the pipeline's `save_lora_weights`."
-        )
-
-
 def _place(config: "GenerateConfig", pipeline: DiffusionPipeline, state: PartialState) -> None:
     if config.enable_model_cpu_offload:
         pipeline.enable_model_cpu_offload(device=state.device)
@@ -407,7 +397,7 @@ def pipeline_fingerprints(pipeline: DiffusionPipeline) -> dict[str, str]:
     digests = {name: _part_fingerprint(part) for name, part in sorted(pipeline.components.items()) if part is not None}
     own = {name: value for name, value in pipeline.config.items() if name not in pipeline.components}
     digests["pipeline"] = _config_fingerprint(type(pipeline).__name__, own)
-    digests["adapters"] = fingerprint(json.dumps(_adapter_scales(pipeline), sort_keys=True))
+    digests["adapters"] = fingerprint(json.dumps(adapter_scales(pipeline), sort_keys=True))
     return digests
 
 
@@ -422,15 +412,3 @@ def _config_fingerprint(name: str, config: Mapping[str, Any]) -> str:
     """Without what `from_pretrained` notes for itself: folders, versions, names of defaults."""
     kept = {key: value for key, value in config.items() if not key.startswith("_")}
     return fingerprint(name, json.dumps(kept, sort_keys=True, default=str))
-
-
-def _adapter_scales(pipeline: DiffusionPipeline) -> dict[str, Any]:
-    """The factor of each adapter in each layer that has one, which no weight tells; those that are off are left out."""
-    scales = {}
-    for part_name, part in pipeline.components.items():
-        for name, module in part.named_modules() if isinstance(part, nn.Module) else ():
-            scaling = getattr(module, "scaling", None)
-            if isinstance(scaling, dict) and not getattr(module, "disable_adapters", False):
-                active = set(getattr(module, "active_adapters", scaling))
-                scales[f"{part_name}.{name}"] = {key: value for key, value in scaling.items() if key in active}
-    return scales

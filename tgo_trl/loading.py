@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -78,6 +79,52 @@ def load_pipeline(
         quantized = list(quantization_config.quant_mapping or quantization_config.components_to_quantize or ())
         kwargs["quantization_config"] = quantization_config
     return family_class.load(model, **_with_dtype(kwargs, quantized, dtype))
+
+
+def attach_adapter(pipeline: DiffusionPipeline, family: Family, weights: str) -> None:
+    """Loads an adapter into a pipeline, all of it.
+
+    Args:
+        pipeline: whose networks get it.
+        family: of the pipeline.
+        weights: Hub id, folder or file of the adapter.
+
+    Raises:
+        ValueError: if it cannot be read, or does not fit this pipeline.
+    """
+    before = adapter_scales(pipeline)
+    kind = type(pipeline).__name__
+    try:
+        family.attach_adapter(pipeline, weights)
+    except (SafetensorError, OSError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, SafetensorError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise  # there is no such file, or no connection
+        raise ValueError(f"The adapter {weights!r} is damaged, or no safetensors file: {cause}.") from error
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # of diffusers, for odd contents
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"The adapter {weights!r} does not fit a `{kind}` ({type(error).__name__}: {reason})."
+        ) from error
+    if adapter_scales(pipeline) == before:  # diffusers passes over keys that it does not know
+        raise ValueError(
+            f"The adapter {weights!r} holds no weights for a `{kind}`. It was saved for another network, or not in "
+            "diffusers' format: save it with the pipeline's `save_lora_weights`."
+        )
+
+
+def adapter_scales(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """The factor of each adapter in each layer that has one, which no weight tells; those that are off are left out."""
+    scales = {}
+    for part_name, part in pipeline.components.items():
+        for name, module in part.named_modules() if isinstance(part, nn.Module) else ():
+            scaling = getattr(module, "scaling", None)
+            if isinstance(scaling, dict) and not getattr(module, "disable_adapters", False):
+                active = set(getattr(module, "active_adapters", scaling))
+                scales[f"{part_name}.{name}"] = {key: value for key, value in scaling.items() if key in active}
+    return scales
 
 
 def load_reference_networks(
