@@ -236,7 +236,7 @@ def renamed(state):
 
 
 DAMAGED = {
-    "of other layers": (lambda state: {f"other.{key}": value for key, value in state.items()}, "holds no weights for a"),
+    "of other layers": (lambda state: {f"other.{k}": v for k, v in state.items()}, "holds no weights for a"),
     "of a larger network": (renamed, "8 of 32 weights fit nothing in this `StableDiffusionPipeline`"),
     "of a wider network": (
         lambda state: {k: torch.cat([v, v], 1) if "lora_A" in k else v for k, v in state.items()}, "does not fit a",
