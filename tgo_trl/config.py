@@ -10,6 +10,7 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from .labels import NORMALIZATIONS, THRESHOLD_TYPES
 from .processes import DENSITIES
+from .settings import as_dictionary, shown
 from .targets import check_target_names
 
 FAMILY_SETTINGS = (
@@ -281,6 +282,9 @@ class TGOConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and bool(is_torch_bf16_gpu_available())
         # transformers is renaming the field; either name, if set, decides.
+        for name in ("model_init_kwargs", "lr_scheduler_kwargs"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, as_dictionary(name, getattr(self, name)))
         newest = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
         if self.gradient_checkpointing is None and getattr(self, newest) is None:
             setattr(self, newest, True)
@@ -360,7 +364,12 @@ class TGOConfig(TrainingArguments):
         self._check_size()
         self._check_density()
         if isinstance(self.sample_prompts, str):
-            raise ValueError(f"`sample_prompts` is a string; it must be a list: [{self.sample_prompts!r}].")
+            raise ValueError(f"`sample_prompts` is a string; it must be a list: [{shown(self.sample_prompts)}].")
+        prompts = self.sample_prompts
+        if prompts is not None and not (prompts and all(isinstance(text, str) and text.strip() for text in prompts)):
+            raise ValueError(
+                f"`sample_prompts` is {shown(prompts)}; it must be a list of prompts. Leave it out for no sample grids."
+            )
         if (self.threshold_value is not None) != (self.threshold_type == "value"):
             raise ValueError(
                 f"`threshold_type` is {self.threshold_type!r} and `threshold_value` is {self.threshold_value}. Set "

@@ -37,6 +37,7 @@ from .data.sampler import RowSampler
 from .draws import EVALUATION_EPOCH, draw_rows
 from .encoders import FrozenEncoders
 from .families import Family, Sample, Size
+from .feasibility import check_best_metric_of, check_feasible
 from .labels import Labels
 from .likelihood import row_errors
 from .loading import load_pipeline, load_reference_networks, remove_offloading, replace_tokenizer
@@ -143,6 +144,7 @@ class TGOTrainer(Trainer):
     ) -> None:
         args = default_args(model) if args is None else args
         check_arguments(args, model, ref_model, train_dataset, eval_dataset)
+        check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
         dtype = training_dtype(args)
         self.pipeline = load_pipeline(model, args.model_init_dict, quantization_config, family, dtype)
         remove_offloading(self.pipeline)
@@ -167,6 +169,7 @@ class TGOTrainer(Trainer):
         self.train_labels: Labels | None = train_set.labels if isinstance(train_set, EncodedDataset) else None
         self.temperature = self._resolve_temperature(args, train_set)
         eval_set = self._prepare_evaluation(eval_dataset)
+        check_best_metric_of(args, eval_set)
         self._keep_encoders = not isinstance(train_set, EncodedDataset)
         self._release_encoders()
 
@@ -385,6 +388,12 @@ class TGOTrainer(Trainer):
             return output
         predictions, scores = drop_padding(output.predictions, output.label_ids)
         return output._replace(predictions=predictions, label_ids=scores)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        try:
+            return super()._determine_best_metric(metrics, trial)
+        except KeyError as error:  # of a stream, or of `compute_metrics`: the others were checked
+            raise ValueError(str(error.args[0])) from error
 
     def predict(
         self, test_dataset: RawDataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
