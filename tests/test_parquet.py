@@ -15,7 +15,8 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
 from datasets import Image as ImageFeature
 
-from tgo_trl.parquet import ParquetFolder, column, open_dataset, public_name, replace_file, rows_per_shard
+from tgo_trl.parquet import ParquetFolder, column, open_dataset, replace_file, rows_per_shard
+from tgo_trl.public import public_name
 
 from .tiny import picture
 

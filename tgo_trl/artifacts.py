@@ -23,6 +23,7 @@ from .alterations import check_saved_names, unwrap_networks
 from .config import FAMILY_SETTINGS
 from .labels import LabelRule
 from .policy import Policy
+from .public import is_secret_name, without_secrets
 from .reference import Reference
 
 CONFIG_NAME = "tgo_config.json"
@@ -185,8 +186,8 @@ def public_config(values: Mapping[str, Any]) -> dict[str, Any]:
     hidden = ("_dir", "run_name", "local_rank", "resume_from_checkpoint", "deepspeed", "fsdp", "hub_")
     kept = {
         name: value
-        for name, value in values.items()
-        if not name.endswith("token") and not any(part in name for part in hidden)
+        for name, value in without_secrets(values).items()
+        if not is_secret_name(name) and not any(part in name for part in hidden)
     }
     return {
         name: public_config(value) if isinstance(value, dict) else value

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .failures import explain
+from .public import public_text
 
 if TYPE_CHECKING:
     from .settings import Setting
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = explain(error)
         if debug or line is None:
             raise
-        print(f"tgo-trl {command}: error: {line}", file=sys.stderr)
+        print(f"tgo-trl {command}: error: {public_text(line)}", file=sys.stderr)
         return 1
 
 

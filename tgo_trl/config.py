@@ -1,5 +1,6 @@
 """[`TGOConfig`]: every setting of a run, checked when it is made."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from .labels import NORMALIZATIONS, THRESHOLD_TYPES
 from .processes import DENSITIES
+from .public import without_secrets
 from .settings import as_dictionary, shown
 from .targets import check_target_names
 
@@ -295,6 +297,18 @@ class TGOConfig(TrainingArguments):
         self._check_numbers()
         self._check_ranges()
         self._check_combinations()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON has them, without secrets: for records, reporters and logs."""
+        values: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
+        public: dict[str, Any] = json.loads(json.dumps(without_secrets(values), default=lambda it: type(it).__name__))
+        return public
+
+    def __repr__(self) -> str:
+        """As [`to_dict`]: what is printed or logged holds no secrets."""
+        return f"{type(self).__name__}({self.to_dict()})"
+
+    __str__ = __repr__
 
     @property
     def family_settings(self) -> dict[str, Any]:

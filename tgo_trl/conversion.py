@@ -37,7 +37,8 @@ from .data.rows import BadRows, undecoded
 from .data.shards import fingerprint
 from .dataset_card import dataset_info, publish
 from .layouts import LAYOUTS, Layout, find_layout
-from .parquet import CARD_NAME, ParquetFolder, open_dataset, process_state, public_name, replace_file
+from .parquet import CARD_NAME, ParquetFolder, open_dataset, process_state, replace_file
+from .public import public_name
 from .tallies import Comparisons, Ratings
 
 if TYPE_CHECKING:

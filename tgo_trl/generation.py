@@ -37,8 +37,9 @@ from .draws import stable_seed
 from .families import Family, Sample, Size, build_family
 from .loading import adapter_scales, attach_adapter, load_pipeline
 from .model_card import base_license
-from .parquet import GENERATION_NAME, ParquetFolder, process_state, public_name, rows_per_shard
+from .parquet import GENERATION_NAME, ParquetFolder, process_state, rows_per_shard
 from .prompts import read_prompts
+from .public import public_name, without_secrets
 from .rewards.base import as_dtype, default_dtype
 from .sampling import cpu_generators
 
@@ -384,7 +385,7 @@ def _settings(
         "height": size[0],
         "width": size[1],
         "family": {name: value for name, value in asdict(family).items() if name not in family.training_settings},
-        "call": json.loads(json.dumps({**defaults, **call}, default=str)),
+        "call": without_secrets(json.loads(json.dumps({**defaults, **call}, default=str))),
         "batch_size": config.batch_size,
         "rows_per_shard": shard_rows,
         "fingerprints": pipeline_fingerprints(pipeline),

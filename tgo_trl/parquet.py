@@ -218,11 +218,6 @@ def open_dataset(
         ) from error
 
 
-def public_name(name: str) -> str:
-    """A Hub id as it is; of a file or folder, which names a machine, only the last part."""
-    return Path(name).resolve().name if os.path.exists(name) else name  # `Path.exists` raises for a long text
-
-
 def _open_file(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
     if not path.is_file():
         raise ValueError(f"There is no file {str(path)!r}.")

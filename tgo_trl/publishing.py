@@ -10,6 +10,7 @@ from transformers.utils.hub import PushInProgress
 from .data.encoded import EncodedDataset
 from .model_card import CardContent, build_card, shown_path
 from .plots import SCORE_HISTOGRAM_NAME
+from .public import public_text
 from .sampling import last_grid
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def write_card(
     weights = trainer.hub_model_id or trainer.args.hub_model_id or shown_path(str(folder))
     content = CardContent(
         model_name=model_name or (trainer.args.hub_model_id or folder.name).split("/")[-1],
-        base_model=str(trainer.pipeline.config.get("_name_or_path") or ""),
+        base_model=public_text(str(trainer.pipeline.config.get("_name_or_path") or "")),
         pipeline_class=type(trainer.pipeline).__name__,
         pipeline_package=type(trainer.pipeline).__module__.partition(".")[0],
         weights=weights,
@@ -45,7 +46,7 @@ def write_card(
         prompt=_example_prompt(trainer),
         grid=None if grid is None else grid.relative_to(folder).as_posix(),
         histogram=SCORE_HISTOGRAM_NAME if (folder / SCORE_HISTOGRAM_NAME).is_file() else None,
-        dataset_name=dataset_name,
+        dataset_name=None if dataset_name is None else public_text(dataset_name),
         license=license,
         tags=tags,
     )

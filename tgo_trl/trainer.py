@@ -470,7 +470,7 @@ class TGOTrainer(Trainer):
             self._record().write(temporary)
 
     def _record(self) -> artifacts.RunRecord:
-        config = artifacts.public_config(self.args.to_dict())  # type: ignore[no-untyped-call]
+        config = artifacts.public_config(self.args.to_dict())
         return artifacts.RunRecord(config, self.label_rule, self.temperature, self.size)
 
     def train(
