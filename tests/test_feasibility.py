@@ -50,7 +50,10 @@ REFUSED = {
         "'accuracy', and an evaluation has no such metric",
     ),
     "a plateau of nothing": (
-        {**EVALUATING, "lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "f1", "compute_metrics": None},
+        {
+            **EVALUATING, "lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "f1",
+            "compute_metrics": None,
+        },
         "`metric_for_best_model` is 'f1'",
     ),
     "margins without positives": (
@@ -76,12 +79,20 @@ REFUSED = {
     "an optimizer of one's own with another argument": (
         {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"rate": 1})}, "`optimizer_cls_and_kwargs` does not fit SGD",
     ),
-    "an optimizer without arguments": ({"optimizer_cls_and_kwargs": torch.optim.SGD}, "must be a class and a dictionary"),
+    "an optimizer without arguments": (
+        {"optimizer_cls_and_kwargs": torch.optim.SGD}, "must be a class and a dictionary",
+    ),
     "a reporter nobody knows": ({"report_to": ["tensorbord"]}, "none of .*Did you mean 'tensorboard'"),
-    "a reporter that is not installed": ({"report_to": ["comet_ml"]}, "'comet_ml', which is not installed.*pip install"),
+    "a reporter that is not installed": (
+        {"report_to": ["comet_ml"]}, "'comet_ml', which is not installed.*pip install",
+    ),
     "no sample prompts": ({"sample_prompts": []}, r"`sample_prompts` is \[\]; it must be a list of prompts"),
-    "an empty sample prompt": ({"sample_prompts": ["a cat", " "]}, "`sample_prompts` is .*it must be a list of prompts"),
-    "arguments of a schedule that are no JSON": ({"lr_scheduler_kwargs": "min_lr=1"}, "`lr_scheduler_kwargs` is no JSON"),
+    "an empty sample prompt": (
+        {"sample_prompts": ["a cat", " "]}, "`sample_prompts` is .*it must be a list of prompts",
+    ),
+    "arguments of a schedule that are no JSON": (
+        {"lr_scheduler_kwargs": "min_lr=1"}, "`lr_scheduler_kwargs` is no JSON",
+    ),
 }  # fmt: skip
 ARGUMENTS = ("eval_dataset", "compute_metrics", "optimizer_cls_and_kwargs")
 

@@ -77,8 +77,8 @@ def check_best_metric_of(args: TGOConfig, prepared: Any) -> None:
                 side = "positive" if missing == {True} else "negative"
                 raise ValueError(
                     f"`metric_for_best_model` is {args.metric_for_best_model!r}, but the evaluation data set"
-                    f"{f' {name!r}' if name else ''} has no {side} row, of which it is a mean. Set another metric, such "
-                    "as 'loss', or add such rows."
+                    f"{f' {name!r}' if name else ''} has no {side} row, of which it is a mean. Set another metric, "
+                    "such as 'loss', or add such rows."
                 )
 
 
@@ -188,8 +188,8 @@ def _check_reporter(name: str) -> None:
         near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, 1)
         meant = f"Did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"`report_to` has {name!r}, which is none of {', '.join(INTEGRATION_TO_CALLBACK)}. {meant}Set 'none' for no "
-            "reports."
+            f"`report_to` has {name!r}, which is none of {', '.join(INTEGRATION_TO_CALLBACK)}. {meant}Set 'none' for "
+            "no reports."
         )
     try:
         INTEGRATION_TO_CALLBACK[name]()

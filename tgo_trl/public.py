@@ -20,10 +20,10 @@ _SECRET_NAME = re.compile(
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
 """`user:password@` of an address."""
 _QUERY = re.compile(
-    r"([?&;][^=&;#\s]*(?:token|secret|password|key|sig|signature|credential|auth)[^=&;#\s]*=)[^&;#\s]+", re.I
+    r"([?&;][^=&;#\s]*(?:token|secret|password|key|sig|signature|credential|auth)[^=&;#\s]*=)[^&;#\s]+", re.IGNORECASE
 )
 _TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{16})\b")
-_BEARER = re.compile(r"\b(bearer|basic)\s+\S+", re.I)
+_BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{12,}")
 
 
 def is_secret_name(name: str) -> bool:
