@@ -42,6 +42,7 @@ from .prompts import read_prompts
 from .public import public_name, without_secrets
 from .rewards.base import as_dtype, default_dtype
 from .sampling import cpu_generators
+from .settings import shown
 
 if TYPE_CHECKING:
     from .commands.generate import GenerateConfig
@@ -205,7 +206,10 @@ def _draw(
     for batch in _batches(requests, batch_size):
         generators = cpu_generators([request.seed for request in batch])
         with _drawing(pipeline, batch[0].seed):
-            samples = family.sample(called, [request.prompt for request in batch], generators, size, **call)
+            try:
+                samples = family.sample(called, [request.prompt for request in batch], generators, size, **call)
+            except TypeError as error:
+                raise ValueError(f"The pipeline cannot be called with {shown(call)}: {error}.") from error
         for request, sample in zip(batch, samples, strict=True):
             row = asdict(request)
             yield {"prompt": row.pop("prompt"), media: sample, **row}

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .alterations import unwrapped
 from .families import Family, find_published_family
+from .single_file import is_single_file, load_single_file
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,8 @@ def load_pipeline(
     """The user's pipeline, loaded in float32 unless told otherwise, never with code from the Hub.
 
     Args:
-        model: Hub id, folder, or a pipeline, which is returned as it is.
-        init_kwargs: for `from_pretrained`.
+        model: Hub id, folder, `.safetensors` file, or a pipeline, which is returned as it is.
+        init_kwargs: for `from_pretrained`, or for `from_single_file`.
         quantization_config: for the whole pipeline (`PipelineQuantizationConfig`), or for the trained networks only.
         family: given by the user, or None to look it up.
         dtype: that training computes in, for the parts that are quantised: those are not cast later.
@@ -55,6 +56,31 @@ def load_pipeline(
             "alone (a UNet, say) lacks the encoders and the scheduler that training needs: pass its pipeline."
         )
     kwargs = dict(init_kwargs or {})
+    _check_no_code(kwargs)
+    if quantization_config is not None and "quantization_config" in kwargs:
+        raise ValueError(
+            "You set `quantization_config` both as a trainer argument and in `args.model_init_kwargs`. Set it in one "
+            "place, preferably as a trainer argument."
+        )
+    if is_single_file(model):
+        if quantization_config is not None or "quantization_config" in kwargs:
+            raise ValueError(
+                "A single file is loaded whole, and cannot be quantised while it is. Call `save_pretrained(folder)` on "
+                "the pipeline, and pass that folder."
+            )
+        return load_single_file(model, _with_dtype(kwargs, [], dtype))
+    family_class = type(family) if family is not None else find_published_family(_class_name(model, kwargs))
+    quantization_config = quantization_config or kwargs.pop("quantization_config", None)
+    quantized: list[str] = []
+    if quantization_config is not None:
+        if not isinstance(quantization_config, PipelineQuantizationConfig):
+            quantization_config = _of_networks(quantization_config, family_class, _index(model, kwargs))
+        quantized = list(quantization_config.quant_mapping or quantization_config.components_to_quantize or ())
+        kwargs["quantization_config"] = quantization_config
+    return family_class.load(model, **_with_dtype(kwargs, quantized, dtype))
+
+
+def _check_no_code(kwargs: dict[str, Any]) -> None:
     if kwargs.pop("trust_remote_code", False):
         raise ValueError(
             "`model_init_kwargs` has `trust_remote_code=True`, which would run code from the Hub. If you have read "
@@ -65,20 +91,6 @@ def load_pipeline(
             "`model_init_kwargs` has `custom_pipeline`, which runs code from the Hub. If you have read that code, load "
             "the pipeline yourself and pass the object as `model`."
         )
-    if quantization_config is not None and "quantization_config" in kwargs:
-        raise ValueError(
-            "You set `quantization_config` both as a trainer argument and in `args.model_init_kwargs`. Set it in one "
-            "place, preferably as a trainer argument."
-        )
-    family_class = type(family) if family is not None else find_published_family(_index(model, kwargs)["_class_name"])
-    quantization_config = quantization_config or kwargs.pop("quantization_config", None)
-    quantized: list[str] = []
-    if quantization_config is not None:
-        if not isinstance(quantization_config, PipelineQuantizationConfig):
-            quantization_config = _of_networks(quantization_config, family_class, _index(model, kwargs))
-        quantized = list(quantization_config.quant_mapping or quantization_config.components_to_quantize or ())
-        kwargs["quantization_config"] = quantization_config
-    return family_class.load(model, **_with_dtype(kwargs, quantized, dtype))
 
 
 def attach_adapter(pipeline: DiffusionPipeline, family: Family, weights: str) -> None:
@@ -224,6 +236,16 @@ def _index(model: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     passed_on = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
     options = {name: kwargs[name] for name in passed_on if name in kwargs}
     return dict(DiffusionPipeline.load_config(model, **options))
+
+
+def _class_name(model: str, kwargs: Mapping[str, Any]) -> str:
+    name = _index(model, kwargs).get("_class_name")
+    if not isinstance(name, str):
+        raise ValueError(
+            f"The `model_index.json` of {model!r} names no class of a pipeline (`_class_name`), so that it is none. Name "
+            "the folder or the Hub id of a whole pipeline."
+        )
+    return name
 
 
 def _of_networks(config: Any, family: type[Family], index: Mapping[str, Any]) -> PipelineQuantizationConfig:

@@ -22,6 +22,7 @@ from datasets import Dataset, Features, IterableDataset, load_dataset, load_from
 from datasets.table import embed_table_storage
 
 from .data.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD
+from .failures import writing
 
 CARD_NAME = "README.md"
 GENERATION_NAME = "generation.json"
@@ -161,8 +162,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file, which then takes the place of `path` in one step."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # hidden: `datasets` passes over it
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        with writing(path):
+            write(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

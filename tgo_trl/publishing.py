@@ -10,6 +10,7 @@ from transformers.utils.hub import PushInProgress
 from .data.encoded import EncodedDataset
 from .model_card import CardContent, build_card, shown_path
 from .plots import SCORE_HISTOGRAM_NAME
+from .policy import Policy
 from .public import public_text
 from .sampling import last_grid
 
@@ -40,6 +41,7 @@ def write_card(
         clip=trainer.family.clip,
         task=trainer.family.task,
         is_adapter=trainer.policy.adapter_name is not None,
+        rank_and_alpha=_rank_and_alpha(trainer.policy),
         loss_type=trainer.args.loss_type,
         rule=trainer.label_rule,
         hyperparameters=hyperparameters(trainer),
@@ -78,6 +80,13 @@ def hyperparameters(trainer: "TGOTrainer") -> dict[str, Any]:
         config = next(iter(policy.networks.values())).peft_config[policy.adapter_name]
         shown["LoRA rank, alpha"] = f"{config.r}, {config.lora_alpha}"
     return shown
+
+
+def _rank_and_alpha(policy: Policy) -> tuple[int, float] | None:
+    if policy.adapter_name is None:
+        return None
+    config = next(iter(policy.networks.values())).peft_config[policy.adapter_name]
+    return None if config.rank_pattern or config.alpha_pattern or config.use_rslora else (config.r, config.lora_alpha)
 
 
 def push_checkpoint(trainer: "TGOTrainer", checkpoint: Path) -> None:

@@ -36,6 +36,7 @@ from .data.encoded import EncodedDataset
 from .data.sampler import RowSampler
 from .draws import EVALUATION_EPOCH, draw_rows
 from .encoders import FrozenEncoders
+from .failures import writing
 from .families import Family, Sample, Size
 from .feasibility import check_best_metric_of, check_feasible
 from .labels import Labels
@@ -179,6 +180,7 @@ class TGOTrainer(Trainer):
         policy, was_trained = build_policy(self.pipeline, self.family, args, peft_config, dtype)
         check_optimizer(optimizers[0], policy)
         self.reference = _build_reference(policy, was_trained, ref_networks, args)
+        self.drawn_reference = self.reference or _drawn_reference(policy, was_trained)
         policy.leave_quantized_weights_to_each_process()
         self._row_sampler: RowSampler | None = None
         self.optimizer_mode = OptimizerMode(self)
@@ -423,14 +425,24 @@ class TGOTrainer(Trainer):
         Args:
             prompts: what to draw.
             seeds: one per prompt.
-            from_reference: draw from the reference instead of the policy.
+            from_reference: draw from the reference instead of the policy; of `loss_type='sft'`, from the policy as it
+                was before training.
             kwargs: passed to the pipeline.
+
+        Raises:
+            ValueError: if there is no reference to draw from.
         """
+        if from_reference and self.drawn_reference is None:
+            raise ValueError(
+                "`loss_type='sft'` with `use_peft=False` keeps no copy of the network, so there is no reference to "
+                "draw from. Draw before training."
+            )
         quiet = dict(getattr(self.pipeline, "_progress_bar_config", {}))
         was_training = self.model.training
         self.pipeline.set_progress_bar_config(disable=True)
         self.encoders.summon()
-        drawing = self.reference.drawing(self.pipeline) if from_reference and self.reference else nullcontext()
+        reference = self.drawn_reference if from_reference else None
+        drawing = nullcontext() if reference is None else reference.drawing(self.pipeline)
         try:
             with self.optimizer_mode.averaged(), drawing, self.encoders.decoding():
                 self.model.eval()
@@ -463,7 +475,7 @@ class TGOTrainer(Trainer):
         folder = Path(output_dir or self.args.output_path)
         is_checkpoint = artifacts.is_checkpoint_of(folder, self.args.output_path)
         artifacts.check_names(self.pipeline, self.policy)
-        with artifacts.replacing(folder, is_checkpoint) as temporary:
+        with writing(folder), artifacts.replacing(folder, is_checkpoint) as temporary:
             artifacts.save_weights(self.pipeline, self.policy, temporary, whole_pipeline=not is_checkpoint)
             if is_checkpoint and self.args.sync_ref_model and self.reference is not None:
                 artifacts.save_reference(self.reference, temporary)
@@ -546,7 +558,7 @@ class TGOTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.create_model_card()
-        with self.optimizer_mode.averaged():
+        with self.optimizer_mode.averaged(), writing(self.args.output_path):
             super()._save_checkpoint(model, trial)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -567,6 +579,11 @@ def _build_reference(
     if args.disable_dropout:
         disable_dropout(reference.model)
     return reference
+
+
+def _drawn_reference(policy: Policy, was_trained: bool) -> Reference | None:
+    """What samples are compared with where the loss has no reference; None if it would take a copy of the network."""
+    return None if policy.adapter_name is None else AdapterReference(policy, keep_copy=was_trained)
 
 
 def drop_padding(predictions: Any, scores: Any) -> tuple[Any, Any]:

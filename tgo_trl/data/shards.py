@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from tqdm.auto import tqdm
 
+from ..failures import writing
+
 ROWS_PER_SHARD = 64
 VIDEOS_PER_SHARD = 4  # as large as some hundred images
 
@@ -166,8 +168,9 @@ def save_shard(tensors: dict[str, Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # machines that share a disk share process ids
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        os.replace(temporary, path)
+        with writing(path):
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
