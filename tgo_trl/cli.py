@@ -135,6 +135,9 @@ def _read_config(arguments: Sequence[str]) -> tuple[Path, dict[str, "Setting"]]:
         return Path(), {}
     from .settings import read_settings  # not at the top: slow to load
 
+    if list(arguments).count("--config") > 1:
+        raise ValueError("`--config` comes twice. Put the settings into one file, or set some on the command line.")
+
     position = list(arguments).index("--config") + 1
     if position == len(arguments):
         raise ValueError("`--config` needs the path of a YAML file.")

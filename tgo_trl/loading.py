@@ -242,8 +242,8 @@ def _class_name(model: str, kwargs: Mapping[str, Any]) -> str:
     name = _index(model, kwargs).get("_class_name")
     if not isinstance(name, str):
         raise ValueError(
-            f"The `model_index.json` of {model!r} names no class of a pipeline (`_class_name`), so that it is none. Name "
-            "the folder or the Hub id of a whole pipeline."
+            f"The `model_index.json` of {model!r} names no class of a pipeline (`_class_name`), so that it is none. "
+            "Name the folder or the Hub id of a whole pipeline."
         )
     return name
 

@@ -112,9 +112,9 @@ def _default_config(path: Path, model: str) -> str:
     # diffusers takes what it does not know for Stable Diffusion 1.5
     if infer_diffusers_model_type(shapes) == "v1" and CHECKPOINT_KEY_NAMES["v1"] not in shapes:
         raise ValueError(
-            f"{_shown(model)} holds the weights of no pipeline that diffusers knows ({', '.join(names[:3])}). An "
-            "adapter goes into `adapter_name_or_path`. If it is a pipeline, give the folder or Hub id of another one of its "
-            "kind: `model_init_kwargs={'config': ...}`."
+            f"{_shown(model)} holds the weights of no pipeline that diffusers knows ({', '.join(names[:3])}). "
+            "An adapter goes into `adapter_name_or_path`. If it is a pipeline, give the folder or Hub id of another "
+            "one of its kind: `model_init_kwargs={'config': ...}`."
         )
     return str(fetch_diffusers_config(shapes)["pretrained_model_name_or_path"])
 
