@@ -15,7 +15,8 @@ from accelerate import PartialState
 from datasets import Features, List, Value, load_dataset
 from datasets import Image as ImageFeature
 
-from tgo_trl.parquet import ParquetFolder, column, public_name, rows_per_shard
+from tgo_trl.parquet import ParquetFolder, column, rows_per_shard
+from tgo_trl.public import public_name
 from tgo_trl.storage.files import replace_file
 
 from .tiny import picture

@@ -30,7 +30,8 @@ from .data.shards import fingerprint
 from .dataset_card import dataset_info
 from .dataset_upload import check_destination, publish
 from .layouts import LAYOUTS, Layout, find_layout
-from .parquet import CARD_NAME, ParquetFolder, locks_output_dir, process_state, public_name
+from .parquet import CARD_NAME, ParquetFolder, locks_output_dir, process_state
+from .public import public_name
 from .sources import open_dataset, source_folder
 from .storage.files import replace_file
 from .tallies import Comparisons, Ratings

@@ -9,7 +9,8 @@ import torch
 from .image_statistics import ImageSummary, summarize_images
 from .inspection_plots import plot_baselines, plot_thresholds, plot_weights
 from .inspection_text import print_report
-from .parquet import process_state, public_name
+from .parquet import process_state
+from .public import public_name
 from .score_statistics import (
     PromptSummary,
     ScoreSummary,

@@ -7,7 +7,6 @@ a run that was killed goes on with the others.
 """
 
 import functools
-import glob
 import json
 import logging
 import os
@@ -221,12 +220,6 @@ def rows_per_shard(given: int | None, is_video: bool) -> int:
 def column(paths: Iterable[Path], name: str) -> list[Any]:
     """A column of all shards."""
     return [value for path in paths for value in pq.ParquetFile(path).read([name])[name].to_pylist()]
-
-
-def public_name(name: str) -> str:
-    """A Hub id as it is; of a file, a folder or a pattern, which name a machine, only the last part."""
-    is_local = os.path.exists(name) or glob.has_magic(name)  # `Path.exists` raises for a long text
-    return Path(name).resolve().name if is_local else name
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterable[str]:

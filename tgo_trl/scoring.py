@@ -36,9 +36,9 @@ from .parquet import (
     column,
     locks_output_dir,
     process_state,
-    public_name,
     rows_per_shard,
 )
+from .public import public_name, public_value
 from .rewards import REWARDS, load_reward
 from .rewards.base import Reward, checked_scores, reward_name
 from .rewards.ensemble import Ensemble, Member
@@ -227,7 +227,7 @@ def _describe(spec: str, column: str, reward: Reward, kwargs: Mapping[str, Any])
     """
     settings = {name: value for name, value in kwargs.items() if name != "device"}
     if spec in REWARDS:
-        settings = _public(settings)
+        settings = public_value(settings)
     elif settings:
         settings = {"digest": fingerprint(json.dumps(settings, sort_keys=True, default=str))}
     return {
@@ -237,15 +237,6 @@ def _describe(spec: str, column: str, reward: Reward, kwargs: Mapping[str, Any])
         "license": str(getattr(reward, "license", "not stated")),
         "settings": json.loads(json.dumps(settings, default=str)),
     }
-
-
-def _public(value: Any) -> Any:
-    """The value with the last part of each path in it."""
-    if isinstance(value, Mapping):
-        return {name: _public(entry) for name, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_public(entry) for entry in value]
-    return public_name(str(value)) if isinstance(value, (str, Path)) else value
 
 
 def _add_ensemble(config: "ScoreConfig", shards: ParquetFolder, state: PartialState) -> Ensemble | None:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ..layouts import KINDS, LAYOUTS, SCALES, SCORE_TYPES, Layout
+from ..settings import as_dictionary
 from ..tallies import TIES
-from . import DatasetSettings, as_dictionary, as_list, check_choice
+from . import DatasetSettings, as_list, check_choice
 
 
 @dataclass

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import DatasetSettings, as_dictionary, as_list, check_at_least, check_choice
+from ..settings import as_dictionary
+from . import DatasetSettings, as_list, check_at_least, check_choice
 
 NORMALIZATIONS = ("none", "zscore", "robust")
 

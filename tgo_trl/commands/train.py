@@ -89,13 +89,13 @@ def _pipeline(arguments: TrainArguments, args: "TGOConfig") -> Any:
         return arguments.model_name_or_path
     from ..checks import training_dtype
     from ..families import find_family
-    from ..loading import load_pipeline
+    from ..loading import attach_adapter, load_pipeline
 
     quantization = _quantization(arguments)
     pipeline = load_pipeline(
         arguments.model_name_or_path, args.model_init_dict, quantization, None, training_dtype(args)
     )
-    find_family(type(pipeline))().attach_adapter(pipeline, arguments.adapter_name_or_path)
+    attach_adapter(pipeline, find_family(type(pipeline))(), arguments.adapter_name_or_path)
     return pipeline
 
 
