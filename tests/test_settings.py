@@ -1,11 +1,13 @@
 """Configuration files are read as YAML 1.2, with errors that name file and line."""
 
 import math
+import os
 from dataclasses import dataclass, field
 
 import pytest
 from trl import TrlParser
 
+from tgo_trl.parser import SettingsParser
 from tgo_trl.settings import apply_settings, as_dictionary, read_settings
 
 
@@ -194,3 +196,17 @@ def test_what_is_no_dictionary_is_refused_and_not_repeated(text):
         as_dictionary("a", text)
     assert len(str(raised.value)) < 200
     assert "secret" not in str(raised.value)
+
+
+def test_a_script_of_ones_own_reads_yaml_1_2_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("TGO_TRL_TEST", "before")
+    path = tmp_path / "settings.yaml"
+    path.write_text("text: no\nnumber: 1e-6\nenv: {TGO_TRL_TEST: no}\n")
+    (read,) = SettingsParser((Example,)).parse_args_and_config(["--config", str(path), "--count", "3"])
+    assert (read.text, read.number, read.count) == ("no", 1e-6, 3)
+    assert os.environ["TGO_TRL_TEST"] == "no"
+    path.write_text("txt: no\n")
+    with pytest.raises(ValueError, match=r"line 1: the file has `txt`.*did you mean `text`"):
+        SettingsParser((Example,)).parse_args_and_config(["--config", str(path)])
+    with pytest.raises(ValueError, match="needs the path"):
+        SettingsParser((Example,)).parse_args_and_config(["--config"])

@@ -61,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     """Parses a command's arguments and its `--config` file, and runs it, through accelerate if that is asked for."""
+    from .settings import apply_settings, environment
+
     path, config = _read_config(arguments)
     # before anything is imported that reads them
-    os.environ.update(_environment(path, config.pop("env", None)))
+    os.environ.update(environment(path, config.pop("env", None)))
     from trl import TrlParser
-
-    from .settings import apply_settings
 
     module = importlib.import_module(f".commands.{command}", __package__)
     classes = module.config_classes()
@@ -143,14 +143,6 @@ def _read_config(arguments: Sequence[str]) -> tuple[Path, dict[str, "Setting"]]:
         raise ValueError("`--config` needs the path of a YAML file.")
     path = Path(arguments[position])
     return path, read_settings(path)
-
-
-def _environment(path: Path, setting: "Setting | None") -> dict[str, str]:
-    if setting is None:
-        return {}
-    if not isinstance(setting.value, dict) or any(isinstance(value, (dict, list)) for value in setting.value.values()):
-        raise ValueError(f"{path}, line {setting.line}: `env` must hold names of variables and their values.")
-    return {name: "" if value is None else str(value) for name, value in setting.value.items()}
 
 
 def _without_config(arguments: Sequence[str]) -> list[str]:

@@ -136,6 +136,15 @@ def apply_settings(
                 action.default, action.required = value, False
 
 
+def environment(path: Path, setting: Setting | None) -> dict[str, str]:
+    """The environment variables that a file sets under `env`."""
+    if setting is None:
+        return {}
+    if not isinstance(setting.value, dict) or any(isinstance(value, (dict, list)) for value in setting.value.values()):
+        raise ValueError(f"{path}, line {setting.line}: `env` must hold names of variables and their values.")
+    return {name: "" if value is None else str(value) for name, value in setting.value.items()}
+
+
 def as_dictionary(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
     """The dictionary that a setting is, or that it is the JSON text of, as on a command line.
 
