@@ -108,8 +108,9 @@ class Scoring:
 
 
 def read_annotations(
-    open_columns: OpenColumns, layout: Layout, skip_bad: bool, progress: Callable[[], object] | None = None
-) -> Annotations:
+    open_columns: OpenColumns, layout: Layout, skip_bad: bool, progress: Callable[[], object] | None = None,
+    content: Callable[[Any], bytes] = encoded_bytes,
+) -> Annotations:  # fmt: skip
     """Counts what was said about each image.
 
     Args:
@@ -117,6 +118,7 @@ def read_annotations(
         layout: of the data set.
         skip_bad: leave out rows that cannot be read, instead of stopping at the first.
         progress: called at each row.
+        content: what tells an image without a name from others; raises a ValueError, with a clause, if it is none.
 
     Raises:
         ValueError: if a column is missing, or no label is the good one.
@@ -139,7 +141,7 @@ def read_annotations(
         found.num_rows += 1
         if progress is not None:
             progress()
-        for slot, (prompt, key, said) in enumerate(_read_row(row, example, layout, found)):
+        for slot, (prompt, key, said) in enumerate(_read_row(row, example, layout, found, content)):
             image = images.get((prompt, key.identity))
             if image is None:
                 fresh: Said = Ratings() if layout.kind == "ratings" else Comparisons()
@@ -163,14 +165,16 @@ def read_annotations(
     return found
 
 
-def _read_row(row: int, example: dict[str, Any], layout: Layout, found: Annotations) -> list[tuple[str, "_Key", Any]]:
+def _read_row(
+    row: int, example: dict[str, Any], layout: Layout, found: Annotations, content: Callable[[Any], bytes]
+) -> list[tuple[str, "_Key", Any]]:
     """Prompt, identity and annotations of each image of a row; none of a row that says nothing."""
     if _says_nothing(example, layout):
         found.num_unlabelled += 1
         return []
     try:
         prompt = check_prompt(example[layout.prompt])
-        keys, said = _keys(example, layout), _said(example, layout)
+        keys, said = _keys(example, layout, content), _said(example, layout)
         if len(keys) != len(said):
             raise ValueError(f"there are {len(keys)} images and {len(said)} annotations of them")
         if layout.kind == "ranking" and isinstance(example[layout.annotations[0]], (list, tuple)):
@@ -196,7 +200,7 @@ class _Key:
     name: str | None
 
 
-def _keys(example: dict[str, Any], layout: Layout) -> list[_Key]:
+def _keys(example: dict[str, Any], layout: Layout, content: Callable[[Any], bytes]) -> list[_Key]:
     if layout.uids:
         names = _flattened(example, layout.uids)
         if None in names:
@@ -207,7 +211,7 @@ def _keys(example: dict[str, Any], layout: Layout) -> list[_Key]:
         if isinstance(cell, str):
             keys.append(_Key(cell, cell))
         else:
-            keys.append(_Key(hashlib.blake2b(encoded_bytes(cell), digest_size=16).hexdigest(), None))
+            keys.append(_Key(hashlib.blake2b(content(cell), digest_size=16).hexdigest(), None))
     return keys
 
 

@@ -21,6 +21,7 @@ from accelerate import PartialState
 from datasets import Dataset, Features, IterableDataset, load_dataset, load_from_disk
 from datasets.table import embed_table_storage
 
+from .data.embedding import check_embedded, stored_table
 from .data.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD
 
 CARD_NAME = "README.md"
@@ -90,13 +91,13 @@ class ParquetFolder:
         return written
 
     def write(self, shard: int, rows: Sequence[Mapping[str, Any]], features: Features) -> None:
-        """Writes a shard, with the files that its rows name inside."""
-        columns = {name: [row.get(name) for row in rows] for name in features}
-        self.write_table(self.path(shard), Dataset.from_dict(columns, features=features).data.table)
+        """Writes a shard of rows that hold the bytes of their files; see [`~tgo_trl.data.embedding.embed_files`]."""
+        self.write_table(self.path(shard), stored_table(rows, features))
 
     def write_table(self, path: Path, table: pa.Table) -> None:
         """Writes a table such that the file either has all of it or is as it was."""
-        table = embed_table_storage(table).combine_chunks()
+        check_embedded(table)
+        table = embed_table_storage(table).combine_chunks()  # reads nothing more; leaves the last part of each path
         path.parent.mkdir(parents=True, exist_ok=True)
 
         def fill(temporary: Path) -> None:

@@ -32,7 +32,9 @@ class ConvertConfig(DatasetSettings):
             layout's.
         lower_is_better: of a ranking: whether 1 is the best rank; as its layout has it if not set.
         positive_label: of labels that are no booleans, the good one.
-        image_dir: where paths of images are relative to; the folder of the data set, if it is a file.
+        image_dir: where paths of images are relative to; the folder of the data set, if not set. They must lead
+            to files in the one or the other.
+        allow_urls: fetch images whose URLs the data set has.
         image_suffix: added to paths of images, where the column has a name without `.jpg`.
         on_bad_row: `"error"` stops at a row whose prompt, images or annotations cannot be read, and names it; `"skip"`
             leaves such rows out, counts and reports them.
@@ -57,6 +59,7 @@ class ConvertConfig(DatasetSettings):
     lower_is_better: bool | None = field(default=None, metadata={"help": "Of a ranking: 1 is the best rank."})
     positive_label: str | None = field(default=None, metadata={"help": "The good one of labels that are words."})
     image_dir: str | None = field(default=None, metadata={"help": "Where paths of images are relative to."})
+    allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
     image_suffix: str = field(default="", metadata={"help": "Added to paths of images, such as `.jpg`."})
     on_bad_row: str = field(
         default="error", metadata={"help": "What to do with a bad row.", "choices": ["error", "skip"]}

@@ -52,6 +52,7 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
     Goes on from the newest complete checkpoint in `output_dir`, unless `resume_from_checkpoint` is false.
     """
     from ..artifacts import last_checkpoint
+    from ..data.origin import named_origin, remember_origin
     from ..parquet import open_dataset
     from ..trainer import TGOTrainer
 
@@ -60,6 +61,8 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
         splits.append(arguments.dataset_test_split)
     name, config, streaming = arguments.dataset_name, arguments.dataset_config, arguments.dataset_streaming
     datasets = [open_dataset(name, config, split, streaming) for split in splits]
+    for dataset in datasets:
+        remember_origin(dataset, named_origin(name, args.image_dir, args.allow_urls))
     trainer = TGOTrainer(
         _pipeline(arguments, args),
         args,
