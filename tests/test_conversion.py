@@ -225,7 +225,7 @@ def test_half_a_win_reproduces_the_published_split_and_the_median_does_not(ties)
     # Published: 237,530 images that were preferred at least once, 690,538 that never were; here a thousandth of them.
     # 74 % never won, so the median is 0, and `s >= 0` is every image.
     pairs = preference_table(num_images=928, num_positive=238, seed=0)
-    scored = convert_dataset(pick_a_pic(pairs, file=lambda seed: b"image %d" % seed), ties=ties)
+    scored = convert_dataset(pick_a_pic(pairs, file=lambda seed: jpeg(0) + b"%d" % seed), ties=ties)
     scores, prompts = scored["score"][:], scored["prompt"][:]
     assert len(scores) == 928
     rule = fit_label_rule(scores, prompts, threshold_type="value", value=0.5)
@@ -589,6 +589,7 @@ def test_images_of_another_folder_are_not_mixed(tmp_path, monkeypatch):
 def test_images_in_the_data_set_are_the_same_everywhere(tmp_path, monkeypatch):
     output = convert(config(tmp_path))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "somewhere").mkdir()
     assert convert(config(tmp_path, image_dir="somewhere")) == output
 
 

@@ -11,6 +11,11 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def shown_path(path: str) -> str:
+    """Likewise, of a path or a URL, which says little without its end."""
+    return shown(path, LONGEST)
+
+
 def cut(text: str, limit: int = LONGEST) -> str:
     """The text, of which the middle is left out where it has more than `limit` characters."""
     if len(text) <= limit:

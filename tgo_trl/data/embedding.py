@@ -15,7 +15,7 @@ from datasets import Dataset, Features, LargeList, List, Value
 from datasets.table import table_cast
 from PIL import Image
 
-from ..messages import shown
+from ..messages import shown_path
 from .images import encoded_bytes, image_size
 from .origin import DataFile, Origin, reading
 from .signatures import AUDIO, HEAD, IMAGE, PDF, VIDEO, describe, media
@@ -140,7 +140,7 @@ def _embedded_cell(located: Any, value: Any, feature: str) -> Any:
         return value
     else:
         raise ValueError(
-            f"the file {shown(path)} is of a column of `{feature}`, whose files are not copied; drop the column"
+            f"the file {shown_path(path)} is of a column of `{feature}`, whose files are not copied; drop the column"
         )
     return {"bytes": content, "path": None if path is None else os.path.basename(path.partition("::")[0])}
 
@@ -152,8 +152,8 @@ def _stored(value: Any, feature: Any) -> Any:
         return {name: _stored(value.get(name), entry) for name, entry in feature.items()}
     if isinstance(feature, (List, LargeList, list)):
         return [_stored(entry, _entry_feature(feature)) for entry in value]
-    if isinstance(value, Mapping) and value.get("bytes") is not None:
-        return {"bytes": value["bytes"], "path": value.get("path")}
+    if isinstance(value, Mapping) and value.keys() <= STORAGE.keys():
+        return {name: value.get(name) for name in STORAGE}
     return feature.encode_example(value)
 
 

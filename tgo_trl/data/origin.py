@@ -22,7 +22,7 @@ from datasets import config as datasets_config
 from datasets.utils.file_utils import xopen
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from ..messages import shown, why
+from ..messages import shown, shown_path, why
 from .signatures import text_encoding
 
 MAX_FILE_BYTES = 2**31 - 1
@@ -84,12 +84,12 @@ class Origin:
             Exception: whatever the file system raises.
         """
         if "\0" in path:
-            raise RefusedFileError(f"the path {shown(path)} has a null byte in it")
+            raise RefusedFileError(f"the path {shown_path(path)} has a null byte in it")
         self._check_encoding(path)
         *members, place = path.split("::") if _URL.match(path) else [path]
         for member in members:
             if not member.startswith(tuple(f"{protocol}://" for protocol in ARCHIVES)):
-                raise RefusedFileError(f"{shown(path)} is no file in an archive ({', '.join(ARCHIVES)})")
+                raise RefusedFileError(f"{shown_path(path)} is no file in an archive ({', '.join(ARCHIVES)})")
         if _URL.match(place):
             self._check_url(place)
         else:
@@ -114,10 +114,10 @@ class Origin:
         if self.roots is None and self.allow_urls:  # the user's own
             return
         if protocol not in REMOTE:
-            raise RefusedFileError(f"{shown(url)} is no kind of URL that is read here ({', '.join(REMOTE)})")
+            raise RefusedFileError(f"{shown_path(url)} is no kind of URL that is read here ({', '.join(REMOTE)})")
         if not self.allow_urls:
             raise RefusedFileError(
-                f"{shown(url)} is a URL, which a data set cannot have fetched by itself; if you trust it, set "
+                f"{shown_path(url)} is a URL, which a data set cannot have fetched by itself; if you trust it, set "
                 "`allow_urls`"
             )
 
@@ -126,14 +126,14 @@ class Origin:
         real = (self.base / path).resolve()
         if self.roots is not None and not any(real.is_relative_to(root) for root in self.roots):
             raise RefusedFileError(
-                f"the path {shown(path)} leads outside the data set's folder; move the file there, or set `image_dir` "
+                f"the path {shown_path(path)} leads outside the data set's folder; move the file there, or set `image_dir` "
                 "to a folder that may be read"
             )
         found = real.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise RefusedFileError(f"the path {shown(path)} leads to no regular file")
+            raise RefusedFileError(f"the path {shown_path(path)} leads to no regular file")
         if found.st_size > MAX_FILE_BYTES:
-            raise RefusedFileError(f"the file {shown(path)} has {found.st_size:,} bytes; up to 2 GiB can be read")
+            raise RefusedFileError(f"the file {shown_path(path)} has {found.st_size:,} bytes; up to 2 GiB can be read")
         return real
 
 
@@ -217,7 +217,8 @@ def find_origin(
     if image_dir is not None:
         base = _checked_folder(image_dir)
         return Origin(base, tuple(root.resolve() for root in _reached_from(base)), urls, allow_urls)
-    if copies and builder not in (None, "generator"):
+    is_made = builder == "generator" or (builder is None and isinstance(dataset, Dataset))  # streams forget where from
+    if copies and not is_made:
         roots = (Path(), Path(HF_HUB_CACHE), _downloads())
         return Origin(Path(), tuple(root.resolve() for root in roots), urls, allow_urls)
     return Origin(Path(), None, urls, allow_urls)
@@ -225,7 +226,9 @@ def find_origin(
 
 def _checked_folder(image_dir: str) -> Path:
     if not os.path.isdir(image_dir):
-        raise ValueError(f"`image_dir` is {shown(image_dir)}, which is no folder. Name the one that the images are in.")
+        raise ValueError(
+            f"`image_dir` is {shown_path(image_dir)}, which is no folder. Name the one that the images are in."
+        )
     return Path(image_dir)
 
 
