@@ -181,7 +181,7 @@ def test_a_file_that_is_no_video_is_named(data, name):
     (data / "film.txt").write_text(SECRET * 100)
     (data / "film.m3u8").write_text(f"#EXTM3U\n#EXTINF:1,\nfile://{data}/film.png\n#EXT-X-ENDLIST\n")
     for path in (name, "film.txt", "film.m3u8"):
-        with pytest.raises(ValueError, match="the video cannot be read .*: this is (text|an|a file)"):
+        with pytest.raises(ValueError, match=r"the video cannot be read .*: this is (text|an|a file)"):
             load_video(named_origin(str(data)).locate(path), 1, 1)
 
 
@@ -261,7 +261,7 @@ def test_what_was_made_in_python_may_name_any_file_and_what_was_loaded_may_not_c
     loaded = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train")
     assert convert_dataset(made, "ratings")["score"][:] == [1.0]
     for stream in (loaded, loaded.to_iterable_dataset(), loaded.map(lambda row: row)):
-        with pytest.raises(BadRowError, match="leads outside .* set `image_dir`"):
+        with pytest.raises(BadRowError, match=r"leads outside .* set `image_dir`"):
             convert_dataset(stream, "ratings")
     assert convert_dataset(loaded, "ratings", image_dir=str(data))["score"][:] == [1.0]
     with pytest.raises(BadRowError, match="leads outside"):
@@ -367,10 +367,10 @@ def test_the_trainer_takes_objects_and_image_dir(data, tmp_path):
     for rows in (made, loaded):
         assert len(TGOTrainer(build(), config, rows).train_dataset) == 2
     config.image_dir = str(tmp_path / "home")
-    with pytest.raises(BadRowError, match="Row 0, column 'image': .* leads outside"):
+    with pytest.raises(BadRowError, match=r"Row 0, column 'image': .* leads outside"):
         TGOTrainer(build(), config, made)
     config.image_dir = None
-    with pytest.raises(BadRowError, match="Row 0, column 'image': .* leads to no regular file"):
+    with pytest.raises(BadRowError, match=r"Row 0, column 'image': .* leads to no regular file"):
         TGOTrainer(build(), config, made.map(lambda row: {"image": str(data / "pipe.png")}))
 
 
@@ -410,7 +410,7 @@ def test_whatever_column_names_a_file_it_is_checked_before_it_is_copied(data, tm
     assert "/home/me" not in str(table.to_pylist())
     # through a file on the disk and the command
     pq.write_table(stored_table([row], features), data / "rows.parquet")
-    with pytest.raises(BadRowError, match="Row 0, column 'extra': .*leads outside"):
+    with pytest.raises(BadRowError, match=r"Row 0, column 'extra': .*leads outside"):
         run("score", str(data / "rows.parquet"), tmp_path)
     assert not list((tmp_path / "out").rglob("*.parquet"))
 
@@ -440,7 +440,7 @@ def test_bytes_of_another_medium_are_not_copied(data, name):
 
 def test_files_of_features_that_nobody_reads_are_not_copied(data):
     row, features = {"scan": {"bytes": None, "path": "a.png"}}, Features({"scan": Nifti()})
-    with pytest.raises(ColumnError, match="of a column of `Nifti`, whose files are not copied; drop the column"):
+    with pytest.raises(ColumnError, match="of a column of `Nifti`, whose files are not copied; drop it"):
         embed_files(row, features, named_origin(str(data)))
     assert embed_files({"scan": {"bytes": b"x", "path": None}}, features, OWN)["scan"]["bytes"] == b"x"
 

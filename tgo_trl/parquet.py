@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, IterableDataset, load_dataset, load_from_disk
-from datasets.table import embed_table_storage
 
 from .data.embedding import check_embedded, stored_table
 from .data.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD
@@ -97,7 +96,7 @@ class ParquetFolder:
     def write_table(self, path: Path, table: pa.Table) -> None:
         """Writes a table such that the file either has all of it or is as it was."""
         check_embedded(table)
-        table = embed_table_storage(table).combine_chunks()  # reads nothing more; leaves the last part of each path
+        table = table.combine_chunks()
         path.parent.mkdir(parents=True, exist_ok=True)
 
         def fill(temporary: Path) -> None:

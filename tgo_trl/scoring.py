@@ -348,6 +348,7 @@ def _write_missing(
                 scored.append({**row, **scores})
                 progress.update()
             shards.write(shard, scored, features)
+            pa.default_memory_pool().release_unused()  # as much as the files of a shard, which images need
             num_seen += len(block)
     bad.report("scored", num_seen)
 

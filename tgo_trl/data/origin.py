@@ -126,8 +126,8 @@ class Origin:
         real = (self.base / path).resolve()
         if self.roots is not None and not any(real.is_relative_to(root) for root in self.roots):
             raise RefusedFileError(
-                f"the path {shown_path(path)} leads outside the data set's folder; move the file there, or set `image_dir` "
-                "to a folder that may be read"
+                f"the path {shown_path(path)} leads outside the data set's folder; move the file there, or set "
+                "`image_dir` to a folder that may be read"
             )
         found = real.stat()
         if not stat.S_ISREG(found.st_mode):
