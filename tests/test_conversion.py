@@ -809,8 +809,9 @@ def test_what_is_no_image_is_a_bad_row(wrong, feature):
     scored = convert_dataset(rows, "ratings", on_bad_row="skip")
     assert scored["score"][:] == [1.0]
     assert scored[0]["image"].size == picture(0).size
-    with pytest.raises(ValueError, match=r"None of the 1 rows says anything|No image of the data set can be read"):
-        convert_dataset(rows.select([1]), "ratings", on_bad_row="skip")
+    if not (isinstance(feature, Value) and wrong == film(2)):  # a video alone is a data set of videos
+        with pytest.raises(ValueError, match="None of the 1 rows says anything about an image"):
+            convert_dataset(rows.select([1]), "ratings", on_bad_row="skip")
 
 
 def test_a_data_set_of_which_no_image_can_be_read_is_not_written(tmp_path):
