@@ -76,6 +76,12 @@ class TGOConfig(TrainingArguments):
         prompt_column, image_column, video_column, score_column (`str`, *optional*):
             Names of the columns of the data set: `"prompt"`, `"image"`, `"video"` and `"score"` by default. A pipeline
             that makes videos trains on the video column.
+        image_dir (`str`, *optional*):
+            Folder of the images or videos whose paths the data set has: where relative paths begin, and out of which
+            none may lead. `tgo-trl train` takes the data set's own folder if not set. A data set that is given as an
+            object may name any file on this machine if not set.
+        allow_urls (`bool`, *optional*, defaults to `False`):
+            Fetch images and videos whose URLs the data set has.
         resolution (`int`, *optional*):
             Images are resized so that the shorter side has this many pixels, then cropped to a centred square. Defaults
             to the size the pipeline was trained at.
@@ -227,6 +233,8 @@ class TGOConfig(TrainingArguments):
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     video_column: str = field(default="video", metadata={"help": "Column of the videos."})
     score_column: str = field(default="score", metadata={"help": "Column of the scores."})
+    image_dir: str | None = field(default=None, metadata={"help": "Folder inside which paths of images must lead."})
+    allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
     resolution: int | None = field(
         default=None, metadata={"help": "Side of the square images, in pixels. Defaults to the pipeline's."}
     )

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
-from datasets import Dataset, Features
-from datasets.table import embed_table_storage
+from datasets import Features
 
+from .data.embedding import check_embedded, stored_table
 from .data.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD
 from .storage.files import replace_file, sweep, write_json
 from .storage.locks import sole_writer
@@ -120,7 +120,7 @@ class ParquetFolder:
     def write(
         self, shard: int, rows: Sequence[Mapping[str, Any]], features: Features, source: str | None = None
     ) -> None:
-        """Writes a shard, with the files that its rows name inside.
+        """Writes a shard of rows that hold the bytes of their files; see [`~tgo_trl.data.embedding.embed_files`].
 
         Args:
             shard: its index.
@@ -128,13 +128,13 @@ class ParquetFolder:
             features: of the rows.
             source: a digest of what the shard is made of, where the settings do not say it all.
         """
-        columns = {name: [row.get(name) for row in rows] for name in features}
-        self.write_table(shard, Dataset.from_dict(columns, features=features).data.table, source)
+        self.write_table(shard, stored_table(rows, features), source)
 
     def write_table(self, shard: int, table: pa.Table, source: str | None = None) -> None:
         """Writes a table such that the shard either has all of it or is as it was; arguments as in [`write`]."""
         path = self.path(shard)
-        table = embed_table_storage(table).combine_chunks()
+        check_embedded(table)
+        table = table.combine_chunks()
         path.parent.mkdir(parents=True, exist_ok=True)
 
         def fill(temporary: Path) -> None:

@@ -54,8 +54,9 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
         UploadError: if something could not be pushed; everything is saved then, and it says what uploads it.
     """
     from ..artifacts import last_checkpoint
+    from ..data.origin import named_origin, remember_origin, source_folder
     from ..publishing import check_pushed
-    from ..sources import open_dataset, source_folder
+    from ..sources import open_dataset
     from ..trainer import TGOTrainer
 
     splits = [arguments.dataset_train_split]
@@ -63,6 +64,8 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
         splits.append(arguments.dataset_test_split)
     name, config, streaming = arguments.dataset_name, arguments.dataset_config, arguments.dataset_streaming
     datasets = [open_dataset(name, config, split, streaming) for split in splits]
+    for dataset in datasets:
+        remember_origin(dataset, named_origin(name, args.image_dir, args.allow_urls))
     trainer = TGOTrainer(
         _pipeline(arguments, args),
         args,
