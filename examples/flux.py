@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 import torch
 from datasets import load_dataset
 from diffusers import BitsAndBytesConfig
-from trl import ScriptArguments, TrlParser
+from trl import ScriptArguments
 
 from tgo_trl import TGOConfig, TGOTrainer
+from tgo_trl.parser import SettingsParser
 
 MODEL = "black-forest-labs/FLUX.1-dev"
 MODEL_SIZE = "33.7 GB in bfloat16"  # of its files, in GB: transformer 23.80, text encoders 0.25 and 9.52, VAE 0.17
@@ -99,7 +100,7 @@ def main(script_args: FluxArguments, training_args: TGOConfig) -> None:
 
 
 if __name__ == "__main__":
-    parser = TrlParser((FluxArguments, TGOConfig))
+    parser = SettingsParser((FluxArguments, TGOConfig))
     parser.set_defaults(**DEFAULTS)
     if parser.parse_known_args()[0].tiny:
         from tiny import stand_ins

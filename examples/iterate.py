@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import load_dataset
-from trl import TrlParser
 
 from tgo_trl import TGOConfig, TGOTrainer
 from tgo_trl.artifacts import CONFIG_NAME, last_checkpoint
@@ -24,6 +23,7 @@ from tgo_trl.commands.score import ScoreConfig
 from tgo_trl.families import find_family
 from tgo_trl.generation import generate
 from tgo_trl.loading import load_pipeline
+from tgo_trl.parser import SettingsParser
 from tgo_trl.scoring import score
 
 
@@ -98,4 +98,4 @@ def train_round(model: str, before: Path | None, scored: Path, args: TGOConfig, 
 
 
 if __name__ == "__main__":
-    run_rounds(*TrlParser((RoundArguments, TGOConfig)).parse_args_and_config())
+    run_rounds(*SettingsParser((RoundArguments, TGOConfig)).parse_args_and_config())

@@ -12,9 +12,10 @@ rated by people. `--config settings.yaml` takes the names of the command line, w
 from dataclasses import dataclass, field
 
 from datasets import load_dataset
-from trl import ScriptArguments, TrlParser
+from trl import ScriptArguments
 
 from tgo_trl import TGOConfig, TGOTrainer
+from tgo_trl.parser import SettingsParser
 
 MODEL = "MeissonFlow/Meissonic"
 MODEL_SIZE = "6.0 GB in float32"  # of its files, in GB: transformer 4.03, text encoder 1.42, VQ autoencoder 0.59
@@ -83,7 +84,7 @@ def main(script_args: MeissonicArguments, training_args: TGOConfig) -> None:
 
 
 if __name__ == "__main__":
-    parser = TrlParser((MeissonicArguments, TGOConfig))
+    parser = SettingsParser((MeissonicArguments, TGOConfig))
     parser.set_defaults(**DEFAULTS)
     if parser.parse_known_args()[0].tiny:
         from tiny import stand_ins

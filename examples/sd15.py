@@ -12,9 +12,10 @@ rated by people. `--config settings.yaml` takes the names of the command line, w
 from dataclasses import dataclass, field
 
 from datasets import load_dataset
-from trl import ScriptArguments, TrlParser
+from trl import ScriptArguments
 
 from tgo_trl import TGOConfig, TGOTrainer
+from tgo_trl.parser import SettingsParser
 
 MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MODEL_SIZE = "5.5 GB in float32"  # of its files, in GB: UNet 3.44, safety checker 1.22, text encoder 0.49, VAE 0.33
@@ -84,7 +85,7 @@ def main(script_args: SD15Arguments, training_args: TGOConfig) -> None:
 
 
 if __name__ == "__main__":
-    parser = TrlParser((SD15Arguments, TGOConfig))
+    parser = SettingsParser((SD15Arguments, TGOConfig))
     parser.set_defaults(**DEFAULTS)
     if parser.parse_known_args()[0].tiny:
         from tiny import stand_ins

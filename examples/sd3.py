@@ -12,9 +12,10 @@ Hub and logged in (`hf auth login`). The paper has no run of Stable Diffusion 3:
 from dataclasses import dataclass, field
 
 from datasets import load_dataset
-from trl import ScriptArguments, TrlParser
+from trl import ScriptArguments
 
 from tgo_trl import TGOConfig, TGOTrainer
+from tgo_trl.parser import SettingsParser
 
 MODEL = "stabilityai/stable-diffusion-3.5-medium"
 MODEL_SIZE = "16.3 GB in 16 bits"  # of its files, in GB: transformer 4.94, text encoders 0.25, 1.39, 9.52, VAE 0.17
@@ -85,7 +86,7 @@ def main(script_args: SD3Arguments, training_args: TGOConfig) -> None:
 
 
 if __name__ == "__main__":
-    parser = TrlParser((SD3Arguments, TGOConfig))
+    parser = SettingsParser((SD3Arguments, TGOConfig))
     parser.set_defaults(**DEFAULTS)
     if parser.parse_known_args()[0].tiny:
         from tiny import stand_ins

@@ -11,9 +11,10 @@ Diffusion 1.5, at SDXL's resolution. `--config settings.yaml` takes the names of
 from dataclasses import dataclass, field
 
 from datasets import load_dataset
-from trl import ScriptArguments, TrlParser
+from trl import ScriptArguments
 
 from tgo_trl import TGOConfig, TGOTrainer
+from tgo_trl.parser import SettingsParser
 
 MODEL = "stabilityai/stable-diffusion-xl-base-1.0"
 MODEL_SIZE = "13.9 GB in float32"  # of its files, in GB: UNet 10.27, text encoders 0.49 and 2.78, VAE 0.33
@@ -82,7 +83,7 @@ def main(script_args: SDXLArguments, training_args: TGOConfig) -> None:
 
 
 if __name__ == "__main__":
-    parser = TrlParser((SDXLArguments, TGOConfig))
+    parser = SettingsParser((SDXLArguments, TGOConfig))
     parser.set_defaults(**DEFAULTS)
     if parser.parse_known_args()[0].tiny:
         from tiny import stand_ins

@@ -12,9 +12,10 @@ line, which overrides it.
 from dataclasses import dataclass, field
 
 from datasets import load_dataset
-from trl import ScriptArguments, TrlParser
+from trl import ScriptArguments
 
 from tgo_trl import TGOConfig, TGOTrainer
+from tgo_trl.parser import SettingsParser
 
 MODEL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 MODEL_SIZE = "28.9 GB in float32"  # of its files, in GB: transformer 5.68, text encoder 22.72, VAE 0.51
@@ -91,7 +92,7 @@ def main(script_args: WanArguments, training_args: TGOConfig) -> None:
 
 
 if __name__ == "__main__":
-    parser = TrlParser((WanArguments, TGOConfig))
+    parser = SettingsParser((WanArguments, TGOConfig))
     parser.set_defaults(**DEFAULTS)
     if parser.parse_known_args()[0].tiny:
         from tiny import stand_ins

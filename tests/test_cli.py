@@ -186,7 +186,7 @@ def test_an_interrupted_command_says_so(train, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- a\n- b\n", "must hold names and values"), ("a: [", "is no YAML file"), ("env: 3\n", "must hold names and")],
+    [("- a\n- b\n", "must hold names and values"), ("a: [", "this is no YAML"), ("env: 3\n", "must hold names of")],
 )
 def test_a_file_that_holds_no_settings_is_refused(tmp_path, capsys, text, message):
     (tmp_path / "bad.yaml").write_text(text)

@@ -11,16 +11,18 @@ import sys
 from dataclasses import replace
 
 import pytest
-from datasets import Dataset, Features, Image, IterableDataset, List, Value, load_dataset
+from datasets import Dataset, Features, Image, IterableDataset, List, Value, Video, load_dataset
 
 from tgo_trl.cli import main
 from tgo_trl.commands.convert import ConvertConfig
 from tgo_trl.conversion import convert, convert_dataset
 from tgo_trl.data.rows import BadRowError
+from tgo_trl.data.videos import load_video
 from tgo_trl.labels import fit_label_rule
 from tgo_trl.layouts import LAYOUTS, Layout, find_layout
 from tgo_trl.tallies import Comparisons, Ratings, compare_all
 
+from .test_videos import film
 from .tiny.data import picture
 
 
@@ -225,7 +227,7 @@ def test_half_a_win_reproduces_the_published_split_and_the_median_does_not(ties)
     # Published: 237,530 images that were preferred at least once, 690,538 that never were; here a thousandth of them.
     # 74 % never won, so the median is 0, and `s >= 0` is every image.
     pairs = preference_table(num_images=928, num_positive=238, seed=0)
-    scored = convert_dataset(pick_a_pic(pairs, file=lambda seed: b"image %d" % seed), ties=ties)
+    scored = convert_dataset(pick_a_pic(pairs, file=lambda seed: jpeg(0) + b"%d" % seed), ties=ties)
     scores, prompts = scored["score"][:], scored["prompt"][:]
     assert len(scores) == 928
     rule = fit_label_rule(scores, prompts, threshold_type="value", value=0.5)
@@ -592,6 +594,7 @@ def test_images_of_another_folder_are_not_mixed(tmp_path, monkeypatch):
 def test_images_in_the_data_set_are_the_same_everywhere(tmp_path, monkeypatch):
     output = convert(config(tmp_path))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "somewhere").mkdir()
     assert convert(config(tmp_path, image_dir="somewhere")) == output
 
 
@@ -746,3 +749,79 @@ def test_an_image_without_its_name_is_refused():
 def test_a_score_of_another_kind_is_refused_once_the_kind_is_known():
     with pytest.raises(ValueError, match="`score_type` is 'mean', but pairs can become 'wins', 'win_rate'"):
         convert_dataset(pick_a_pic(PAIRS), score_type="mean")
+
+
+# ---- Videos, and what is neither ----
+
+
+def video_pairs(kind, first=None):
+    """Two pairs of clips, in columns of a kind."""
+    clips = [first or film(2), film(3), film(4), film(5)]
+    feature = {"video": Video(decode=False), "binary": Value("binary"), "image": Image(decode=False)}[kind]
+    cells = clips if kind == "binary" else [{"bytes": clip, "path": None} for clip in clips]
+    features = Features({"prompt": Value("string"), "one": feature, "two": feature})
+    return Dataset.from_dict({"prompt": ["a", "b"], "one": cells[::2], "two": cells[1::2]}, features=features)
+
+
+VIDEO_PAIRS = Layout("pairs", images=("one", "two"))
+
+
+@pytest.mark.parametrize("kind", ["video", "binary"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_videos_become_a_column_of_videos(tmp_path, kind, streaming):
+    rows = video_pairs(kind)
+    scored = convert_dataset(rows.to_iterable_dataset() if streaming else rows, VIDEO_PAIRS)
+    assert isinstance(scored.features["video"], Video)
+    assert "image" not in scored.column_names
+    rows.to_parquet(tmp_path / "rows.parquet")
+    folder = convert(ConvertConfig(str(tmp_path / "rows.parquet"), str(tmp_path / "out"), layout="pairs",
+                                   image_columns=["one", "two"], annotation_columns=[], disable_tqdm=True,
+                                   dataset_streaming=streaming))  # fmt: skip
+    written = load_dataset(str(folder), split="train")
+    assert isinstance(written.features["video"], Video)
+    cells = written.cast_column("video", Video(decode=False))["video"][:]
+    assert [cell["bytes"] for cell in cells] == [film(count) for count in (2, 3, 4, 5)]
+    assert len(load_video(cells[0], 2, 24)) == 2
+    assert written["score"][:] == scored["score"][:] == [1.0, 0.0, 1.0, 0.0]
+    card = (folder / "README.md").read_text()
+    assert "text-to-video" in card
+    assert "4 videos of" in card
+
+
+@pytest.mark.parametrize("kind", ["video", "binary"])
+@pytest.mark.parametrize("wrong", [b"<html>404</html>", b"plain words", b"\x89PNG\r\n\x1a\n" + bytes(60)])
+def test_what_is_no_video_is_a_bad_row(kind, wrong):
+    rows = video_pairs(kind, wrong)
+    if kind == "binary" and wrong.startswith(b"\x89"):  # the first file tells what the column holds
+        rows = rows.select([1, 0])
+    with pytest.raises(BadRowError, match=r"^Row [01], .*the video cannot be read: this is (an HTML|text|an image)"):
+        convert_dataset(rows, VIDEO_PAIRS)
+    assert len(convert_dataset(rows, VIDEO_PAIRS, on_bad_row="skip")) == 2
+
+
+@pytest.mark.parametrize("wrong", [film(2), b"<html>404 Not Found</html>", b"", b"plain words"])
+@pytest.mark.parametrize("feature", [Value("binary"), Image(decode=False)])
+def test_what_is_no_image_is_a_bad_row(wrong, feature):
+    files = [jpeg(0), wrong]
+    cells = files if isinstance(feature, Value) else [{"bytes": file, "path": None} for file in files]
+    features = Features({"prompt": Value("string"), "image": feature, "rating": Value("int64")})
+    rows = Dataset.from_dict({"prompt": ["a", "b"], "image": cells, "rating": [1, 5]}, features=features)
+    with pytest.raises(BadRowError, match=r"^Row 1, .*the image cannot be read \(UnidentifiedImageError: this is"):
+        convert_dataset(rows, "ratings")
+    scored = convert_dataset(rows, "ratings", on_bad_row="skip")
+    assert scored["score"][:] == [1.0]
+    assert scored[0]["image"].size == picture(0).size
+    if not (isinstance(feature, Value) and wrong == film(2)):  # a video alone is a data set of videos
+        with pytest.raises(ValueError, match="None of the 1 rows says anything about an image"):
+            convert_dataset(rows.select([1]), "ratings", on_bad_row="skip")
+
+
+def test_a_data_set_of_which_no_image_can_be_read_is_not_written(tmp_path):
+    rows = Dataset.from_dict({"prompt": ["a"], "image": ["../secret.png"], "rating": [1]})
+    (tmp_path / "data").mkdir()
+    rows.to_parquet(tmp_path / "data" / "rows.parquet")
+    settings = ConvertConfig(str(tmp_path / "data" / "rows.parquet"), str(tmp_path / "out"), layout="ratings",
+                             on_bad_row="skip", disable_tqdm=True)  # fmt: skip
+    with pytest.raises(ValueError, match=r"No image of the data set can be read.*Row 0, .*leads outside"):
+        convert(settings)
+    assert not (tmp_path / "out" / "README.md").exists()

@@ -1,13 +1,18 @@
 """Images from every source, mode and orientation, seen by their pixels."""
 
+import base64
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
-from tgo_trl.data.images import encoded_bytes, image_to_tensor, load_image
+from tgo_trl.data.images import encoded_bytes, image_size, image_to_tensor, load_image
+from tgo_trl.data.rows import BadRows
 
 from .tiny import picture
 
@@ -245,3 +250,113 @@ def test_images_are_identified_by_everything_that_is_trained_on():
     ]
     assert len({encoded_bytes(image) for image in different}) == len(different)
     assert encoded_bytes(picture(0).copy()) == encoded_bytes(picture(0))
+
+
+# ---- What files carry beside their pixels ----
+
+
+def with_text(num_bytes, where="zTXt"):
+    """A PNG with text as programs that draw images store it, before or behind the pixels."""
+    info = PngInfo()
+    if where == "iTXt":
+        info.add_itxt("workflow", "x" * num_bytes, zip=True)
+    else:
+        info.add_text("workflow", "x" * num_bytes, zip=where == "zTXt")
+    return png(picture(1), pnginfo=info)
+
+
+@pytest.mark.parametrize("where", ["zTXt", "iTXt", "tEXt"])
+@pytest.mark.parametrize("num_bytes", [1_200_000, 20_000_000])
+def test_text_of_megabytes_is_passed_over(num_bytes, where):
+    data = with_text(num_bytes, where)
+    assert load_image(data).tobytes() == picture(1).tobytes()
+    assert load_image(data).info == {}
+    assert image_size(data) == (16, 16)
+
+
+def test_text_that_would_fill_the_memory_is_refused():
+    data = with_text(70_000_000)
+    for read in (load_image, image_size):
+        with pytest.raises(ValueError, match=r"the image cannot be read .*too large"):
+            read(data)
+
+
+def exif(kind, value, length=None):
+    entry = struct.pack("<HHI4s", ORIENTATION, kind, length or 1, value)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 1) + entry + struct.pack("<I", 0)
+
+
+EXIF = {
+    "as it should be": (exif(3, struct.pack("<HH", 6, 0)), True),
+    "a long": (exif(4, struct.pack("<I", 6)), True),
+    "text": (exif(2, b"6\0\0\0", 2), False),
+    "two numbers": (exif(3, struct.pack("<HH", 6, 6), 2), True),
+    "none of eight": (exif(3, struct.pack("<HH", 9, 0)), False),
+    "zero": (exif(3, struct.pack("<HH", 0, 0)), False),
+    "cut off": (exif(3, struct.pack("<HH", 6, 0))[:18], False),
+    "no header": (b"Exif\0\0", False),
+    "no EXIF": (b"Exif\0\0nonsense", False),
+}
+
+
+@pytest.mark.parametrize("name", EXIF)
+def test_both_readers_have_one_rule_for_orientation(name):
+    data, is_turned = EXIF[name]
+    file = io.BytesIO()
+    picture(2, (24, 16)).save(file, "JPEG", exif=data)
+    for value in (file.getvalue(), Image.open(io.BytesIO(file.getvalue()))):
+        image = load_image(value)
+        assert (image.height, image.width) == image_size(value) == ((24, 16) if is_turned else (16, 24))
+        assert image_size(image) == (image.height, image.width)  # it is not turned twice
+        assert load_image(image) is image
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turns_are_those_of_pillow(orientation):
+    file = io.BytesIO()
+    picture(2, (24, 16)).save(file, "PNG", exif=exif(3, struct.pack("<HH", orientation, 0)))
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(file.getvalue())))
+    assert load_image(file.getvalue()).tobytes() == expected.tobytes()
+    assert image_size(file.getvalue()) == (expected.height, expected.width)
+
+
+def test_an_image_of_the_user_is_left_as_it_is():
+    image = Image.open(io.BytesIO(png(picture(0), exif=exif(3, struct.pack("<HH", 6, 0)))))
+    load_image(image)
+    assert image.getexif()[ORIENTATION] == 6
+
+
+def test_a_decompression_bomb_is_refused():
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    bomb = b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 100) + b"IDAT" + bytes(104)
+    for read in (load_image, image_size):
+        with pytest.raises(ValueError, match="DecompressionBombError"):
+            read(bomb)
+
+
+def test_formats_that_have_no_signature_or_run_programs_are_not_read():
+    for data in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", b"#define a_width 8\n#define a_height 8\n"):
+        for read in (load_image, image_size):
+            with pytest.raises(ValueError, match=r"the image cannot be read .*this is text"):
+                read(data)
+
+
+@pytest.mark.parametrize("encode", [lambda text: text, str.encode, lambda text: f"data:image/png;base64,{text}"])
+def test_base64_is_named_in_a_short_message(encode):
+    text = base64.b64encode(png(picture(3, (300, 300)))).decode()
+    for read in (load_image, image_size):
+        with pytest.raises(ValueError, match=r"base64 text|data: URI") as refused:
+            read(encode(text))
+        assert len(str(refused.value)) < 300
+
+
+def test_messages_are_short_whatever_comes():
+    for value in ("x" * 1_000_000, b"x" * 1_000_000, {"bytes": None, "path": "x/" * 500_000}, "a\0" * 500_000):
+        for read in (load_image, image_size):
+            with pytest.raises(ValueError, match=r"image|path") as refused:
+                read(value)
+            assert len(str(refused.value)) < 400
+    bad = BadRows(skip=True)
+    bad.add(0, "image", "y" * 1_000_000)
+    assert len(bad.reasons[0]) < 1200

@@ -6,9 +6,19 @@ import logging
 import pytest
 import torch
 from diffusers import DiffusionPipeline, GGUFQuantizationConfig
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from tgo_trl.families import StableDiffusionFamily
-from tgo_trl.loading import _index, _of_networks, load_pipeline, load_reference_networks, replace_tokenizer
+from tgo_trl.loading import (
+    _index,
+    _of_networks,
+    adapter_scales,
+    attach_adapter,
+    load_pipeline,
+    load_reference_networks,
+    replace_tokenizer,
+)
 
 from .tiny import clip_tokenizer, stable_diffusion
 
@@ -194,3 +204,60 @@ def test_only_a_tokenizer_can_be_replaced():
 def test_a_community_pipeline_is_refused(folder):
     with pytest.raises(ValueError, match="`custom_pipeline`, which runs code from the Hub"):
         load_pipeline(str(folder), {"custom_pipeline": "lpw_stable_diffusion"}, None, None)
+
+
+# ---- Adapters ----
+
+
+def adapter_of(pipeline, folder, target_modules=("to_q", "to_v"), **changes):
+    """A folder with a trained adapter of a pipeline, some tensors changed by name."""
+    pipeline.unet.add_adapter(LoraConfig(r=4, target_modules=list(target_modules)), adapter_name="mine")
+    FAMILY.save_adapter(pipeline, "mine", folder)
+    path = folder / "pytorch_lora_weights.safetensors"
+    state = load_file(path)
+    for change in changes.values():
+        state = change(state)
+    save_file(state, path)
+    return str(folder)
+
+
+def test_an_adapter_is_attached_from_a_folder_or_a_file(tmp_path):
+    folder = adapter_of(stable_diffusion(), tmp_path)
+    for weights in (folder, str(tmp_path / "pytorch_lora_weights.safetensors")):
+        pipeline = stable_diffusion()
+        attach_adapter(pipeline, FAMILY, weights)
+        assert set(adapter_scales(pipeline)) == {
+            f"unet.{name}" for name, _ in pipeline.unet.named_modules() if name.endswith(("to_q", "to_v"))
+        }
+
+
+def renamed(state):
+    return {key.replace("down_blocks.1", "down_blocks.7"): value for key, value in state.items()}
+
+
+DAMAGED = {
+    "of other layers": (lambda state: {f"other.{k}": v for k, v in state.items()}, "holds no weights for a"),
+    "of a larger network": (renamed, "8 of 32 weights fit nothing in this `StableDiffusionPipeline`"),
+    "of a wider network": (
+        lambda state: {k: torch.cat([v, v], 1) if "lora_A" in k else v for k, v in state.items()}, "does not fit a",
+    ),
+    "empty": (lambda state: {}, "holds no weights|does not fit"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_an_adapter_that_does_not_fit_is_refused(tmp_path, change, message):
+    folder = adapter_of(stable_diffusion(), tmp_path, change=change)
+    with pytest.raises(ValueError, match=message):
+        attach_adapter(stable_diffusion(), FAMILY, folder)
+
+
+def test_an_adapter_in_pefts_format_or_a_damaged_one_is_refused(tmp_path):
+    network = get_peft_model(stable_diffusion().unet, LoraConfig(r=4, target_modules=["to_q"]))
+    network.save_pretrained(tmp_path / "peft")
+    with pytest.raises(ValueError, match="holds no weights for a `StableDiffusionPipeline`"):
+        attach_adapter(stable_diffusion(), FAMILY, str(tmp_path / "peft"))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "pytorch_lora_weights.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="is damaged, or no safetensors file"):
+        attach_adapter(stable_diffusion(), FAMILY, str(tmp_path / "broken"))

@@ -8,9 +8,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from diffusers import StableDiffusion3Pipeline
+from diffusers.utils import convert_state_dict_to_kohya
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tgo_trl import model_card
 from tgo_trl.publishing import hyperparameters
@@ -264,3 +267,34 @@ def test_a_card_of_a_pipeline_of_ours_imports_it_from_here(tmp_path):
     line = next(line for line in card.splitlines() if line.startswith("from "))
     assert line == "from tgo_trl import MeissonicPipeline"
     exec(line, {})
+
+
+def weight_change(pipeline):
+    """What an adapter adds to one layer."""
+    layer = pipeline.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2.to_out[0]
+    return layer.get_delta_weight(next(iter(layer.scaling)))
+
+
+def test_the_card_says_where_alpha_stands_and_its_way_to_other_programs_is_right(tmp_path):
+    trainer = make_trainer(config(tmp_path, lora_r=4, lora_alpha=16, max_steps=2))
+    trainer.train()
+    trainer.save_model()
+    card = card_of(trainer)
+    assert "scaled by alpha / rank, 16 / 4 = 4." in card
+    assert "applies 0.25 times the change" in card
+    assert "set every `.alpha` in it to 16" in card
+    state = convert_state_dict_to_kohya(dict(load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors")))
+    shares = []
+    for alpha in (None, 16.0):
+        if alpha is not None:
+            state = {key: torch.tensor(alpha) if key.endswith(".alpha") else value for key, value in state.items()}
+        save_file({key: value.detach().clone() for key, value in state.items()}, tmp_path / "kohya.safetensors")
+        other = tiny.stable_diffusion()
+        other.load_lora_weights(tmp_path / "kohya.safetensors")
+        shares.append(float(weight_change(other).norm() / weight_change(trainer.pipeline).norm()))
+    assert shares == pytest.approx([0.25, 1.0], rel=1e-5)
+
+
+def test_an_alpha_that_is_the_rank_needs_no_word(tmp_path):
+    assert "alpha / rank" not in card_of(make_trainer(config(tmp_path, lora_r=4, lora_alpha=4)))
+    assert "alpha / rank" not in card_of(make_trainer(config(tmp_path / "full", use_peft=False)))

@@ -68,9 +68,10 @@ def test_a_bad_row_ends_the_run_before_the_weights_are_touched(tmp_path, value, 
     assert_equal(trainer.policy.adapter_state("default"), saved)
 
 
-def test_it_is_acted_on_one_update_later_without_a_save(tmp_path):
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "sgd"])
+def test_it_is_acted_on_one_update_later_without_a_save(tmp_path, optim):
     rows, _ = order_of(tmp_path / "order", max_steps=4)
-    trainer = poisoned(tmp_path, {1: rows[1][:2]}, max_steps=4)
+    trainer = poisoned(tmp_path, {1: rows[1][:2]}, max_steps=4, optim=optim)
     with pytest.raises(
         NonFiniteError, match=rf"Update 1: the loss of rows {', '.join(map(str, sorted(rows[1][:2])))} "
     ):

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import datasets
-import pyarrow.parquet as pq
 import pytest
 from accelerate import PartialState
-from datasets import Features, List, Value, load_dataset
+from datasets import Features, Value, load_dataset
 from datasets import Image as ImageFeature
 
-from tgo_trl.parquet import ParquetFolder, column, public_name, rows_per_shard
+from tgo_trl.parquet import ParquetFolder, column, rows_per_shard
+from tgo_trl.public import public_name
 from tgo_trl.storage.files import replace_file
 
 from .tiny import picture
@@ -91,17 +91,6 @@ def test_a_shard_is_the_same_bytes_every_time_and_loads(tmp_path):
     written = shards_in(tmp_path / "one").written()
     assert list(written) == [0, 1]
     assert column(written.values(), "prompt") == ["prompt 0", "prompt 1", "prompt 2"]
-
-
-def test_files_that_rows_name_are_written_as_they_are(tmp_path):
-    picture(0).save(tmp_path / "a.jpg")
-    features = Features({"image": ImageFeature(), "frames": List(ImageFeature())})
-    row = {"image": str(tmp_path / "a.jpg"), "frames": [str(tmp_path / "a.jpg")] * 2}
-    shards_in(tmp_path).write(0, [row], features)
-    [stored] = pq.ParquetFile(shards_in(tmp_path).path(0)).read().to_pylist()
-    original = (tmp_path / "a.jpg").read_bytes()
-    assert stored["image"]["bytes"] == stored["frames"][1]["bytes"] == original
-    assert stored["image"]["path"] == "a.jpg"  # not the folder, which names a machine
 
 
 def test_what_fails_or_is_killed_leaves_nothing_that_loads(tmp_path):

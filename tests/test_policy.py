@@ -411,7 +411,8 @@ def test_an_adapter_on_one_of_two_networks_is_refused(tmp_path):
 def test_what_nothing_reads_stays_frozen_when_all_weights_are_trained(tmp_path):
     (case,) = (case for case in CASES if case.name == "qwen_image")
     pipeline = case.build()
-    frozen = [f"transformer_blocks.1.{part}" for part in ("attn.to_add_out", "txt_mlp")]
+    parts = ("attn.to_add_out", "attn.add_q_proj", "attn.norm_added_q", "txt_mlp")
+    frozen = [f"transformer_blocks.1.{part}" for part in parts]
     assert QwenImageFamily().unread_parts(pipeline.transformer) == frozen
     lora = case.setup(tmp_path)
     policy, _ = build_policy(pipeline, lora.family, config(tmp_path, use_peft=False), None, torch.float32)

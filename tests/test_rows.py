@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 
+from tgo_trl.data.origin import OWN
 from tgo_trl.data.rows import (
     BadRowError,
     BadRows,
@@ -28,7 +29,7 @@ def rows(scores, prompts=None):
 
 def read(dataset, skip=False, columns=None):
     bad = BadRows(skip=skip)
-    return list(iterate_rows(dataset, columns or Columns(), bad)), bad
+    return list(iterate_rows(dataset, columns or Columns(), bad, OWN)), bad
 
 
 # ---- Columns ----

@@ -179,6 +179,33 @@ def test_policy_and_reference_are_told_apart(tmp_path, use_peft):
     assert np.array_equal(arrays(trainer.sample(PROMPTS, [1, 2], from_reference=True, **options)), untrained)
 
 
+@pytest.mark.parametrize("kind", ["fresh", "trained", "full"])
+def test_supervised_grids_show_the_policy_as_it_was(tmp_path, drawn, kind):
+    pipeline = tiny.stable_diffusion()
+    pipeline = with_trained_adapter(pipeline) if kind == "trained" else pipeline
+    settings = {"loss_type": "sft", "use_peft": kind != "full", "max_steps": 4, "learning_rate": 3e-2, **GRIDS}
+    args = config(tmp_path, **settings, save_strategy="steps", save_steps=2)
+    trainer = make_trainer(args, model=pipeline)
+    seeds = [stable_seed(args.seed, i) for i in range(2)]
+    untrained = arrays(trainer.sample(PROMPTS, seeds, num_inference_steps=2))
+    trainer.train()
+    assert [name for name, *_ in drawn] == ["step-000002.png", "step-000004.png"]
+    for _, reference, policy, *_ in drawn:
+        assert np.array_equal(reference, untrained)
+        assert not np.array_equal(policy, untrained)
+    again = tiny.stable_diffusion()
+    again = with_trained_adapter(again) if kind == "trained" else again
+    make_trainer(args, model=again).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert np.array_equal(drawn[-1][1], untrained)
+    assert np.array_equal(drawn[-1][2], drawn[1][2])
+
+
+def test_there_is_no_reference_to_draw_from_without_a_copy(tmp_path):
+    trainer = make_trainer(config(tmp_path, loss_type="sft", use_peft=False))
+    with pytest.raises(ValueError, match=r"keeps no copy of the network.*Draw before training"):
+        trainer.sample(PROMPTS, [1, 2], from_reference=True)
+
+
 def test_tensorboard_gets_every_grid(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     make_trainer(config(tmp_path, max_steps=3, report_to="tensorboard", **GRIDS)).train()

@@ -1,8 +1,10 @@
 """Scored data sets: the right score in the right row, files left as they were, the same bytes however it is run."""
 
+import gc
 import io
 import json
 import logging
+import weakref
 from dataclasses import asdict
 
 import datasets
@@ -14,6 +16,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from tgo_trl.commands.score import ScoreConfig
+from tgo_trl.data import unscored
 from tgo_trl.rewards import load_reward
 from tgo_trl.scoring import score, score_dataset
 
@@ -477,3 +480,78 @@ def test_torch_tensors_are_scores(folder, tmp_path):
     settings = config(folder, tmp_path / "out", rewards=["mine"])
     scored = load(score(settings, rewards={"mine": lambda prompts, images: torch.arange(float(len(prompts)))}))
     assert scored["score"] == [0.0, 1.0, 0.0] * 3 + [0.0, 1.0]
+
+
+# ---- Memory ----
+
+
+class Decoded:
+    """Counts the pixels of the images that are decoded and not yet given up."""
+
+    def __init__(self, monkeypatch):
+        self.now = self.most = 0
+        load = unscored.load_image
+
+        def count(value):
+            image = load(value)
+            self.now += image.width * image.height
+            self.most = max(self.most, self.now)
+            weakref.finalize(image, self.drop, image.width * image.height)
+            return image
+
+        monkeypatch.setattr(unscored, "load_image", count)
+
+    def drop(self, num_pixels):
+        self.now -= num_pixels
+
+
+def photos(sides):
+    images = [picture(i, (side, side)) for i, side in enumerate(sides)]
+    return Dataset.from_dict({"prompt": ["a"] * len(images), "image": images})
+
+
+@pytest.mark.parametrize(("ahead", "per_call"), [(4_000, 8_000), (1_000, 2_500), (1, 1)])
+def test_what_is_decoded_is_limited_by_its_pixels(monkeypatch, ahead, per_call):
+    # 1,600 pixels each: 5 fit into a call of 8,000, and 1 into one of 2,500. Beside a call, and what waits for the
+    # next, there is one image that has just been read.
+    monkeypatch.setattr(unscored, "PIXELS_AHEAD", ahead)
+    monkeypatch.setattr("tgo_trl.scoring.PIXELS_PER_CALL", per_call)
+    decoded, calls = Decoded(monkeypatch), []
+
+    def brightness(prompts, images):
+        calls.append(len(images))
+        return [np.asarray(image, dtype=float).mean() for image in images]
+
+    scored = score_dataset(photos([40] * 24), brightness, batch_size=8)
+    most = max(1, per_call // 1_600)
+    assert calls == [most] * (24 // most) + [24 % most] * (24 % most > 0)
+    gc.collect()
+    assert decoded.now == 0
+    assert decoded.most <= max(per_call, 1_600) + max(ahead, 1_600) + 1_600
+    assert scored["score"][:] == [np.asarray(picture(i, (40, 40)), dtype=float).mean() for i in range(24)]
+
+
+def test_usual_images_are_given_in_whole_batches(monkeypatch):
+    decoded, calls = Decoded(monkeypatch), []
+    score_dataset(photos([16, 40, 8] * 7), lambda prompts, images: calls.append(len(images)) or [0.0] * len(images),
+                  batch_size=8)  # fmt: skip
+    assert calls == [8, 8, 5]
+    assert decoded.most > 0
+
+
+def test_an_image_larger_than_all_limits_is_scored_alone(monkeypatch):
+    monkeypatch.setattr(unscored, "PIXELS_AHEAD", 500)
+    monkeypatch.setattr("tgo_trl.scoring.PIXELS_PER_CALL", 500)
+    calls = []
+    scored = score_dataset(photos([16, 40, 16, 10]), lambda prompts, images: calls.append(len(images)) or [
+        float(image.width) for image in images], batch_size=8)  # fmt: skip
+    assert scored["score"][:] == [16, 40, 16, 10]
+    assert calls == [1, 1, 2]
+
+
+def test_frames_of_videos_count(monkeypatch):
+    monkeypatch.setattr("tgo_trl.scoring.PIXELS_PER_CALL", 2 * 5 * 256)  # two clips of five frames of 16 x 16
+    calls = []
+    rows = scored_videos(5).remove_columns("score")
+    score_dataset(rows, lambda prompts, videos: calls.append(len(videos)) or [0.0] * len(videos), batch_size=4)
+    assert calls == [2, 2, 1]

@@ -14,9 +14,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from tgo_trl.cli import main
 from tgo_trl.data.images import load_image
+from tgo_trl.data.origin import source_folder
 from tgo_trl.parquet import ParquetFolder
 from tgo_trl.prompts import read_prompts
-from tgo_trl.sources import open_dataset, source_folder
+from tgo_trl.sources import open_dataset
 
 from .tiny import picture
 

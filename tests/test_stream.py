@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from tgo_trl.data.collator import RowCollator
 from tgo_trl.data.images import image_to_tensor
 from tgo_trl.data.media import ImageReader
+from tgo_trl.data.origin import OWN
 from tgo_trl.data.rows import BadRowError, BadRows, Columns
 from tgo_trl.data.stream import StreamDataset, scan_stream
 from tgo_trl.draws import EVALUATION_EPOCH
@@ -31,6 +32,7 @@ def stream(dataset=None, **changes):
         "rule": RULE,
         "reader": ImageReader(),
         "sizes": [(16, 16)],
+        "origin": OWN,
         "skip_bad_rows": False,
         "epoch": 0,
         "repeat": False,

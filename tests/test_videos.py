@@ -15,7 +15,6 @@ import torch
 from datasets import Array4D, Dataset, Features, Video
 from PIL import Image
 
-from tgo_trl.data import videos
 from tgo_trl.data.images import image_to_tensor
 from tgo_trl.data.videos import load_video, video_bytes, video_size, video_to_tensor
 
@@ -263,7 +262,7 @@ def test_memory_errors_are_left_alone(monkeypatch):
     def full(*args):
         raise MemoryError
 
-    monkeypatch.setattr(videos, "xopen", full)
+    monkeypatch.setattr("tgo_trl.data.origin.Origin.open", full)
     with pytest.raises(MemoryError):
         load_video("film.mp4", 1, 24)
 

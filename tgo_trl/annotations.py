@@ -67,8 +67,9 @@ class Annotations:
 
 
 def read_annotations(
-    open_columns: OpenColumns, layout: Layout, skip_bad: bool, progress: Callable[[], object] | None = None
-) -> Annotations:
+    open_columns: OpenColumns, layout: Layout, skip_bad: bool, progress: Callable[[], object] | None = None,
+    content: Callable[[Any], bytes] = encoded_bytes,
+) -> Annotations:  # fmt: skip
     """Counts what was said about each image.
 
     Args:
@@ -76,6 +77,7 @@ def read_annotations(
         layout: of the data set.
         skip_bad: leave out rows that cannot be read, instead of stopping at the first.
         progress: called at each row.
+        content: what tells an image without a name from others; raises a ValueError, with a clause, if it is none.
 
     Raises:
         ValueError: if a column is missing, or no label is the good one.
@@ -89,7 +91,7 @@ def read_annotations(
             f"{', '.join(map(repr, present))}. Set `layout`, or name its columns with `prompt_column`, `image_columns` "
             "and `annotation_columns`."
         )
-    reader = _RowReader(layout.present_in(present), open_columns, skip_bad)
+    reader = _RowReader(layout.present_in(present), open_columns, skip_bad, content)
     found, layout = reader.found, reader.layout
     images: dict[tuple[str, str], AnnotatedImage] = {}
     rankings: dict[tuple[str, str], list[tuple[AnnotatedImage, float]]] = {}
@@ -128,10 +130,14 @@ class _RowReader:
         layout: of the data set, with its present columns.
         open_columns: gives the data set with some of its columns.
         skip_bad: leave out rows that cannot be read, instead of stopping at the first.
+        content: what tells an image from others, of a cell that is no path.
     """
 
-    def __init__(self, layout: Layout, open_columns: OpenColumns, skip_bad: bool) -> None:
+    def __init__(
+        self, layout: Layout, open_columns: OpenColumns, skip_bad: bool, content: Callable[[Any], bytes]
+    ) -> None:
         self.layout = layout
+        self.content = content
         self.columns = [name for name in layout.columns if name not in layout.images or not layout.uids]
         self.names = ClassNames(open_columns(None).features)
         self._check_classes()
@@ -150,7 +156,7 @@ class _RowReader:
             if self._says_nothing(example):
                 found.num_unlabelled += 1
                 return []
-            prompt, keys = check_prompt(example[layout.prompt]), _keys(example, layout)
+            prompt, keys = check_prompt(example[layout.prompt]), _keys(example, layout, self.content)
             said = self._said(example, keys)
         except UnknownWordError as error:
             raise UnknownWordError(f"Row {row}, column {where!r}: {error}.") from error
@@ -221,7 +227,7 @@ class _Key:
     name: str | None
 
 
-def _keys(example: dict[str, Any], layout: Layout) -> list[_Key]:
+def _keys(example: dict[str, Any], layout: Layout, content: Callable[[Any], bytes]) -> list[_Key]:
     if layout.uids:
         names = _flattened(example, layout.uids)
         if None in names:
@@ -232,7 +238,7 @@ def _keys(example: dict[str, Any], layout: Layout) -> list[_Key]:
         if isinstance(cell, str):
             keys.append(_Key(cell, cell))
         else:
-            keys.append(_Key(hashlib.blake2b(encoded_bytes(cell), digest_size=16).hexdigest(), None))
+            keys.append(_Key(hashlib.blake2b(content(cell), digest_size=16).hexdigest(), None))
     return keys
 
 

@@ -20,11 +20,13 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .alterations import check_saved_names, unwrap_networks
 from .course import Course
 from .labels import LabelRule
 from .nonfinite import check_finite_tensors
 from .policy import Policy
 from .progress import Progress
+from .public import is_secret_name, without_secrets
 from .reference import Reference
 from .storage.manifest import find_damage, revoke_manifest, write_manifest
 
@@ -92,6 +94,13 @@ class RunRecord:
 def read_label_rule(folder: Path) -> LabelRule:
     """The rule that a run was trained with."""
     return RunRecord.read(folder).rule
+
+
+def check_names(pipeline: DiffusionPipeline, policy: Policy) -> None:
+    """Raises a ValueError if [`save_weights`] would write what stock diffusers cannot load."""
+    unwrap_networks(pipeline, policy.family.network_names)
+    for name, network in policy.family.networks(pipeline).items():
+        check_saved_names(network, name, policy.adapter_name)
 
 
 def save_weights(pipeline: DiffusionPipeline, policy: Policy, folder: Path, whole_pipeline: bool) -> None:
@@ -219,8 +228,8 @@ def public_config(values: Mapping[str, Any]) -> dict[str, Any]:
     hidden = ("_dir", "run_name", "local_rank", "resume_from_checkpoint", "deepspeed", "fsdp", "hub_", "push_", "save_")
     kept = {
         name: value
-        for name, value in values.items()
-        if not name.endswith("token") and not any(part in name for part in hidden)
+        for name, value in without_secrets(values).items()
+        if not is_secret_name(name) and not any(part in name for part in hidden)
     }
     return {
         name: public_config(value) if isinstance(value, dict) else value

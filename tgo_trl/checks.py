@@ -8,6 +8,7 @@ from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from diffusers import DiffusionPipeline
 
+from .alterations import check_networks, unwrap_networks
 from .config import TGOConfig
 from .data.sizes import aspect_ratio_sizes
 from .families import Family, Size, build_family
@@ -133,7 +134,11 @@ def training_dtype(args: TGOConfig) -> torch.dtype:
 
 
 def resolve_family(args: TGOConfig, family: Family | None, pipeline: DiffusionPipeline) -> Family:
-    """The pipeline's family with the settings of `args`, or the user's own; raises a ValueError if they do not fit."""
+    """The pipeline's family with the settings of `args`, or the user's own, for which its networks are unwrapped.
+
+    Raises:
+        ValueError: if they do not fit, or a network is not what it seems.
+    """
     settings = args.family_settings
     if family is not None and settings:
         raise ValueError(
@@ -141,7 +146,9 @@ def resolve_family(args: TGOConfig, family: Family | None, pipeline: DiffusionPi
             "would not see. Set them in the family object, or leave `family` out."
         )
     family = family or build_family(type(pipeline), settings)
+    unwrap_networks(pipeline, family.network_names)
     family.check(pipeline)
+    check_networks(pipeline, family, args.use_peft)
     return family
 
 

@@ -4,6 +4,7 @@ Loads nothing heavy until a command runs, so that `--help` is quick.
 """
 
 import argparse
+import difflib
 import importlib
 import importlib.resources
 import os
@@ -11,9 +12,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
+from .failures import explain
+from .public import public_text
+
+if TYPE_CHECKING:
+    from .settings import Setting
 
 COMMANDS = {
     "generate": "draw images for prompts",
@@ -27,8 +33,6 @@ COMMANDS = {
 LAUNCH_OPTIONS = ("accelerate_config", "num_processes")
 LAUNCHED = "TGO_TRL_LAUNCHED"
 """Set in the processes that accelerate has launched, which must not launch others."""
-
-USER_ERRORS = (ValueError, OSError, ImportError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,18 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "Interrupted. The same command goes on where it stopped.", file=sys.stderr)
         return 130
-    except USER_ERRORS as error:
-        if debug:
+    except Exception as error:
+        line = explain(error)
+        if debug or line is None:
             raise
-        print(f"tgo-trl {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"tgo-trl {command}: error: {public_text(line)}", file=sys.stderr)
         return 1
 
 
 def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     """Parses a command's arguments and its `--config` file, and runs it, through accelerate if that is asked for."""
-    config = _read_config(arguments)
+    from .settings import apply_settings, environment
+
+    path, config = _read_config(arguments)
     # before anything is imported that reads them
-    os.environ.update({name: str(value) for name, value in config.pop("env", {}).items()})
+    os.environ.update(environment(path, config.pop("env", None)))
     from trl import TrlParser
 
     module = importlib.import_module(f".commands.{command}", __package__)
@@ -66,17 +73,29 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     parser = TrlParser(classes, allow_abbrev=False, prog=f"tgo-trl {command}", description=COMMANDS[command])
     _describe_launching(parser)
     # only the names that are the launcher's own; the parser has the others
-    launch = {name: config.pop(name) for name in LAUNCH_OPTIONS if name in config}
+    launch: dict[str, Any] = {name: config.pop(name).value for name in LAUNCH_OPTIONS if name in config}
     launch |= _take_launch_options(arguments)
     if launch and not {LAUNCHED, "LOCAL_RANK"} & os.environ.keys():
         return _launch(command, [*arguments, *(["--debug"] if debug else [])], launch)
-    unknown = parser.set_defaults_with_config(**config)
-    if unknown:
-        names = ", ".join(f"`{text.removeprefix('--')}`" for text in unknown if text.startswith("--"))
-        raise ValueError(f"The configuration file has {names}, which `tgo-trl {command}` does not know; see --help.")
-    settings = parser.parse_args_into_dataclasses(_without_config(arguments))
+    apply_settings(parser, classes, config, path, f"tgo-trl {command}")
+    parser.error = _refuse
+    *settings, unknown = parser.parse_args_into_dataclasses(_without_config(arguments), return_remaining_strings=True)
+    _check_known(unknown, parser)
     module.run(*settings[: len(classes)])  # what follows is the launcher's
     return 0
+
+
+def _refuse(message: str) -> NoReturn:
+    """In place of argparse's, which would print the usage of some hundred settings before it."""
+    raise ValueError(f"{message}; see --help.")
+
+
+def _check_known(unknown: Sequence[str], parser: Any) -> None:
+    if unknown:
+        name = next((text for text in unknown if text.startswith("-")), unknown[0])
+        near = difflib.get_close_matches(name, parser._option_string_actions, 1)
+        meant = f"Did you mean `{near[0]}`?" if near else "See --help."
+        raise ValueError(f"`{name[:80]}` is no setting of `{parser.prog}`. {meant}")
 
 
 def _split_own_options(arguments: Sequence[str]) -> list[str]:
@@ -110,21 +129,20 @@ def _describe_launching(parser: Any) -> None:
         group.add_argument("--debug", action="store_true", help="Show where an error comes from.")
 
 
-def _read_config(arguments: Sequence[str]) -> dict[str, Any]:
+def _read_config(arguments: Sequence[str]) -> tuple[Path, dict[str, "Setting"]]:
+    """The file that `--config` names, and what is in it."""
     if "--config" not in arguments:
-        return {}
-    import yaml  # not at the top: slow to load
+        return Path(), {}
+    from .settings import read_settings  # not at the top: slow to load
+
+    if list(arguments).count("--config") > 1:
+        raise ValueError("`--config` comes twice. Put the settings into one file, or set some on the command line.")
 
     position = list(arguments).index("--config") + 1
     if position == len(arguments):
         raise ValueError("`--config` needs the path of a YAML file.")
-    try:
-        config = yaml.safe_load(Path(arguments[position]).read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{arguments[position]} is no YAML file: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("env", {}), dict):
-        raise ValueError(f"{arguments[position]} must hold names and values, and `env`, if there is one, too.")
-    return config
+    path = Path(arguments[position])
+    return path, read_settings(path)
 
 
 def _without_config(arguments: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """[`TGOConfig`]: every setting of a run, checked when it is made."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -11,6 +12,9 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from .labels import MAX_FLOAT32, NORMALIZATIONS, THRESHOLD_TYPES
 from .processes import DENSITIES
+from .public import without_secrets
+from .settings import as_dictionary, shown
+from .targets import check_target_names
 
 FAMILY_SETTINGS = (
     "max_sequence_length", "train_guidance_scale", "timestep_density", "logit_mean", "logit_std", "mode_scale",
@@ -61,8 +65,9 @@ class TGOConfig(TrainingArguments):
             The adapter's output is multiplied by `lora_alpha / lora_r`.
         lora_dropout (`float`, *optional*, defaults to `0.0`):
             Dropout in the adapter. It makes policy and reference differ in training mode, so it is off.
-        lora_target_modules (`list[str]`, *optional*):
-            Names of the modules that get an adapter. Defaults to the model family's choice.
+        lora_target_modules (`str` or `list[str]`, *optional*):
+            The modules that get an adapter: names (the ends of them: `"to_q"`, `"attn.to_out.0"`), or alone a regular
+            expression for whole names, or `"all-linear"`. Defaults to the model family's choice.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Whether to disable dropout in the trained network and its reference.
 
@@ -71,6 +76,12 @@ class TGOConfig(TrainingArguments):
         prompt_column, image_column, video_column, score_column (`str`, *optional*):
             Names of the columns of the data set: `"prompt"`, `"image"`, `"video"` and `"score"` by default. A pipeline
             that makes videos trains on the video column.
+        image_dir (`str`, *optional*):
+            Folder of the images or videos whose paths the data set has: where relative paths begin, and out of which
+            none may lead. `tgo-trl train` takes the data set's own folder if not set. A data set that is given as an
+            object may name any file on this machine if not set.
+        allow_urls (`bool`, *optional*, defaults to `False`):
+            Fetch images and videos whose URLs the data set has.
         resolution (`int`, *optional*):
             Images are resized so that the shorter side has this many pixels, then cropped to a centred square. Defaults
             to the size the pipeline was trained at.
@@ -208,8 +219,12 @@ class TGOConfig(TrainingArguments):
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
     lora_alpha: int = field(default=32, metadata={"help": "The adapter is scaled by `lora_alpha / lora_r`."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in the adapter."})
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules that get an adapter. Defaults to the model family's choice."}
+    lora_target_modules: list[str] | None = field(  # or one string, of which `HfArgumentParser` would make letters
+        default=None,
+        metadata={
+            "help": "Modules that get an adapter: names, a regular expression, or all-linear. Defaults to the "
+            "model family's choice."
+        },
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Disable dropout in policy and reference."})
 
@@ -218,6 +233,8 @@ class TGOConfig(TrainingArguments):
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     video_column: str = field(default="video", metadata={"help": "Column of the videos."})
     score_column: str = field(default="score", metadata={"help": "Column of the scores."})
+    image_dir: str | None = field(default=None, metadata={"help": "Folder inside which paths of images must lead."})
+    allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
     resolution: int | None = field(
         default=None, metadata={"help": "Side of the square images, in pixels. Defaults to the pipeline's."}
     )
@@ -284,15 +301,32 @@ class TGOConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and bool(is_torch_bf16_gpu_available())
         # transformers is renaming the field; either name, if set, decides.
+        for name in ("model_init_kwargs", "lr_scheduler_kwargs"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, as_dictionary(name, getattr(self, name)))
         newest = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
         if self.gradient_checkpointing is None and getattr(self, newest) is None:
             setattr(self, newest, True)
         super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.lora_target_modules is not None:
+            check_target_names("lora_target_modules", self.lora_target_modules)
         self._check_choices()
         self._check_numbers()
         self._check_ranges()
         self._check_finite()
         self._check_combinations()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON has them, without secrets: for records, reporters and logs."""
+        values: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
+        public: dict[str, Any] = json.loads(json.dumps(without_secrets(values), default=lambda it: type(it).__name__))
+        return public
+
+    def __repr__(self) -> str:
+        """As [`to_dict`]: what is printed or logged holds no secrets."""
+        return f"{type(self).__name__}({self.to_dict()})"
+
+    __str__ = __repr__
 
     @property
     def family_settings(self) -> dict[str, Any]:
@@ -374,7 +408,12 @@ class TGOConfig(TrainingArguments):
         self._check_size()
         self._check_density()
         if isinstance(self.sample_prompts, str):
-            raise ValueError(f"`sample_prompts` is a string; it must be a list: [{self.sample_prompts!r}].")
+            raise ValueError(f"`sample_prompts` is a string; it must be a list: [{shown(self.sample_prompts)}].")
+        prompts = self.sample_prompts
+        if prompts is not None and not (prompts and all(isinstance(text, str) and text.strip() for text in prompts)):
+            raise ValueError(
+                f"`sample_prompts` is {shown(prompts)}; it must be a list of prompts. Leave it out for no sample grids."
+            )
         if (self.threshold_value is not None) != (self.threshold_type == "value"):
             raise ValueError(
                 f"`threshold_type` is {self.threshold_type!r} and `threshold_value` is {self.threshold_value}. Set "

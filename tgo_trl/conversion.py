@@ -6,32 +6,30 @@ the images, and a killed run loses a shard of them at most.
 """
 
 import hashlib
-import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
-from datasets import Dataset, Features, IterableDataset, Value
-from datasets import Image as ImageFeature
-from PIL import Image
+from datasets import Dataset, IterableDataset
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from .annotations import AnnotatedImage, Annotations, OpenColumns, column_names, image_cells, read_annotations
+from .annotated_media import MediaFiles
+from .annotations import AnnotatedImage, Annotations, OpenColumns, column_names, read_annotations
 from .conversion_card import build_card
-from .data.classes import ClassNames
-from .data.images import encoded_bytes
+from .data.origin import Origin, find_origin, named_origin
 from .data.rows import BadRows, undecoded
 from .data.shards import fingerprint
 from .dataset_card import dataset_info
 from .dataset_upload import check_destination, publish
 from .layouts import LAYOUTS, Layout, find_layout
-from .parquet import CARD_NAME, ParquetFolder, locks_output_dir, process_state, public_name
-from .sources import open_dataset, source_folder
+from .parquet import CARD_NAME, ParquetFolder, locks_output_dir, process_state
+from .public import public_name
+from .sources import open_dataset
 from .storage.files import replace_file
 from .tallies import Comparisons, Ratings
 from .tally_scores import Scoring, fit_scoring
@@ -59,9 +57,10 @@ def convert(config: "ConvertConfig") -> Path:
         config: what is converted, and how.
 
     Returns:
-        The folder, `config.output_dir`. Columns: `prompt`; `image`, with its bytes as they were; `image_uid`, where
-        images have a name; `score`; and, of comparisons and labels, `wins`, `ties`, `comparisons`, `win_rate` and
-        `smoothed_win_rate`, or, of ratings, `ratings`, `mean_...` of each column and `bayesian`.
+        The folder, `config.output_dir`. Columns: `prompt`; `image`, or `video`, if that is what the data set holds,
+        with its bytes as they were; `image_uid`, where images have a name; `score`; and, of comparisons and labels,
+        `wins`, `ties`, `comparisons`, `win_rate` and `smoothed_win_rate`, or, of ratings, `ratings`, `mean_...` of each
+        column and `bayesian`.
 
     Raises:
         ValueError: for settings or rows that cannot work, or a folder that holds data made with other settings.
@@ -70,9 +69,12 @@ def convert(config: "ConvertConfig") -> Path:
     open_columns = _opener(config)
     name, layout = named_layout(config.layout, open_columns(None))
     layout = config.adapt(layout)
+    files = MediaFiles(open_columns, layout, _origin(config), config.image_suffix)
     check_destination(config, config.output_dir, state)
     with _progress(config, state, "Reading") as progress:
-        found = read_annotations(open_columns, layout, config.on_bad_row == "skip", progress.update)
+        found = read_annotations(
+            open_columns, layout, config.on_bad_row == "skip", progress.update, content=files.content
+        )
     scoring = fit_scoring(found, layout, config.score_type, config.ties, config.prior)
     kept = scored_images(found, scoring)
 
@@ -83,17 +85,16 @@ def convert(config: "ConvertConfig") -> Path:
         "layout": name,
         "rows_per_shard": size,
         "annotations": _digest(kept, scoring),
-        "images": _where_images_are(config, open_columns(None), layout),
+        "images": _where_images_are(files.origin, config.image_suffix, open_columns(None), layout),
     }
     written = shards.begin({**settings, **_settings(config, layout, scoring)}, state)
     mine = sorted(set(range(num_shards)) - set(written))[state.process_index :: state.num_processes]
 
-    reader = _ImageReader(open_columns, layout, _image_folder(config), config.image_suffix)
-    features = _features(kept, scoring)
+    features = files.features(kept[0].uid is not None, scoring)
     bad = BadRows(config.on_bad_row == "skip")
     with _progress(config, state, "Writing", sum(len(kept[i * size : (i + 1) * size]) for i in mine)) as progress:
         for shard in mine:
-            rows = list(reader.rows(kept[shard * size : (shard + 1) * size], scoring, bad))
+            rows = list(files.rows(kept[shard * size : (shard + 1) * size], scoring, bad))
             shards.write(shard, rows, features)
             progress.update(len(rows))
     found.bad.report("annotated", found.num_rows)
@@ -103,8 +104,10 @@ def convert(config: "ConvertConfig") -> Path:
     if state.is_main_process:
         shards.check_complete(num_shards)
         facts = _facts(found, kept, shards)
+        if not facts["images"]:
+            raise ValueError(_none_left(files.medium, bad))
         shards.finish({"found": facts})
-        text = build_card(shards, config.license, scoring, facts)
+        text = build_card(shards, config.license, scoring, facts, files.medium)
         replace_file(shards.folder / CARD_NAME, lambda path: path.write_text(text, "utf-8"))
         _print(name, found, facts, config.output_dir)
         if config.push_to_hub:
@@ -116,6 +119,7 @@ def convert(config: "ConvertConfig") -> Path:
 def convert_dataset(
     dataset: Dataset | IterableDataset, layout: str | Layout = "auto", *, score_type: str | None = None,
     ties: str = "half", prior: float = 1.0, image_dir: str = "", image_suffix: str = "", on_bad_row: str = "error",
+    allow_urls: bool = False,
 ) -> Dataset:  # fmt: skip
     """As [`convert`], of a data set at hand, in memory.
 
@@ -125,9 +129,11 @@ def convert_dataset(
         score_type: what becomes the score; see [`~tgo_trl.commands.convert.ConvertConfig`], as for the rest.
         ties: `"half"`, `"drop"` or `"zero"`, in win rates.
         prior: of smoothed scores.
-        image_dir: where paths of images are relative to.
+        image_dir: where paths of images are relative to, and must lead. If not set, they are relative to the current
+            directory, and those of a data set that `load_dataset` read must lead there or into its cache.
         image_suffix: added to paths of images.
         on_bad_row: `"error"` or `"skip"`.
+        allow_urls: fetch images whose URLs the data set has.
     """
 
     def open_columns(columns: Sequence[str] | None) -> Dataset | IterableDataset:
@@ -136,14 +142,17 @@ def convert_dataset(
     if isinstance(layout, str):
         _, layout = named_layout(layout, dataset)
     layout.check()
-    found = read_annotations(open_columns, layout, on_bad_row == "skip")
+    files = MediaFiles(open_columns, layout, find_origin(dataset, image_dir or None, allow_urls, True), image_suffix)
+    found = read_annotations(open_columns, layout, on_bad_row == "skip", content=files.content)
     scoring = fit_scoring(found, layout, score_type, ties, prior)
     kept = scored_images(found, scoring)
-    features = _features(kept, scoring)
+    features = files.features(kept[0].uid is not None, scoring)
     bad = BadRows(on_bad_row == "skip")
-    rows = list(_ImageReader(open_columns, layout, Path(image_dir), image_suffix).rows(kept, scoring, bad))
+    rows = list(files.rows(kept, scoring, bad))
     found.bad.report("annotated", found.num_rows)
     bad.report("annotated", found.num_rows)
+    if not rows:
+        raise ValueError(_none_left(files.medium, bad))
     return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
 
 
@@ -176,69 +185,10 @@ def scored_images(found: Annotations, scoring: Scoring) -> list[AnnotatedImage]:
     return kept
 
 
-# ---- The second pass ----
-
-
-class _ImageReader:
-    """Reads images where they first appear; they must be asked for in that order.
-
-    Args:
-        open_columns: gives the data set with some of its columns.
-        layout: of the data set.
-        folder: where paths of images are relative to.
-        suffix: added to paths of images.
-    """
-
-    def __init__(self, open_columns: OpenColumns, layout: Layout, folder: Path, suffix: str) -> None:
-        self.dataset = open_columns(list(layout.images))
-        self.names = ClassNames(self.dataset.features)
-        self.layout = layout
-        self.folder = folder
-        self.suffix = suffix
-        self._rows: Iterator[tuple[int, dict[str, Any]]] | None = None
-        self._last: tuple[int, dict[str, Any]] = (-1, {})
-
-    def rows(self, images: Iterable[AnnotatedImage], scoring: Scoring, bad: BadRows) -> Iterator[dict[str, Any]]:
-        """The rows of the scored data set, without those whose image is bad."""
-        for image in images:
-            try:
-                file = self._bytes(image_cells(self._row(image.row), self.layout)[image.slot])
-            except (ValueError, OSError) as error:
-                bad.add(image.row, ", ".join(self.layout.images), str(error))
-                continue
-            values = scoring.values(image.said)
-            assert values is not None
-            file_cell = {"bytes": file, "path": None}
-            yield {"prompt": image.prompt, "image": file_cell, "image_uid": image.uid, **values}
-
-    def _row(self, row: int) -> dict[str, Any]:
-        if self._last[0] != row:  # else another image of the same row
-            self._last = (row, self.names.resolve(self._read(row)))
-        return self._last[1]
-
-    def _read(self, row: int) -> dict[str, Any]:
-        if isinstance(self.dataset, Dataset):
-            return dict(self.dataset[row])
-        if self._rows is None:
-            self._rows = enumerate(self.dataset.skip(row), start=row)
-        for index, example in self._rows:
-            if index == row:
-                return dict(example)
-        raise RuntimeError(f"Row {row} of the data set is gone since it was read first. Run the command again.")
-
-    def _bytes(self, cell: Any) -> bytes:
-        if isinstance(cell, Image.Image):
-            file = io.BytesIO()
-            cell.save(file, "PNG")
-            return file.getvalue()
-        return encoded_bytes(self.folder / f"{cell}{self.suffix}" if isinstance(cell, str) else cell)
-
-
-def _features(images: Sequence[AnnotatedImage], scoring: Scoring) -> Features:
-    features: dict[str, Any] = {"prompt": Value("string"), "image": ImageFeature()}
-    if images[0].uid is not None:
-        features["image_uid"] = Value("string")
-    return Features(features | {name: Value(kind) for name, kind in scoring.columns.items()})
+def _none_left(medium: str, bad: BadRows) -> str:
+    return (
+        f"No {medium} of the data set can be read, so there is nothing to write. {' '.join(bad.reasons[:3])}".rstrip()
+    )
 
 
 # ---- Opening ----
@@ -264,10 +214,8 @@ def _undecoded(dataset: Dataset | IterableDataset, columns: Sequence[str]) -> Da
     return dataset
 
 
-def _image_folder(config: "ConvertConfig") -> Path:
-    if config.image_dir is not None:
-        return Path(config.image_dir)
-    return source_folder(config.dataset_name) or Path()
+def _origin(config: "ConvertConfig") -> Origin:
+    return named_origin(config.dataset_name, config.image_dir, config.allow_urls)
 
 
 def _progress(config: "ConvertConfig", state: PartialState, verb: str, total: int | None = None) -> Any:
@@ -292,12 +240,12 @@ def _settings(config: "ConvertConfig", layout: Layout, scoring: Scoring) -> dict
     }
 
 
-def _where_images_are(config: "ConvertConfig", dataset: Dataset | IterableDataset, layout: Layout) -> str | None:
+def _where_images_are(origin: Origin, suffix: str, dataset: Dataset | IterableDataset, layout: Layout) -> str | None:
     """A digest of where paths of images lead, which tells nobody the path; None if the data set holds the images."""
     features = dataset.features
     if features is not None and not any("string" in str(features[name]) for name in layout.images):
         return None  # so that a run goes on in whatever folder it is started
-    return fingerprint(_image_folder(config).resolve(), config.image_suffix)
+    return fingerprint(origin.base.resolve(), suffix)
 
 
 def _digest(images: Sequence[AnnotatedImage], scoring: Scoring) -> str:

@@ -38,7 +38,7 @@ COUNTS = {
 TIES = {"half": "half a win", "drop": "no comparison", "zero": "a loss"}
 
 
-def build_card(shards: ParquetFolder, license: str | None, scoring: Scoring, facts: dict[str, Any]) -> str:
+def build_card(shards: ParquetFolder, license: str | None, scoring: Scoring, facts: dict[str, Any], medium: str) -> str:
     """The text of the card.
 
     Args:
@@ -46,12 +46,13 @@ def build_card(shards: ParquetFolder, license: str | None, scoring: Scoring, fac
         license: of the data set, as the Hub names it.
         scoring: that the scores come from.
         facts: what was counted, by name.
+        medium: `"image"` or `"video"`.
     """
     settings = json.loads(shards.settings_path.read_text("utf-8"))["settings"]
     source = settings["dataset_name"]
     data = DatasetCardData(
         license=license,
-        task_categories=["text-to-image"],
+        task_categories=[f"text-to-{medium}"],
         source_datasets=[source] if "/" in source else None,
         tags=["tgo_trl", "human-feedback"],
     )
@@ -68,7 +69,7 @@ def build_card(shards: ParquetFolder, license: str | None, scoring: Scoring, fac
 
 # {shards.folder.resolve().name}
 
-{facts["images"]:,} images of `{source}` ({settings["dataset_split"]}), each with its prompt and a score, by tgo_trl.
+{facts["images"]:,} {medium}s of `{source}` ({settings["dataset_split"]}), each with its prompt and a score, by tgo_trl.
 
 ```python
 from datasets import load_dataset
@@ -78,7 +79,7 @@ dataset = load_dataset("path/to/this/folder", split="{shards.split}")
 
 ## Score
 
-`score` is {meaning}.{ties} The columns beside it are what else was said about the image.{COUNTS[scoring.scale]}
+`score` is {meaning}.{ties} The columns beside it are what else was said about the {medium}.{COUNTS[scoring.scale]}
 
 | counted | |
 | --- | --- |

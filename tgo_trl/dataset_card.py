@@ -83,7 +83,12 @@ def size_category(num_rows: int) -> str:
 def read_record(folder: Path, name: str) -> dict[str, Any] | None:
     """The settings that a folder was made with, and what was found out on the way; None if there are none."""
     path = folder / name
-    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text("utf-8"))
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+        raise ValueError(f"{str(path)!r} holds no settings: it is damaged, or from something else. Delete the folder.")
+    return record
 
 
 def dataset_info(shards: ParquetFolder) -> DatasetInfo:

@@ -35,12 +35,14 @@ from .dataset_card import write_card
 from .dataset_upload import check_destination, publish
 from .draws import stable_seed
 from .families import Family, Sample, Size, build_family
-from .loading import load_pipeline
+from .loading import adapter_scales, attach_adapter, load_pipeline
 from .model_card import base_license
-from .parquet import GENERATION_NAME, ParquetFolder, locks_output_dir, process_state, public_name, rows_per_shard
+from .parquet import GENERATION_NAME, ParquetFolder, locks_output_dir, process_state, rows_per_shard
 from .prompts import read_prompts
+from .public import public_name, without_secrets
 from .rewards.base import as_dtype, default_dtype
 from .sampling import cpu_generators
+from .settings import shown
 
 if TYPE_CHECKING:
     from .commands.generate import GenerateConfig
@@ -96,7 +98,7 @@ def generate(config: "GenerateConfig", pipeline: DiffusionPipeline | None = None
         pipeline = _load(config, family, state)
     family = _family(config, family, pipeline)
     if config.adapter_name_or_path is not None:
-        _attach(pipeline, family, config.adapter_name_or_path)
+        attach_adapter(pipeline, family, config.adapter_name_or_path)
     size, call = _size(config, family, pipeline), _call(config, pipeline)
 
     num_rows = len(prompts) * config.num_images_per_prompt
@@ -206,7 +208,10 @@ def _draw(
     for batch in _batches(requests, batch_size):
         generators = cpu_generators([request.seed for request in batch])
         with _drawing(pipeline, batch[0].seed):
-            samples = family.sample(called, [request.prompt for request in batch], generators, size, **call)
+            try:
+                samples = family.sample(called, [request.prompt for request in batch], generators, size, **call)
+            except TypeError as error:
+                raise ValueError(f"The pipeline cannot be called with {shown(call)}: {error}.") from error
         for request, sample in zip(batch, samples, strict=True):
             row = asdict(request)
             yield {"prompt": row.pop("prompt"), media: sample, **row}
@@ -320,16 +325,6 @@ def _family(config: "GenerateConfig", family: Family | None, pipeline: Diffusion
     return family or build_family(type(pipeline), settings)
 
 
-def _attach(pipeline: DiffusionPipeline, family: Family, weights: str) -> None:
-    before = _adapter_scales(pipeline)
-    family.attach_adapter(pipeline, weights)
-    if _adapter_scales(pipeline) == before:  # diffusers passes over keys that it does not know
-        raise ValueError(
-            f"The adapter {weights!r} holds no weights for a `{type(pipeline).__name__}`. It was saved for another "
-            "network, or not in diffusers' format: save it with the pipeline's `save_lora_weights`."
-        )
-
-
 def _place(config: "GenerateConfig", pipeline: DiffusionPipeline, state: PartialState) -> None:
     if config.enable_model_cpu_offload:
         pipeline.enable_model_cpu_offload(device=state.device)
@@ -396,7 +391,7 @@ def _settings(
         "height": size[0],
         "width": size[1],
         "family": {name: value for name, value in asdict(family).items() if name not in family.training_settings},
-        "call": json.loads(json.dumps({**defaults, **call}, default=str)),
+        "call": without_secrets(json.loads(json.dumps({**defaults, **call}, default=str))),
         "batch_size": config.batch_size,
         "rows_per_shard": shard_rows,
         "fingerprints": pipeline_fingerprints(pipeline),
@@ -411,17 +406,5 @@ def pipeline_fingerprints(pipeline: DiffusionPipeline) -> dict[str, str]:
     }
     own = {name: value for name, value in pipeline.config.items() if name not in pipeline.components}
     digests["pipeline"] = config_fingerprint(type(pipeline).__name__, own)
-    digests["adapters"] = fingerprint(json.dumps(_adapter_scales(pipeline), sort_keys=True))
+    digests["adapters"] = fingerprint(json.dumps(adapter_scales(pipeline), sort_keys=True))
     return digests
-
-
-def _adapter_scales(pipeline: DiffusionPipeline) -> dict[str, Any]:
-    """The factor of each adapter in each layer that has one, which no weight tells; those that are off are left out."""
-    scales = {}
-    for part_name, part in pipeline.components.items():
-        for name, module in part.named_modules() if isinstance(part, nn.Module) else ():
-            scaling = getattr(module, "scaling", None)
-            if isinstance(scaling, dict) and not getattr(module, "disable_adapters", False):
-                active = set(getattr(module, "active_adapters", scaling))
-                scales[f"{part_name}.{name}"] = {key: value for key, value in scaling.items() if key in active}
-    return scales

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .data.origin import named_origin
 from .image_statistics import ImageSummary, summarize_images
 from .inspection_plots import plot_baselines, plot_thresholds, plot_weights
 from .inspection_text import print_report
-from .parquet import process_state, public_name
+from .parquet import process_state
+from .public import public_name
 from .score_statistics import (
     PromptSummary,
     ScoreSummary,
@@ -99,7 +101,7 @@ def inspect(config: "InspectConfig") -> Report | None:
 
 def _inspect(config: "InspectConfig") -> Report:
     dataset = open_dataset(config.dataset_name, config.dataset_config, config.dataset_split, config.dataset_streaming)
-    rows = read_rows(dataset, config)
+    rows = read_rows(dataset, config, named_origin(config.dataset_name, config.image_dir, config.allow_urls))
     report = build_report(rows, config)
     folder = Path(config.output_dir)
     write_json(folder / REPORT_NAME, {**asdict(report), "settings": report.settings})

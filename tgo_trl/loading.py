@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .alterations import unwrapped
 from .families import Family, find_published_family
+from .single_file import is_single_file, load_single_file
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +28,8 @@ def load_pipeline(
     """The user's pipeline, loaded in float32 unless told otherwise, never with code from the Hub.
 
     Args:
-        model: Hub id, folder, or a pipeline, which is returned as it is.
-        init_kwargs: for `from_pretrained`.
+        model: Hub id, folder, `.safetensors` file, or a pipeline, which is returned as it is.
+        init_kwargs: for `from_pretrained`, or for `from_single_file`.
         quantization_config: for the whole pipeline (`PipelineQuantizationConfig`), or for the trained networks only.
         family: given by the user, or None to look it up.
         dtype: that training computes in, for the parts that are quantised: those are not cast later.
@@ -53,6 +56,31 @@ def load_pipeline(
             "alone (a UNet, say) lacks the encoders and the scheduler that training needs: pass its pipeline."
         )
     kwargs = dict(init_kwargs or {})
+    _check_no_code(kwargs)
+    if quantization_config is not None and "quantization_config" in kwargs:
+        raise ValueError(
+            "You set `quantization_config` both as a trainer argument and in `args.model_init_kwargs`. Set it in one "
+            "place, preferably as a trainer argument."
+        )
+    if is_single_file(model):
+        if quantization_config is not None or "quantization_config" in kwargs:
+            raise ValueError(
+                "A single file is loaded whole, and cannot be quantised while it is. Call `save_pretrained(folder)` on "
+                "the pipeline, and pass that folder."
+            )
+        return load_single_file(model, _with_dtype(kwargs, [], dtype))
+    family_class = type(family) if family is not None else find_published_family(_class_name(model, kwargs))
+    quantization_config = quantization_config or kwargs.pop("quantization_config", None)
+    quantized: list[str] = []
+    if quantization_config is not None:
+        if not isinstance(quantization_config, PipelineQuantizationConfig):
+            quantization_config = _of_networks(quantization_config, family_class, _index(model, kwargs))
+        quantized = list(quantization_config.quant_mapping or quantization_config.components_to_quantize or ())
+        kwargs["quantization_config"] = quantization_config
+    return family_class.load(model, **_with_dtype(kwargs, quantized, dtype))
+
+
+def _check_no_code(kwargs: dict[str, Any]) -> None:
     if kwargs.pop("trust_remote_code", False):
         raise ValueError(
             "`model_init_kwargs` has `trust_remote_code=True`, which would run code from the Hub. If you have read "
@@ -63,20 +91,52 @@ def load_pipeline(
             "`model_init_kwargs` has `custom_pipeline`, which runs code from the Hub. If you have read that code, load "
             "the pipeline yourself and pass the object as `model`."
         )
-    if quantization_config is not None and "quantization_config" in kwargs:
+
+
+def attach_adapter(pipeline: DiffusionPipeline, family: Family, weights: str) -> None:
+    """Loads an adapter into a pipeline, all of it.
+
+    Args:
+        pipeline: whose networks get it.
+        family: of the pipeline.
+        weights: Hub id, folder or file of the adapter.
+
+    Raises:
+        ValueError: if it cannot be read, or does not fit this pipeline.
+    """
+    before = adapter_scales(pipeline)
+    kind = type(pipeline).__name__
+    try:
+        family.attach_adapter(pipeline, weights)
+    except (SafetensorError, OSError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, SafetensorError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise  # there is no such file, or no connection
+        raise ValueError(f"The adapter {weights!r} is damaged, or no safetensors file: {cause}.") from error
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # of diffusers, for odd contents
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            "You set `quantization_config` both as a trainer argument and in `args.model_init_kwargs`. Set it in one "
-            "place, preferably as a trainer argument."
+            f"The adapter {weights!r} does not fit a `{kind}` ({type(error).__name__}: {reason})."
+        ) from error
+    if adapter_scales(pipeline) == before:  # diffusers passes over keys that it does not know
+        raise ValueError(
+            f"The adapter {weights!r} holds no weights for a `{kind}`. It was saved for another network, or not in "
+            "diffusers' format: save it with the pipeline's `save_lora_weights`."
         )
-    family_class = type(family) if family is not None else find_published_family(_index(model, kwargs)["_class_name"])
-    quantization_config = quantization_config or kwargs.pop("quantization_config", None)
-    quantized: list[str] = []
-    if quantization_config is not None:
-        if not isinstance(quantization_config, PipelineQuantizationConfig):
-            quantization_config = _of_networks(quantization_config, family_class, _index(model, kwargs))
-        quantized = list(quantization_config.quant_mapping or quantization_config.components_to_quantize or ())
-        kwargs["quantization_config"] = quantization_config
-    return family_class.load(model, **_with_dtype(kwargs, quantized, dtype))
+
+
+def adapter_scales(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """The factor of each adapter in each layer that has one, which no weight tells; those that are off are left out."""
+    scales = {}
+    for part_name, part in pipeline.components.items():
+        for name, module in part.named_modules() if isinstance(part, nn.Module) else ():
+            scaling = getattr(module, "scaling", None)
+            if isinstance(scaling, dict) and not getattr(module, "disable_adapters", False):
+                active = set(getattr(module, "active_adapters", scaling))
+                scales[f"{part_name}.{name}"] = {key: value for key, value in scaling.items() if key in active}
+    return scales
 
 
 def load_reference_networks(
@@ -97,7 +157,7 @@ def load_reference_networks(
             raise ValueError(
                 f"`ref_model` is one network, but this pipeline trains {', '.join(names)}. Pass a pipeline."
             )
-        networks = {names[0]: ref_model}
+        networks = {names[0]: unwrapped(ref_model)}
     elif isinstance(ref_model, (str, DiffusionPipeline)):
         is_named = isinstance(ref_model, str)
         kwargs, quantization = (init_kwargs, quantization_config) if is_named else (None, None)
@@ -108,7 +168,7 @@ def load_reference_networks(
                 f"`ref_model` is a `{type(source).__name__}` without {', '.join(missing)}, which the policy trains. "
                 "Pass a pipeline of the same kind as `model`."
             )
-        networks = {name: getattr(source, name) for name in names}
+        networks = {name: unwrapped(getattr(source, name)) for name in names}
     else:
         raise TypeError(
             "`ref_model` must be a diffusers pipeline, a Hub id, a folder or a network, got "
@@ -176,6 +236,16 @@ def _index(model: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     passed_on = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
     options = {name: kwargs[name] for name in passed_on if name in kwargs}
     return dict(DiffusionPipeline.load_config(model, **options))
+
+
+def _class_name(model: str, kwargs: Mapping[str, Any]) -> str:
+    name = _index(model, kwargs).get("_class_name")
+    if not isinstance(name, str):
+        raise ValueError(
+            f"The `model_index.json` of {model!r} names no class of a pipeline (`_class_name`), so that it is none. "
+            "Name the folder or the Hub id of a whole pipeline."
+        )
+    return name
 
 
 def _of_networks(config: Any, family: type[Family], index: Mapping[str, Any]) -> PipelineQuantizationConfig:

@@ -13,6 +13,7 @@ from jinja2 import Environment
 
 from .families import Clip
 from .labels import LabelRule
+from .single_file import is_single_file
 
 TEMPLATE_NAME = "model_card_template.md"
 PACKAGES = ("tgo_trl", "trl", "transformers", "diffusers", "peft", "accelerate", "datasets", "torch")
@@ -42,6 +43,7 @@ class CardContent:
         pipeline_package: what the class is imported from.
         task: the Hub's pipeline tag.
         is_adapter: whether an adapter was trained, not the whole network.
+        rank_and_alpha: of the adapter; None if there is none, or they differ from layer to layer.
         loss_type: `"tgo"` or `"sft"`.
         rule: threshold and weights.
         hyperparameters: a name and a value per row of the table.
@@ -63,6 +65,7 @@ class CardContent:
     pipeline_package: str
     task: str
     is_adapter: bool
+    rank_and_alpha: tuple[int, float] | None
     loss_type: str
     rule: LabelRule
     hyperparameters: Mapping[str, Any]
@@ -76,7 +79,8 @@ class CardContent:
 
 def build_card(content: CardContent) -> ModelCard:
     """The card of a run."""
-    on_hub = bool(content.base_model) and not Path(content.base_model).exists()
+    is_file = is_single_file(content.base_model)
+    on_hub = bool(content.base_model) and not is_file and not Path(content.base_model).exists()
     tags = ["trl", content.loss_type, *(["lora"] if content.is_adapter else []), "diffusers", *content.tags]
     data = ModelCardData(
         library_name="diffusers",
@@ -94,12 +98,26 @@ def build_card(content: CardContent) -> ModelCard:
         media="image" if content.clip is None else "video",
         card_data=data.to_yaml(),
         on_hub=on_hub,
+        **_adapter_scale(content.rank_and_alpha),
+        loading_method="from_single_file" if is_file else "from_pretrained",
         versions={name: version for name in PACKAGES if (version := _installed_version(name))},
         title=TITLE,
         paper_id=PAPER_ID,
         citation=CITATION,
     )
     return ModelCard(text)
+
+
+def _adapter_scale(rank_and_alpha: tuple[int, float] | None) -> dict[str, str]:
+    """What an adapter's weights are scaled by, where a program that does not know alpha would scale them by 1."""
+    if rank_and_alpha is None or rank_and_alpha[0] == rank_and_alpha[1]:
+        return {}
+    rank, alpha = rank_and_alpha
+    return {
+        "adapter_scale": f"{alpha:g} / {rank} = {alpha / rank:g}",
+        "adapter_share": f"{rank / alpha:.3g} times" if alpha else "another multiple of",
+        "adapter_alpha": f"{alpha:g}",
+    }
 
 
 def _installed_version(package: str) -> str | None:
@@ -127,7 +145,7 @@ def shown_path(base_model: str) -> str:
 def base_license(base_model: str) -> str | None:
     """The license that the base model's card states; None if it cannot be found out."""
     card = Path(base_model) / "README.md"
-    if not base_model or (Path(base_model).is_dir() and not card.is_file()):
+    if not base_model or is_single_file(base_model) or (Path(base_model).is_dir() and not card.is_file()):
         return None
     try:
         data = ModelCard.load(card if card.is_file() else base_model).data

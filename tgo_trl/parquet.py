@@ -7,7 +7,6 @@ a run that was killed goes on with the others.
 """
 
 import functools
-import glob
 import json
 import logging
 import os
@@ -22,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
-from datasets import Dataset, Features
-from datasets.table import embed_table_storage
+from datasets import Features
 
+from .data.embedding import check_embedded, stored_table
 from .data.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD
 from .storage.files import replace_file, sweep, write_json
 from .storage.locks import sole_writer
@@ -121,7 +120,7 @@ class ParquetFolder:
     def write(
         self, shard: int, rows: Sequence[Mapping[str, Any]], features: Features, source: str | None = None
     ) -> None:
-        """Writes a shard, with the files that its rows name inside.
+        """Writes a shard of rows that hold the bytes of their files; see [`~tgo_trl.data.embedding.embed_files`].
 
         Args:
             shard: its index.
@@ -129,13 +128,13 @@ class ParquetFolder:
             features: of the rows.
             source: a digest of what the shard is made of, where the settings do not say it all.
         """
-        columns = {name: [row.get(name) for row in rows] for name in features}
-        self.write_table(shard, Dataset.from_dict(columns, features=features).data.table, source)
+        self.write_table(shard, stored_table(rows, features), source)
 
     def write_table(self, shard: int, table: pa.Table, source: str | None = None) -> None:
         """Writes a table such that the shard either has all of it or is as it was; arguments as in [`write`]."""
         path = self.path(shard)
-        table = embed_table_storage(table).combine_chunks()
+        check_embedded(table)
+        table = table.combine_chunks()
         path.parent.mkdir(parents=True, exist_ok=True)
 
         def fill(temporary: Path) -> None:
@@ -225,12 +224,6 @@ def rows_per_shard(given: int | None, is_video: bool) -> int:
 def column(paths: Iterable[Path], name: str) -> list[Any]:
     """A column of all shards."""
     return [value for path in paths for value in pq.ParquetFile(path).read([name])[name].to_pylist()]
-
-
-def public_name(name: str) -> str:
-    """A Hub id as it is; of a file, a folder or a pattern, which name a machine, only the last part."""
-    is_local = os.path.exists(name) or glob.has_magic(name)  # `Path.exists` raises for a long text
-    return Path(name).resolve().name if is_local else name
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterable[str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .config import TGOConfig
 from .families import Family
 from .families.base import adapter_state_dict, compute_dtype, kept_in_float32
+from .targets import find_targets
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,8 @@ def check_policy(
     if found and peft_config is not None:
         raise ValueError(
             f"The pipeline already has the adapter {found!r} and `peft_config` was passed too. Leave `peft_config` out "
-            "to go on training that adapter, or `fuse_lora()` and `unload_lora_weights()` to train a new one on top."
+            "to go on training that adapter. To train a new one on top, `fuse_lora()`, `unload_lora_weights()` and "
+            "`save_pretrained(folder)`, and pass that folder as the model."
         )
     bare = [name for name, network in networks.items() if found and found not in getattr(network, "peft_config", {})]
     if bare:
@@ -132,15 +134,21 @@ def check_policy(
             "`load_lora_weights(..., load_into_transformer_2=True)`), or into none."
         )
     for name, network in networks.items():
-        if not args.use_peft and getattr(network, "hf_quantizer", None) is not None:
-            raise ValueError(f"`{name}` is quantised, and quantised weights cannot be trained. Set `use_peft=True`.")
-        if args.use_peft and not hasattr(network, "add_adapter"):
-            raise ValueError(f"`{name}` ({type(network).__name__}) takes no LoRA adapter. Set `use_peft=False`.")
+        _check_network(name, network, args.use_peft)
         if found:
             _check_scale(network, found)
+        if args.use_peft and not found:
+            _target_modules(name, network, peft_config, family, args)
         if getattr(network, "hf_quantizer", None) is not None:
             _check_gradient(name, network)
     return found
+
+
+def _check_network(name: str, network: nn.Module, use_peft: bool) -> None:
+    if not use_peft and getattr(network, "hf_quantizer", None) is not None:
+        raise ValueError(f"`{name}` is quantised, and quantised weights cannot be trained. Set `use_peft=True`.")
+    if use_peft and not hasattr(network, "add_adapter"):
+        raise ValueError(f"`{name}` ({type(network).__name__}) takes no LoRA adapter. Set `use_peft=False`.")
 
 
 def _warn_of_unused_lora_settings(args: TGOConfig, found: str | None) -> None:
@@ -171,11 +179,12 @@ def build_policy(
             for part in family.unread_parts(network):
                 network.get_submodule(part).requires_grad_(False)
         return Policy(family, networks, None), False
-    for network in networks.values():
+    for name, network in networks.items():
         network.requires_grad_(False)
         cast(network, dtype)
         if not found:
-            network.add_adapter(_new_lora(peft_config, family, args), adapter_name=NEW_ADAPTER)
+            config = _new_lora(peft_config, _target_modules(name, network, peft_config, family, args), args)
+            network.add_adapter(config, adapter_name=NEW_ADAPTER)
         elif REFERENCE_ADAPTER in network.peft_config:  # an earlier trainer's reference
             network.delete_adapters(REFERENCE_ADAPTER)
         network.set_adapter(found or NEW_ADAPTER)
@@ -208,15 +217,26 @@ def _check_lora(peft_config: PeftConfig) -> None:
         )
 
 
-def _new_lora(peft_config: PeftConfig | None, family: Family, args: TGOConfig) -> LoraConfig:
-    target_modules = list(args.lora_target_modules or family.lora_target_modules)
+def _target_modules(
+    name: str, network: nn.Module, peft_config: PeftConfig | None, family: Family, args: TGOConfig
+) -> list[str] | str:
+    """What gets an adapter: as the user says, or the family's choice. Raises as [`find_targets`] does."""
+    given = getattr(peft_config, "target_modules", None)
+    if given is not None:
+        return find_targets(given, network, name, family.unread_parts(network), "peft_config.target_modules")
+    if args.lora_target_modules is not None:
+        return find_targets(args.lora_target_modules, network, name, family.unread_parts(network))
+    return list(family.lora_target_modules)
+
+
+def _new_lora(peft_config: PeftConfig | None, target_modules: list[str] | str, args: TGOConfig) -> LoraConfig:
     if peft_config is None:
         return LoraConfig(
             r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, target_modules=target_modules
         )
     config = copy.copy(peft_config)
-    if config.target_modules is None:  # peft's own defaults know language models only
-        config.target_modules = set(target_modules)
+    # peft's own defaults know language models only, and a list becomes a set as in its `__post_init__`
+    config.target_modules = target_modules if isinstance(target_modules, str) else set(target_modules)
     return config
 
 
@@ -290,13 +310,15 @@ def _existing_adapter(pipeline: DiffusionPipeline, networks: Mapping[str, nn.Mod
     if len(adapters) > 1:
         raise ValueError(
             f"The pipeline has the adapters {', '.join(map(repr, sorted(adapters)))}, and only one can be trained. "
-            "`fuse_lora()` or `delete_adapters()` the others."
+            "`delete_adapters()` the others; or `fuse_lora()`, `unload_lora_weights()` and `save_pretrained(folder)`, "
+            "and pass that folder as the model."
         )
     for name, component in pipeline.components.items():
         if name not in networks and getattr(component, "peft_config", None):
             raise ValueError(
                 f"The pipeline's `{name}` has an adapter, which stays frozen and would be missing from what is saved. "
-                f"Call `pipeline.fuse_lora(components=[{name!r}])` and remove it first."
+                f"Call `pipeline.fuse_lora(components=[{name!r}])`, `unload_lora_weights()` and "
+                "`save_pretrained(folder)`, and pass that folder as the model."
             )
     return next(iter(adapters), None)
 

@@ -10,6 +10,7 @@ from huggingface_hub.constants import HF_HOME
 from .config import TGOConfig
 from .data.encoded import EncodedDataset, encode_images, encode_prompts, scan_rows
 from .data.media import ImageReader, MediaReader, VideoReader
+from .data.origin import Origin, find_origin
 from .data.rows import BadRows, Columns
 from .data.shards import ShardWriter, fingerprint
 from .data.stream import StreamDataset, scan_stream
@@ -83,7 +84,9 @@ class DataPreparer:
         self, dataset: Dataset, name: str, rule: LabelRule | None, positives_only: bool
     ) -> tuple[EncodedDataset, LabelRule]:
         bad = self._bad_rows()
-        scanned = scan_rows(dataset, self.columns, bad, self.reader, self.sizes, name, self._shows_progress())
+        origin = self._origin(dataset)
+        progress = self._shows_progress()
+        scanned = scan_rows(dataset, self.columns, bad, self.reader, self.sizes, origin, name, progress)
         if not scanned.rows:
             raise ValueError(f"The {name} data set has no row that can be used. {' '.join(bad.reasons[:5])}".rstrip())
         # fails before hours of encoding, if it fails
@@ -91,7 +94,7 @@ class DataPreparer:
         writer = self._writer()
         batch_size = self.args.encode_batch_size
         images, positions = encode_images(
-            dataset, scanned, self.columns, bad, self.reader, self.encoders, writer, batch_size, name
+            dataset, scanned, self.columns, bad, self.reader, origin, self.encoders, writer, batch_size, name
         )
         self.encoders.release()  # those of images and of prompts need not be on the device together
         prompts = encode_prompts(scanned, self.encoders, writer, batch_size, name)
@@ -110,9 +113,24 @@ class DataPreparer:
         digest: str = "",
     ) -> StreamDataset:  # fmt: skip
         skip = self.args.on_bad_row == "skip"
+        origin = self._origin(dataset)
         return StreamDataset(
-            dataset, self.columns, rule, self.reader, self.sizes, skip, epoch, repeat, positives_only, block, digest
+            dataset,
+            self.columns,
+            rule,
+            self.reader,
+            self.sizes,
+            origin,
+            skip,
+            epoch,
+            repeat,
+            positives_only,
+            block,
+            digest,
         )
+
+    def _origin(self, dataset: Dataset | IterableDataset) -> Origin:
+        return find_origin(dataset, self.args.image_dir, self.args.allow_urls)
 
     def _fit(self, scores: list[float], prompts: list[str]) -> LabelRule:
         args = self.args

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo
-from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SchedulerType
 
 from .data.encoded import EncodedDataset
 from .model_card import CardContent, build_card, shown_path
 from .plots import SCORE_HISTOGRAM_NAME
+from .policy import Policy
+from .public import public_text
 from .repositories import Destination, UploadError, open_repository
 from .sampling import last_grid
-from .uploads import Upload, folder_operations, upload_command
+from .uploads import Upload, folder_files, folder_operations, upload_command
 
 if TYPE_CHECKING:
     from .config import TGOConfig
@@ -46,7 +47,7 @@ def write_card(
     weights = trainer.hub_model_id or trainer.args.hub_model_id or shown_path(str(folder))
     content = CardContent(
         model_name=model_name or (trainer.args.hub_model_id or folder.name).split("/")[-1],
-        base_model=str(trainer.pipeline.config.get("_name_or_path") or ""),
+        base_model=public_text(str(trainer.pipeline.config.get("_name_or_path") or "")),
         pipeline_class=type(trainer.pipeline).__name__,
         pipeline_package=type(trainer.pipeline).__module__.partition(".")[0],
         weights=weights,
@@ -55,13 +56,14 @@ def write_card(
         clip=trainer.family.clip,
         task=trainer.family.task,
         is_adapter=trainer.policy.adapter_name is not None,
+        rank_and_alpha=_rank_and_alpha(trainer.policy),
         loss_type=trainer.args.loss_type,
         rule=trainer.label_rule,
         hyperparameters=hyperparameters(trainer),
         prompt=_example_prompt(trainer),
         grid=None if grid is None else grid.relative_to(folder).as_posix(),
         histogram=SCORE_HISTOGRAM_NAME if (folder / SCORE_HISTOGRAM_NAME).is_file() else None,
-        dataset_name=dataset_name,
+        dataset_name=None if dataset_name is None else public_text(dataset_name),
         license=license,
         tags=tags,
     )
@@ -95,6 +97,13 @@ def hyperparameters(trainer: "TGOTrainer") -> dict[str, Any]:
     if trainer.changes:
         shown["changed on the way"] = "; ".join(trainer.changes)
     return shown
+
+
+def _rank_and_alpha(policy: Policy) -> tuple[int, float] | None:
+    if policy.adapter_name is None:
+        return None
+    config = next(iter(policy.networks.values())).peft_config[policy.adapter_name]
+    return None if config.rank_pattern or config.alpha_pattern or config.use_rslora else (config.r, config.lora_alpha)
 
 
 def open_model_repository(args: "TGOConfig", token: str | None = None, private: bool | None = None) -> Destination:
@@ -168,7 +177,7 @@ def _upload(
         destination,
         lambda head: folder_operations(source, path_in_repo, ignored),
         message,
-        num_bytes=sum(path.stat().st_size for path in source.rglob("*") if path.is_file()),
+        num_bytes=sum((source / name).stat().st_size for name in folder_files(source, ignored)),
         remedy=f"The files are safe in {str(folder)!r}; this uploads them: {command}",
         target=path_in_repo,
         cleanup=(lambda: shutil.rmtree(source, ignore_errors=True)) if is_background else lambda: None,
@@ -185,8 +194,7 @@ def _snapshot(trainer: "TGOTrainer", folder: Path, ignored: Sequence[str]) -> Pa
         for left in parent.glob(f"{SNAPSHOT_PREFIX}*"):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
     target = Path(tempfile.mkdtemp(prefix=SNAPSHOT_PREFIX, dir=parent))
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    for name in filter_repo_objects(names, ignore_patterns=list(ignored)):
+    for name in folder_files(folder, ignored):
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         _link_or_copy(folder / name, copy)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .draws import stable_seed
@@ -40,6 +41,8 @@ class SampleGridCallback(TrainerCallback):
         self.seed = seed
         self.kwargs = kwargs
         self._last_step: int | None = None
+        # Supervised training of all weights keeps no copy of the network: it is drawn from while it is as it was.
+        self._base = self._samples() if trainer.drawn_reference is None and trainer.is_world_process_zero() else None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Draws a grid when it is time, and at the last update, while the reporters still listen."""
@@ -55,16 +58,20 @@ class SampleGridCallback(TrainerCallback):
 
     def _draw(self, args: TrainingArguments, state: TrainerState) -> None:
         self._last_step = state.global_step
-        if not state.is_world_process_zero or args.output_dir is None:
-            return
-        seeds = [stable_seed(self.seed, i) for i in range(len(self.prompts))]
-        rows = []
-        for from_reference in (True, False):
-            samples = self.trainer.sample(self.prompts, seeds, from_reference=from_reference, **self.kwargs)
-            rows.append([film_strip(sample) if isinstance(sample, list) else sample for sample in samples])
-        path = Path(args.output_dir) / SAMPLES_FOLDER / f"step-{state.global_step:06d}.png"
+        with self.trainer.optimizer_mode.averaged():  # in every process
+            if state.is_world_process_zero and args.output_dir is not None:
+                self._draw_grid(Path(args.output_dir), state)
+
+    def _draw_grid(self, output_dir: Path, state: TrainerState) -> None:
+        rows = [self._base or self._samples(from_reference=True), self._samples()]
+        path = output_dir / SAMPLES_FOLDER / f"step-{state.global_step:06d}.png"
         plot_grid(rows, ["reference", f"step {state.global_step}"], self.prompts, path)
         report_picture(self.trainer, "samples", path, state.global_step)
+
+    def _samples(self, from_reference: bool = False) -> list[Image.Image]:
+        seeds = [stable_seed(self.seed, i) for i in range(len(self.prompts))]
+        samples = self.trainer.sample(self.prompts, seeds, from_reference=from_reference, **self.kwargs)
+        return [film_strip(sample) if isinstance(sample, list) else sample for sample in samples]
 
 
 def last_grid(output_dir: Path) -> Path | None:

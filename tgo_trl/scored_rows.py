@@ -2,17 +2,21 @@
 
 import hashlib
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset, IterableDataset
+from PIL import Image
 from tqdm.auto import tqdm
 
 from .data.classes import check_no_classes
 from .data.images import encoded_bytes, image_size
+from .data.origin import Origin
 from .data.rows import check_prompt, check_score, undecoded
 from .families.base import Size
+from .messages import cut
 from .thresholds import percentile_threshold
 
 if TYPE_CHECKING:
@@ -73,7 +77,7 @@ class PromptLengths:
     num_long: int
 
 
-def read_rows(dataset: Dataset | IterableDataset, config: "InspectConfig") -> Rows:
+def read_rows(dataset: Dataset | IterableDataset, config: "InspectConfig", origin: Origin) -> Rows:
     """Prompt, score, and image's size and hash of each row; images are not decoded.
 
     Raises:
@@ -89,7 +93,7 @@ def read_rows(dataset: Dataset | IterableDataset, config: "InspectConfig") -> Ro
     limited = itertools.islice(narrow, config.max_rows)
     for row, example in enumerate(tqdm(limited, "Reading", total, unit="row", disable=config.disable_tqdm)):
         rows.num_rows += 1
-        values = _read(row, example, config, rows)
+        values = _read(row, example, config, origin, rows)
         if values is not None:
             prompt, score, image = values
             rows.prompts.append(prompt)
@@ -140,23 +144,28 @@ def _check_columns(dataset: Dataset | IterableDataset, columns: list[str]) -> No
 
 
 def _read(
-    row: int, example: dict[str, Any], config: "InspectConfig", rows: Rows
+    row: int, example: dict[str, Any], config: "InspectConfig", origin: Origin, rows: Rows
 ) -> tuple[str, float, tuple[Size, bytes] | None] | None:
     """Prompt, score, and size and hash of the image, or None, with the reason noted, if training could not use it."""
     values: list[Any] = []
-    checks = [("prompt", config.prompt_column, check_prompt), ("score", config.score_column, check_score)]
+    checks: list[tuple[str, str, Callable[[Any], Any]]] = [
+        ("prompt", config.prompt_column, check_prompt),
+        ("score", config.score_column, check_score),
+    ]
     if not config.skip_images:
-        checks.append(("image", config.image_column, _check_image))
+        checks.append(("image", config.image_column, lambda value: _check_image(origin.locate(value))))
     for kind, column, check in checks:
         try:
             values.append(check(example.get(column)))
         except ValueError as error:
             rows.problems.setdefault(f"bad {kind}", []).append(row)
-            rows.first_reasons.setdefault(f"bad {kind}", f"row {row}: {error}")
+            rows.first_reasons.setdefault(f"bad {kind}", f"row {row}: {cut(str(error))}")
     if len(values) < len(checks):
         return None
     return values[0], values[1], values[2] if len(values) > 2 else None
 
 
 def _check_image(value: Any) -> tuple[Size, bytes]:
-    return image_size(value), hashlib.blake2b(encoded_bytes(value), digest_size=16).digest()
+    content = encoded_bytes(value)
+    size = image_size(value if isinstance(value, Image.Image) else content)
+    return size, hashlib.blake2b(content, digest_size=16).digest()

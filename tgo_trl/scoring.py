@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,11 @@ from datasets import Dataset, Features, IterableDataset, Value
 from tqdm.auto import tqdm
 
 from .data.classes import check_no_classes
+from .data.origin import find_origin, named_origin
 from .data.rows import BadRows
 from .data.shards import fingerprint
 from .data.unscored import (
+    ReadRow,
     Row,
     RowBlocks,
     RowReader,
@@ -36,9 +37,9 @@ from .parquet import (
     column,
     locks_output_dir,
     process_state,
-    public_name,
     rows_per_shard,
 )
+from .public import public_name, public_value
 from .rewards import REWARDS, load_reward
 from .rewards.base import Reward, checked_scores, reward_name
 from .rewards.ensemble import Ensemble, Member
@@ -47,6 +48,9 @@ from .storage.files import replace_file
 
 if TYPE_CHECKING:
     from .commands.score import ScoreConfig
+
+PIXELS_PER_CALL = 256_000_000
+"""Of all images of a reward's batch, which are in memory together: 1 GB. One image may have more."""
 
 
 @locks_output_dir
@@ -71,8 +75,11 @@ def score(
         ValueError: for settings that cannot work, a folder that holds data made with other settings, or a bad row.
     """
     state = process_state()
-    if dataset is None:
+    if dataset is not None:
+        origin = find_origin(dataset, config.image_dir, config.allow_urls, copies=True)
+    else:
         _check_folders(config)
+        origin = named_origin(config.dataset_name, config.image_dir, config.allow_urls)
         dataset = open_dataset(
             config.dataset_name, config.dataset_config, config.dataset_split, config.dataset_streaming
         )
@@ -81,8 +88,9 @@ def score(
     features = features_of(dataset)
     check_no_classes(features, {"prompt_column": config.prompt_column})
     reader = find_reader(
-        features, config.prompt_column, config.image_column, config.video_column, config.num_frames, config.fps
-    )
+        features, config.prompt_column, config.image_column, config.video_column, config.num_frames, config.fps,
+        origin, is_copied=True,
+    )  # fmt: skip
     rows = RowBlocks(dataset, features, rows_per_shard(config.rows_per_shard, reader.is_video))
     features = _with_scores(features, config.new_columns())
     _try(models, reader, rows.first)
@@ -112,7 +120,7 @@ def score(
 def score_dataset(
     dataset: Dataset, rewards: Reward | Mapping[str, Reward], *, prompt_column: str = "prompt",
     image_column: str = "image", video_column: str = "video", num_frames: int | None = None, fps: float | None = None,
-    batch_size: int = 32, on_bad_row: str = "error",
+    batch_size: int = 32, on_bad_row: str = "error", image_dir: str | None = None, allow_urls: bool = False,
 ) -> Dataset:  # fmt: skip
     """The data set with columns of scores, in memory; bad rows are left out or raise as in [`score`].
 
@@ -126,6 +134,8 @@ def score_dataset(
         fps: of a video file that is scored.
         batch_size: rows per call of a reward.
         on_bad_row: `"error"` or `"skip"`.
+        image_dir: where paths of images are relative to, and must lead; any file of this machine if not set.
+        allow_urls: fetch images whose URLs the data set has.
 
     Raises:
         TypeError: for a stream.
@@ -135,7 +145,8 @@ def score_dataset(
     models = rewards if isinstance(rewards, Mapping) else {"score": rewards}
     features = features_of(dataset)
     check_no_classes(features, {"prompt_column": prompt_column})
-    reader = find_reader(features, prompt_column, image_column, video_column, num_frames, fps)
+    origin = find_origin(dataset, image_dir, allow_urls)
+    reader = find_reader(features, prompt_column, image_column, video_column, num_frames, fps, origin)
     _with_scores(features, list(models))
     bad = BadRows(skip=on_bad_row == "skip")
     rows = score_rows(enumerate(as_files(dataset)), models, reader, bad, batch_size)
@@ -159,31 +170,36 @@ def score_rows(
         bad: raises at bad rows, or notes them.
         batch_size: rows per call of a reward.
     """
-    batch: list[tuple[int, Row, str, Any]] = []
-    for index, row, read in read_ahead(rows, reader, 2 * batch_size):
+    batch: list[tuple[int, ReadRow]] = []
+    num_pixels = 0
+    for index, read in read_ahead(rows, reader, 2 * batch_size):
         if isinstance(read, Unreadable):
             bad.add(index, read.column, read.reason)
             continue
-        batch.append((index, row, *read))
+        if batch and num_pixels + read.num_pixels > PIXELS_PER_CALL:
+            yield from _score_batch(batch, rewards)
+            batch, num_pixels = [], 0
+        batch.append((index, read))
+        num_pixels += read.num_pixels
         if len(batch) == batch_size:
             yield from _score_batch(batch, rewards)
-            batch = []
+            batch, num_pixels = [], 0
     if batch:
         yield from _score_batch(batch, rewards)
 
 
 def _score_batch(
-    batch: Sequence[tuple[int, Row, str, Any]], rewards: Mapping[str, Reward]
+    batch: Sequence[tuple[int, ReadRow]], rewards: Mapping[str, Reward]
 ) -> Iterator[tuple[int, Row, dict[str, float]]]:
-    prompts, media = [prompt for _, _, prompt, _ in batch], [value for *_, value in batch]
+    prompts, media = [read.prompt for _, read in batch], [read.media for _, read in batch]
     columns = {}
     for name, reward in rewards.items():
         try:
             columns[name] = checked_scores(reward, prompts, media)
         except ValueError as error:
             raise ValueError(f"Rows {batch[0][0]} to {batch[-1][0]}: {error}") from error
-    for position, (index, row, _, _) in enumerate(batch):
-        yield index, row, {name: scores[position] for name, scores in columns.items()}
+    for position, (index, read) in enumerate(batch):
+        yield index, read.row, {name: scores[position] for name, scores in columns.items()}
 
 
 def _with_scores(features: Features, names: Sequence[str]) -> Features:
@@ -214,9 +230,9 @@ def _try(models: Mapping[str, Reward], reader: RowReader, rows: Sequence[Row]) -
     """Scores one row, so that a reward that cannot work fails now, and one from the Hub knows its commit."""
     for row in rows:
         read = read_row(reader, row)
-        if not isinstance(read, Unreadable):
+        if isinstance(read, ReadRow):
             for reward in models.values():
-                checked_scores(reward, [read[0]], [read[1]])
+                checked_scores(reward, [read.prompt], [read.media])
             return
 
 
@@ -227,7 +243,7 @@ def _describe(spec: str, column: str, reward: Reward, kwargs: Mapping[str, Any])
     """
     settings = {name: value for name, value in kwargs.items() if name != "device"}
     if spec in REWARDS:
-        settings = _public(settings)
+        settings = public_value(settings)
     elif settings:
         settings = {"digest": fingerprint(json.dumps(settings, sort_keys=True, default=str))}
     return {
@@ -237,15 +253,6 @@ def _describe(spec: str, column: str, reward: Reward, kwargs: Mapping[str, Any])
         "license": str(getattr(reward, "license", "not stated")),
         "settings": json.loads(json.dumps(settings, default=str)),
     }
-
-
-def _public(value: Any) -> Any:
-    """The value with the last part of each path in it."""
-    if isinstance(value, Mapping):
-        return {name: _public(entry) for name, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_public(entry) for entry in value]
-    return public_name(str(value)) if isinstance(value, (str, Path)) else value
 
 
 def _add_ensemble(config: "ScoreConfig", shards: ParquetFolder, state: PartialState) -> Ensemble | None:
@@ -297,7 +304,7 @@ def _settings(
         "num_rows": rows.num_rows,
         "columns": list(rows.features),
         "content": fingerprint(*map(reader.content, rows.first)),
-        "reader": asdict(reader),
+        "reader": reader.settings(),
         "rewards": [
             _describe(spec, column, reward, kwargs.get(spec, {}))
             for spec, (column, reward) in zip(config.rewards, models.items(), strict=True)
@@ -349,6 +356,7 @@ def _write_missing(
                 scored.append({**row, **scores})
                 progress.update()
             shards.write(shard, scored, features, source)
+            pa.default_memory_pool().release_unused()  # as much as the files of a shard, which images need
             num_seen += len(block)
     bad.report("scored", num_seen)
 

@@ -5,7 +5,6 @@ import glob
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -77,17 +76,6 @@ def open_dataset(
     if columns is not None and dataset.column_names is not None:
         dataset = dataset.select_columns([name for name in dataset.column_names if name in columns])
     return dataset
-
-
-def source_folder(name: str) -> Path | None:
-    """The folder that files of a data set are in; None of a Hub repository."""
-    path = Path(name)
-    if path.is_dir():
-        return path
-    if path.is_file():
-        return path.parent
-    plain = tuple(takewhile(lambda part: not glob.has_magic(part), path.parts))
-    return Path(*plain) if len(plain) < len(path.parts) else None
 
 
 def _files(name: str) -> list[Path]:

@@ -23,6 +23,7 @@ from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput, rotate_checkpoints
 
 from . import artifacts
+from .alterations import check_networks, unwrap_networks
 from .callbacks import EpochCallback, InterruptionCallback, ScoreReportCallback, SyncReferenceCallback
 from .checks import (
     check_arguments,
@@ -41,7 +42,9 @@ from .data.sampler import RowSampler
 from .data.shards import component_fingerprint, tensors_digest
 from .draws import EVALUATION_EPOCH, draw_rows
 from .encoders import FrozenEncoders
+from .failures import writing
 from .families import Family, Sample, Size
+from .feasibility import check_best_metric_of, check_feasible
 from .interruption import Interruption, Terminated
 from .labels import Labels
 from .likelihood import row_errors
@@ -49,6 +52,7 @@ from .loading import load_pipeline, load_reference_networks, remove_offloading, 
 from .metrics import MetricSums, add_error_metrics, add_likelihood_metrics, add_reward_metrics
 from .nonfinite import UpdateGuard, check_finite_tensors
 from .objectives import implicit_reward, log_likelihood, log_ratio, tgo_loss
+from .optimizer_modes import OptimizerMode
 from .policy import Policy, build_policy, check_policy, disable_dropout
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
 from .progress import Progress
@@ -59,6 +63,7 @@ from .resuming import accepted_changes, load_changed_optimizer
 from .sampling import SampleGridCallback, cpu_generators
 from .storage.locks import sole_writer
 from .summary import print_summary, summary_rows
+from .untrained import UntrainedLayersCallback
 from .uploads import Uploads
 
 logger = logging.getLogger(__name__)
@@ -153,6 +158,7 @@ class TGOTrainer(Trainer):
     ) -> None:
         args = default_args(model) if args is None else args
         check_arguments(args, model, ref_model, train_dataset, eval_dataset)
+        check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
         dtype = training_dtype(args)
         self.uploads = Uploads()
         # Before anything that takes long.
@@ -181,6 +187,7 @@ class TGOTrainer(Trainer):
         self.train_labels: Labels | None = train_set.labels if isinstance(train_set, EncodedDataset) else None
         self.temperature = self._resolve_temperature(args, train_set)
         eval_set = self._prepare_evaluation(eval_dataset)
+        check_best_metric_of(args, eval_set)
         self._keep_encoders = not isinstance(train_set, EncodedDataset)
         self._release_encoders()
 
@@ -190,6 +197,7 @@ class TGOTrainer(Trainer):
         policy, was_trained = build_policy(self.pipeline, self.family, args, peft_config, dtype)
         check_optimizer(optimizers[0], policy)
         self.reference = _build_reference(policy, was_trained, ref_networks, args)
+        self.drawn_reference = self.reference or _drawn_reference(policy, was_trained)
         policy.leave_quantized_weights_to_each_process()
         if was_trained:
             check_finite_tensors(policy.adapter_state(str(policy.adapter_name)).items(), "The pipeline's adapter")
@@ -197,6 +205,7 @@ class TGOTrainer(Trainer):
             policy, was_trained, args, train_set, describe_optimizer(optimizers, optimizer_cls_and_kwargs)
         )
         self._row_sampler: RowSampler | None = None
+        self.optimizer_mode = OptimizerMode(self)
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._bad_evaluated: list[tuple[Sequence[int], Tensor]] = []
         self._interruption = Interruption()
@@ -253,7 +262,7 @@ class TGOTrainer(Trainer):
     def _describe_course(
         self, policy: Policy, was_trained: bool, args: TGOConfig, train_set: PreparedDataset, optimizer: str | None
     ) -> Course:
-        public = artifacts.public_config(args.to_dict())  # type: ignore[no-untyped-call]
+        public = artifacts.public_config(args.to_dict())
         own = {"temperature": self.temperature, "size": list(self.size), "optimizer": optimizer}
         networks = dict(policy.networks.items())
         fingerprints = {"the rows, their order, images or videos": train_set.fingerprint}
@@ -278,6 +287,7 @@ class TGOTrainer(Trainer):
         args = self.args
         self.add_callback(EpochCallback(self))
         self.add_callback(ScoreReportCallback(self))
+        self.add_callback(UntrainedLayersCallback(self))
         if args.sync_ref_model:
             self.add_callback(SyncReferenceCallback(self))
         if args.sample_prompts:
@@ -460,6 +470,12 @@ class TGOTrainer(Trainer):
         predictions, scores = drop_padding(output.predictions, output.label_ids)
         return output._replace(predictions=predictions, label_ids=scores)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        try:
+            return super()._determine_best_metric(metrics, trial)
+        except KeyError as error:  # of a stream, or of `compute_metrics`: the others were checked
+            raise ValueError(str(error.args[0])) from error
+
     def predict(
         self, test_dataset: RawDataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
@@ -476,7 +492,8 @@ class TGOTrainer(Trainer):
             raise ValueError("There is no reference to synchronise (`loss_type='sft'`).")
         policy = self.policy
         name = policy.adapter_name
-        self.reference.sync(policy.state_dict() if name is None else policy.adapter_state(name), alpha)
+        with self.optimizer_mode.averaged():
+            self.reference.sync(policy.state_dict() if name is None else policy.adapter_state(name), alpha)
 
     @torch.no_grad()
     def sample(
@@ -487,17 +504,27 @@ class TGOTrainer(Trainer):
         Args:
             prompts: what to draw.
             seeds: one per prompt.
-            from_reference: draw from the reference instead of the policy.
+            from_reference: draw from the reference instead of the policy; of `loss_type='sft'`, from the policy as it
+                was before training.
             kwargs: passed to the pipeline.
+
+        Raises:
+            ValueError: if there is no reference to draw from.
         """
+        if from_reference and self.drawn_reference is None:
+            raise ValueError(
+                "`loss_type='sft'` with `use_peft=False` keeps no copy of the network, so there is no reference to "
+                "draw from. Draw before training."
+            )
         quiet = dict(getattr(self.pipeline, "_progress_bar_config", {}))
         was_training = self.model.training
         self.pipeline.set_progress_bar_config(disable=True)
         self.encoders.summon()
-        self.model.eval()
-        drawing = self.reference.drawing(self.pipeline) if from_reference and self.reference else nullcontext()
+        reference = self.drawn_reference if from_reference else None
+        drawing = nullcontext() if reference is None else reference.drawing(self.pipeline)
         try:
-            with drawing, self.encoders.decoding():
+            with self.optimizer_mode.averaged(), drawing, self.encoders.decoding():
+                self.model.eval()
                 return self.family.sample(self.pipeline, prompts, cpu_generators(seeds), self.size, **kwargs)
         finally:
             self.model.train(was_training)
@@ -516,6 +543,11 @@ class TGOTrainer(Trainer):
 
     # ---- Saving and loading ----
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves what was trained, to the output directory unless told otherwise; called by every process."""
+        with self.optimizer_mode.averaged():
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
             return
@@ -523,7 +555,8 @@ class TGOTrainer(Trainer):
         trained = ((name, weight) for name, weight in self.policy.named_parameters() if weight.requires_grad)
         check_finite_tensors(trained, f"The model, which is therefore not saved in {str(folder)!r},")
         is_checkpoint = artifacts.is_checkpoint_of(folder, self.args.output_path)
-        with artifacts.replacing(folder, is_checkpoint) as temporary:
+        artifacts.check_names(self.pipeline, self.policy)
+        with writing(folder), artifacts.replacing(folder, is_checkpoint) as temporary:
             artifacts.save_weights(self.pipeline, self.policy, temporary, whole_pipeline=not is_checkpoint)
             if is_checkpoint and self.args.sync_ref_model and self.reference is not None:
                 artifacts.save_reference(self.reference, temporary)
@@ -534,7 +567,7 @@ class TGOTrainer(Trainer):
         if self._row_sampler is not None and progress.rows >= len(self._row_sampler):
             progress = Progress(progress.epoch + 1, 0, progress.block)
         return artifacts.RunRecord(
-            config=artifacts.public_config(self.args.to_dict()),  # type: ignore[no-untyped-call]
+            config=artifacts.public_config(self.args.to_dict()),
             rule=self.label_rule,
             temperature=self.temperature,
             size=self.size,
@@ -552,7 +585,8 @@ class TGOTrainer(Trainer):
         limit, push = args.save_total_limit, args.push_to_hub
         args.save_total_limit, args.push_to_hub = None, False
         try:
-            super()._save_checkpoint(model, trial)
+            with self.optimizer_mode.averaged(), writing(folder):
+                super()._save_checkpoint(model, trial)
         finally:
             args.save_total_limit, args.push_to_hub = limit, push
         self.accelerator.wait_for_everyone()  # each process saves its random state
@@ -588,6 +622,7 @@ class TGOTrainer(Trainer):
                 raise KeyboardInterrupt(self._describe_end("Interrupted")) from None
             self._guard.settle()
             self._guard.check_share(self.state.global_step - self._initial_global_step)
+            self.optimizer_mode.settle()
             self.end_if_interrupted()
         return output
 
@@ -634,6 +669,8 @@ class TGOTrainer(Trainer):
             # ready to train: processes would train apart, without exchanging gradients.
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             vars(self.model).pop("_is_accelerate_prepared", None)
+        unwrap_networks(self.pipeline, self.family.network_names)  # what was done to them since
+        check_networks(self.pipeline, self.family, self.args.use_peft)
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Epoch to begin with, and batches of it to pass over: none, since what is done is not read again."""
@@ -721,6 +758,8 @@ class TGOTrainer(Trainer):
         damage = artifacts.checkpoint_damage(folder)
         if damage is not None:
             raise ValueError(f"The best checkpoint, {folder}, cannot be loaded: {damage}. Load another one by hand.")
+        self.optimizer_mode.settle()
+        self.model.eval()  # no step comes after this one
         artifacts.load_weights(self.policy, folder)
 
     @property
@@ -820,6 +859,11 @@ def _build_reference(
     if args.disable_dropout:
         disable_dropout(reference.model)
     return reference
+
+
+def _drawn_reference(policy: Policy, was_trained: bool) -> Reference | None:
+    """What samples are compared with where the loss has no reference; None if it would take a copy of the network."""
+    return None if policy.adapter_name is None else AdapterReference(policy, keep_copy=was_trained)
 
 
 def drop_padding(predictions: Any, scores: Any) -> tuple[Any, Any]:

@@ -172,12 +172,21 @@ def folder_operations(
         ignore: patterns of files that are left out.
         allow: patterns, of which a file must have one; None for all files.
     """
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    kept = filter_repo_objects(
-        names, ignore_patterns=list(ignore), allow_patterns=None if allow is None else list(allow)
-    )
+    names = folder_files(folder, ignore)
+    kept = filter_repo_objects(names, allow_patterns=None if allow is None else list(allow))
     prefix = f"{path_in_repo}/" if path_in_repo else ""
     return [CommitOperationAdd(f"{prefix}{name}", str(folder / name)) for name in kept]
+
+
+def folder_files(folder: Path, ignore: Sequence[str] = ()) -> list[str]:
+    """Relative paths of a folder's files, in order, without those of an ignored pattern.
+
+    Ignored folders are not looked into: others may be about to remove them.
+    """
+    entries = filter_repo_objects([path.name for path in folder.iterdir()], ignore_patterns=list(ignore))
+    paths = [path for name in entries for path in (folder / name, *(folder / name).rglob("*")) if path.is_file()]
+    names = sorted(path.relative_to(folder).as_posix() for path in paths)
+    return list(filter_repo_objects(names, ignore_patterns=list(ignore)))
 
 
 def upload_command(to: Destination, folder: Path, path_in_repo: str = ".", ignore: Sequence[str] = ()) -> str:

@@ -4,8 +4,6 @@ A command is a module with `config_classes()`, its dataclasses of settings, and 
 Here is what settings of several commands have in common.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,27 +48,8 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
 
 
-def as_dictionary(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """The dictionary that a setting is, or that it is the JSON text of, as on a command line.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`{name}` is {value!r}, which is no JSON ({error}). Write it as {EXAMPLE}.") from error
-    if value is not None and not isinstance(value, Mapping):
-        raise ValueError(f"`{name}` is a `{type(value).__name__}`, not names with values. Write it as {EXAMPLE}.")
-    return dict(value or {})
-
-
 def as_list(value: Any) -> list[Any] | None:
     """The entries of a setting that is a list, of which a YAML file may give a single one without brackets."""
     if value is None:
         return None
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-EXAMPLE = """'{"name": "value"}'"""

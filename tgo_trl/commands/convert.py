@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ..layouts import KINDS, LAYOUTS, SCALES, SCORE_TYPES, Layout
+from ..settings import as_dictionary
 from ..tallies import TIES
-from . import DatasetSettings, as_dictionary, as_list, check_choice
+from . import DatasetSettings, as_list, check_choice
 
 
 @dataclass
@@ -42,7 +43,9 @@ class ConvertConfig(DatasetSettings):
             right, 0 and 1, or 1 and 2, are known without.
         word_values: of ratings and ranks that are words, the number of each, as JSON; null leaves it out. "4 stars"
             and "1st" are known without.
-        image_dir: where paths of images are relative to; the folder of the data set, if it is a file.
+        image_dir: where paths of images are relative to; the folder of the data set, if not set. They must lead
+            to files in the one or the other.
+        allow_urls: fetch images whose URLs the data set has.
         image_suffix: added to paths of images, where the column has a name without `.jpg`.
         on_bad_row: `"error"` stops at a row whose prompt, images or annotations cannot be read, and names it; `"skip"`
             leaves such rows out, counts and reports them.
@@ -77,6 +80,7 @@ class ConvertConfig(DatasetSettings):
         default=None, metadata={"help": "The number of each rating that is a word, as JSON."}
     )
     image_dir: str | None = field(default=None, metadata={"help": "Where paths of images are relative to."})
+    allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
     image_suffix: str = field(default="", metadata={"help": "Added to paths of images, such as `.jpg`."})
     on_bad_row: str = field(
         default="error", metadata={"help": "What to do with a bad row.", "choices": ["error", "skip"]}

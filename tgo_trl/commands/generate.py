@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import DatasetSettings, as_dictionary, check_at_least
+from ..settings import as_dictionary
+from . import DatasetSettings, check_at_least
 
 OWN_ARGUMENTS = ("prompt", "generator", "num_images_per_prompt", "num_videos_per_prompt", "output_type", "return_dict")
 """Arguments of a pipeline's call that sampling sets itself."""

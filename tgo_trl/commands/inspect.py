@@ -18,6 +18,9 @@ class InspectConfig:
         dataset_config, dataset_split: of the data set.
         dataset_streaming: read the rows as they come.
         prompt_column, image_column, score_column: of the data set.
+        image_dir: where paths of images are relative to; the folder of the data set, if not set. They must lead
+            to files in the one or the other.
+        allow_urls: fetch images whose URLs the data set has.
         skip_images: do not read the images: no sizes, no repeated images. For videos, and for quick looks.
         max_rows: look at the first rows only.
         threshold_value: a threshold of your own to look at, in score units.
@@ -33,6 +36,8 @@ class InspectConfig:
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     score_column: str = field(default="score", metadata={"help": "Column of the scores."})
+    image_dir: str | None = field(default=None, metadata={"help": "Where paths of images are relative to."})
+    allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
     skip_images: bool = field(default=False, metadata={"help": "Do not read the images."})
     max_rows: int | None = field(default=None, metadata={"help": "Look at the first rows only."})
     threshold_value: float | None = field(default=None, metadata={"help": "A threshold of your own to look at."})

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import DatasetSettings, as_dictionary, as_list, check_at_least, check_choice
+from ..settings import as_dictionary
+from . import DatasetSettings, as_list, check_at_least, check_choice
 
 NORMALIZATIONS = ("none", "zscore", "robust")
 
@@ -22,6 +23,9 @@ class ScoreConfig(DatasetSettings):
         dataset_streaming: read the rows as they come; with several processes, each reads all of them.
         prompt_column, image_column: of the data set.
         video_column: scored if there is no column of images.
+        image_dir: where paths of images and videos are relative to; the folder of the data set, if not set. Whatever a
+            row names must lie in the one or the other.
+        allow_urls: fetch images and videos whose URLs the data set has.
         score_columns: a name for each reward's column. A single reward has `score`; several are called after the
             rewards.
         reward_kwargs: for each reward, by its name as in `rewards`, keyword arguments for
@@ -31,7 +35,8 @@ class ScoreConfig(DatasetSettings):
             data set, `"robust"`: likewise, by median and interquartile range.
         ensemble_column: the sum's.
         num_frames, fps: of a video that is scored. Lists of frames are taken whole if not set; files need both.
-        batch_size: rows per call of a reward. It is recorded, since rounding depends on it.
+        batch_size: rows per call of a reward, or fewer, if their images would have more than 256 million pixels (1 GB)
+            together. It is recorded, since rounding depends on it.
         on_bad_row: `"error"` stops at a row without a prompt or a readable image, and names it; `"skip"` leaves such
             rows out, counts and reports them.
     """
@@ -45,6 +50,8 @@ class ScoreConfig(DatasetSettings):
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     video_column: str = field(default="video", metadata={"help": "Column of the videos, if there are no images."})
+    image_dir: str | None = field(default=None, metadata={"help": "Where paths of images are relative to."})
+    allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
     score_columns: list[str] | None = field(default=None, metadata={"help": "A column's name for each reward."})
     reward_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments of each reward, by its name, as JSON."}

@@ -54,8 +54,9 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
         UploadError: if something could not be pushed; everything is saved then, and it says what uploads it.
     """
     from ..artifacts import last_checkpoint
+    from ..data.origin import named_origin, remember_origin, source_folder
     from ..publishing import check_pushed
-    from ..sources import open_dataset, source_folder
+    from ..sources import open_dataset
     from ..trainer import TGOTrainer
 
     splits = [arguments.dataset_train_split]
@@ -63,6 +64,8 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
         splits.append(arguments.dataset_test_split)
     name, config, streaming = arguments.dataset_name, arguments.dataset_config, arguments.dataset_streaming
     datasets = [open_dataset(name, config, split, streaming) for split in splits]
+    for dataset in datasets:
+        remember_origin(dataset, named_origin(name, args.image_dir, args.allow_urls))
     trainer = TGOTrainer(
         _pipeline(arguments, args),
         args,
@@ -89,13 +92,13 @@ def _pipeline(arguments: TrainArguments, args: "TGOConfig") -> Any:
         return arguments.model_name_or_path
     from ..checks import training_dtype
     from ..families import find_family
-    from ..loading import load_pipeline
+    from ..loading import attach_adapter, load_pipeline
 
     quantization = _quantization(arguments)
     pipeline = load_pipeline(
         arguments.model_name_or_path, args.model_init_dict, quantization, None, training_dtype(args)
     )
-    find_family(type(pipeline))().attach_adapter(pipeline, arguments.adapter_name_or_path)
+    attach_adapter(pipeline, find_family(type(pipeline))(), arguments.adapter_name_or_path)
     return pipeline
 
 

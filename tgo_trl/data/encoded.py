@@ -14,6 +14,7 @@ from ..encoders import FrozenEncoders
 from ..families.base import Size
 from ..labels import Labels, list_rows
 from .media import MediaReader
+from .origin import Origin
 from .rows import BadRows, Columns, iterate_rows, undecoded
 from .sampler import Index, padding_like
 from .shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWriter, fingerprint
@@ -42,8 +43,8 @@ class ScannedRows:
 
 
 def scan_rows(
-    dataset: Dataset, columns: Columns, bad: BadRows, reader: MediaReader, sizes: Sequence[Size], name: str = "",
-    progress: bool = False,
+    dataset: Dataset, columns: Columns, bad: BadRows, reader: MediaReader, sizes: Sequence[Size], origin: Origin,
+    name: str = "", progress: bool = False,
 ) -> ScannedRows:  # fmt: skip
     """Checks prompts and scores, fingerprints and measures the images, without decoding them.
 
@@ -53,11 +54,12 @@ def scan_rows(
         bad: what to do with bad rows.
         reader: of the image or video column.
         sizes: each row is brought to the nearest of them.
+        origin: of the data set.
         name: of the data set, for the progress bar.
         progress: whether to show one.
     """
     scanned = ScannedRows([], [], [], [], [])
-    rows = iterate_rows(dataset, columns, bad)
+    rows = iterate_rows(dataset, columns, bad, origin)
     for row, prompt, value, score in tqdm(
         rows, total=len(dataset), desc=f"Reading {name} rows", unit="row", disable=not progress
     ):
@@ -153,7 +155,7 @@ class EncodedDataset(TorchDataset[dict[str, Any]]):
 
 
 def encode_images(
-    dataset: Dataset, scanned: ScannedRows, columns: Columns, bad: BadRows, reader: MediaReader,
+    dataset: Dataset, scanned: ScannedRows, columns: Columns, bad: BadRows, reader: MediaReader, origin: Origin,
     encoders: FrozenEncoders, writer: ShardWriter, batch_size: int, name: str,
 ) -> tuple[EncodedImages, list[int]]:  # fmt: skip
     """The encoded images or videos, and the positions of those that could be read.
@@ -165,7 +167,8 @@ def encode_images(
     reasons: dict[int, str] = {}
     for size in dict.fromkeys(scanned.sizes):
         group = [position for position, other in enumerate(scanned.sizes) if other == size]
-        bucket = _Bucket(dataset, [scanned.rows[position] for position in group], size, columns.media, bad, reader)
+        rows = [scanned.rows[position] for position in group]
+        bucket = _Bucket(dataset, rows, size, columns.media, bad, reader, origin)
         keys = [scanned.keys[position] for position in group]
         shards, unread = bucket.encode(keys, encoders, writer, batch_size, name)
         encoded.add(group, shards)
@@ -183,10 +186,12 @@ class _Bucket:
     """The rows whose images are brought to one size."""
 
     def __init__(
-        self, dataset: Dataset, rows: list[int], size: Size, column: str, bad: BadRows, reader: MediaReader
-    ) -> None:
+        self, dataset: Dataset, rows: list[int], size: Size, column: str, bad: BadRows, reader: MediaReader,
+        origin: Origin,
+    ) -> None:  # fmt: skip
         self.values = undecoded(dataset, column)
         self.rows, self.size, self.column, self.bad, self.reader = rows, size, column, bad, reader
+        self.origin = origin
 
     def encode(
         self, keys: list[str], encoders: FrozenEncoders, writer: ShardWriter, batch_size: int, name: str
@@ -225,7 +230,7 @@ class _Bucket:
         return {**encoders.images(pixels, geometry), READABLE: torch.tensor(readable)}
 
     def _read(self, i: int) -> tuple[Tensor, Tensor]:
-        return self.reader.read(self.values[self.rows[i]][self.column], self.size)
+        return self.reader.read(self.origin.locate(self.values[self.rows[i]][self.column]), self.size)
 
     def _reason(self, i: int) -> str | None:
         try:

@@ -1,20 +1,42 @@
 """From whatever an image column holds to a tensor the image encoder takes."""
 
 import io
-import os
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from datasets import Image as ImageFeature
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from ..families.base import Size
+from .origin import OWN, DataFile, reading
+from .signatures import HEAD, IMAGE, describe, media
+
+FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP",
+)  # fmt: skip
+"""Formats that are read, where Pillow or a plugin of it can. Others have no signature, or run programs (EPS)."""
+
+# Programs that draw images store their settings as text, megabytes of it. Pillow reads 1 MiB of one compressed text and
+# 64 MiB of all texts of a file; here one text may have all of that.
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
 
 
 def load_image(value: Any) -> Image.Image:
-    """The image as RGB, upright.
+    """The image as RGB, upright; one that is both already comes back as it is.
 
     EXIF rotation is applied, transparency is laid over white, 16-bit greyscale is scaled to 8 bits.
 
@@ -24,15 +46,15 @@ def load_image(value: Any) -> Image.Image:
     Raises:
         ValueError: if the value is none of these, or cannot be read as an image, or has a mode without a known range.
     """
-    source = _source(value)
-    try:
-        image = source if isinstance(source, Image.Image) else ImageFeature().decode_example(source)
-        image = ImageOps.exif_transpose(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise anything over a broken file: OSError, SyntaxError, RuntimeError, ...
-        raise ValueError(f"the image cannot be read ({type(error).__name__}: {error})") from error
-    return _to_rgb(image)
+    with _opened(value) as image:
+        with reading("the image"):
+            image.load()
+            turn = _TURNS.get(_orientation(image))
+            upright = image if turn is None else image.transpose(turn)
+        rgb = _to_rgb(upright)
+    if rgb is not value:
+        rgb.info = {}  # the orientation is not to be applied again
+    return rgb
 
 
 def image_to_tensor(image: Image.Image, size: Size) -> Tensor:
@@ -57,56 +79,83 @@ def image_size(value: Any) -> Size:
     Raises:
         ValueError: as [`load_image`] does, but not for every file that is broken behind its header.
     """
-    source = _source(value)
-    try:
-        if isinstance(source, Image.Image):
-            return _upright_size(source)
-        with Image.open(source["path"] if source["bytes"] is None else io.BytesIO(source["bytes"])) as image:
-            return _upright_size(image)
-    except Exception as error:
-        raise ValueError(f"the image cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _upright_size(image: Image.Image) -> Size:
-    is_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # by a quarter
-    if is_turned and image.format == "TIFF":  # which Pillow turns when it loads it, and measures so before or after
-        image.load()
-        is_turned = False
-    return (image.width, image.height) if is_turned else (image.height, image.width)
+    with _opened(value) as image:
+        if image.format == "TIFF" and _orientation(image) >= 5:  # which Pillow turns itself
+            with reading("the image"):
+                image.load()
+        is_turned = _orientation(image) >= 5  # by a quarter
+        return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
 def encoded_bytes(value: Any) -> bytes:
     """The bytes that identify an image value: the file's own where there is a file, else its size and RGB pixels.
 
+    A file that the value names must be an image, as far as its header tells.
+
     Raises:
         ValueError: if the value cannot be an image, or its file cannot be read.
     """
     source = _source(value)
+    if isinstance(source, bytes):
+        return source
     if isinstance(source, Image.Image):  # as it is trained on: palette, transparency and rotation count too
         image = load_image(source)
         return f"{image.size}".encode() + image.tobytes()
-    if source["bytes"] is not None:
-        return bytes(source["bytes"])
-    try:
-        with open(source["path"], "rb") as file:
+    with reading("the image file"):
+        file = source.open()
+    with file:
+        _header(file)
+        file.seek(0)
+        with reading("the image file"):
             return file.read()
-    except OSError as error:
-        raise ValueError(f"the image file cannot be read ({error})") from error
 
 
-def _source(value: Any) -> Image.Image | dict[str, Any]:
-    if isinstance(value, Image.Image):
+@contextmanager
+def _opened(value: Any) -> Iterator[Image.Image]:
+    """The image, of which a file's pixels are not read yet."""
+    source = _source(value)
+    if isinstance(source, Image.Image):
+        yield source
+        return
+    with reading("the image"):
+        file = io.BytesIO(source) if isinstance(source, bytes) else source.open()
+    with file, _header(file) as image:
+        yield image
+
+
+def _header(file: BinaryIO) -> Image.Image:
+    with reading("the image"):
+        head = file.read(HEAD)
+        file.seek(0)
+        Image.init()  # so that the table has the formats of plugins
+        try:
+            return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        except UnidentifiedImageError as error:
+            if IMAGE in media(head):
+                raise
+            raise UnidentifiedImageError(f"this is {describe(head)}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where it is broken or is not stated, as viewers have it."""
+    try:
+        stated = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # over broken EXIF, Pillow raises anything
+        return 1
+    return stated if isinstance(stated, int) and stated in _TURNS else 1
+
+
+def _source(value: Any) -> Image.Image | bytes | DataFile:
+    if isinstance(value, (Image.Image, bytes, DataFile)):
         return value
-    source: dict[str, Any] = {"bytes": None, "path": None}
-    if isinstance(value, bytes):
-        source["bytes"] = value
-    elif isinstance(value, (str, os.PathLike)):
-        source["path"] = os.fspath(value)
-    elif isinstance(value, dict):
-        source = {name: value.get(name) for name in source}
-    if source["bytes"] is None and source["path"] is None:
-        raise ValueError(_not_an_image(value))
-    return source
+    if isinstance(value, dict) and value.get("bytes") is not None:
+        if not isinstance(value["bytes"], (bytes, bytearray, memoryview)):
+            raise ValueError(f"the image's `bytes` are a `{type(value['bytes']).__name__}`")
+        return bytes(value["bytes"])
+    located = None if isinstance(value, (list, tuple)) else OWN.locate(value)
+    if isinstance(located, DataFile):
+        return located
+    raise ValueError(_not_an_image(value))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -120,7 +169,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _not_an_image(value: Any) -> str:

@@ -3,15 +3,20 @@
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from datasets import Dataset, Image, IterableDataset, List, Video
+from datasets import Dataset, IterableDataset, LargeList, List
 
 from ..labels import MAX_FLOAT32
+from ..messages import cut
 from .classes import check_no_classes
+from .origin import Origin
 
 logger = logging.getLogger(__name__)
+
+
+LONGEST_REASON = 1000
 
 
 class BadRowError(ValueError):
@@ -67,7 +72,7 @@ class BadRows:
             column: the column at fault.
             reason: what is wrong, as a clause.
         """
-        message = f"Row {row}, column {column!r}: {reason}."
+        message = f"Row {row}, column {column!r}: {cut(reason, LONGEST_REASON)}."
         if not self.skip:
             raise BadRowError(f"{message} Mend or drop the row, or set `on_bad_row='skip'` to leave such rows out.")
         self.rows.append(row)
@@ -115,20 +120,29 @@ def undecoded(
     files = dataset.with_format(None)
     if files.column_names is not None:  # another column of images would be decoded for nothing
         files = files.select_columns([name for name in files.column_names if name in (column, *others)])
-    as_files = _AS_FILES.get(type(_innermost(files.features.get(column)))) if files.features is not None else None
-    if as_files is not None:
-        is_list = isinstance(files.features[column], List)
-        files = files.cast_column(column, List(as_files) if is_list else as_files)
+    files = with_files(files)
     if isinstance(dataset, IterableDataset):
         files.set_epoch(dataset.epoch)  # `datasets` makes copies of streams in epoch 0, where they shuffle the same
     return files
 
 
-_AS_FILES = {Image: Image(decode=False), Video: Video(decode=False)}
+def with_files(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """The data set with every image, video, sound and whatever else `datasets` decodes as its file, not opened."""
+    for name, feature in (dataset.features or {}).items():
+        file_feature = _undecoded_feature(feature)
+        if file_feature != feature:
+            dataset = dataset.cast_column(name, file_feature)
+    return dataset
 
 
-def _innermost(feature: Any) -> Any:
-    return feature.feature if isinstance(feature, List) else feature
+def _undecoded_feature(feature: Any) -> Any:
+    if isinstance(feature, dict):
+        return {name: _undecoded_feature(entry) for name, entry in feature.items()}
+    if isinstance(feature, (List, LargeList)):
+        return replace(feature, feature=_undecoded_feature(feature.feature))
+    if isinstance(feature, list):
+        return [_undecoded_feature(entry) for entry in feature]
+    return replace(feature, decode=False) if getattr(feature, "decode", False) else feature
 
 
 def _has_transform(dataset: Dataset | IterableDataset) -> bool:
@@ -153,10 +167,11 @@ def read_row(example: dict[str, Any], columns: Columns, row: int, bad: BadRows) 
 
 
 def iterate_rows(
-    dataset: Dataset | IterableDataset, columns: Columns, bad: BadRows
+    dataset: Dataset | IterableDataset, columns: Columns, bad: BadRows, origin: Origin
 ) -> Iterator[tuple[int, str, Any, float]]:
-    """Index, prompt, image or video, and score of each good row, in order."""
+    """Index, prompt, image or video, and score of each good row, in order; files are named, and not opened."""
     for row, example in enumerate(undecoded(dataset, columns.media, (columns.prompt, columns.score))):
         values = read_row(example, columns, row, bad)
         if values is not None:
-            yield row, *values
+            prompt, media, score = values
+            yield row, prompt, origin.locate(media), score

@@ -12,6 +12,7 @@ from torch.utils.data import get_worker_info
 from ..families.base import Size
 from ..labels import LabelRule
 from .media import MediaReader
+from .origin import Origin
 from .rows import BadRows, Columns, iterate_rows
 from .sizes import nearest_size
 
@@ -28,6 +29,7 @@ class StreamDataset(TorchIterableDataset[dict[str, Any]]):
         rule: fitted on its scores.
         reader: of the image or video column.
         sizes: each row is brought to the nearest of them.
+        origin: of the stream.
         skip_bad_rows: whether to count bad rows instead of stopping at the first.
         epoch: the epoch of the first pass over the stream.
         repeat: whether to start over, in the next epoch, when the stream ends.
@@ -41,13 +43,15 @@ class StreamDataset(TorchIterableDataset[dict[str, Any]]):
 
     def __init__(
         self, stream: IterableDataset, columns: Columns, rule: LabelRule, reader: MediaReader, sizes: Sequence[Size],
-        skip_bad_rows: bool, epoch: int, repeat: bool, positives_only: bool, block: int, fingerprint: str = "",
+        origin: Origin, skip_bad_rows: bool, epoch: int, repeat: bool, positives_only: bool, block: int,
+        fingerprint: str = "",
     ) -> None:  # fmt: skip
         self.stream = stream
         self.columns = columns
         self.rule = rule
         self.reader = reader
         self.sizes = sizes
+        self.origin = origin
         self.skip_bad_rows = skip_bad_rows
         self.first_epoch = epoch
         self.repeat = repeat
@@ -93,7 +97,7 @@ class StreamDataset(TorchIterableDataset[dict[str, Any]]):
         self.stream.set_epoch(max(epoch, 0))
         bad = BadRows(self.skip_bad_rows)
         row = -1
-        for row, prompt, value, score in iterate_rows(self.stream, self.columns, bad):
+        for row, prompt, value, score in iterate_rows(self.stream, self.columns, bad, self.origin):
             label = self.rule.apply([score], [prompt])
             if self.positives_only and not label.is_positive[0]:
                 continue
@@ -124,7 +128,7 @@ def scan_stream(stream: IterableDataset, columns: Columns, bad: BadRows) -> tupl
     """Scores and prompts of the whole stream, in one pass that does not read images where the format allows it."""
     scores, prompts = [], []
     without_media = Columns(columns.prompt, columns.score, columns.score)
-    for _, prompt, _, score in iterate_rows(stream, without_media, bad):
+    for _, prompt, _, score in iterate_rows(stream, without_media, bad, Origin()):
         scores.append(score)
         prompts.append(prompt)
     return scores, prompts

@@ -1,21 +1,31 @@
-"""Rows as a reward is given them: images decoded ahead, files kept as they are, in blocks that become shards."""
+"""Rows as a reward is given them: images decoded ahead, files kept as they are, in blocks that become shards.
+
+Photographs take 4 bytes of memory per pixel once they are decoded, a hundred times their files. So what is decoded
+ahead is limited by its pixels, not by the number of rows.
+"""
 
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, TypeAlias
 
-from datasets import Dataset, Features, IterableDataset, List
+from datasets import Dataset, Features, IterableDataset
 
-from .images import encoded_bytes, load_image
-from .rows import check_prompt
+from .embedding import ColumnError, embed_files
+from .images import encoded_bytes, image_size, load_image
+from .origin import OWN, Origin
+from .rows import check_prompt, with_files
 from .shards import ROWS_PER_SHARD, fingerprint
-from .videos import load_video, video_bytes
+from .videos import frame_size, load_video, video_bytes
 
 Row: TypeAlias = dict[str, Any]
+
+PIXELS_AHEAD = 128_000_000
+"""Decoded, and not yet given to a reward: half a gigabyte, five photographs of 24 megapixels. One image may have more.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,8 @@ class RowReader:
         media_column: of the images or videos.
         is_video: whether it holds videos.
         num_frames, fps: of a video, as in [`~tgo_trl.commands.score.ScoreConfig`].
+        origin: of the data set.
+        copied: the features of rows that become part of a new data set, so that their files are checked and embedded.
     """
 
     prompt_column: str
@@ -34,6 +46,32 @@ class RowReader:
     is_video: bool
     num_frames: int | None = None
     fps: float | None = None
+    origin: Origin = OWN
+    copied: Features | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What scores are a function of, as it is recorded."""
+        names = ("prompt_column", "media_column", "is_video", "num_frames", "fps")
+        return {name: getattr(self, name) for name in names}
+
+    def open(self, row: Row) -> Row:
+        """The row with the bytes of its files, if it is copied.
+
+        Raises:
+            ColumnError: if a file may not be read, or is not what its column holds.
+        """
+        return row if self.copied is None else embed_files(row, self.copied, self.origin)
+
+    def num_pixels(self, row: Mapping[str, Any]) -> int:
+        """Of the decoded image or frames, from the beginning of the file; 0 if it cannot be read."""
+        try:
+            value = self._value(row, self.media_column)
+            if not self.is_video:
+                return math.prod(image_size(value))
+            num_frames = self.num_frames or (len(value) if isinstance(value, (list, tuple)) else 1)
+            return num_frames * math.prod(frame_size(value))
+        except ValueError:
+            return 0
 
     def prompt(self, row: Mapping[str, Any]) -> str:
         """The prompt; raises a ValueError, with a clause, if there is none."""
@@ -63,15 +101,15 @@ class RowReader:
     def _value(self, row: Mapping[str, Any], name: str) -> Any:
         if name not in row:
             raise ValueError(f"the column is missing; the row has {', '.join(map(repr, row))}")
-        return row[name]
+        return self.origin.locate(row[name]) if name == self.media_column else row[name]
 
 
 def find_reader(
-    columns: Iterable[str], prompt_column: str, image_column: str, video_column: str, num_frames: int | None,
-    fps: float | None,
+    features: Features, prompt_column: str, image_column: str, video_column: str, num_frames: int | None,
+    fps: float | None, origin: Origin, is_copied: bool = False,
 ) -> RowReader:  # fmt: skip
     """The reader of a data set with these columns."""
-    present = list(columns)
+    present = list(features)
     shown = ", ".join(map(repr, present))
     if prompt_column not in present:
         raise ValueError(f"The data set has no column {prompt_column!r}; it has {shown}. Set `prompt_column`.")
@@ -81,7 +119,8 @@ def find_reader(
             "`image_column` or `video_column`."
         )
     is_video = image_column not in present
-    return RowReader(prompt_column, video_column if is_video else image_column, is_video, num_frames, fps)
+    column = video_column if is_video else image_column
+    return RowReader(prompt_column, column, is_video, num_frames, fps, origin, features if is_copied else None)
 
 
 class RowBlocks:
@@ -135,18 +174,7 @@ def as_files(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
     """
     if _has_transform(dataset):
         return dataset
-    files = dataset.with_format(None)
-    for name, feature in (files.features or {}).items():
-        undecoded = _undecoded(feature)
-        if undecoded != feature:
-            files = files.cast_column(name, undecoded)
-    return files
-
-
-def _undecoded(feature: Any) -> Any:
-    if isinstance(feature, List):
-        return List(_undecoded(feature.feature), length=feature.length)
-    return replace(feature, decode=False) if getattr(feature, "decode", False) else feature
+    return with_files(dataset.with_format(None))
 
 
 def _has_transform(dataset: Dataset | IterableDataset) -> bool:
@@ -161,28 +189,91 @@ class Unreadable:
     reason: str
 
 
-def read_row(reader: RowReader, row: Row) -> tuple[str, Any] | Unreadable:
-    """Prompt and image or frames of a row, or why there are none."""
-    try:
-        prompt = reader.prompt(row)
-    except ValueError as error:
-        return Unreadable(reader.prompt_column, str(error))
-    try:
-        return prompt, reader.media(row)
-    except ValueError as error:
-        return Unreadable(reader.media_column, str(error))
+@dataclass(frozen=True)
+class ReadRow:
+    """A row as a reward is given it.
+
+    Attributes:
+        row: with the bytes of its files, if it is copied.
+        prompt: of it.
+        media: an image or a list of frames.
+        num_pixels: of all that is decoded.
+    """
+
+    row: Row
+    prompt: str
+    media: Any
+    num_pixels: int
+
+
+def read_row(reader: RowReader, row: Row) -> ReadRow | Unreadable:
+    """What a reward is given of a row, or why there is nothing."""
+    return _decode(reader, _open(reader, row))
 
 
 def read_ahead(
     rows: Iterable[tuple[int, Row]], reader: RowReader, num_ahead: int
-) -> Iterator[tuple[int, Row, tuple[str, Any] | Unreadable]]:
-    """Rows with what is read of them, in threads, which decode while the reward model works."""
-    waiting: deque[tuple[int, Row, Future[tuple[str, Any] | Unreadable]]] = deque()
+) -> Iterator[tuple[int, ReadRow | Unreadable]]:
+    """Rows with what is read of them, in threads, which decode while the reward model works.
+
+    Files are opened up to `num_ahead` rows ahead, and decoded as far as [`PIXELS_AHEAD`] allows.
+    """
+    waiting: deque[tuple[int, int, Future[ReadRow | Unreadable]]] = deque()
+    pixels_ahead = 0
     with ThreadPoolExecutor() as pool:
-        for index, row in rows:
-            waiting.append((index, row, pool.submit(read_row, reader, row)))
-            if len(waiting) > num_ahead:
-                index, row, read = waiting.popleft()
-                yield index, row, read.result()
-        for index, row, read in waiting:
-            yield index, row, read.result()
+        for index, opened in _ahead(pool, rows, reader, num_ahead):
+            while waiting and pixels_ahead + opened.num_pixels > PIXELS_AHEAD:
+                pixels_ahead -= waiting[0][1]
+                yield _next(waiting)
+            pixels_ahead += opened.num_pixels
+            waiting.append((index, opened.num_pixels, pool.submit(_decode, reader, opened)))
+        while waiting:
+            yield _next(waiting)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A row before its image is decoded."""
+
+    row: Row
+    num_pixels: int
+    fault: Unreadable | None = None
+
+
+def _open(reader: RowReader, row: Row) -> _Opened:
+    try:
+        opened = reader.open(row)
+    except ColumnError as error:
+        return _Opened(row, 0, Unreadable(error.column, str(error)))
+    return _Opened(opened, reader.num_pixels(opened))
+
+
+def _decode(reader: RowReader, opened: _Opened) -> ReadRow | Unreadable:
+    if opened.fault is not None:
+        return opened.fault
+    try:
+        prompt = reader.prompt(opened.row)
+    except ValueError as error:
+        return Unreadable(reader.prompt_column, str(error))
+    try:
+        return ReadRow(opened.row, prompt, reader.media(opened.row), opened.num_pixels)
+    except ValueError as error:
+        return Unreadable(reader.media_column, str(error))
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, rows: Iterable[tuple[int, Row]], reader: RowReader, num_ahead: int
+) -> Iterator[tuple[int, _Opened]]:
+    opening: deque[tuple[int, Future[_Opened]]] = deque()
+    for index, row in rows:
+        opening.append((index, pool.submit(_open, reader, row)))
+        if len(opening) > num_ahead:
+            index, future = opening.popleft()
+            yield index, future.result()
+    for index, future in opening:
+        yield index, future.result()
+
+
+def _next(waiting: deque[tuple[int, int, Future[Any]]]) -> tuple[int, Any]:
+    index, _, future = waiting.popleft()
+    return index, future.result()

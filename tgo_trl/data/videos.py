@@ -6,7 +6,6 @@ Pixels are taken as they are stored: non-square ones are not stretched, and colo
 import importlib
 import io
 import math
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,18 +15,26 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
-from datasets.utils.file_utils import xopen
 from PIL import Image
 from torch import Tensor
 
 from ..families.base import Size
+from ..messages import why
 from .images import encoded_bytes, image_to_tensor, load_image
+from .origin import OWN, DataFile, reading
+from .signatures import HEAD, VIDEO, describe, media
 
 T = TypeVar("T")
 
 LATE = Fraction(1, 1000)
 """Seconds by which times are sampled late: Matroska and WebM round the times of the first and of each frame to
 milliseconds, so that a frame may seem to come up to so much after its time."""
+FORMATS = (
+    "mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "ogg", "flv", "asf", "gif", "apng", "h264", "hevc", "m4v",
+    "av1", "obu", "ivf", "yuv4mpegpipe", "mxf", "dv", "nut", "rm", "wtv", "mp3", "wav", "flac", "aac",
+)  # fmt: skip
+"""Formats that are read, as FFmpeg names them. Others draw what is no video (`tty`: any text) or open further files
+(`hls`, `concat`)."""
 
 
 def load_video(value: Any, num_frames: int, fps: float) -> list[Image.Image]:
@@ -86,6 +93,18 @@ def video_size(value: Any) -> Size:
     return frame.height, frame.width
 
 
+def frame_size(value: Any) -> Size:
+    """Height and width of the frames as they are stored, not turned upright, without decoding one of a file.
+
+    Raises:
+        ValueError, ImportError: as [`load_video`] does.
+    """
+    if _is_decoder(value) or _is_sequence(value):
+        return video_size(value)
+    with _open_file(value) as file, _container(file) as (_, stream), reading("the video"):
+        return stream.height, stream.width
+
+
 def video_bytes(value: Any) -> bytes:
     """The bytes that identify a video value: the file's own where there is a file, else sizes and pixels of all frames.
 
@@ -97,7 +116,7 @@ def video_bytes(value: Any) -> bytes:
     elif _is_sequence(value):
         parts = _each_frame(value, encoded_bytes)
     else:
-        with _open_file(value) as file, _reading("the video file"):
+        with _open_file(value) as file, reading("the video file"):
             return file.read()
     return b"".join(f"{len(part)}:".encode() + part for part in parts)
 
@@ -110,17 +129,6 @@ def _check_length(available: int, num_frames: int, fps: float) -> None:
         raise ValueError(
             f"the video has {available} frames ({has} at {fps:g} fps), and `num_frames` asks for {num_frames} ({asked})"
         )
-
-
-@contextmanager
-def _reading(what: str = "the video") -> Iterator[None]:
-    """Turns whatever a library raises over a broken file into a ValueError."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{what} cannot be read ({type(error).__name__}: {error})") from error
 
 
 # ---- Lists and arrays ----
@@ -185,18 +193,18 @@ def _is_decoder(value: Any) -> bool:
 
 
 def _played_frames(decoder: Any, num_frames: int, fps: float) -> list[Image.Image]:
-    with _reading():
+    with reading("the video"):
         begin, end = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
         times = [begin + k / fps + float(LATE) for k in range(num_frames)]
         available = sum(time < end for time in times)
     _check_length(available, num_frames, fps)
-    with _reading():
+    with reading("the video"):
         played = decoder.get_frames_played_at(times).data
     return list(_each_frame(played, load_image))
 
 
 def _decoder_bytes(decoder: Any) -> Iterator[bytes]:
-    with _reading():
+    with reading("the video"):
         for index in range(decoder.metadata.num_frames):
             frame = decoder.get_frame_at(index)
             yield f"{frame.pts_seconds}".encode() + encoded_bytes(_image_from_array(frame.data))
@@ -208,17 +216,13 @@ def _decoder_bytes(decoder: Any) -> Iterator[bytes]:
 @contextmanager
 def _open_file(value: Any) -> Iterator[BinaryIO]:
     """The file of a path (local, or a URL as streamed data sets have), of bytes, or of a dictionary of them."""
-    data = path = None
-    if isinstance(value, bytes):
-        data = value
-    elif isinstance(value, (str, os.PathLike)):
-        path = os.fspath(value)
-    elif isinstance(value, dict):
-        data, path = value.get("bytes"), value.get("path")
-    if data is None and path is None:
+    if isinstance(value, dict) and value.get("bytes") is not None:
+        value = value["bytes"]
+    source = value if isinstance(value, (bytes, DataFile)) else OWN.locate(value)
+    if not isinstance(source, (bytes, DataFile)):
         raise ValueError(_not_a_video(value))
-    with _reading("the video file"):
-        file = io.BytesIO(data) if data is not None else xopen(path, "rb")
+    with reading("the video file"):
+        file = io.BytesIO(source) if isinstance(source, bytes) else source.open()
     with file:
         yield file
 
@@ -237,16 +241,28 @@ def _file_frames(value: Any, num_frames: int, fps: float) -> list[Image.Image]:
 
 def _timed_frames(file: BinaryIO) -> Iterator[tuple[Any, Fraction, Fraction]]:
     """The decoded frames of a file in order, each with the times it is first and last shown, seconds from the start."""
+    with _container(file) as (container, stream), reading("the video"):
+        yield from _with_times(container.decode(stream), stream)
+
+
+@contextmanager
+def _container(file: BinaryIO) -> Iterator[tuple[Any, Any]]:
+    """The opened file, and its stream of pictures."""
     av = _import_av()
-    with _reading():
-        container = av.open(file, mode="r")
+    with reading("the video file"):
+        head = file.read(HEAD)
+        file.seek(0)
+    try:
+        container = av.open(file, mode="r", options={"format_whitelist": ",".join(FORMATS)})
+    except av.FFmpegError as error:
+        reason = why(error) if VIDEO in media(head) else f"{type(error).__name__}: this is {describe(head)}"
+        raise ValueError(f"the video cannot be read ({reason})") from error
     with container:
         cover = av.stream.Disposition.attached_pic  # of a piece of music
         streams = [stream for stream in container.streams.video if cover not in stream.disposition]
         if not streams:
             raise ValueError("the file holds no video")
-        with _reading():
-            yield from _with_times(container.decode(streams[0]), streams[0])
+        yield container, streams[0]
 
 
 def _with_times(frames: Iterator[Any], stream: Any) -> Iterator[tuple[Any, Fraction, Fraction]]:
@@ -274,7 +290,7 @@ def _shown_until(frames: Iterator[tuple[Any, Fraction, Fraction]]) -> Iterator[t
 
 
 def _to_image(frame: Any) -> Image.Image:
-    with _reading():
+    with reading("the video"):
         has_alpha = any(component.is_alpha for component in frame.format.components)
         image = load_image(Image.fromarray(frame.to_ndarray(format="rgba" if has_alpha else "rgb24")))
         matrix = frame.side_data.get("DISPLAYMATRIX")

@@ -1,5 +1,6 @@
 """What a model family must say about itself: how its parts are called. One file per family, no training logic."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -178,9 +179,10 @@ class Family(ABC):
         """
 
     def unread_parts(self, network: Any) -> list[str]:
-        """Names of the modules that nothing reads, which no training can change: left frozen with all weights trained.
+        """Names of the modules that nothing reads, which no training can change.
 
-        Distributed training waits for the gradient of every trained weight.
+        They are left frozen with all weights trained, since distributed training waits for the gradient of every
+        trained weight, and without an adapter where all linear layers get one.
         """
         return []
 
@@ -224,18 +226,58 @@ class Family(ABC):
         return {name: part for name in self.network_names if (part := strip_prefix(state, f"{name}."))}
 
     def attach_adapter(self, pipeline: DiffusionPipeline, weights: str) -> None:
-        """Loads an adapter from a folder or Hub id into a pipeline, as a user of stock diffusers does."""
-        pipeline.load_lora_weights(weights)
+        """Loads an adapter from a folder or Hub id into a pipeline, as a user of stock diffusers does.
+
+        Raises:
+            ValueError: if only some of it fits.
+        """
+        load_whole_adapter(pipeline, weights)
 
     def loading_code(self, pipeline: DiffusionPipeline, weights: str) -> str:
         """What [`attach_adapter`] does, as Python with the variable `pipeline`, for the model card."""
         return f'pipeline.load_lora_weights("{weights}")'
 
 
+_FACTOR = re.compile(r"lora[._](A|B|up|down|embedding_A|embedding_B)\b")
+"""A factor of an adapter, in the names of the formats that diffusers reads."""
+
+
+def load_whole_adapter(pipeline: Any, weights: str, **options: Any) -> None:
+    """Calls the pipeline's `load_lora_weights`, which itself passes over weights that fit nothing.
+
+    Raises:
+        ValueError: if it passed over some of them, and not over all.
+    """
+    before = _num_factors(pipeline)
+    pipeline.load_lora_weights(weights, **options)
+    loaded = _num_factors(pipeline) - before
+    if hasattr(pipeline, "unet"):
+        options = {**options, "unet_config": pipeline.unet.config}
+    options.pop("load_into_transformer_2", None)
+    state = pipeline.lora_state_dict(weights, **options)
+    given = sum(_FACTOR.search(key) is not None for key in (state[0] if isinstance(state, tuple) else state))
+    if 0 < loaded < given:
+        raise ValueError(
+            f"Of the adapter {weights!r}, {given - loaded} of {given} weights fit nothing in this "
+            f"`{type(pipeline).__name__}`. It was trained for another network; load the one that its card names."
+        )
+
+
+def _num_factors(pipeline: DiffusionPipeline) -> int:
+    modules = (part for part in pipeline.components.values() if isinstance(part, nn.Module))
+    return sum(_FACTOR.search(name) is not None for module in modules for name, _ in module.named_parameters())
+
+
 def present(pipeline: DiffusionPipeline, names: Sequence[str]) -> dict[str, Any]:
     """Those of the named components that the pipeline has."""
     found = {name: getattr(pipeline, name, None) for name in names}
     return {name: component for name, component in found.items() if component is not None}
+
+
+def present_modules(network: nn.Module, names: Sequence[str]) -> list[str]:
+    """Those of the named modules that the network has."""
+    known = {name for name, _ in network.named_modules()}
+    return [name for name in names if name in known]
 
 
 def adapter_state_dict(network: nn.Module, adapter_name: str) -> dict[str, Tensor]:

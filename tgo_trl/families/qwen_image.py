@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline, QwenImagePipeline
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Sample, Size, compute_dtype, posterior, posterior_sample
+from .base import Sample, Size, compute_dtype, posterior, posterior_sample, present_modules
 from .flow import FlowMatchingFamily
 
 
@@ -46,9 +46,10 @@ class QwenImageFamily(FlowMatchingFamily):
         return 1024
 
     def unread_parts(self, network: Any) -> list[str]:
-        """The last block's own way of the text, which ends there."""
+        """The last block's own way of the text, which ends there, and with it what the text asks of the image."""
         last = f"transformer_blocks.{len(network.transformer_blocks) - 1}"
-        return [f"{last}.{part}" for part in ("attn.to_add_out", "txt_mlp")]
+        parts = ("attn.to_add_out", "attn.add_q_proj", "attn.norm_added_q", "txt_mlp")
+        return present_modules(network, [f"{last}.{part}" for part in parts])
 
     def size_multiple(self, pipeline: DiffusionPipeline) -> int:
         """Latents are packed two by two."""

@@ -7,7 +7,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from .base import compute_dtype
+from .base import compute_dtype, present_modules
 from .flow import FlowMatchingFamily
 
 
@@ -26,7 +26,7 @@ class StableDiffusion3Family(FlowMatchingFamily):
         "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3",
     )  # fmt: skip
     optional_components = ("text_encoder_3", "tokenizer_3")
-    # Without `add_q_proj`: nothing reads the text that leaves the last block, so that there it would not be trained.
+    # Without `add_q_proj`, of which the last block's is not read; see `unread_parts`.
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj", "to_add_out")
 
     def check(self, pipeline: DiffusionPipeline) -> None:
@@ -41,6 +41,11 @@ class StableDiffusion3Family(FlowMatchingFamily):
     def longest_prompt(self, pipeline: DiffusionPipeline) -> int:
         """512, above which the pipeline refuses to be called."""
         return 512
+
+    def unread_parts(self, network: Any) -> list[str]:
+        """What the text asks of the image in the last block, which no text leaves."""
+        last = f"transformer_blocks.{len(network.transformer_blocks) - 1}"
+        return present_modules(network, [f"{last}.attn.add_q_proj", f"{last}.attn.norm_added_q"])
 
     def size_multiple(self, pipeline: DiffusionPipeline) -> int:
         """The transformer takes patches of the latents."""

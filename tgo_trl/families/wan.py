@@ -20,6 +20,7 @@ from .base import (
     adapter_metadata,
     adapter_state_dict,
     compute_dtype,
+    load_whole_adapter,
     posterior_sample,
     strip_prefix,
 )
@@ -186,7 +187,7 @@ class WanFamily(FlowMatchingFamily):
         """Loads a file for each network."""
         for name in self.networks(pipeline):
             is_second = name == "transformer_2"
-            pipeline.load_lora_weights(weights, weight_name=ADAPTER_FILES[name], load_into_transformer_2=is_second)
+            load_whole_adapter(pipeline, weights, weight_name=ADAPTER_FILES[name], load_into_transformer_2=is_second)
 
     def loading_code(self, pipeline: DiffusionPipeline, weights: str) -> str:
         """A call of `load_lora_weights` for each network."""

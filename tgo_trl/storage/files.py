@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from ..failures import writing
+
 DAY = 86400  # seconds
 _HOST = hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}")
@@ -31,10 +33,11 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     # hidden, since `datasets` passes over such files; machines that share a disk share process ids
     temporary = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
-        write(temporary)
-        flush(temporary)
-        os.replace(temporary, path)
-        flush(path.parent)
+        with writing(path):
+            write(temporary)
+            flush(temporary)
+            os.replace(temporary, path)
+            flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,0 +1,124 @@
+"""The images or videos of an annotated data set: which of both they are, and their files."""
+
+import io
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+from datasets import Dataset, Features, IterableDataset, Value, Video
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from .annotations import AnnotatedImage, OpenColumns, image_cells
+from .data.classes import ClassNames
+from .data.embedding import file_bytes
+from .data.images import encoded_bytes
+from .data.origin import DataFile, Origin
+from .data.rows import BadRows
+from .data.signatures import HEAD, IMAGE, VIDEO, media
+from .layouts import Layout
+from .tally_scores import Scoring
+
+ROWS_LOOKED_AT = 20
+
+
+class MediaFiles:
+    """Reads images or videos where they first appear; they must be asked for in that order.
+
+    Args:
+        open_columns: gives the data set with some of its columns.
+        layout: of the data set.
+        origin: of the data set.
+        suffix: added to paths.
+    """
+
+    def __init__(self, open_columns: OpenColumns, layout: Layout, origin: Origin, suffix: str) -> None:
+        self._open_columns = open_columns
+        self.layout = layout
+        self.origin = origin
+        self.suffix = suffix
+        self._rows: Iterator[tuple[int, dict[str, Any]]] | None = None
+        self._last: tuple[int, dict[str, Any]] = (-1, {})
+
+    @cached_property
+    def dataset(self) -> Dataset | IterableDataset:
+        """The data set's columns of images or videos."""
+        return self._open_columns(list(self.layout.images))
+
+    @cached_property
+    def medium(self) -> str:
+        """`"image"` or `"video"`, by the type of the columns, or else by the first files; the result's column."""
+        columns = [(self.dataset.features or {}).get(name) for name in self.layout.images]
+        types = {type(getattr(column, "feature", column)) for column in columns}
+        if types & {Video, ImageFeature}:
+            return VIDEO if Video in types else IMAGE
+        for example in islice(iter(self.dataset), ROWS_LOOKED_AT):
+            for cell in image_cells(example, self.layout):
+                found = media(self._head(cell))
+                if found:
+                    return IMAGE if IMAGE in found else VIDEO
+        return IMAGE
+
+    def content(self, cell: Any) -> bytes:
+        """What tells an image or video from others: its file, which must be of the medium, or its pixels."""
+        return encoded_bytes(cell) if isinstance(cell, Image.Image) else file_bytes(self._located(cell), self.medium)
+
+    def rows(self, images: Iterable[AnnotatedImage], scoring: Scoring, bad: BadRows) -> Iterator[dict[str, Any]]:
+        """The rows of the scored data set, without those whose image is bad."""
+        for image in images:
+            try:
+                file = self._file(image_cells(self._row(image.row), self.layout)[image.slot])
+            except (ValueError, OSError) as error:
+                bad.add(image.row, ", ".join(self.layout.images), str(error))
+                continue
+            values = scoring.values(image.said)
+            assert values is not None
+            file_cell = {"bytes": file, "path": None}
+            yield {"prompt": image.prompt, self.medium: file_cell, "image_uid": image.uid, **values}
+
+    def features(self, has_names: bool, scoring: Scoring) -> Features:
+        """The features of these rows."""
+        features: dict[str, Any] = {"prompt": Value("string")}
+        features[self.medium] = Video() if self.medium == VIDEO else ImageFeature()
+        if has_names:
+            features["image_uid"] = Value("string")
+        return Features(features | {name: Value(kind) for name, kind in scoring.columns.items()})
+
+    def _head(self, cell: Any) -> bytes:
+        located = self._located(cell)
+        if isinstance(located, bytes):
+            return located[:HEAD]
+        if not isinstance(located, DataFile):
+            return b""
+        try:
+            with located.open() as file:
+                return file.read(HEAD)
+        except (ValueError, OSError):  # a bad row, when it is read
+            return b""
+
+    def _located(self, cell: Any) -> Any:
+        located = self.origin.locate(cell)
+        return located.with_suffix(self.suffix) if isinstance(cell, str) else located
+
+    def _row(self, row: int) -> dict[str, Any]:
+        if self._last[0] != row:  # else another image of the same row
+            self._last = (row, ClassNames(self.dataset.features).resolve(self._read(row)))
+        return self._last[1]
+
+    def _read(self, row: int) -> dict[str, Any]:
+        if isinstance(self.dataset, Dataset):
+            return dict(self.dataset[row])
+        if self._rows is None:
+            self._rows = enumerate(self.dataset.skip(row), start=row)
+        for index, example in self._rows:
+            if index == row:
+                return dict(example)
+        raise RuntimeError(f"Row {row} of the data set is gone since it was read first. Run the command again.")
+
+    def _file(self, cell: Any) -> bytes:
+        if isinstance(cell, Image.Image):
+            file = io.BytesIO()
+            cell.save(file, "PNG")
+            return file.getvalue()
+        return self.content(cell)

@@ -1,0 +1,201 @@
+"""What would fail in the middle of a run, or at its end, is refused before anything is loaded."""
+
+import difflib
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import Trainer, get_scheduler
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_utils import SaveStrategy, SchedulerType
+
+from .config import TGOConfig
+from .data.encoded import EncodedDataset
+from .failures import EXTRAS
+
+logger = logging.getLogger(__name__)
+
+SIDES = tuple(f"{kind}/{side}" for kind in ("logps", "rewards", "saturation") for side in ("chosen", "rejected"))
+METRICS = (
+    "loss", *SIDES, "rewards/margins", "rewards/accuracies",
+    *(f"error_difference/quartile_{i}" for i in (1, 2, 3, 4)), "runtime", "samples_per_second", "steps_per_second",
+)  # fmt: skip
+"""What an evaluation reports, `compute_metrics` aside."""
+
+OF_THE_WHOLE_MODEL = ("galore", "apollo", "lomo", "adalomo")
+"""Optimizers that transformers makes only when it has the model."""
+
+
+def check_feasible(
+    args: TGOConfig, eval_dataset: object, compute_metrics: Callable[..., Any] | None, optimizers: Sequence[Any],
+    optimizer_cls_and_kwargs: Any,
+) -> None:  # fmt: skip
+    """Raises a ValueError for settings that would only fail later."""
+    _check_evaluation(args, eval_dataset, compute_metrics)
+    if needs_best_metric(args):
+        sets = list(eval_dataset) if isinstance(eval_dataset, Mapping) else None
+        _check_best_metric(args, sets, compute_metrics is not None)
+    if optimizers[0] is None:
+        _check_optimizer(args, optimizer_cls_and_kwargs)
+    if optimizers[1] is None:
+        _check_schedule(args)
+    for name in args.report_to or ():
+        _check_reporter(name)
+    if 0 < args.max_steps < args.get_warmup_steps(max(args.max_steps, 1)):
+        logger.warning(
+            "The warm-up takes %s updates, and the run ends after %s: the learning rate never gets to `learning_rate`.",
+            args.get_warmup_steps(args.max_steps),
+            args.max_steps,
+        )
+
+
+def needs_best_metric(args: TGOConfig) -> bool:
+    """Whether a run looks for `metric_for_best_model` among the metrics of its evaluations."""
+    by_metric = (SchedulerType.REDUCE_ON_PLATEAU, getattr(SchedulerType, "GREEDY", None))
+    is_best = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
+    return args.metric_for_best_model is not None and (is_best or args.lr_scheduler_type in by_metric)
+
+
+def check_best_metric_of(args: TGOConfig, prepared: Any) -> None:
+    """Raises a ValueError if the labelled evaluation rows cannot give `metric_for_best_model`.
+
+    Args:
+        args: the run's settings.
+        prepared: the evaluation set, or several by name.
+    """
+    if not needs_best_metric(args):
+        return
+    sets = prepared if isinstance(prepared, dict) else {"": prepared}
+    for name, dataset in sets.items():
+        metric = _bare(args).removeprefix(f"{name}_" if name else "")
+        if isinstance(dataset, EncodedDataset) and metric in (*SIDES, "rewards/margins") and _of(name, args):
+            needed = {True, False} if metric == "rewards/margins" else {metric.endswith("chosen")}
+            missing = needed - set(dataset.labels.is_positive.tolist())
+            if missing:
+                side = "positive" if missing == {True} else "negative"
+                raise ValueError(
+                    f"`metric_for_best_model` is {args.metric_for_best_model!r}, but the evaluation data set"
+                    f"{f' {name!r}' if name else ''} has no {side} row, of which it is a mean. Set another metric, "
+                    "such as 'loss', or add such rows."
+                )
+
+
+def _of(name: str, args: TGOConfig) -> bool:
+    return not name or _bare(args).startswith(f"{name}_")
+
+
+def _bare(args: TGOConfig) -> str:
+    return str(args.metric_for_best_model).removeprefix("eval_")
+
+
+def _check_evaluation(args: TGOConfig, eval_dataset: object, compute_metrics: Callable[..., Any] | None) -> None:
+    if args.eval_strategy != "no" and eval_dataset is None:
+        raise ValueError(
+            f"`eval_strategy` is {getattr(args.eval_strategy, 'value', args.eval_strategy)!r}, and there is no "
+            "`eval_dataset`. Pass one, or set `eval_strategy='no'`."
+        )
+    if isinstance(eval_dataset, Mapping) and not eval_dataset:
+        raise ValueError("`eval_dataset` is an empty dictionary. Leave it out, or put a data set in.")
+    if args.include_for_metrics:
+        raise ValueError(
+            f"`include_for_metrics` is {args.include_for_metrics!r}, but `compute_metrics` gets the log-ratio and the "
+            "score of each row: rows are no single tensor, and their losses are summed on the device. Leave it out."
+        )
+    parameters = {} if compute_metrics is None else inspect.signature(compute_metrics).parameters
+    if args.batch_eval_metrics and compute_metrics is not None and "compute_result" not in parameters:
+        raise ValueError(
+            "`batch_eval_metrics=True` calls `compute_metrics` for each batch, with `compute_result=True` for the last "
+            "one, which this function does not take. Add the argument, or leave `batch_eval_metrics` out."
+        )
+
+
+def _check_best_metric(args: TGOConfig, sets: Sequence[str] | None, has_more: bool) -> None:
+    """Whether there will be such a metric, as far as it does not depend on the rows."""
+    metric, known = _bare(args), list(METRICS)
+    if args.loss_type == "sft":
+        known = [
+            name for name in known if not name.startswith(("rewards", "saturation", "error")) and "rejected" not in name
+        ]
+    if sets is not None:
+        known = [f"{name}_{metric}" for name in sets for metric in known]
+    if metric in known or (has_more and (sets is None or any(metric.startswith(f"{name}_") for name in sets))):
+        return
+    near = difflib.get_close_matches(metric, known, 2) or known[:3]
+    of = "" if sets is None else f" of the evaluation sets {', '.join(map(repr, sets))}, whose names come first"
+    raise ValueError(
+        f"`metric_for_best_model` is {args.metric_for_best_model!r}, and an evaluation has no such metric{of}. Set it "
+        f"to {' or '.join(map(repr, near))}, say; there are {', '.join(map(repr, known[:12]))}."
+    )
+
+
+def _check_optimizer(args: TGOConfig, given: Any) -> None:
+    setting = "optim_args"
+    if given is not None:
+        setting = "optimizer_cls_and_kwargs"
+        if not isinstance(given, (tuple, list)) or len(given) != 2 or not isinstance(given[1], Mapping):
+            raise ValueError(f"`{setting}` must be a class and a dictionary of its arguments, such as `(AdamW, {{}})`.")
+        optimizer_class, kwargs = given
+    else:
+        if any(part in str(getattr(args.optim, "value", args.optim)) for part in OF_THE_WHOLE_MODEL):
+            return
+        optimizer_class, kwargs = _optimizer_of(args)
+    try:
+        inspect.signature(optimizer_class).bind([], **kwargs)
+    except TypeError as error:
+        raise ValueError(
+            f"`{setting}` does not fit {getattr(optimizer_class, '__name__', optimizer_class)} ({error})."
+        ) from error
+
+
+def _optimizer_of(args: TGOConfig) -> tuple[Any, dict[str, Any]]:
+    name = getattr(args.optim, "value", args.optim)
+    try:
+        return Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"`optim` is {name!r}, which cannot be had here: {error}") from error
+    except (TypeError, ValueError) as error:
+        given = f" with `optim_args={args.optim_args!r}` (write 'name=value,name=value')" if args.optim_args else ""
+        raise ValueError(f"`optim` is {name!r}{given}, which cannot be made: {error}") from error
+
+
+def _check_schedule(args: TGOConfig) -> None:
+    """Makes the schedule for a weight of its own, and takes a step."""
+    steps = args.max_steps if args.max_steps > 0 else 1000
+    kind = SchedulerType(args.lr_scheduler_type)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    try:
+        schedule = get_scheduler(
+            kind,
+            optimizer,
+            num_warmup_steps=args.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]
+        )
+        if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+            optimizer.step()
+            schedule.step()
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"`lr_scheduler_type` is {kind.value!r}, which cannot be made with `lr_scheduler_kwargs="
+            f"{args.lr_scheduler_kwargs!r}` ({error}). Mend the names and the types of its arguments."
+        ) from error
+
+
+def _check_reporter(name: str) -> None:
+    if name not in INTEGRATION_TO_CALLBACK:
+        near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, 1)
+        meant = f"Did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"`report_to` has {name!r}, which is none of {', '.join(INTEGRATION_TO_CALLBACK)}. {meant}Set 'none' for "
+            "no reports."
+        )
+    try:
+        INTEGRATION_TO_CALLBACK[name]()
+    except (ImportError, RuntimeError) as error:
+        package = EXTRAS.get(name, name)
+        raise ValueError(
+            f"`report_to` has {name!r}, which is not installed ({str(error).strip()}). Run `pip install {package}`, or "
+            "leave it out."
+        ) from error

@@ -1,0 +1,29 @@
+"""Values in messages, cut to a length that can be read: a cell of a data set may hold megabytes."""
+
+LONGEST = 200
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """The value as a literal of at most `limit` characters."""
+    if isinstance(value, (str, bytes)):
+        value = value[: limit + 1]
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def shown_path(path: str) -> str:
+    """Likewise, of a path or a URL, which says little without its end."""
+    return shown(path, LONGEST)
+
+
+def cut(text: str, limit: int = LONGEST) -> str:
+    """The text, of which the middle is left out where it has more than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    kept = (limit - 5) // 2
+    return f"{text[:kept]} ... {text[-kept:]}"
+
+
+def why(error: BaseException) -> str:
+    """An error's type and what it says."""
+    return f"{type(error).__name__}: {cut(str(error))}"

@@ -1,0 +1,277 @@
+"""Settings as people write them: YAML 1.2 files for `--config`, and JSON on a command line. Loads no heavy library.
+
+PyYAML reads YAML 1.1, for which `no` is false, `1e-6` is text and `010` is eight; here its loader gets the core schema
+of YAML 1.2.2 (section 10.3), under which a value means what the same text means on the command line.
+"""
+
+import argparse
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+import yaml
+
+MAX_VALUES = 100_000
+"""Of a file, aliases spelled out: more is no configuration, but a file that is made to fill the memory."""
+
+_TAG = "tag:yaml.org,2002:"
+_CORE = {
+    "null": (r"null|Null|NULL|~|", "nN~"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN",
+        "-+0123456789.",
+    ),
+    "merge": (r"<<", "<"),  # of YAML 1.1, which configurations use all the same
+}
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """PyYAML's safe loader with the types of YAML 1.2."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
+
+    def construct_yaml_int(self, node: Any) -> int:
+        """Decimal with leading zeros too; octal as `0o17`, hexadecimal as `0x1f`."""
+        text = node.value
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+    def construct_yaml_float(self, node: Any) -> float:
+        """A number, `.inf` or `.nan`."""
+        text = node.value.lower()
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+for _name, (_pattern, _first) in _CORE.items():
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})$"), [*_first, *([""] * (_name == "null"))])
+_Loader.add_constructor(f"{_TAG}int", _Loader.construct_yaml_int)
+_Loader.add_constructor(f"{_TAG}float", _Loader.construct_yaml_float)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value of a file.
+
+    Attributes:
+        value: as YAML has it.
+        text: as it is written; None for lists and mappings.
+        line: where it is written, from 1 on.
+        entries: of a list.
+    """
+
+    value: Any
+    text: str | None
+    line: int
+    entries: tuple["Setting", ...] = ()
+
+
+def read_settings(path: Path) -> dict[str, Setting]:
+    """The settings of a YAML file, by name.
+
+    Raises:
+        ValueError: with the line, if the file holds no names and values.
+    """
+    loader = None
+    try:
+        loader = _Loader(path.read_bytes())
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise ValueError(f"{path} must hold names and values, such as `learning_rate: 1e-5`.")
+        _check_node(node, {}, [])
+        loader.flatten_mapping(node)
+        return {_name_of(key): _setting(loader, value, key) for key, value in node.value}
+    except _NodeError as error:
+        raise ValueError(f"{path}, line {error.line}: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise ValueError(f"{where}: this is no YAML: {error.problem or error.context}.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML file: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply for settings.") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def apply_settings(
+    parser: argparse.ArgumentParser, classes: Sequence[type], settings: Mapping[str, Setting], path: Path, command: str
+) -> None:
+    """Makes the settings of a file the defaults of a parser, each of the type that its field has.
+
+    Args:
+        parser: of the command, made from `classes`.
+        classes: the dataclasses of its settings.
+        settings: of the file.
+        path: of the file, for errors.
+        command: for errors.
+
+    Raises:
+        ValueError: with the line, for a setting that does not exist, or a value that does not fit it.
+    """
+    hints: dict[str, Any] = {}
+    for settings_class in classes:
+        hints |= typing.get_type_hints(settings_class)
+    actions = {action.dest: action for action in reversed(parser._actions) if action.dest in hints}
+    for name, setting in settings.items():
+        where = f"{path}, line {setting.line}"
+        if name not in actions:
+            near = difflib.get_close_matches(name.replace("-", "_"), actions, 1)
+            meant = f"did you mean `{near[0]}`?" if near else "see --help."
+            raise ValueError(f"{where}: the file has `{name}`, which `{command}` does not know; {meant}")
+        try:
+            value = _converted(setting, actions[name], _kinds(hints[name]))
+        except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
+            raise ValueError(f"{where}: `{name}` is {shown(setting.value)}; {error}") from None
+        for action in parser._actions:  # `--no_...` has the same destination
+            if action.dest == name:
+                action.default, action.required = value, False
+
+
+def environment(path: Path, setting: Setting | None) -> dict[str, str]:
+    """The environment variables that a file sets under `env`."""
+    if setting is None:
+        return {}
+    if not isinstance(setting.value, dict) or any(isinstance(value, (dict, list)) for value in setting.value.values()):
+        raise ValueError(f"{path}, line {setting.line}: `env` must hold names of variables and their values.")
+    return {name: "" if value is None else str(value) for name, value in setting.value.items()}
+
+
+def as_dictionary(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """The dictionary that a setting is, or that it is the JSON text of, as on a command line.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"`{name}` is no JSON ({error}). Write it as {EXAMPLE}.") from None
+        except RecursionError:
+            raise ValueError(f"`{name}` is nested too deeply.") from None
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"`{name}` is a `{type(value).__name__}`, not names with values. Write it as {EXAMPLE}.")
+    return dict(value or {})
+
+
+EXAMPLE = """'{"name": "value"}'"""
+
+
+def shown(value: Any, longest: int = 80) -> str:
+    """A value for a message, cut to a sensible length."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+# ---- Reading ----
+
+
+class _NodeError(Exception):
+    def __init__(self, message: str, node: Any) -> None:
+        super().__init__(message)
+        self.line = node.start_mark.line + 1
+
+
+def _check_node(node: Any, sizes: dict[int, int], ancestors: list[int]) -> int:
+    """How many values a node has with all aliases spelled out."""
+    if id(node) in ancestors:
+        raise _NodeError("this holds itself, through an alias.", node)
+    if id(node) not in sizes:
+        ancestors.append(id(node))
+        if isinstance(node, yaml.MappingNode):
+            _check_names(node)
+        sizes[id(node)] = 1 + sum(_check_node(child, sizes, ancestors) for child in _children(node))
+        ancestors.pop()
+        if sizes[id(node)] > MAX_VALUES:
+            raise _NodeError(f"with its aliases spelled out, this has more than {MAX_VALUES:,} values.", node)
+    return sizes[id(node)]
+
+
+def _children(node: Any) -> Iterator[Any]:
+    if isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            yield from pair
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
+
+
+def _check_names(node: Any) -> None:
+    names: set[str] = set()
+    for key, _ in node.value:
+        if key.tag == f"{_TAG}merge":
+            continue
+        name = _name_of(key)
+        if name in names:
+            raise _NodeError(f"`{name}` comes twice. Leave one of them out.", key)
+        names.add(name)
+
+
+def _name_of(key: Any) -> str:
+    if not isinstance(key, yaml.ScalarNode) or key.tag != f"{_TAG}str":
+        raise _NodeError(f"{shown(getattr(key, 'value', key))} is no name. Put quotes around it if it is one.", key)
+    return str(key.value)
+
+
+def _setting(loader: Any, node: Any, key: Any = None) -> Setting:
+    entries = node.value if isinstance(node, yaml.SequenceNode) else ()
+    return Setting(
+        value=loader.construct_object(node, deep=True),
+        text=node.value if isinstance(node, yaml.ScalarNode) else None,
+        line=(key or node).start_mark.line + 1,
+        entries=tuple(_setting(loader, entry) for entry in entries),
+    )
+
+
+# ---- Types ----
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The types that a field takes: of `list[str] | None`, `list` and `NoneType`."""
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return {kind for part in typing.get_args(hint) for kind in _kinds(part)}
+    return {typing.get_origin(hint) or hint}
+
+
+def _converted(setting: Setting, action: argparse.Action, kinds: set[Any]) -> Any:
+    value = setting.value
+    if value is None:
+        if action.default is not None and type(None) not in kinds:
+            raise ValueError("it needs a value. Leave it out for the default.")
+        return None
+    if isinstance(value, dict):
+        if dict not in kinds:
+            raise ValueError("it takes one value, not names with values.")
+        return value
+    if isinstance(value, list):
+        if list not in kinds:
+            raise ValueError("it takes one value, not a list.")
+        return [_scalar(entry, action) for entry in setting.entries]
+    return [_scalar(setting, action)] if action.nargs == "+" else _scalar(setting, action)
+
+
+def _scalar(setting: Setting, action: argparse.Action) -> Any:
+    """What the value would be on the command line."""
+    if setting.text is None or setting.value is None:
+        raise ValueError(f"{shown(setting.value)} in it must be a single value.")
+    is_number = isinstance(setting.value, (int, float)) and not isinstance(setting.value, bool)
+    convert: Any = action.type or str
+    text = setting.text.lower() if isinstance(setting.value, bool) else setting.text
+    try:
+        value = convert(repr(setting.value) if is_number and convert is not str else text)
+    except ValueError:
+        raise ValueError(f"it must be {_KIND_NAMES.get(getattr(convert, '__name__', ''), 'something else')}.") from None
+    if action.choices is not None and value not in action.choices:
+        raise ValueError(f"it must be one of {', '.join(map(repr, action.choices))}.")
+    return value
+
+
+_KIND_NAMES = {"int": "a whole number", "float": "a number"}
