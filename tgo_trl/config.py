@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 from .labels import MAX_FLOAT32, NORMALIZATIONS, THRESHOLD_TYPES
 from .processes import DENSITIES
 from .public import without_secrets
-from .settings import as_dictionary, shown
+from .settings import as_dictionary, check_finite, check_types, shown
 from .targets import check_target_names
 
 FAMILY_SETTINGS = (
@@ -307,13 +306,16 @@ class TGOConfig(TrainingArguments):
         newest = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
         if self.gradient_checkpointing is None and getattr(self, newest) is None:
             setattr(self, newest, True)
+        inherited = {item.name for item in fields(TrainingArguments)}
+        check_types(self, [item.name for item in fields(self) if item.name not in inherited])
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.lora_target_modules is not None:
             check_target_names("lora_target_modules", self.lora_target_modules)
         self._check_choices()
         self._check_numbers()
         self._check_ranges()
-        self._check_finite()
+        for item in fields(self):  # computed with in float32
+            check_finite(item.name, getattr(self, item.name))
         self._check_combinations()
 
     def to_dict(self) -> dict[str, Any]:
@@ -360,13 +362,6 @@ class TGOConfig(TrainingArguments):
         if self.timestep_density is not None:
             _choice("timestep_density", self.timestep_density, DENSITIES)
         _choice("train_sampling_strategy", self.train_sampling_strategy, ("random", "sequential"))
-
-    def _check_finite(self) -> None:
-        """What a setting holds is computed with in float32, where 1e39 is infinite."""
-        for item in fields(self):
-            for name, number in _numbers(item.name, getattr(self, item.name)):
-                if not abs(number) <= MAX_FLOAT32:
-                    raise ValueError(f"`{name}` is {number}; it must be finite in float32 (at most 3.4e38).")
 
     def _check_numbers(self) -> None:
         if self.temperature is None:
@@ -448,17 +443,6 @@ class TGOConfig(TrainingArguments):
                     f"`{name}` is {getattr(self, name)}, which `timestep_density={self.timestep_density!r}` does not "
                     f"use. Set `timestep_density={density!r}`, or leave `{name}` out."
                 )
-
-
-def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    if isinstance(value, float):
-        yield name, value
-    elif isinstance(value, (list, tuple)):
-        for i, entry in enumerate(value):
-            yield from _numbers(f"{name}[{i}]", entry)
-    elif isinstance(value, dict):
-        for key, entry in value.items():
-            yield from _numbers(f"{name}[{key!r}]", entry)
 
 
 def _number(name: str, value: float | str) -> float:

@@ -7,10 +7,13 @@ of YAML 1.2.2 (section 10.3), under which a value means what the same text means
 import argparse
 import difflib
 import json
+import numbers
+import os
 import re
+import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
@@ -19,6 +22,8 @@ import yaml
 
 MAX_VALUES = 100_000
 """Of a file, aliases spelled out: more is no configuration, but a file that is made to fill the memory."""
+
+MAX_FLOAT32 = 3.4028234663852886e38
 
 _TAG = "tag:yaml.org,2002:"
 _CORE = {
@@ -160,10 +165,55 @@ def as_dictionary(name: str, value: Mapping[str, Any] | str | None) -> dict[str,
             raise ValueError(f"`{name}` is nested too deeply.") from None
     if value is not None and not isinstance(value, Mapping):
         raise ValueError(f"`{name}` is a `{type(value).__name__}`, not names with values. Write it as {EXAMPLE}.")
+    check_finite(name, value)
     return dict(value or {})
 
 
 EXAMPLE = """'{"name": "value"}'"""
+
+
+def check_types(settings: object, names: Iterable[str]) -> None:
+    """Raises a ValueError for a setting whose value is of none of the types that its field has; lists are passed over.
+
+    Args:
+        settings: an object of a dataclass.
+        names: of its fields.
+    """
+    hints = typing.get_type_hints(type(settings))
+    for name in names:
+        value, kinds = getattr(settings, name), _kinds(hints[name])
+        if list not in kinds and not any(_fits(value, kind) for kind in kinds):
+            wanted = " or ".join(sorted(_TYPE_NAMES[kind] for kind in kinds - {type(None)}))
+            raise ValueError(f"`{name}` is {shown(value)}; it must be {wanted}.")
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Raises a ValueError for a number, also in lists and mappings, that is infinite in float32, as 1e39 is."""
+    if isinstance(value, (int, float)) and not abs(value) <= MAX_FLOAT32:
+        raise ValueError(f"`{name}` is {shown(value)}; it must be finite in float32 (at most 3.4e38).")
+    if isinstance(value, (list, tuple)):
+        for i, entry in enumerate(value):
+            check_finite(f"{name}[{i}]", entry)
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            check_finite(f"{name}[{shown(key)}]", entry)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is float and isinstance(value, int) and value.bit_length() >= sys.float_info.max_exp:
+        return False
+    return isinstance(value, _TAKEN_FOR.get(kind, kind))
+
+
+_TAKEN_FOR: dict[type, Any] = {
+    float: numbers.Real, int: numbers.Integral, str: (str, os.PathLike), dict: Mapping,
+}  # fmt: skip
+_TYPE_NAMES = {
+    bool: "true or false", float: "a number within the range of floats", int: "a whole number", str: "text",
+    dict: "names with values",
+}  # fmt: skip
 
 
 def shown(value: Any, longest: int = 80) -> str:

@@ -4,8 +4,10 @@ A command is a module with `config_classes()`, its dataclasses of settings, and 
 Here is what settings of several commands have in common.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from ..settings import check_finite
 
 
 @dataclass(kw_only=True)
@@ -31,6 +33,8 @@ class DatasetSettings:
     hub_token: str | None = field(default=None, repr=False, metadata={"help": "Token to upload with."})
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            check_finite(item.name, getattr(self, item.name))
         check_at_least("rows_per_shard", self.rows_per_shard)
         if not self.push_to_hub and self.hub_dataset_id is not None:
             raise ValueError("`hub_dataset_id` is set, but nothing is uploaded. Set `push_to_hub` too.")

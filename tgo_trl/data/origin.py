@@ -29,6 +29,8 @@ from .signatures import text_encoding
 
 MAX_FILE_BYTES = 2**31 - 1
 """What a cell of a data set can hold."""
+MAX_PATH_LENGTH = 32767
+"""Characters of a path, on Windows; other systems stop before."""
 REMOTE = ("http", "https", "hf", "s3", "gs", "gcs", "az", "abfs", "abfss")
 """Protocols that `allow_urls` allows."""
 ARCHIVES = ("zip", "gzip", "bz2", "xz", "lz4", "zstd")
@@ -129,6 +131,8 @@ class Origin:
 
     def _real(self, path: str) -> Path:
         """Where a path leads; raises unless to a regular file that rows may name."""
+        if len(path) > MAX_PATH_LENGTH:  # to follow a million folders takes minutes
+            raise RefusedFileError(f"the path {shown_path(path)} has {len(path):,} characters, as no file system has")
         real = (self.base / path).resolve()
         if self.roots is not None and not any(real.is_relative_to(root) for root in self.roots):
             raise RefusedFileError(
