@@ -45,19 +45,25 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
     def construct_yaml_int(self, node: Any) -> int:
         """Decimal with leading zeros too; octal as `0o17`, hexadecimal as `0x1f`."""
-        text = node.value
+        text = self.construct_scalar(node)
         return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
 
     def construct_yaml_float(self, node: Any) -> float:
         """A number, `.inf` or `.nan`."""
-        text = node.value.lower()
+        text = self.construct_scalar(node).lower()
         return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+    def construct_yaml_str(self, node: Any) -> str:
+        """Text, in which JSON may write a letter as two halves."""
+        text = str(self.construct_scalar(node))
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 for _name, (_pattern, _first) in _CORE.items():
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})$"), [*_first, *([""] * (_name == "null"))])
 _Loader.add_constructor(f"{_TAG}int", _Loader.construct_yaml_int)
 _Loader.add_constructor(f"{_TAG}float", _Loader.construct_yaml_float)
+_Loader.add_constructor(f"{_TAG}str", _Loader.construct_yaml_str)
 
 
 @dataclass(frozen=True)
@@ -273,8 +279,15 @@ def _name_of(key: Any) -> str:
 
 def _setting(loader: Any, node: Any, key: Any = None) -> Setting:
     entries = node.value if isinstance(node, yaml.SequenceNode) else ()
+    try:
+        value = loader.construct_object(node, deep=True)
+    except (AttributeError, KeyError, TypeError, ValueError):  # what PyYAML makes of `!!bool 7`, or of 5000 digits
+        kind = node.tag.rpartition(":")[2]
+        raise _NodeError(
+            f"{shown(getattr(node, 'value', None))} cannot be read as {shown(kind)}.", key or node
+        ) from None
     return Setting(
-        value=loader.construct_object(node, deep=True),
+        value=value,
         text=node.value if isinstance(node, yaml.ScalarNode) else None,
         line=(key or node).start_mark.line + 1,
         entries=tuple(_setting(loader, entry) for entry in entries),
