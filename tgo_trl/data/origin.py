@@ -70,10 +70,11 @@ class Origin:
 
     def locate(self, value: Any) -> Any:
         """The value of a cell with each path in it as a file that is opened under the rule; nothing is read."""
-        if isinstance(value, (str, os.PathLike)):
-            return DataFile(os.fspath(value), self)
-        if isinstance(value, Mapping) and value.get("bytes") is None and value.get("path") is not None:
-            return DataFile(os.fspath(value["path"]), self)
+        path = value
+        if isinstance(value, Mapping) and value.get("bytes") is None:
+            path = value.get("path")
+        if isinstance(path, (str, os.PathLike)):
+            return DataFile(os.fspath(path), self)
         if isinstance(value, (list, tuple)) and value and not isinstance(value[0], (int, float, list)):
             return [self.locate(entry) for entry in value]  # frames, but no numbers
         return value
