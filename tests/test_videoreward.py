@@ -21,9 +21,9 @@ from tgo_trl.rewards.videoreward import TASK, VideoReward, frame_indices, frame_
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "videoreward.json").read_text())
 """Out of VideoAlign's own code (github.com/KwaiVGI/VideoAlign at 219ab9d, transformers 4.45.2, peft 0.10, torchvision
-0.28): the names and shapes of its weights at a small size, and what it makes of the videos and prompts below. It computed
-in float32, whose rounding puts its raw rewards up to 1.3e-5 beside those that the same network gives in float64. Another
-processor's float32 is another 1e-5 off on either side, so that what is compared with them is computed in float64."""
+0.28): the names and shapes of its weights at a small size, and what it makes of the videos and prompts below. It ran
+in float32, whose rounding puts its raw rewards up to 1.3e-5 off those of the same network in float64. Another processor
+rounds otherwise, by as much again, so that what is compared with them is computed in float64."""
 
 ROUNDING = 2e-5
 """Of the public code's raw rewards, with some room."""
