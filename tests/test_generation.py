@@ -29,6 +29,8 @@ from .cases import CASES, perturb
 from .test_parquet import files, run_and_kill, run_two_processes
 from .tiny import wan
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
 PROMPTS = ["a red cat", "a blue dog", "a green bird"]
 STEPS = 2
 
