@@ -211,7 +211,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
             return b"".join(parts)
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        data = self.rfile.read(length)
+        if len(data) < length:
+            raise ConnectionAbortedError("the client died while it sent this")
+        return data
 
     def _hang_up(self, reset: bool = False) -> None:
         self.close_connection = True

@@ -207,7 +207,11 @@ class ParquetFolder:
         remedy = "Set another `output_dir`, or delete the folder to begin anew."
         if not self.settings_path.is_file():
             raise ValueError(f"{where} holds data without {self.settings_path.name}, from something else. {remedy}")
-        differences = list(_differences(json.loads(self.settings_path.read_text())["settings"], settings))
+        try:
+            before = dict(json.loads(self.settings_path.read_text("utf-8")))["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{where} holds data whose {self.settings_path.name} is damaged. {remedy}") from error
+        differences = list(_differences(before, settings))
         if differences:
             raise ValueError(f"{where} holds data made with other settings: {'; '.join(differences)}. {remedy}")
 

@@ -9,12 +9,16 @@ import csv
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 COMPRESSIONS: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """What opens files of each suffix."""
+_NOT_DECOMPRESSED = (EOFError, OSError, lzma.LZMAError, zlib.error)
+"""What that raises over damaged files."""
 MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "NULL", "None")
 """How programs write a number that is not there; elsewhere these are words as others are."""
 
@@ -44,7 +48,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             raise ValueError(
                 f"{path.name!r} is no UTF-8 text (line {_undecodable(path)}: {error.reason}). Save it as UTF-8."
             ) from error
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+        except _NOT_DECOMPRESSED as error:
             raise ValueError(f"{path.name!r} cannot be decompressed ({error}).") from error
 
 
@@ -170,12 +174,12 @@ def _where(path: Path, line: int) -> str:
     return f"Line {line} of {path.name!r}"
 
 
-def _undecodable(path: Path) -> int:
+def _undecodable(path: Path) -> str:
     """The first line that is no UTF-8."""
-    with COMPRESSIONS.get(path.suffix.lower(), open)(path, "rb") as file:
+    with COMPRESSIONS.get(path.suffix.lower(), open)(path, "rb") as file, suppress(*_NOT_DECOMPRESSED):
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError:
-                return number
-    return 0
+                return str(number)
+    return "unknown"  # it is damaged, too: what is read line by line ends sooner than what is read in blocks

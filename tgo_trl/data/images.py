@@ -80,6 +80,9 @@ def image_size(value: Any) -> Size:
         ValueError: as [`load_image`] does, but not for every file that is broken behind its header.
     """
     with _opened(value) as image:
+        if image.format == "TIFF" and _orientation(image) >= 5:  # which Pillow turns itself
+            with reading("the image"):
+                image.load()
         is_turned = _orientation(image) >= 5  # by a quarter
         return (image.width, image.height) if is_turned else (image.height, image.width)
 
@@ -146,6 +149,8 @@ def _source(value: Any) -> Image.Image | bytes | DataFile:
     if isinstance(value, (Image.Image, bytes, DataFile)):
         return value
     if isinstance(value, dict) and value.get("bytes") is not None:
+        if not isinstance(value["bytes"], (bytes, bytearray, memoryview)):
+            raise ValueError(f"the image's `bytes` are a `{type(value['bytes']).__name__}`")
         return bytes(value["bytes"])
     located = None if isinstance(value, (list, tuple)) else OWN.locate(value)
     if isinstance(located, DataFile):

@@ -1,0 +1,1 @@
+"""What holds for any input: hypothesis draws them, the same ones every time."""
