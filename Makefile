@@ -9,17 +9,18 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 LATEST := .venv-latest
 LOWEST := .venv-lowest
-PYTEST := -m pytest -n $(WORKERS) -m "not slow"
+PYTEST := -m pytest -n $(WORKERS) -m "not slow and not long"
 READY := $(VENV)/.ready-$(subst /,_,$(TORCH))
 # Parts that the paper's equations live in: every branch of them is tested.
 FULLY_COVERED := tgo_trl/objectives.py,tgo_trl/thresholds.py,tgo_trl/weights.py,tgo_trl/processes/*
 
-.PHONY: help setup demo test test-slow test-latest test-lowest pins lint types benchmark clean
+.PHONY: help setup demo test test-slow test-long test-latest test-lowest pins lint types benchmark clean
 
 help:
 	@echo "make demo         align a small pipeline of handwritten digits, and compare with SFT (about 6 minutes)"
 	@echo "make test         ruff, mypy --strict, pytest with coverage (under 10 minutes)"
 	@echo "make test-slow    the tests that take minutes"
+	@echo "make test-long    commands killed at many points, which go on to the same end"
 	@echo "make test-latest  the tests on the newest versions that pyproject.toml allows, and what differs from the pins"
 	@echo "make test-lowest  the tests on the lower bounds of pyproject.toml"
 	@echo "make pins         hold constraints.txt to the versions that test-latest installed"
@@ -44,6 +45,9 @@ test: lint types
 
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations=10
+
+test-long: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m long --durations=10
 
 # Newest of everything, but for torch.
 test-latest:
