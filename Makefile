@@ -17,15 +17,15 @@ FULLY_COVERED := tgo_trl/objectives.py,tgo_trl/thresholds.py,tgo_trl/weights.py,
 .PHONY: help setup demo test test-slow test-long test-latest test-lowest pins lint types benchmark clean
 
 help:
-	@echo "make demo       align a small pipeline of handwritten digits, and compare with SFT (about 6 minutes)"
-	@echo "make test       ruff, mypy --strict, pytest with coverage (under 10 minutes)"
-	@echo "make test-slow  the tests that take minutes"
-	@echo "make test-long  every command killed at many moments, and run again (about 10 minutes)"
+	@echo "make demo         align a small pipeline of handwritten digits, and compare with SFT (about 6 minutes)"
+	@echo "make test         ruff, mypy --strict, pytest with coverage (under 10 minutes)"
+	@echo "make test-slow    the tests that take minutes"
+	@echo "make test-long    commands killed at many points, which go on to the same end"
 	@echo "make test-latest  the tests on the newest versions that pyproject.toml allows, and what differs from the pins"
 	@echo "make test-lowest  the tests on the lower bounds of pyproject.toml"
-	@echo "make pins       hold constraints.txt to the versions that test-latest installed"
-	@echo "make benchmark  the cost of a trainer step beside a bare PyTorch loop"
-	@echo "make clean      remove the virtual environments and what the demo wrote"
+	@echo "make pins         hold constraints.txt to the versions that test-latest installed"
+	@echo "make benchmark    the cost of a trainer step beside a bare PyTorch loop"
+	@echo "make clean        remove the virtual environments and what the demo wrote"
 
 setup: $(READY)
 
@@ -47,7 +47,7 @@ test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations=10
 
 test-long: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m long --durations=10
 
 # Newest of everything, but for torch.
 test-latest:
@@ -64,6 +64,16 @@ test-lowest:
 	$(LOWEST)/bin/python .ci/versions.py lowest > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt --editable ".[dev]"
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST)
+
+# For older Pythons than that of $(LATEST), uv finds the newest that they can have.
+pins:
+	$(LATEST)/bin/python -m pip install --quiet uv
+	$(LATEST)/bin/python .ci/versions.py installed > $(LATEST)/installed.txt
+	$(LATEST)/bin/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --extra dev \
+		--constraint $(LATEST)/installed.txt --output-file $(LATEST)/constraints.txt --upgrade pyproject.toml
+	{ grep '^#' constraints.txt; grep -vE '^(torch|triton|(nvidia|cuda)-.*)==' $(LATEST)/constraints.txt; } \
+		> $(LATEST)/pins.txt
+	mv $(LATEST)/pins.txt constraints.txt
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

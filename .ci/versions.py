@@ -2,8 +2,9 @@
 
 `python .ci/versions.py lowest` prints the lower bounds of `pyproject.toml` as pins.
 `python .ci/versions.py differences` prints what is installed in another version than `constraints.txt` holds.
+`python .ci/versions.py installed` prints what is installed as pins, for this Python and newer ones.
 
-Both read the metadata of the environment that they run in, where the package itself is installed.
+All read the metadata of the environment that they run in, where the package itself is installed.
 """
 
 import platform
@@ -17,7 +18,7 @@ from packaging.version import Version
 
 CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
 # The package, what installs it, and what the Makefile names.
-APART = {"pip", "tgo-trl", "torch"}
+APART = {"pip", "uv", "tgo-trl", "torch"}
 
 
 def lowest() -> list[str]:
@@ -46,17 +47,28 @@ def installed() -> dict[str, str]:
     return {canonicalize_name(found.name): found.version for found in distributions()}
 
 
-def main(command: str) -> None:
-    """Prints what the command asks for."""
-    if command == "lowest":
-        print("\n".join(lowest()))
-        return
+def differences() -> list[str]:
+    """A table of what is not installed as it is pinned."""
     here, held = installed(), pinned()
     names = sorted((held.keys() | here.keys()) - APART)
     rows = [(name, held.get(name, "none"), here.get(name, "none")) for name in names]
-    print(f"Python {platform.python_version()}, torch {here.get('torch', 'none')}, and apart from {CONSTRAINTS.name}:")
-    for row in [("name", "pinned", "installed"), *(row for row in rows if row[1] != row[2])]:
-        print("{:26}{:20}{}".format(*row))
+    apart = [("name", "pinned", "installed"), *(row for row in rows if row[1] != row[2])]
+    title = f"Python {platform.python_version()}, torch {here.get('torch', 'none')}; apart from {CONSTRAINTS.name}:"
+    return [title, *("{:26}{:20}{}".format(*row) for row in apart)]
+
+
+def main(command: str) -> None:
+    """Prints what the command asks for."""
+    if command == "lowest":
+        lines = lowest()
+    elif command == "installed":
+        # A local version, as of torch's build for the CPU, is on no index.
+        versions = {name: version.partition("+")[0] for name, version in installed().items() if name != "tgo-trl"}
+        marker = "python_version >= '{}.{}'".format(*platform.python_version_tuple())
+        lines = [f"{name}=={version} ; {marker}" for name, version in sorted(versions.items())]
+    else:
+        lines = differences()
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -563,6 +563,22 @@ def test_other_settings_or_rows_are_not_mixed(tmp_path):
         convert(changed)
 
 
+def test_other_images_under_the_same_votes_are_not_mixed(tmp_path):
+    """Images that have no names are told apart by their content, and that of all rows is compared."""
+
+    def rated(last):
+        images = [picture(0), picture(1), picture(last)]
+        return Dataset.from_dict({"prompt": ["a", "b", "c"], "image": images, "rating": [1, 2, 3]})
+
+    settings = {"rows_per_shard": 1, "disable_tqdm": True}
+    rated(2).to_parquet(tmp_path / "rows.parquet")
+    output = convert(ConvertConfig(str(tmp_path / "rows.parquet"), str(tmp_path / "out"), **settings))
+    (output / "data" / "train-00000-of-00003.parquet").unlink()  # to be made again
+    rated(3).to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match="other settings: `annotations` was"):
+        convert(ConvertConfig(str(tmp_path / "rows.parquet"), str(tmp_path / "out"), **settings))
+
+
 def test_a_folder_that_was_written_anew_is_read_anew(tmp_path):
     # The same numbers on both cards, and only the scores are another: 1 and 0, then 0 and 1.
     scores = []

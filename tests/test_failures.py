@@ -115,7 +115,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch, error):
 )
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, error, number):
     assert is_disk_full(error)
-    with pytest.raises(OSError, match="The disk is full") as raised, writing(tmp_path / "weights"):
+    with pytest.raises(OSError, match="the disk is full") as raised, writing(tmp_path / "weights"):
         raise error
     assert (raised.value.errno, raised.value.filename) == (number, str(tmp_path / "weights"))
     assert str(tmp_path / "weights") in (explain(raised.value) or "")
@@ -137,7 +137,7 @@ def test_a_device_that_is_full_leaves_what_was_there(tmp_path):
         with open("/dev/full", "w") as file:
             file.write("x")
 
-    with pytest.raises(OSError, match=r"The disk is full, or a quota is used up: .*settings.json"):
+    with pytest.raises(OSError, match=r"the disk is full, or a quota is used up: .*settings.json"):
         replace_file(path, fill)
     assert json.loads(path.read_text()) == {"a": 1}
     assert [item.name for item in tmp_path.iterdir()] == ["settings.json"]

@@ -1,6 +1,5 @@
 """From a file of prompts to an aligned adapter, as the README says, with every stage killed in the middle and rerun."""
 
-import os
 import re
 import shlex
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from .devices import cpu_environment
 from .runs import assert_equal
 
 ROOT = Path(__file__).parents[1]
@@ -32,10 +32,9 @@ def commands() -> dict[str, list[str]]:
 
 
 def start(arguments: list[str], home: Path) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
     return subprocess.Popen(
         [sys.executable, "-m", "tgo_trl.cli", *arguments],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=ROOT, env=cpu_environment(HF_HOME=str(home)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 

@@ -29,6 +29,8 @@ from .cases import CASES, perturb
 from .test_parquet import files, run_and_kill, run_two_processes
 from .tiny import wan
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
 PROMPTS = ["a red cat", "a blue dog", "a green bird"]
 STEPS = 2
 
@@ -402,7 +404,7 @@ def test_a_missing_file_is_no_hub_id(tmp_path):
     [
         ({"height": 16}, "`height` is set and `width` is not"),
         ({"num_images_per_prompt": 0}, "`num_images_per_prompt` is 0; it must be at least 1"),
-        ({"call_kwargs": "{'eta': 1}"}, "`call_kwargs` is .* which is no JSON"),
+        ({"call_kwargs": "{'eta': 1}"}, "`call_kwargs` is no JSON"),
         ({"call_kwargs": "[1]"}, "`call_kwargs` is a `list`, not names with values"),
         ({"call_kwargs": {"guidance_scale": 2}}, "`call_kwargs` has 'guidance_scale'. Set `guidance_scale` instead"),
         ({"call_kwargs": {"num_images_per_prompt": 2}}, "Set `num_images_per_prompt` instead"),

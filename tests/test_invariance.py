@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from tgo_trl.data.collator import RowCollator
 
 from . import tiny
+from .devices import cpu_environment
 from .runs import (
     CASES,
     assert_close,
@@ -43,7 +43,7 @@ def two_processes(tmp_path_factory):
     """Every case, trained by two processes with four rows each."""
     folder = tmp_path_factory.mktemp("two-processes")
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.runs"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = cpu_environment()
     environment.pop("CI", None)
     done = subprocess.run(
         [sys.executable, "-m", *command, json.dumps(list(CASES)), str(folder)],

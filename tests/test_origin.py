@@ -488,7 +488,8 @@ def test_decoded_images_pass(data):
     image = Image.open(data / "a.png")
     assert named_origin(str(data)).locate(image) is image
     assert named_origin(str(data)).locate([[1, 2], [3, 4]]) == [[1, 2], [3, 4]]
-    assert named_origin(str(data)).locate({"bytes": b"x", "path": "/etc/passwd"}) == {
-        "bytes": b"x",
-        "path": "/etc/passwd",
-    }
+    stored = {"bytes": b"x", "path": "/etc/passwd"}
+    assert named_origin(str(data)).locate(stored) == stored
+    for value in (7, {"bytes": None, "path": 7}, {"path": b"a.png"}, {}):
+        with pytest.raises(ValueError, match="an image must be a PIL image, a path"):
+            load_image(named_origin(str(data)).locate(value))

@@ -18,6 +18,7 @@ from tgo_trl.parquet import ParquetFolder, column, rows_per_shard
 from tgo_trl.public import public_name
 from tgo_trl.storage.files import replace_file
 
+from .devices import cpu_environment
 from .tiny import picture
 
 ROOT = Path(__file__).parent.parent
@@ -46,8 +47,8 @@ def files(folder):
 
 def run_and_kill(code, folder, num_shards=1):
     """Runs a program, and kills it as soon as there are so many shards in a folder."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, cwd=ROOT, env=cpu_environment(), stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while len(list((folder / "data").glob("*.parquet"))) < num_shards:
         assert process.poll() is None, process.stderr.read().decode()[-4000:]
@@ -63,7 +64,7 @@ def run_two_processes(code, folder):
     program = folder / "program.py"
     program.write_text(code)
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment = cpu_environment(PYTHONPATH=str(ROOT))
     done = subprocess.run(
         [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, timeout=300
     )
@@ -239,7 +240,7 @@ def test_launched_processes_know_of_each_other_without_a_gpu(tmp_path):
         "(folder / f'{state.process_index} of {state.num_processes}').write_text(str(state.is_main_process))\n"
     )
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = cpu_environment(PYTHONPATH=str(ROOT))
     done = subprocess.run(
         [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, timeout=300
     )

@@ -1,7 +1,6 @@
 """A run that was cut short and goes on must end as the one that was not: bit for bit."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from tgo_trl import artifacts
 
 from . import tiny
+from .devices import cpu_environment
 from .runs import Stop, StopAt, assert_equal, config, logged, make_trainer, metrics, streamed, trained_weights
 
 ROOT = Path(__file__).parent.parent
@@ -285,9 +285,8 @@ runs.make_trainer(runs.config(folder, max_steps=6, save_strategy="steps", save_s
     ],
 )
 def test_a_run_that_is_killed_while_it_saves_resumes_bit_for_bit(tmp_path, victim):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, victim, str(tmp_path / "killed")]
-    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    killed = subprocess.run(command, cwd=ROOT, env=cpu_environment(), capture_output=True, text=True, timeout=120)
     assert killed.returncode == 9, killed.stderr[-3000:]
     out = tmp_path / "killed" / "out"
     assert get_last_checkpoint(str(out)).endswith("checkpoint-4"), "it must have begun, or nothing is tested"

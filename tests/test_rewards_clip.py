@@ -37,6 +37,8 @@ from tgo_trl.rewards.pickscore import PickScore
 
 from .tiny.parts import LETTERS, clip_tokenizer
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
 CHINA, FLOWER = (Image.fromarray(image) for image in load_sample_images().images)  # 640 x 427

@@ -29,12 +29,14 @@ class AnnotatedImage:
 
     Attributes:
         prompt: of the image.
-        uid: what tells it apart, if that is more than its content.
+        identity: what tells it apart: a name, a path, or a digest of its content.
+        uid: the same, if that is more than its content.
         row, slot: of its first appearance: the row of the data set, and which of the row's images.
         said: about it.
     """
 
     prompt: str
+    identity: str
     uid: str | None
     row: int
     slot: int
@@ -103,7 +105,7 @@ def read_annotations(
             image = images.get((prompt, key.identity))
             if image is None:
                 fresh: Said = Ratings() if layout.kind == "ratings" else Comparisons()
-                image = images[prompt, key.identity] = AnnotatedImage(prompt, key.name, row, slot, fresh)
+                image = images[prompt, key.identity] = AnnotatedImage(prompt, key.identity, key.name, row, slot, fresh)
             if isinstance(said, float):  # the rest of its ranking is in other rows
                 group = "" if layout.group is None else str(example[layout.group])
                 rankings.setdefault((prompt, group), []).append((image, said))

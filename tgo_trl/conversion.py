@@ -249,10 +249,10 @@ def _where_images_are(origin: Origin, suffix: str, dataset: Dataset | IterableDa
 
 
 def _digest(images: Sequence[AnnotatedImage], scoring: Scoring) -> str:
-    """Of all that the shards hold beside the images."""
+    """Of all that the shards hold, images by what tells them apart."""
     digest = hashlib.blake2b(digest_size=16)
     for image in images:
-        row = [image.prompt, image.uid, image.row, image.slot, scoring.values(image.said)]
+        row = [image.prompt, image.identity, image.row, image.slot, scoring.values(image.said)]
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
 

@@ -4,6 +4,7 @@ Everything else is a fault of the program, and keeps its traceback.
 """
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,7 @@ def writing(path: Path | str) -> Iterator[None]:
         if not is_disk_full(error) or getattr(error, "filename", None) is not None:
             raise
         number = error.errno if isinstance(error, OSError) and error.errno in FULL else errno.ENOSPC
-        raise OSError(number, "The disk is full, or a quota is used up", str(path)) from error
+        raise OSError(number, f"{os.strerror(number)}: the disk is full, or a quota is used up", str(path)) from error
 
 
 def is_disk_full(error: BaseException) -> bool:

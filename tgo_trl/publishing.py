@@ -23,8 +23,8 @@ from .sampling import last_grid
 from .uploads import Upload, folder_files, folder_operations, upload_command
 
 if TYPE_CHECKING:
+    from .base_trainer import BaseTrainer
     from .config import TGOConfig
-    from .trainer import TGOTrainer
 
 SCRAPS = ("_*", ".*", f"{PREFIX_CHECKPOINT_DIR}-*")
 """What a run has in its folder besides what it is to be used with."""
@@ -34,13 +34,13 @@ LARGE = 1 << 20
 
 
 def write_card(
-    trainer: "TGOTrainer",
+    trainer: "BaseTrainer",
     model_name: str | None,
     dataset_name: str | None,
     tags: tuple[str, ...],
     license: str | None,
 ) -> None:
-    """Writes `README.md` to the run's output directory; arguments as in [`TGOTrainer.create_model_card`]."""
+    """Writes `README.md` to the run's output directory; arguments as in [`BaseTrainer.create_model_card`]."""
     folder = trainer.args.output_path
     folder.mkdir(parents=True, exist_ok=True)
     grid = last_grid(folder)
@@ -70,7 +70,7 @@ def write_card(
     build_card(content).save(folder / "README.md")
 
 
-def hyperparameters(trainer: "TGOTrainer") -> dict[str, Any]:
+def hyperparameters(trainer: "BaseTrainer") -> dict[str, Any]:
     """Name and value of each line of the card's table."""
     args, policy = trainer.args, trainer.policy
     shown = {
@@ -117,7 +117,7 @@ def open_model_repository(args: "TGOConfig", token: str | None = None, private: 
     return open_repository(name, "model", token or args.hub_token, private, args.hub_revision, "hub_model_id")
 
 
-def push_checkpoint(trainer: "TGOTrainer", checkpoint: Path) -> None:
+def push_checkpoint(trainer: "BaseTrainer", checkpoint: Path) -> None:
     """Uploads weights, card and pictures in the background, and the checkpoint itself if `hub_strategy` asks for it.
 
     Only a checkpoint holds files that are no safetensors, JSON or pictures: the optimizer's, which a resume needs.
@@ -135,7 +135,7 @@ def push_checkpoint(trainer: "TGOTrainer", checkpoint: Path) -> None:
 
 
 def push_model(
-    trainer: "TGOTrainer", message: str, blocking: bool, token: str | None = None, revision: str | None = None
+    trainer: "BaseTrainer", message: str, blocking: bool, token: str | None = None, revision: str | None = None
 ) -> "CommitInfo | Future[CommitInfo]":
     """Uploads what [`push_checkpoint`] does without the checkpoint, after what is under way; the commit, or its future.
 
@@ -149,7 +149,7 @@ def push_model(
     return future.result() if blocking else future
 
 
-def sum_up_failures(trainer: "TGOTrainer") -> str | None:
+def sum_up_failures(trainer: "BaseTrainer") -> str | None:
     """What is not on the Hub although it was to be, and what to do; None if there is nothing."""
     failures = trainer.uploads.failures
     if not failures:
@@ -157,7 +157,7 @@ def sum_up_failures(trainer: "TGOTrainer") -> str | None:
     return f"{len(failures)} of what was to be pushed is not on the Hub. {' '.join(map(str, failures.values()))}"
 
 
-def check_pushed(trainer: "TGOTrainer") -> None:
+def check_pushed(trainer: "BaseTrainer") -> None:
     """Raises an UploadError if something that was to be on the Hub, such as the last checkpoint, is not there."""
     trainer.uploads.finish()
     failures = sum_up_failures(trainer)
@@ -166,7 +166,7 @@ def check_pushed(trainer: "TGOTrainer") -> None:
 
 
 def _upload(
-    trainer: "TGOTrainer", folder: Path, message: str, path_in_repo: str = "", is_background: bool = False
+    trainer: "BaseTrainer", folder: Path, message: str, path_in_repo: str = "", is_background: bool = False
 ) -> Upload:
     """The upload of a folder: the run's without its checkpoints and what begins with `_` or a dot, or a checkpoint."""
     destination, ignored = trainer.destination, () if path_in_repo else SCRAPS
@@ -184,7 +184,7 @@ def _upload(
     )
 
 
-def _snapshot(trainer: "TGOTrainer", folder: Path, ignored: Sequence[str]) -> Path:
+def _snapshot(trainer: "BaseTrainer", folder: Path, ignored: Sequence[str]) -> Path:
     """A folder of the files as they are now: the run goes on to replace them, and to delete checkpoints.
 
     Large files are linked where that can be done; they are never written in place.
@@ -209,7 +209,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _example_prompt(trainer: "TGOTrainer") -> str:
+def _example_prompt(trainer: "BaseTrainer") -> str:
     if trainer.args.sample_prompts:
         return str(trainer.args.sample_prompts[0])
     dataset = trainer.train_dataset

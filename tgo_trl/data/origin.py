@@ -72,14 +72,11 @@ class Origin:
 
     def locate(self, value: Any) -> Any:
         """The value of a cell with each path in it as a file that is opened under the rule; nothing is read."""
-        if isinstance(value, (str, os.PathLike)):
-            return DataFile(os.fspath(value), self)
-        if (
-            isinstance(value, Mapping)
-            and value.get("bytes") is None
-            and isinstance(value.get("path"), (str, os.PathLike))
-        ):
-            return DataFile(os.fspath(value["path"]), self)
+        path = value
+        if isinstance(value, Mapping) and value.get("bytes") is None:
+            path = value.get("path")
+        if isinstance(path, (str, os.PathLike)):
+            return DataFile(os.fspath(path), self)
         if isinstance(value, (list, tuple)) and value and not isinstance(value[0], (int, float, list)):
             return [self.locate(entry) for entry in value]  # frames, but no numbers
         return value
@@ -219,7 +216,8 @@ def find_origin(
 
     A data set that was made in Python names what files the user's own code chose. So may one that `load_dataset` read,
     of which no object knows the folder, for training, which shows files to nobody; to be copied, they must be below
-    the current directory, in the Hugging Face caches, or in `image_dir`.
+    the current directory, in the Hugging Face caches, or in `image_dir`, unless the loader itself has found them in the
+    folder that it was given (`imagefolder`).
 
     Args:
         dataset: the object.
@@ -240,7 +238,7 @@ def find_origin(
         base = _checked_folder(image_dir)
         return Origin(base, tuple(root.resolve() for root in _reached_from(base)), urls, allow_urls)
     is_made = builder == "generator" or (builder is None and isinstance(dataset, Dataset))  # streams forget where from
-    if copies and not is_made:
+    if copies and not is_made and builder not in FOLDER_BUILDERS:
         roots = (Path(), Path(HF_HUB_CACHE), _downloads())
         return Origin(Path(), tuple(root.resolve() for root in roots), urls, allow_urls)
     return Origin(Path(), None, urls, allow_urls)
