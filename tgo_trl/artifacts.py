@@ -28,6 +28,7 @@ from .policy import Policy
 from .progress import Progress
 from .public import is_secret_name, without_secrets
 from .reference import Reference
+from .storage.files import flush
 from .storage.manifest import find_damage, revoke_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
@@ -167,6 +168,7 @@ def replacing(folder: Path, is_checkpoint: bool) -> Iterator[Path]:
             if path.is_file():
                 target = folder / path.relative_to(temporary)
                 target.parent.mkdir(parents=True, exist_ok=True)
+                flush(path)
                 os.replace(path, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
