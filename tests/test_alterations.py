@@ -71,6 +71,7 @@ def test_a_wrapped_network_is_unwrapped_with_a_word(tmp_path, caplog, wrap):
     assert_equal(drawn(plain), drawn(pipeline))
 
 
+@pytest.mark.slow
 def test_a_network_that_is_compiled_in_place_or_after_the_trainer_is_made_is_saved_under_its_names(tmp_path):
     pipeline = tiny.stable_diffusion()
     pipeline.unet.compile(backend="eager")
@@ -146,7 +147,7 @@ ALTERED = {
     "another activation": (lambda p: setattr(p.unet, "conv_act", nn.GELU()), "is a `GELU`, where .* a `SiLU`"),
     "a compiled block": (
         lambda p: setattr(p.unet, "mid_block", torch.compile(p.unet.mid_block, backend="eager")),
-        r"mid_block is wrapped as `OptimizedModule`.*Put `\._orig_mod` of it in its place",
+        r"mid_block` is wrapped as `OptimizedModule`.*Put `\._orig_mod` of it in its place",
     ),
     "peft": (
         lambda p: setattr(p, "unet", get_peft_model(p.unet, LoraConfig(target_modules=["to_q"]))), "is a `PeftModel`",

@@ -66,6 +66,7 @@ def test_the_temperature_is_that_of_the_nominal_size(tmp_path):
     assert trainer_of(bucketed(tmp_path)).temperature == 0.001 * 16384 / (4 * 8 * 8)
 
 
+@pytest.mark.slow
 def test_the_layout_of_an_update_changes_nothing(tmp_path):
     runs = []
     for batch_size, accumulation in ((4, 1), (2, 2), (1, 4)):

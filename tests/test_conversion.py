@@ -533,6 +533,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, streaming):
     assert (output / "README.md").is_file()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_at_any_time_loses_nothing(tmp_path):
     arguments = [table(tmp_path), str(tmp_path / "killed")]
     code = """

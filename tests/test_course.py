@@ -46,7 +46,6 @@ def watched(folder, rows, **settings):
 LAYOUTS = {
     "the same": {},
     "twice the batches": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
-    "four times the batches": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
 }
 
 
@@ -297,13 +296,13 @@ def test_a_finished_run_has_nothing_to_do(tmp_path, capsys):
     first = watched(tmp_path, rows, max_steps=3)
     first.train()
     first.save_model()
-    before = (tmp_path / "out" / WEIGHTS).read_bytes()
+    before = load_file(tmp_path / "out" / WEIGHTS)
     again = watched(tmp_path, rows, max_steps=3)
     again.train(resume_from_checkpoint=True)
     again.save_model()
     assert again.used == []
     assert "Nothing to do: the run has made all its 3 updates." in capsys.readouterr().out
-    assert (tmp_path / "out" / WEIGHTS).read_bytes() == before
+    assert_equal(load_file(tmp_path / "out" / WEIGHTS), before)  # whose header has no order
 
 
 def test_other_settings_for_a_finished_run_are_refused_even_if_accepted(tmp_path):

@@ -46,7 +46,9 @@ def test_all_scripts_are_tried():
     assert scripts == {*PUBLISHED}
 
 
-@pytest.mark.parametrize("script", PUBLISHED)
+@pytest.mark.parametrize(
+    "script", [name if name == "sd15" else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
+)
 def test_script(script, tmp_path):
     name, downloads = PUBLISHED[script]
     printed = run(tmp_path, script, "--tiny", "--lora_r", "3")

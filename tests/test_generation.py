@@ -254,6 +254,7 @@ def test_images_of_one_colour_are_told(tmp_path, caplog):
 # ---- Resuming ----
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_byte_for_byte(folder, tmp_path):
     settings = {"num_images_per_prompt": 10, "num_inference_steps": 12, "batch_size": 3, "rows_per_shard": 4}
     interrupted, whole = (config(folder, tmp_path / name / "out", **settings) for name in ("killed", "whole"))

@@ -328,6 +328,7 @@ def stops_as(reward, function):
     return function
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_byte_for_byte(folder, tmp_path):
     interrupted, whole = (config(folder, tmp_path / name / "out", "slow") for name in ("killed", "whole"))
     code = (
