@@ -514,6 +514,7 @@ def test_a_panel_for_each_normalisation(tmp_path):
 # ---- The docs ----
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (DOCS / "inspect.md").read_text()

@@ -208,6 +208,7 @@ def test_the_template_is_found_in_a_source_tree():
     assert model_card.template_path() == ROOT / "model_card_template.md"
 
 
+@pytest.mark.slow
 def test_the_template_is_found_in_a_wheel(tmp_path):
     command = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(tmp_path), str(ROOT)]
     built = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)

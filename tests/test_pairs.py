@@ -406,7 +406,7 @@ def test_options_of_the_command(tmp_path, streaming):
         ("pairs", {"choice_labels": ["a", "a"], "annotation_columns": ["c"]}, "`choice_labels` are a, a"),
         ("pairs", {"choice_labels": list("abcd"), "annotation_columns": ["c"]}, "`choice_labels` are a, b, c, d"),
         ("pairs", {"word_values": {"good": 1}}, "`word_values` is set, but only ratings and ranks have numbers"),
-        ("ratings", {"word_values": "good"}, "`word_values` is 'good', which is no JSON"),
+        ("ratings", {"word_values": "good"}, "`word_values` is no JSON"),
         ("ratings", {"word_values": '{"good": "2"}'}, "`word_values` has '2' for 'good', which is no number"),
         ("pairs", {"positive_label": "x"}, "`positive_label` is 'x', but only labels have one, not pairs"),
         ("pairs", {"lower_is_better": True}, "`lower_is_better` is set, but only rankings have ranks"),
