@@ -301,6 +301,7 @@ def test_a_finished_run_has_nothing_to_do(tmp_path, capsys):
     again.train(resume_from_checkpoint=True)
     again.save_model()
     assert again.used == []
+    assert [entry for entry in again.state.log_history if "train_loss" in entry] == []
     assert "Nothing to do: the run has made all its 3 updates." in capsys.readouterr().out
     assert_equal(load_file(tmp_path / "out" / WEIGHTS), before)  # whose header has no order
 

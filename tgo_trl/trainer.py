@@ -397,6 +397,8 @@ class TGOTrainer(BaseTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the training metrics since the last log, as means over all rows of all processes."""
+        if "train_loss" in logs and self.state.global_step == self._initial_global_step:
+            return  # the run was at its end already: its loss is not 0
         if "loss" in logs:
             logs.update(self._sums["train"].pop_means(self.accelerator))
         super().log(logs, start_time)
