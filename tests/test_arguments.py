@@ -441,6 +441,8 @@ def test_a_stream_with_several_workers_is_refused_at_once(tmp_path):
         ("neftune_noise_alpha", 5.0),
         ("include_num_input_tokens_seen", "all"),
         ("dataloader_drop_last", True),
+        ("ignore_data_skip", True),
+        ("auto_find_batch_size", True),
         ("bf16_full_eval", True),
         ("accelerator_config", {"split_batches": True}),
     ],

@@ -119,6 +119,10 @@ def _unsupported(args: TGOConfig) -> dict[str, tuple[Any, Any, str]]:
         "neftune_noise_alpha": (args.neftune_noise_alpha, None, "the network has no word embeddings"),
         "include_num_input_tokens_seen": (args.include_num_input_tokens_seen, "no", "the rows have no tokens"),
         "ignore_data_skip": (args.ignore_data_skip, False, "rows that are done are passed over without being read"),
+        "auto_find_batch_size": (
+            args.auto_find_batch_size, False, "where memory runs out it goes on with updates of fewer rows, which is "
+            "another run; set `per_device_train_batch_size` and `gradient_accumulation_steps`",
+        ),
         "dataloader_drop_last": (
             args.dataloader_drop_last, False, "an epoch visits every row, however batches are laid out",
         ),

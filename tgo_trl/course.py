@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MOST_PER_TENSOR = 4096  # numbers
 
 REPLACED = (
-    "per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size", "lora_r", "lora_alpha",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "lora_r", "lora_alpha",
     "lora_dropout", "lora_target_modules", "model_init_kwargs", "prompt_column", "image_column", "video_column",
     "score_column", "resolution", "height", "width", "on_bad_row", "max_steps", "num_train_epochs",
 )  # fmt: skip
