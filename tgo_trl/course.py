@@ -16,21 +16,19 @@ if TYPE_CHECKING:
 MOST_PER_TENSOR = 4096  # numbers
 
 REPLACED = (
-    "per_device_train_batch_size", "gradient_accumulation_steps", "lora_r", "lora_alpha",
-    "lora_dropout", "lora_target_modules", "model_init_kwargs", "prompt_column", "image_column", "video_column",
-    "score_column", "resolution", "height", "width", "on_bad_row", "max_steps", "num_train_epochs",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "lora_r", "lora_alpha", "lora_dropout",
+    "lora_target_modules", "model_init_kwargs", "prompt_column", "image_column", "video_column", "score_column",
+    "resolution", "height", "width", "on_bad_row", "max_steps", "num_train_epochs",
 )  # fmt: skip
 """Settings that act through something else that is compared, or that say how long a run goes on."""
 WITHOUT_EFFECT = (
     "logging_", "log_", "eval_", "save_", "sample_", "dataloader_", "include_", "hub_", "ddp_", "fsdp", "trackio_",
     "gradient_checkpointing", "activation_checkpointing", "torch_compile", "encode_batch_size", "disable_tqdm",
-    "report_to",
-    "run_name", "project", "per_device_eval_batch_size", "prediction_loss_only", "batch_eval_metrics", "push_to_hub",
-    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "ignore_data_skip", "restore_callback",
+    "report_to", "run_name", "project", "per_device_eval_batch_size", "prediction_loss_only", "batch_eval_metrics",
+    "push_to_hub", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "ignore_data_skip", "restore_callback",
     "full_determinism", "use_cpu", "accelerator_config", "parallelism_config", "remove_unused_columns", "label_names",
     "length_column_name", "debug", "skip_memory_metrics", "do_train", "do_eval", "do_predict", "resume_",
-    "enable_jit",
-    "torch_empty_cache_steps", "use_cache", "use_liger_kernel", "liger_kernel_config", "average_tokens",
+    "enable_jit", "torch_empty_cache_steps", "use_cache", "use_liger_kernel", "liger_kernel_config", "average_tokens",
     "encoding_cache_dir", "deepspeed", "overwrite_", "local_rank", "allow_urls", "image_dir",
 )  # fmt: skip
 """How the names begin of settings that change neither the rows of an update nor what is made of them."""
@@ -80,12 +78,20 @@ def course_settings(args: "TGOConfig", public: Mapping[str, Any], policy: Policy
 
 
 def _lora_settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The adapter's, without what is not set: the names in peft's configuration, those of ours where there are any."""
+    """The adapter's, without what is not set: the names in peft's configuration, those of ours where there are any.
+
+    What is off is left out: another version of peft may know more of what can be on.
+    """
     irrelevant = ("inference_mode", "base_model_name_or_path", "peft_version", "revision", "task_type", "auto_mapping")
+    is_set = {
+        name: value
+        for name, value in metadata.items()
+        if isinstance(value, (str, int, float, bool, list, dict)) and value not in ([], {}) and value is not False
+    }
     return {
         name if name.startswith("lora_") else f"lora_{name}": value
-        for name, value in metadata.items()
-        if name not in irrelevant and isinstance(value, (str, int, float, bool, list, dict)) and value not in ([], {})
+        for name, value in is_set.items()
+        if name not in irrelevant
     }
 
 
