@@ -44,7 +44,7 @@ test: lint types
 	$(BIN)/python -m coverage report --include="$(FULLY_COVERED)" --fail-under=100
 
 test-slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow --durations=10
 
 test-long: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m long --durations=10

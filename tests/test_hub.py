@@ -362,7 +362,7 @@ def test_a_failure_is_told_while_the_run_goes_on(tmp_path, hub, naps, caplog):
     assert told == [False, True, True]
 
 
-@pytest.mark.parametrize("kind", ["hang", "drop"])
+@pytest.mark.parametrize("kind", ["hang", pytest.param("drop", marks=pytest.mark.slow)])
 def test_a_push_that_hangs_ends_the_run_no_later_than_its_patience(tmp_path, hub, naps, monkeypatch, kind):
     monkeypatch.setattr("tgo_trl.uploads.LEAST_TIME", 1.0)
     trainer = make_trainer(config(tmp_path, push_to_hub=True, hub_model_id="me/mine"))
