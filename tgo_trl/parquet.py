@@ -25,6 +25,7 @@ from datasets import Features
 
 from .data.embedding import check_embedded, stored_table
 from .data.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD
+from .messages import shown
 from .storage.files import replace_file, sweep, write_json
 from .storage.locks import sole_writer
 from .storage.manifest import file_damage, file_entry
@@ -231,9 +232,4 @@ def _differences(before: Any, now: Any, where: str = "") -> Iterable[str]:
         for name in sorted(before.keys() | now.keys()):
             yield from _differences(before.get(name), now.get(name), f"{where}.{name}".lstrip("."))
     elif before != now:
-        yield f"`{where}` was {_shown(before)}, is {_shown(now)}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        yield f"`{where}` was {shown(before)}, is {shown(now)}"

@@ -46,9 +46,10 @@ class RowSampler(Sampler[Index]):
         self.epoch = epoch
         self.groups = groups
         self.done: dict[int, frozenset[int]] = {}
+        self._length = self._padded(range(num_rows))  # asked for at every update
 
     def __len__(self) -> int:
-        return self._padded(range(self.num_rows))
+        return self._length
 
     def num_left(self, epoch: int) -> int:
         """How many rows, padding included, an iteration of the epoch yields: fewer than `len` of a resumed one."""

@@ -179,7 +179,7 @@ class ShardWriter:
             self.wait()
             self._encode_missing(share, encode, batch_size, description)
             self.wait()
-            others = [entry for entry in work if entry not in share]
+            others = [entry for i, entry in enumerate(work) if i % self.num_processes != self.process_index]
             self._encode_missing(others, encode, batch_size, description)  # where processes share no file system
         return Shards(paths, len(keys), rows_per_shard)
 
