@@ -514,7 +514,7 @@ class Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serving() -> Iterator[Hub]:
-    """A Hub that answers as long as the context lasts."""
+    """A Hub that answers as long as the context lasts, and until every upload has ended."""
     hub = Hub()
     server = Server(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -523,7 +523,10 @@ def serving() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.faults.clear()
         hub.stopped.set()
+        for upload in [thread for thread in threading.enumerate() if thread.name == "upload"]:
+            upload.join(timeout=60)  # one that was given up would ask on, and pause, in the middle of the next test
         server.shutdown()
         server.server_close()
         thread.join(timeout=5)
