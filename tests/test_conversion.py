@@ -502,7 +502,7 @@ def test_a_file_becomes_a_folder_of_shards(tmp_path, capsys, streaming):
 
 def test_streams_are_read_by_column(tmp_path, monkeypatch):
     # What makes 322 GB bearable: the first pass does not read the images.
-    import tgo_trl.sources as module
+    import tgo_trl.storage.sources as module
 
     read = []
     real = module.load_dataset_builder

@@ -310,7 +310,7 @@ def test_a_fault_while_looking_costs_no_split(tmp_path, hub, naps, request_name,
 def push(folder, rows):
     """Rows as a finished data set, pushed."""
     from tgo_trl.dataset_upload import publish
-    from tgo_trl.parquet import ParquetFolder, process_state
+    from tgo_trl.storage.parquet import ParquetFolder, process_state
 
     shards = ParquetFolder(folder / "written", "scoring.json", num_shards=1)
     if 0 not in shards.begin({"a": 1}, process_state()):

@@ -7,9 +7,9 @@ from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8Weig
 from torchao.quantization.quantize_.workflows import Int8Tensor
 from transformers import TorchAoConfig as TransformersTorchAoConfig
 
-from tgo_trl.data.shards import component_fingerprint
 from tgo_trl.families.base import compute_dtype
 from tgo_trl.loading import load_pipeline
+from tgo_trl.storage.shards import component_fingerprint
 
 from .cases import CASES, perturb
 from .runs import config, first_log, logged, make_trainer

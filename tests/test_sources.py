@@ -15,9 +15,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from tgo_trl.cli import main
 from tgo_trl.data.images import load_image
 from tgo_trl.data.origin import source_folder
-from tgo_trl.parquet import ParquetFolder
 from tgo_trl.prompts import read_prompts
-from tgo_trl.sources import open_dataset
+from tgo_trl.storage.parquet import ParquetFolder
+from tgo_trl.storage.sources import open_dataset
 
 from .tiny import picture
 
@@ -101,7 +101,7 @@ def test_a_misspelt_folder_is_told(tmp_path, monkeypatch, error):
     def unreachable(name, *args, **kwargs):
         raise error(f"no data for {name}")
 
-    monkeypatch.setattr("tgo_trl.sources.load_dataset_builder", unreachable)
+    monkeypatch.setattr("tgo_trl.storage.sources.load_dataset_builder", unreachable)
     with pytest.raises(
         ValueError, match=rf"no file or folder 'outputs/typo' here.*\({error.__name__}: no data for out"
     ):

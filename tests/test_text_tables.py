@@ -7,7 +7,7 @@ import lzma
 import pytest
 
 from tgo_trl.prompts import read_prompts
-from tgo_trl.text_tables import check_text, read_json_lines, read_table, suffix_of
+from tgo_trl.storage.text_tables import check_text, read_json_lines, read_table, suffix_of
 
 
 def written(tmp_path, name, text):

@@ -23,14 +23,14 @@ from .annotations import AnnotatedImage, Annotations, OpenColumns, column_names,
 from .conversion_card import build_card
 from .data.origin import Origin, find_origin, named_origin
 from .data.rows import BadRows, undecoded
-from .data.shards import fingerprint
 from .dataset_card import dataset_info
 from .dataset_upload import check_destination, publish
 from .layouts import LAYOUTS, Layout, find_layout
-from .parquet import CARD_NAME, ParquetFolder, locks_output_dir, process_state
 from .public import public_name
-from .sources import open_dataset
 from .storage.files import replace_file
+from .storage.parquet import CARD_NAME, ParquetFolder, locks_output_dir, process_state
+from .storage.shards import fingerprint
+from .storage.sources import open_dataset
 from .tallies import Comparisons, Ratings
 from .tally_scores import Scoring, fit_scoring
 

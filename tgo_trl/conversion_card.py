@@ -7,7 +7,7 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 
 from .dataset_card import dataset_info
-from .parquet import ParquetFolder
+from .storage.parquet import ParquetFolder
 from .tally_scores import Scoring
 
 SCORES = {

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from .data.shards import stored_tensors, tensors_digest
 from .families.base import adapter_metadata
 from .policy import Policy
+from .storage.shards import stored_tensors, tensors_digest
 
 if TYPE_CHECKING:
     from .config import TGOConfig

@@ -10,8 +10,8 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import CardData, CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetCardData
 
 from .dataset_card import size_category
-from .parquet import CARD_NAME, RECORD_NAMES
 from .repositories import Destination, UploadError, open_repository
+from .storage.parquet import CARD_NAME, RECORD_NAMES
 from .uploads import Operation, Upload, Uploads, folder_operations
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from . import __version__
-from .data.shards import component_fingerprint, fingerprint
 from .families.base import Family, present
 from .policy import cast
+from .storage.shards import component_fingerprint, fingerprint
 
 
 class FrozenEncoders:

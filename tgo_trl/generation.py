@@ -30,19 +30,19 @@ from tqdm.auto import tqdm
 
 from .checks import check_size
 from .data.rows import check_prompt
-from .data.shards import component_fingerprint, config_fingerprint, fingerprint
 from .dataset_card import write_card
 from .dataset_upload import check_destination, publish
 from .draws import stable_seed
 from .families import Family, Sample, Size, build_family
 from .loading import adapter_scales, attach_adapter, load_pipeline
 from .model_card import base_license
-from .parquet import GENERATION_NAME, ParquetFolder, locks_output_dir, process_state, rows_per_shard
 from .prompts import read_prompts
 from .public import public_name, without_secrets
 from .rewards.base import as_dtype, default_dtype
 from .sampling import cpu_generators
 from .settings import shown
+from .storage.parquet import GENERATION_NAME, ParquetFolder, locks_output_dir, process_state, rows_per_shard
+from .storage.shards import component_fingerprint, config_fingerprint, fingerprint
 
 if TYPE_CHECKING:
     from .commands.generate import GenerateConfig

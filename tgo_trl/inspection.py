@@ -10,7 +10,6 @@ from .data.origin import named_origin
 from .image_statistics import ImageSummary, summarize_images
 from .inspection_plots import plot_baselines, plot_thresholds, plot_weights
 from .inspection_text import print_report
-from .parquet import process_state
 from .public import public_name
 from .score_statistics import (
     PromptSummary,
@@ -23,8 +22,9 @@ from .score_statistics import (
     weight_rows,
 )
 from .scored_rows import Duplicates, PromptLengths, Rows, find_duplicates, prompt_lengths, read_rows
-from .sources import open_dataset
 from .storage.files import write_json
+from .storage.parquet import process_state
+from .storage.sources import open_dataset
 from .suggestions import (
     Suggestion,
     suggest_image_size,

@@ -12,12 +12,12 @@ from .data.encoded import EncodedDataset, encode_images, encode_prompts, scan_ro
 from .data.media import ImageReader, MediaReader, VideoReader
 from .data.origin import Origin, find_origin
 from .data.rows import BadRows, Columns
-from .data.shards import ShardWriter, fingerprint
 from .data.stream import StreamDataset, scan_stream
 from .draws import EVALUATION_EPOCH
 from .encoders import FrozenEncoders
 from .families import Size
 from .labels import PER_PROMPT, LabelRule, fit_label_rule
+from .storage.shards import ShardWriter, fingerprint
 
 PreparedDataset = EncodedDataset | StreamDataset
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from .data.classes import ClassNames
 from .data.rows import check_prompt
-from .sources import FORMATS, open_dataset
-from .text_tables import parse_json, read_json_lines, read_lines, read_table, suffix_of
+from .storage.sources import FORMATS, open_dataset
+from .storage.text_tables import parse_json, read_json_lines, read_lines, read_table, suffix_of
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def read_prompts(
     Args:
         source: a text file with a prompt a line, where empty lines are passed over; a `.json` file with a list of
             prompts or of objects, `.jsonl` with one of them a line; `.csv`, or `.tsv`, where quotes are letters as all
-            others; any of them compressed; or a data set, as [`~tgo_trl.sources.open_dataset`] takes it.
+            others; any of them compressed; or a data set, as [`~tgo_trl.storage.sources.open_dataset`] takes it.
         column: of the prompts; of a column of classes, their names are.
         dataset_config: of a data set.
         dataset_split: of a data set.

@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from .data.classes import check_no_classes
 from .data.origin import find_origin, named_origin
 from .data.rows import BadRows
-from .data.shards import fingerprint
 from .data.unscored import (
     ReadRow,
     Row,
@@ -30,7 +29,12 @@ from .data.unscored import (
 )
 from .dataset_card import read_record, write_card
 from .dataset_upload import check_destination, publish
-from .parquet import (
+from .public import public_name, public_value
+from .rewards import REWARDS, load_reward
+from .rewards.base import Reward, checked_scores, reward_name
+from .rewards.ensemble import Ensemble, Member
+from .storage.files import replace_file
+from .storage.parquet import (
     GENERATION_NAME,
     SCORING_NAME,
     ParquetFolder,
@@ -39,12 +43,8 @@ from .parquet import (
     process_state,
     rows_per_shard,
 )
-from .public import public_name, public_value
-from .rewards import REWARDS, load_reward
-from .rewards.base import Reward, checked_scores, reward_name
-from .rewards.ensemble import Ensemble, Member
-from .sources import open_dataset
-from .storage.files import replace_file
+from .storage.shards import fingerprint
+from .storage.sources import open_dataset
 
 if TYPE_CHECKING:
     from .commands.score import ScoreConfig

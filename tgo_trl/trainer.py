@@ -35,7 +35,6 @@ from .course import Course, course_settings, describe_optimizer, weights_digest
 from .data.collator import RowCollator
 from .data.encoded import EncodedDataset
 from .data.sampler import RowSampler
-from .data.shards import component_fingerprint, tensors_digest
 from .draws import EVALUATION_EPOCH, draw_rows
 from .encoders import FrozenEncoders
 from .families import Family, Sample, Size
@@ -50,6 +49,7 @@ from .policy import Policy, build_policy, check_policy, disable_dropout
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
 from .reference import AdapterReference, ModelReference, Reference
 from .sampling import SampleGridCallback, cpu_generators
+from .storage.shards import component_fingerprint, tensors_digest
 from .summary import print_summary, summary_rows
 from .untrained import UntrainedLayersCallback
 

@@ -10,9 +10,9 @@ from datasets import Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgo_trl.data.shards import Shards, find_shard_damage, save_shard
-from tgo_trl.parquet import CARD_NAME, GENERATION_NAME, ParquetFolder
 from tgo_trl.storage.manifest import MANIFEST_NAME, find_damage, write_manifest
+from tgo_trl.storage.parquet import CARD_NAME, GENERATION_NAME, ParquetFolder
+from tgo_trl.storage.shards import Shards, find_shard_damage, save_shard
 
 FEATURES = Features({"prompt": Value("string"), "score": Value("float64")})
 

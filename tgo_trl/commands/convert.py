@@ -17,7 +17,7 @@ class ConvertConfig(DatasetSettings):
     Attributes:
         rows_per_shard: rows of each file, which are lost when a run is killed; 1,000 if not set.
         dataset_name: a file, an archive or a pattern of them (`data/*.parquet`), the folder or the Hub id of a data
-            set; see [`~tgo_trl.sources.open_dataset`].
+            set; see [`~tgo_trl.storage.sources.open_dataset`].
         output_dir: where the scored data set goes. A run that was killed goes on there.
         layout: what a row is and where: the name of a known data set (`pickapic_v2`, `hpdv2_train`, `imagerewarddb`,
             `richhf`, ...), or `pairs`, `ranking`, `labels` or `ratings`; `auto` tells by the columns.

@@ -18,8 +18,8 @@ class GenerateConfig(DatasetSettings):
     Attributes:
         model_name_or_path: Hub id or folder of the pipeline.
         prompts: a text file with a prompt a line; a `.json`, `.jsonl`, `.csv` or `.tsv` file; or a data set, as
-            [`~tgo_trl.sources.open_dataset`] takes it. Repeated prompts are drawn once: ask for more images of each
-            instead.
+            [`~tgo_trl.storage.sources.open_dataset`] takes it. Repeated prompts are drawn once: ask for more images of
+            each instead.
         output_dir: where the data set goes. A run that was killed goes on there.
         adapter_name_or_path: Hub id or folder of a LoRA adapter.
         model_init_kwargs: keyword arguments for `DiffusionPipeline.from_pretrained`, such as `revision` and `variant`.

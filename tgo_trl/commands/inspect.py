@@ -13,7 +13,7 @@ class InspectConfig:
 
     Attributes:
         dataset_name: a file, an archive or a pattern of them, the folder or the Hub id of a scored data set; see
-            [`~tgo_trl.sources.open_dataset`].
+            [`~tgo_trl.storage.sources.open_dataset`].
         output_dir: where the report and its pictures go.
         dataset_config, dataset_split: of the data set.
         dataset_streaming: read the rows as they come.

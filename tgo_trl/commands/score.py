@@ -16,7 +16,7 @@ class ScoreConfig(DatasetSettings):
 
     Attributes:
         dataset_name: a file, an archive or a pattern of them, the folder or the Hub id of a data set; see
-            [`~tgo_trl.sources.open_dataset`].
+            [`~tgo_trl.storage.sources.open_dataset`].
         output_dir: where the scored data set goes. A run that was killed goes on there.
         rewards: names of reward models, or `path/to/file.py:function`, or `package.module:function`.
         dataset_config, dataset_split: of the data set.

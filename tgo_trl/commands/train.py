@@ -13,7 +13,7 @@ class TrainArguments:
 
     Attributes:
         model_name_or_path: Hub id or folder of the pipeline.
-        dataset_name: Hub id, folder or file of the scored data set; see [`~tgo_trl.sources.open_dataset`].
+        dataset_name: Hub id, folder or file of the scored data set; see [`~tgo_trl.storage.sources.open_dataset`].
         dataset_config: its configuration.
         dataset_train_split: rows to train on.
         dataset_test_split: rows to evaluate on, if `eval_strategy` asks for it.
@@ -56,7 +56,7 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
     from ..artifacts import last_checkpoint
     from ..data.origin import named_origin, remember_origin, source_folder
     from ..publishing import check_pushed
-    from ..sources import open_dataset
+    from ..storage.sources import open_dataset
     from ..trainer import TGOTrainer
 
     splits = [arguments.dataset_train_split]

@@ -23,12 +23,12 @@ import torch
 from accelerate import PartialState
 from datasets import Features
 
-from .data.embedding import check_embedded, stored_table
-from .data.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD
-from .messages import shown
-from .storage.files import replace_file, sweep, write_json
-from .storage.locks import sole_writer
-from .storage.manifest import file_damage, file_entry
+from ..data.embedding import check_embedded, stored_table
+from ..messages import shown
+from .files import replace_file, sweep, write_json
+from .locks import sole_writer
+from .manifest import file_damage, file_entry
+from .shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD
 
 logger = logging.getLogger(__name__)
 

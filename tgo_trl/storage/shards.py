@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from tqdm.auto import tqdm
 
-from ..storage.files import replace_file, sweep
-from ..storage.locks import taking_turns
+from .files import replace_file, sweep
+from .locks import taking_turns
 
 logger = logging.getLogger(__name__)
 
