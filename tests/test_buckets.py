@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from tgo_trl.data.images import image_to_tensor
+from tgo_trl.media.images import image_to_tensor
 
 from .runs import Stop, StopAt, assert_close, assert_equal, config, logged, make_trainer, streamed, trained_weights
 from .tiny import PROMPTS, picture, stable_diffusion

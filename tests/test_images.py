@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from tgo_trl.data.images import encoded_bytes, image_size, image_to_tensor, load_image
 from tgo_trl.data.rows import BadRows
+from tgo_trl.media.images import encoded_bytes, image_size, image_to_tensor, load_image
 
 from .tiny import picture
 

@@ -20,12 +20,12 @@ from tgo_trl.commands.convert import ConvertConfig
 from tgo_trl.commands.inspect import InspectConfig
 from tgo_trl.commands.score import ScoreConfig
 from tgo_trl.conversion import convert, convert_dataset
-from tgo_trl.data.embedding import ColumnError, check_embedded, embed_files, stored_table
-from tgo_trl.data.images import encoded_bytes, image_size, load_image
-from tgo_trl.data.origin import OWN, DataFile, find_origin, named_origin
 from tgo_trl.data.rows import BadRowError
-from tgo_trl.data.videos import load_video, video_bytes
 from tgo_trl.inspection import inspect
+from tgo_trl.media.embedding import ColumnError, check_embedded, embed_files, stored_table
+from tgo_trl.media.images import encoded_bytes, image_size, load_image
+from tgo_trl.media.origin import OWN, DataFile, find_origin, named_origin
+from tgo_trl.media.videos import load_video, video_bytes
 from tgo_trl.scoring import score, score_dataset
 
 from .test_videos import film
@@ -218,7 +218,7 @@ def test_the_hub_cache_holds_links(tmp_path, monkeypatch):
     other = tmp_path / "datasets--me--other" / "a.png"
     other.parent.mkdir()
     other.write_bytes(png(1))
-    monkeypatch.setattr("tgo_trl.data.origin.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("tgo_trl.media.origin.HF_HUB_CACHE", str(tmp_path))
     for name in ("me/set", str(repository / "snapshots" / "abc")):
         origin = named_origin(name)
         assert encoded_bytes(origin.locate(str(linked))) == png(0)
@@ -229,7 +229,7 @@ def test_the_hub_cache_holds_links(tmp_path, monkeypatch):
 
 def test_urls_of_the_data_set_itself_are_its_files(monkeypatch):
     opened = []
-    monkeypatch.setattr("tgo_trl.data.origin.xopen", lambda url, mode: opened.append(url) or io.BytesIO(png(0)))
+    monkeypatch.setattr("tgo_trl.media.origin.xopen", lambda url, mode: opened.append(url) or io.BytesIO(png(0)))
     origin = named_origin("me/set")
     own = ["hf://datasets/me/set@abc/a.png", "zip://a.png::hf://datasets/me/set@abc/images.zip"]
     for url in own:

@@ -27,7 +27,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from tgo_trl.data.images import load_image
+from tgo_trl.media.images import load_image
 from tgo_trl.rewards.aesthetic import Aesthetic, linear_head, openai_pixels
 from tgo_trl.rewards.base import hub_file, load_weights
 from tgo_trl.rewards.clip_score import ClipScore

@@ -7,7 +7,6 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 
-from tgo_trl.data.origin import OWN
 from tgo_trl.data.rows import (
     BadRowError,
     BadRows,
@@ -18,6 +17,7 @@ from tgo_trl.data.rows import (
     read_row,
     undecoded,
 )
+from tgo_trl.media.origin import OWN
 
 from .tiny import PROMPTS, picture, scored_rows
 

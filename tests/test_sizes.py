@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tgo_trl.data.sizes import aspect_ratio_sizes, crop_geometry, nearest_size
+from tgo_trl.media.sizes import aspect_ratio_sizes, crop_geometry, nearest_size
 
 SDXL = aspect_ratio_sizes((1024, 1024), 16, 2.0)
 

@@ -15,8 +15,8 @@ import torch
 from datasets import Array4D, Dataset, Features, Video
 from PIL import Image
 
-from tgo_trl.data.images import image_to_tensor
-from tgo_trl.data.videos import load_video, video_bytes, video_size, video_to_tensor
+from tgo_trl.media.images import image_to_tensor
+from tgo_trl.media.videos import load_video, video_bytes, video_size, video_to_tensor
 
 from .tiny import clip, picture
 
@@ -262,7 +262,7 @@ def test_memory_errors_are_left_alone(monkeypatch):
     def full(*args):
         raise MemoryError
 
-    monkeypatch.setattr("tgo_trl.data.origin.Origin.open", full)
+    monkeypatch.setattr("tgo_trl.media.origin.Origin.open", full)
     with pytest.raises(MemoryError):
         load_video("film.mp4", 1, 24)
 

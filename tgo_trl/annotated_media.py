@@ -12,12 +12,12 @@ from PIL import Image
 
 from .annotations import AnnotatedImage, OpenColumns, image_cells
 from .data.classes import ClassNames
-from .data.embedding import file_bytes
-from .data.images import encoded_bytes
-from .data.origin import DataFile, Origin
 from .data.rows import BadRows
-from .data.signatures import HEAD, IMAGE, VIDEO, media
 from .layouts import Layout
+from .media.embedding import file_bytes
+from .media.images import encoded_bytes
+from .media.origin import DataFile, Origin
+from .media.signatures import HEAD, IMAGE, VIDEO, media
 from .tally_scores import Scoring
 
 ROWS_LOOKED_AT = 20

@@ -8,9 +8,9 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from .data.classes import ClassNames, shown_names
-from .data.images import encoded_bytes
 from .data.rows import BadRows, check_prompt
 from .layouts import Layout
+from .media.images import encoded_bytes
 from .pairs import PairReader, check_choices, find_pair_reader
 from .tallies import Comparisons, Ratings, compare_all
 from .words import UnknownWordError, as_number, is_good, is_missing, is_set, spelt

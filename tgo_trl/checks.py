@@ -10,8 +10,8 @@ from diffusers import DiffusionPipeline
 
 from .alterations import check_networks, unwrap_networks
 from .config import TGOConfig
-from .data.sizes import aspect_ratio_sizes
 from .families import Family, Size, build_family
+from .media.sizes import aspect_ratio_sizes
 from .policy import Policy
 
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .data.origin import named_origin
 from .image_statistics import ImageSummary, summarize_images
 from .inspection_plots import plot_baselines, plot_thresholds, plot_weights
 from .inspection_text import print_report
+from .media.origin import named_origin
 from .public import public_name
 from .score_statistics import (
     PromptSummary,

@@ -9,14 +9,14 @@ from huggingface_hub.constants import HF_HOME
 
 from .config import TGOConfig
 from .data.encoded import EncodedDataset, encode_images, encode_prompts, scan_rows
-from .data.media import ImageReader, MediaReader, VideoReader
-from .data.origin import Origin, find_origin
 from .data.rows import BadRows, Columns
 from .data.stream import StreamDataset, scan_stream
 from .draws import EVALUATION_EPOCH
 from .encoders import FrozenEncoders
 from .families import Size
 from .labels import PER_PROMPT, LabelRule, fit_label_rule
+from .media.origin import Origin, find_origin
+from .media.readers import ImageReader, MediaReader, VideoReader
 from .storage.shards import ShardWriter, fingerprint
 
 PreparedDataset = EncodedDataset | StreamDataset

@@ -12,10 +12,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .data.classes import check_no_classes
-from .data.images import encoded_bytes, image_size
-from .data.origin import Origin
 from .data.rows import check_prompt, check_score, undecoded
 from .families.base import Size
+from .media.images import encoded_bytes, image_size
+from .media.origin import Origin
 from .messages import cut
 from .thresholds import percentile_threshold
 

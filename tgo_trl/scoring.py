@@ -13,7 +13,6 @@ from datasets import Dataset, Features, IterableDataset, Value
 from tqdm.auto import tqdm
 
 from .data.classes import check_no_classes
-from .data.origin import find_origin, named_origin
 from .data.rows import BadRows
 from .data.unscored import (
     ReadRow,
@@ -29,6 +28,7 @@ from .data.unscored import (
 )
 from .dataset_card import read_record, write_card
 from .dataset_upload import check_destination, publish
+from .media.origin import find_origin, named_origin
 from .public import public_name, public_value
 from .rewards import REWARDS, load_reward
 from .rewards.base import Reward, checked_scores, reward_name

@@ -54,7 +54,7 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
         UploadError: if something could not be pushed; everything is saved then, and it says what uploads it.
     """
     from ..artifacts import last_checkpoint
-    from ..data.origin import named_origin, remember_origin, source_folder
+    from ..media.origin import named_origin, remember_origin, source_folder
     from ..publishing import check_pushed
     from ..storage.sources import open_dataset
     from ..trainer import TGOTrainer

@@ -13,12 +13,12 @@ from tqdm.auto import tqdm
 from ..encoders import FrozenEncoders
 from ..families.base import Size
 from ..labels import Labels, list_rows
+from ..media.origin import Origin
+from ..media.readers import MediaReader
+from ..media.sizes import nearest_size
 from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWriter, fingerprint
-from .media import MediaReader
-from .origin import Origin
 from .rows import BadRows, Columns, iterate_rows, undecoded
 from .sampler import Index, padding_like
-from .sizes import nearest_size
 
 READABLE = "readable"
 

@@ -9,9 +9,9 @@ from typing import Any
 from datasets import Dataset, IterableDataset, LargeList, List
 
 from ..labels import MAX_FLOAT32
+from ..media.origin import Origin
 from ..messages import cut
 from .classes import check_no_classes
-from .origin import Origin
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from torch.utils.data import get_worker_info
 
 from ..families.base import Size
 from ..labels import LabelRule
-from .media import MediaReader
-from .origin import Origin
+from ..media.origin import Origin
+from ..media.readers import MediaReader
+from ..media.sizes import nearest_size
 from .rows import BadRows, Columns, iterate_rows
-from .sizes import nearest_size
 
 
 class StreamDataset(TorchIterableDataset[dict[str, Any]]):

@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset, Features, IterableDataset
 
+from ..media.embedding import ColumnError, embed_files
+from ..media.images import encoded_bytes, image_size, load_image
+from ..media.origin import OWN, Origin
+from ..media.videos import frame_size, load_video, video_bytes
 from ..storage.shards import ROWS_PER_SHARD, fingerprint
-from .embedding import ColumnError, embed_files
-from .images import encoded_bytes, image_size, load_image
-from .origin import OWN, Origin
 from .rows import check_prompt, with_files
-from .videos import frame_size, load_video, video_bytes
 
 Row: TypeAlias = dict[str, Any]
 

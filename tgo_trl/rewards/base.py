@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
-from ..data.images import load_image
 from ..data.rows import check_score
+from ..media.images import load_image
 from ..public import public_name
 
 Reward: TypeAlias = Callable[[Sequence[str], Sequence[Any]], Sequence[float]]

@@ -23,7 +23,7 @@ import torch
 from accelerate import PartialState
 from datasets import Features
 
-from ..data.embedding import check_embedded, stored_table
+from ..media.embedding import check_embedded, stored_table
 from ..messages import shown
 from .files import replace_file, sweep, write_json
 from .locks import sole_writer
@@ -121,7 +121,7 @@ class ParquetFolder:
     def write(
         self, shard: int, rows: Sequence[Mapping[str, Any]], features: Features, source: str | None = None
     ) -> None:
-        """Writes a shard of rows that hold the bytes of their files; see [`~tgo_trl.data.embedding.embed_files`].
+        """Writes a shard of rows that hold the bytes of their files; see [`~tgo_trl.media.embedding.embed_files`].
 
         Args:
             shard: its index.

@@ -44,7 +44,7 @@ def load_video(value: Any, num_frames: int, fps: float) -> list[Image.Image]:
     repeated where its rate differs. It is read only as far as is needed. Lists and arrays are taken to be at `fps`.
 
     Args:
-        value: a list of frames, each anything that [`~tgo_trl.data.images.load_image`] takes or an array; an array or
+        value: a list of frames, each anything that [`~tgo_trl.media.images.load_image`] takes or an array; an array or
             tensor `[F, H, W, 3]` or `[F, 3, H, W]`, uint8 or floating point in [0, 1], or the same in nested lists; a
             path, encoded bytes, or a dictionary with `"bytes"` and `"path"` as `datasets` stores; a
             `torchcodec.decoders.VideoDecoder`.
@@ -70,7 +70,7 @@ def load_video(value: Any, num_frames: int, fps: float) -> list[Image.Image]:
 
 
 def video_to_tensor(frames: Iterable[Image.Image], height: int, width: int) -> Tensor:
-    """Each frame as [`~tgo_trl.data.images.image_to_tensor`] has it: resized, cropped to the centre, in [-1, 1].
+    """Each frame as [`~tgo_trl.media.images.image_to_tensor`] has it: resized, cropped to the centre, in [-1, 1].
 
     Args:
         frames: RGB images.
