@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tgo_trl import artifacts
-from tgo_trl.labels import LabelRule
+from tgo_trl.labels.rule import LabelRule
 
 from . import tiny
 from .runs import assert_equal, config, make_trainer, trained_weights

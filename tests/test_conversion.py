@@ -17,7 +17,7 @@ from tgo_trl.cli import main
 from tgo_trl.commands.convert import ConvertConfig
 from tgo_trl.conversion import convert, convert_dataset
 from tgo_trl.data.rows import BadRowError
-from tgo_trl.labels import fit_label_rule
+from tgo_trl.labels.rule import fit_label_rule
 from tgo_trl.layouts import LAYOUTS, Layout, find_layout
 from tgo_trl.media.videos import load_video
 from tgo_trl.tallies import Comparisons, Ratings, compare_all

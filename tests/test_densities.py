@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling
 
-from tgo_trl.processes import DENSITIES, build_density
+from tgo_trl.noise import DENSITIES, build_density
 
 QUANTILES = torch.linspace(0, 1, 1001)[:-1]
 

@@ -11,8 +11,8 @@ from tgo_trl.draws import draw_rows
 from tgo_trl.families import FAMILIES, Family, FluxFamily, StableDiffusionFamily, build_family, find_family
 from tgo_trl.families.base import compute_dtype
 from tgo_trl.likelihood import row_errors
+from tgo_trl.noise import DiffusionProcess
 from tgo_trl.policy import build_policy, cast
-from tgo_trl.processes import DiffusionProcess
 from tgo_trl.reference import ModelReference
 
 from .runs import config

@@ -5,7 +5,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from tgo_trl.families.flow import flow_schedule
-from tgo_trl.processes import FlowMatchingProcess, build_density
+from tgo_trl.noise import FlowMatchingProcess, build_density
 
 from .tiny.flux import build as build_flux
 from .tiny.wan import build as build_wan

@@ -22,7 +22,7 @@ def modules_in(*parts):
     return {name for name in MODULES if any(f"{name}.".startswith(f"tgo_trl.{part}.") for part in parts)}
 
 
-PURE = modules_in("objectives", "thresholds", "weights", "processes")
+PURE = modules_in("losses", "labels", "noise")
 FAMILY_MODULES = modules_in("families")
 
 
@@ -61,11 +61,11 @@ def imports_of(module):
 
 def test_imports_are_found():
     # What the other tests rely on: relative imports, submodules, and blocks for type checkers.
-    assert "tgo_trl.objectives" in imports_of("tgo_trl.trainer")
+    assert "tgo_trl.losses.tgo" in imports_of("tgo_trl.trainer")
     assert "tgo_trl.artifacts" in imports_of("tgo_trl.trainer")  # from . import artifacts
-    assert "tgo_trl.processes" in imports_of("tgo_trl.families.base")  # from ..processes import Process
-    assert "tgo_trl.processes.base" in imports_of("tgo_trl.processes.diffusion")
-    assert "torch" in imports_of("tgo_trl.objectives")
+    assert "tgo_trl.noise" in imports_of("tgo_trl.families.base")  # from ..processes import Process
+    assert "tgo_trl.noise.base" in imports_of("tgo_trl.noise.diffusion")
+    assert "torch" in imports_of("tgo_trl.losses.tgo")
     assert "from .trainer import" in MODULES["tgo_trl.callbacks"].read_text()  # for type checkers
     assert len(PURE) >= 6
     assert len(FAMILY_MODULES) >= 3
@@ -119,7 +119,7 @@ def test_exports():
 
 
 def test_pure_modules_load_no_heavy_library():
-    names = sorted(PURE | {"tgo_trl.draws", "tgo_trl.labels"})
+    names = sorted(PURE | {"tgo_trl.draws"})
     code = f"""
 import importlib, sys
 import tgo_trl

@@ -11,8 +11,8 @@ from tgo_trl.families import find_family, find_published_family
 from tgo_trl.families.amused import AmusedFamily
 from tgo_trl.families.meissonic import MeissonicFamily
 from tgo_trl.models import MeissonicPipeline
+from tgo_trl.noise import MaskedTokenProcess
 from tgo_trl.policy import build_policy
-from tgo_trl.processes import MaskedTokenProcess
 
 from .cases import PROMPTS, perturb
 from .runs import config

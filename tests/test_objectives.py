@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tgo_trl.objectives import implicit_reward, log_likelihood, log_ratio, tgo_loss, toward_label
+from tgo_trl.losses.tgo import implicit_reward, log_likelihood, log_ratio, tgo_loss, toward_label
 
 
 def test_likelihood_and_ratio_and_reward_by_hand():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tgo_trl.objectives import tgo_loss
+from tgo_trl.losses.tgo import tgo_loss
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 BETA, SPREAD = 0.7, 1.5

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from tgo_trl.processes import DiffusionProcess
+from tgo_trl.noise import DiffusionProcess
 
 NUM_TIMESTEPS = 1000
 

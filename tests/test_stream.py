@@ -14,7 +14,7 @@ from tgo_trl.data.stream import StreamDataset, scan_stream
 from tgo_trl.draws import EVALUATION_EPOCH
 from tgo_trl.encoders import FrozenEncoders
 from tgo_trl.families import StableDiffusionFamily
-from tgo_trl.labels import fit_label_rule
+from tgo_trl.labels.rule import fit_label_rule
 from tgo_trl.media.images import image_to_tensor
 from tgo_trl.media.origin import OWN
 from tgo_trl.media.readers import ImageReader

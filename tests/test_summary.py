@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tgo_trl.labels import fit_label_rule
+from tgo_trl.labels.rule import fit_label_rule
 from tgo_trl.summary import print_summary, summary_rows
 
 

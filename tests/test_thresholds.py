@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tgo_trl.thresholds import mean_threshold, percentile_threshold, prompt_baseline, prompt_mean
+from tgo_trl.labels.thresholds import mean_threshold, percentile_threshold, prompt_baseline, prompt_mean
 
 
 def test_percentile_by_hand():

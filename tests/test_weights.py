@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tgo_trl.weights import confidence_weights
+from tgo_trl.labels.weights import confidence_weights
 
 
 def test_by_hand():

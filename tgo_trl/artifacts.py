@@ -22,7 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .alterations import check_saved_names, unwrap_networks
 from .course import Course
-from .labels import LabelRule
+from .labels.rule import LabelRule
 from .nonfinite import check_finite_tensors
 from .policy import Policy
 from .progress import Progress

@@ -24,7 +24,7 @@ from .data.sampler import RowSampler
 from .failures import writing
 from .families import Family, Size
 from .interruption import Interruption, Terminated
-from .labels import LabelRule
+from .labels.rule import LabelRule
 from .nonfinite import UpdateGuard, check_finite_tensors
 from .optimizer_modes import OptimizerMode
 from .policy import Policy

@@ -9,8 +9,8 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
-from .labels import MAX_FLOAT32, NORMALIZATIONS, THRESHOLD_TYPES
-from .processes import DENSITIES
+from .labels.rule import MAX_FLOAT32, NORMALIZATIONS, THRESHOLD_TYPES
+from .noise import DENSITIES
 from .public import without_secrets
 from .settings import as_dictionary, check_finite, check_types, shown
 from .targets import check_target_names

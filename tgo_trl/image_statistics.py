@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from .families.base import Size
-from .thresholds import percentile_threshold
+from .labels.thresholds import percentile_threshold
 
 NUM_LISTED = 5
 

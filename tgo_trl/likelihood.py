@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .draws import Draw
 from .families import Family
-from .processes import Process
+from .noise import Process
 from .reference import Reference
 
 

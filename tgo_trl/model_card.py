@@ -12,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineMo
 from jinja2 import Environment
 
 from .families import Clip
-from .labels import LabelRule
+from .labels.rule import LabelRule
 from .single_file import is_single_file
 
 TEMPLATE_NAME = "model_card_template.md"

@@ -14,7 +14,7 @@ from .data.stream import StreamDataset, scan_stream
 from .draws import EVALUATION_EPOCH
 from .encoders import FrozenEncoders
 from .families import Size
-from .labels import PER_PROMPT, LabelRule, fit_label_rule
+from .labels.rule import PER_PROMPT, LabelRule, fit_label_rule
 from .media.origin import Origin, find_origin
 from .media.readers import ImageReader, MediaReader, VideoReader
 from .storage.shards import ShardWriter, fingerprint

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .labels import NORMALIZATIONS, fit_label_rule
-from .thresholds import mean_threshold, percentile_threshold, prompt_baseline
+from .labels.rule import NORMALIZATIONS, fit_label_rule
+from .labels.thresholds import mean_threshold, percentile_threshold, prompt_baseline
 
 PERCENTILES = (10, 25, 50, 75, 90)
 COEFFICIENTS = (0.0, 1.0, 5.0, 10.0)
@@ -178,7 +178,7 @@ def weight_rows(
 def training_weights(scores: Tensor, threshold: float, coefficient: float, normalization: str) -> Tensor | None:
     """The weights of training, float64 `[N]`; None if the scores do not allow the normalisation."""
     prompts = [""] * len(scores)
-    logger = logging.getLogger("tgo_trl.labels")
+    logger = logging.getLogger("tgo_trl.labels.rule")
     was_disabled, logger.disabled = logger.disabled, True  # of a lopsided split the report speaks itself
     try:
         rule = fit_label_rule(

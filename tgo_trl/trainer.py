@@ -39,12 +39,12 @@ from .draws import EVALUATION_EPOCH, draw_rows
 from .encoders import FrozenEncoders
 from .families import Family, Sample, Size
 from .feasibility import check_best_metric_of, check_feasible
-from .labels import Labels
+from .labels.rule import Labels
 from .likelihood import row_errors
 from .loading import load_pipeline, load_reference_networks, remove_offloading, replace_tokenizer
+from .losses.tgo import implicit_reward, log_likelihood, log_ratio, tgo_loss
 from .metrics import MetricSums, add_error_metrics, add_likelihood_metrics, add_reward_metrics
 from .nonfinite import UpdateGuard, check_finite_tensors
-from .objectives import implicit_reward, log_likelihood, log_ratio, tgo_loss
 from .policy import Policy, build_policy, check_policy, disable_dropout
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
 from .reference import AdapterReference, ModelReference, Reference

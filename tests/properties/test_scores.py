@@ -9,8 +9,15 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tgo_trl.data.rows import check_score
-from tgo_trl.labels import MAX_FLOAT32, NORMALIZATIONS, THRESHOLD_TYPES, LabelRule, check_finite, fit_label_rule
-from tgo_trl.thresholds import percentile_threshold
+from tgo_trl.labels.rule import (
+    MAX_FLOAT32,
+    NORMALIZATIONS,
+    THRESHOLD_TYPES,
+    LabelRule,
+    check_finite,
+    fit_label_rule,
+)
+from tgo_trl.labels.thresholds import percentile_threshold
 
 scores_of_any_size = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=20)
 scores = st.one_of(scores_of_any_size, st.lists(st.integers(-8, 8).map(lambda k: k / 4), min_size=2, max_size=20))

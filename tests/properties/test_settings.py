@@ -16,7 +16,7 @@ from tgo_trl.artifacts import public_config
 from tgo_trl.commands.convert import ConvertConfig
 from tgo_trl.commands.generate import GenerateConfig
 from tgo_trl.commands.score import ScoreConfig
-from tgo_trl.labels import MAX_FLOAT32
+from tgo_trl.labels.rule import MAX_FLOAT32
 
 INHERITED = {field.name for field in dataclasses.fields(TrainingArguments)}
 OWN = {field.name: field for field in dataclasses.fields(TGOConfig) if field.name not in INHERITED}

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ..encoders import FrozenEncoders
 from ..families.base import Size
-from ..labels import Labels, list_rows
+from ..labels.rule import Labels, list_rows
 from ..media.origin import Origin
 from ..media.readers import MediaReader
 from ..media.sizes import nearest_size

@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 
 from ..families.base import Size
-from ..labels import LabelRule
+from ..labels.rule import LabelRule
 from ..media.origin import Origin
 from ..media.readers import MediaReader
 from ..media.sizes import nearest_size

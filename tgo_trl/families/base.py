@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..processes import Process
+from ..noise import Process
 
 Size: TypeAlias = tuple[int, int]
 """Height and width, in pixels."""

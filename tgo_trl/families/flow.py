@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
-from ..processes import FlowMatchingProcess, Process, build_density
+from ..noise import FlowMatchingProcess, Process, build_density
 from .latents import LatentFamily
 
 

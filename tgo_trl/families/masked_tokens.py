@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..processes import MaskedTokenProcess, Process
+from ..noise import MaskedTokenProcess, Process
 from .base import Family
 
 GOOD_AESTHETIC_SCORE = 6.0

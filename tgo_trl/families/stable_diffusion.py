@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor
 
-from ..processes import DiffusionProcess, Process
+from ..noise import DiffusionProcess, Process
 from .base import Size, compute_dtype
 from .latents import LatentFamily
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..thresholds import percentile_threshold
+from ..labels.thresholds import percentile_threshold
 from .base import Reward, checked_scores, reward_name
 
 NORMALIZATIONS = ("none", "zscore", "robust")
