@@ -22,8 +22,8 @@ from tgo_trl.commands.generate import GenerateConfig
 from tgo_trl.commands.score import ScoreConfig
 from tgo_trl.families import find_family
 from tgo_trl.generation import generate
-from tgo_trl.loading import load_pipeline
 from tgo_trl.parser import SettingsParser
+from tgo_trl.policy.loading import load_pipeline
 from tgo_trl.scoring import score
 
 

@@ -27,12 +27,12 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from tgo_trl import TGOConfig
-from tgo_trl.draws import Draw, draw_rows
 from tgo_trl.families import Family, build_family
-from tgo_trl.likelihood import RowErrors, row_errors
 from tgo_trl.media.sizes import crop_geometry
-from tgo_trl.policy import Policy, build_policy
-from tgo_trl.reference import AdapterReference
+from tgo_trl.policy.draws import Draw, draw_rows
+from tgo_trl.policy.errors import RowErrors, row_errors
+from tgo_trl.policy.policy import Policy, build_policy
+from tgo_trl.policy.reference import AdapterReference
 
 from . import tiny
 from .runs import config

@@ -13,8 +13,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from tgo_trl.alterations import check_networks, check_saved_names, plain_network, unwrapped
 from tgo_trl.families import StableDiffusionFamily
+from tgo_trl.policy.alterations import check_networks, check_saved_names, plain_network, unwrapped
 
 from . import tiny
 from .cases import CASES

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tgo_trl.draws import Draw
 from tgo_trl.families import FAMILIES, build_family, find_family
 from tgo_trl.losses.tgo import implicit_reward, log_ratio, tgo_loss
 from tgo_trl.plots import film_strip
+from tgo_trl.policy.draws import Draw
 
 from .cases import CASES, PROMPTS, calls_of, perturb
 from .runs import first_log, logged, make_trainer

@@ -14,7 +14,7 @@ from tgo_trl import TGOTrainer, artifacts
 from tgo_trl.cli import main
 from tgo_trl.course import Course, describe_optimizer, weights_digest
 from tgo_trl.data.sampler import RowSampler
-from tgo_trl.draws import shuffled_rows
+from tgo_trl.policy.draws import shuffled_rows
 from tgo_trl.progress import Progress
 
 from . import tiny

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tgo_trl.draws import EVALUATION_EPOCH, draw_rows, shuffled_rows, stable_seed
+from tgo_trl.policy.draws import EVALUATION_EPOCH, draw_rows, shuffled_rows, stable_seed
 
 CPU = torch.device("cpu")
 SHAPE = (2, 3, 3)

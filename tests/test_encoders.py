@@ -5,8 +5,8 @@ import inspect
 import pytest
 import torch
 
-from tgo_trl.encoders import FrozenEncoders
 from tgo_trl.families import Family, FluxFamily, StableDiffusionFamily
+from tgo_trl.policy.encoders import FrozenEncoders
 
 from .tiny import PROMPTS, clip_tokenizer, stable_diffusion
 from .tiny.flux import build as build_flux
@@ -155,7 +155,7 @@ def test_recipes_change_with_dtype_family_and_version(monkeypatch):
     assert (images == before[0], prompts == before[1]) == (True, False)  # images are in float32 all the same
     for other in recipes(encoders(family=OtherFamily())):
         assert other not in before
-    monkeypatch.setattr("tgo_trl.encoders.__version__", "0.0.0")
+    monkeypatch.setattr("tgo_trl.policy.encoders.__version__", "0.0.0")
     for other in recipes(encoders()):
         assert other not in before
 

@@ -18,10 +18,10 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from tgo_trl.commands.generate import GenerateConfig
-from tgo_trl.draws import stable_seed
 from tgo_trl.families import StableDiffusionFamily, WanFamily
 from tgo_trl.generation import generate, generate_rows, image_seed, pipeline_fingerprints
 from tgo_trl.media.videos import load_video
+from tgo_trl.policy.draws import stable_seed
 from tgo_trl.prompts import read_prompts
 
 from . import tiny

@@ -119,7 +119,7 @@ def test_exports():
 
 
 def test_pure_modules_load_no_heavy_library():
-    names = sorted(PURE | {"tgo_trl.draws"})
+    names = sorted(PURE | {"tgo_trl.policy.draws"})
     code = f"""
 import importlib, sys
 import tgo_trl

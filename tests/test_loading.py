@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from tgo_trl.families import StableDiffusionFamily
-from tgo_trl.loading import (
+from tgo_trl.policy.loading import (
     _index,
     _of_networks,
     adapter_scales,

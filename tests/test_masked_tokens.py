@@ -12,7 +12,7 @@ from tgo_trl.families.amused import AmusedFamily
 from tgo_trl.families.meissonic import MeissonicFamily
 from tgo_trl.models import MeissonicPipeline
 from tgo_trl.noise import MaskedTokenProcess
-from tgo_trl.policy import build_policy
+from tgo_trl.policy.policy import build_policy
 
 from .cases import PROMPTS, perturb
 from .runs import config

@@ -10,8 +10,8 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from tgo_trl.families import StableDiffusionFamily
-from tgo_trl.policy import Policy, build_policy
-from tgo_trl.reference import AdapterReference, ModelReference
+from tgo_trl.policy.policy import Policy, build_policy
+from tgo_trl.policy.reference import AdapterReference, ModelReference
 
 from .runs import config
 from .tiny import stable_diffusion

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainerCallback
 
 from tgo_trl import SampleGridCallback, sampling
-from tgo_trl.draws import stable_seed
+from tgo_trl.policy.draws import stable_seed
 from tgo_trl.sampling import cpu_generators, last_grid
 
 from . import tiny

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tgo_trl.families import StableDiffusion3Family
-from tgo_trl.policy import build_policy
+from tgo_trl.policy.policy import build_policy
 
 from .runs import config
 from .tiny.stable_diffusion_3 import build, build_medium, build_without_t5

@@ -11,13 +11,13 @@ from torch.utils.data import DataLoader
 from tgo_trl.data.collator import RowCollator
 from tgo_trl.data.rows import BadRowError, BadRows, Columns
 from tgo_trl.data.stream import StreamDataset, scan_stream
-from tgo_trl.draws import EVALUATION_EPOCH
-from tgo_trl.encoders import FrozenEncoders
 from tgo_trl.families import StableDiffusionFamily
 from tgo_trl.labels.rule import fit_label_rule
 from tgo_trl.media.images import image_to_tensor
 from tgo_trl.media.origin import OWN
 from tgo_trl.media.readers import ImageReader
+from tgo_trl.policy.draws import EVALUATION_EPOCH
+from tgo_trl.policy.encoders import FrozenEncoders
 from tgo_trl.preparation import DataPreparer
 
 from .runs import config

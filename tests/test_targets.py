@@ -4,7 +4,7 @@ import pytest
 from peft import LoraConfig
 
 from tgo_trl import TGOConfig
-from tgo_trl.targets import find_targets
+from tgo_trl.policy.targets import find_targets
 
 from . import tiny
 from .runs import config, make_trainer, trained_weights

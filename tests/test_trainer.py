@@ -11,8 +11,8 @@ from torch.nn.functional import softplus
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
-from tgo_trl.draws import draw_rows
-from tgo_trl.likelihood import row_errors
+from tgo_trl.policy.draws import draw_rows
+from tgo_trl.policy.errors import row_errors
 
 from . import tiny
 from .runs import config, first_log, logged, make_trainer, trained_weights

@@ -8,7 +8,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from tgo_trl.families.wan import WanFamily
-from tgo_trl.policy import build_policy
+from tgo_trl.policy.policy import build_policy
 
 from .cases import PROMPTS
 from .runs import config

@@ -16,7 +16,6 @@ from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from . import artifacts
-from .alterations import check_networks, unwrap_networks
 from .config import TGOConfig
 from .course import Course
 from .data.encoded import EncodedDataset
@@ -27,11 +26,12 @@ from .interruption import Interruption, Terminated
 from .labels.rule import LabelRule
 from .nonfinite import UpdateGuard, check_finite_tensors
 from .optimizer_modes import OptimizerMode
-from .policy import Policy
+from .policy.alterations import check_networks, unwrap_networks
+from .policy.policy import Policy
+from .policy.reference import Reference
 from .preparation import training_block
 from .progress import Progress
 from .publishing import open_model_repository, push_checkpoint, push_model, sum_up_failures, write_card
-from .reference import Reference
 from .repositories import Destination
 from .resuming import accepted_changes, load_changed_optimizer
 from .storage.locks import sole_writer

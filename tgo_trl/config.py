@@ -11,9 +11,9 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from .labels.rule import MAX_FLOAT32, NORMALIZATIONS, THRESHOLD_TYPES
 from .noise import DENSITIES
+from .policy.targets import check_target_names
 from .public import without_secrets
 from .settings import as_dictionary, check_finite, check_types, shown
-from .targets import check_target_names
 
 FAMILY_SETTINGS = (
     "max_sequence_length", "train_guidance_scale", "timestep_density", "logit_mean", "logit_std", "mode_scale",

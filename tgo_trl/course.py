@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from .families.base import adapter_metadata
-from .policy import Policy
+from .policy.policy import Policy
 from .storage.shards import stored_tensors, tensors_digest
 
 if TYPE_CHECKING:

@@ -32,10 +32,10 @@ from .checks import check_size
 from .data.rows import check_prompt
 from .dataset_card import write_card
 from .dataset_upload import check_destination, publish
-from .draws import stable_seed
 from .families import Family, Sample, Size, build_family
-from .loading import adapter_scales, attach_adapter, load_pipeline
 from .model_card import base_license
+from .policy.draws import stable_seed
+from .policy.loading import adapter_scales, attach_adapter, load_pipeline
 from .prompts import read_prompts
 from .public import public_name, without_secrets
 from .rewards.base import as_dtype, default_dtype

@@ -13,7 +13,7 @@ from jinja2 import Environment
 
 from .families import Clip
 from .labels.rule import LabelRule
-from .single_file import is_single_file
+from .policy.single_file import is_single_file
 
 TEMPLATE_NAME = "model_card_template.md"
 PACKAGES = ("tgo_trl", "trl", "transformers", "diffusers", "peft", "accelerate", "datasets", "torch")

@@ -11,12 +11,12 @@ from .config import TGOConfig
 from .data.encoded import EncodedDataset, encode_images, encode_prompts, scan_rows
 from .data.rows import BadRows, Columns
 from .data.stream import StreamDataset, scan_stream
-from .draws import EVALUATION_EPOCH
-from .encoders import FrozenEncoders
 from .families import Size
 from .labels.rule import PER_PROMPT, LabelRule, fit_label_rule
 from .media.origin import Origin, find_origin
 from .media.readers import ImageReader, MediaReader, VideoReader
+from .policy.draws import EVALUATION_EPOCH
+from .policy.encoders import FrozenEncoders
 from .storage.shards import ShardWriter, fingerprint
 
 PreparedDataset = EncodedDataset | StreamDataset

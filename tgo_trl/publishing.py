@@ -16,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Sched
 from .data.encoded import EncodedDataset
 from .model_card import CardContent, build_card, shown_path
 from .plots import SCORE_HISTOGRAM_NAME
-from .policy import Policy
+from .policy.policy import Policy
 from .public import public_text
 from .repositories import Destination, UploadError, open_repository
 from .sampling import last_grid

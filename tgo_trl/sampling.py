@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .draws import stable_seed
 from .plots import film_strip, plot_grid
+from .policy.draws import stable_seed
 from .reporting import report_picture
 
 if TYPE_CHECKING:

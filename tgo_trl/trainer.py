@@ -35,19 +35,19 @@ from .course import Course, course_settings, describe_optimizer, weights_digest
 from .data.collator import RowCollator
 from .data.encoded import EncodedDataset
 from .data.sampler import RowSampler
-from .draws import EVALUATION_EPOCH, draw_rows
-from .encoders import FrozenEncoders
 from .families import Family, Sample, Size
 from .feasibility import check_best_metric_of, check_feasible
 from .labels.rule import Labels
-from .likelihood import row_errors
-from .loading import load_pipeline, load_reference_networks, remove_offloading, replace_tokenizer
 from .losses.tgo import implicit_reward, log_likelihood, log_ratio, tgo_loss
 from .metrics import MetricSums, add_error_metrics, add_likelihood_metrics, add_reward_metrics
 from .nonfinite import UpdateGuard, check_finite_tensors
-from .policy import Policy, build_policy, check_policy, disable_dropout
+from .policy.draws import EVALUATION_EPOCH, draw_rows
+from .policy.encoders import FrozenEncoders
+from .policy.errors import row_errors
+from .policy.loading import load_pipeline, load_reference_networks, remove_offloading, replace_tokenizer
+from .policy.policy import Policy, build_policy, check_policy, disable_dropout
+from .policy.reference import AdapterReference, ModelReference, Reference
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
-from .reference import AdapterReference, ModelReference, Reference
 from .sampling import SampleGridCallback, cpu_generators
 from .storage.shards import component_fingerprint, tensors_digest
 from .summary import print_summary, summary_rows

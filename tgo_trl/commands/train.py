@@ -92,7 +92,7 @@ def _pipeline(arguments: TrainArguments, args: "TGOConfig") -> Any:
         return arguments.model_name_or_path
     from ..checks import training_dtype
     from ..families import find_family
-    from ..loading import attach_adapter, load_pipeline
+    from ..policy.loading import attach_adapter, load_pipeline
 
     quantization = _quantization(arguments)
     pipeline = load_pipeline(

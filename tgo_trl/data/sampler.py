@@ -6,7 +6,7 @@ from itertools import islice
 
 from torch.utils.data import Sampler
 
-from ..draws import shuffled_rows
+from ..policy.draws import shuffled_rows
 
 Index = tuple[int, int]
 """Epoch and position of a row: the epoch travels with the row, so that its draw needs no state."""

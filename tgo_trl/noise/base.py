@@ -9,7 +9,7 @@ class Process(ABC):
     """How clean samples are corrupted, and how far a prediction is from what it should have been.
 
     A process knows nothing of networks. It is a pure function of its arguments: all randomness comes in as `quantile`
-    and `noise`, which [`~tgo_trl.draws.draw_rows`] draws.
+    and `noise`, which [`~tgo_trl.policy.draws.draw_rows`] draws.
     """
 
     @abstractmethod

@@ -15,10 +15,10 @@ import transformers
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from . import __version__
-from .families.base import Family, present
+from .. import __version__
+from ..families.base import Family, present
+from ..storage.shards import component_fingerprint, fingerprint
 from .policy import cast
-from .storage.shards import component_fingerprint, fingerprint
 
 
 class FrozenEncoders:

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..families import Family, find_published_family
 from .alterations import unwrapped
-from .families import Family, find_published_family
 from .single_file import is_single_file, load_single_file
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from diffusers.training_utils import cast_training_params
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .families.base import compute_dtype
+from ..families.base import compute_dtype
 from .policy import REFERENCE_ADAPTER, Policy, cast
 
 

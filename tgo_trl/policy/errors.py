@@ -7,9 +7,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from ..families import Family
+from ..noise import Process
 from .draws import Draw
-from .families import Family
-from .noise import Process
 from .reference import Reference
 
 

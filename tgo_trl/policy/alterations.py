@@ -18,8 +18,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .families import Family
-from .families.base import adapter_state_dict
+from ..families import Family
+from ..families.base import adapter_state_dict
 
 logger = logging.getLogger(__name__)
 
