@@ -27,7 +27,7 @@ def hub(tmp_path_factory, monkeypatch):
 def naps(monkeypatch):
     """Seconds that would have been slept between attempts, by huggingface_hub and here."""
     taken = []
-    for module in ("huggingface_hub.utils._http", "tgo_trl.repositories"):
+    for module in ("huggingface_hub.utils._http", "tgo_trl.hub.repositories"):
         real = importlib.import_module(module).time
         monkeypatch.setattr(f"{module}.time", SimpleNamespace(**{**vars(real), "sleep": taken.append}))
     return taken

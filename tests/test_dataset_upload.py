@@ -16,9 +16,9 @@ from tgo_trl.commands.convert import ConvertConfig
 from tgo_trl.commands.generate import GenerateConfig
 from tgo_trl.commands.score import ScoreConfig
 from tgo_trl.conversion import convert
-from tgo_trl.dataset_upload import merge_cards
 from tgo_trl.generation import generate
-from tgo_trl.repositories import UploadError
+from tgo_trl.hub.dataset_upload import merge_cards
+from tgo_trl.hub.repositories import UploadError
 from tgo_trl.scoring import score
 
 from . import tiny
@@ -309,7 +309,7 @@ def test_a_fault_while_looking_costs_no_split(tmp_path, hub, naps, request_name,
 
 def push(folder, rows):
     """Rows as a finished data set, pushed."""
-    from tgo_trl.dataset_upload import publish
+    from tgo_trl.hub.dataset_upload import publish
     from tgo_trl.storage.parquet import ParquetFolder, process_state
 
     shards = ParquetFolder(folder / "written", "scoring.json", num_shards=1)

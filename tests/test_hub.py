@@ -329,7 +329,7 @@ def test_a_checkpoint_that_is_missing_on_the_hub_is_no_success(folder, tmp_path,
     *_, error = capsys.readouterr().err.splitlines()
     assert "error: 1 of what was to be pushed is not on the Hub." in error, "the model was pushed at the end"
     assert f"hf upload me/mine {tmp_path / 'out' / 'checkpoint-2'} last-checkpoint" in error
-    told = [record.getMessage() for record in caplog.records if record.name == "tgo_trl.uploads"]
+    told = [record.getMessage() for record in caplog.records if record.name == "tgo_trl.hub.uploads"]
     assert len([text for text in told if "403, " in text and "this uploads them" in text]) == 4, "each at once"
     assert_usable(hub.model("me/mine").commits[-1], tmp_path)
 
@@ -364,7 +364,7 @@ def test_a_failure_is_told_while_the_run_goes_on(tmp_path, hub, naps, caplog):
 
 @pytest.mark.parametrize("kind", ["hang", pytest.param("drop", marks=pytest.mark.slow)])
 def test_a_push_that_hangs_ends_the_run_no_later_than_its_patience(tmp_path, hub, naps, monkeypatch, kind):
-    monkeypatch.setattr("tgo_trl.uploads.LEAST_TIME", 1.0)
+    monkeypatch.setattr("tgo_trl.hub.uploads.LEAST_TIME", 1.0)
     trainer = make_trainer(config(tmp_path, push_to_hub=True, hub_model_id="me/mine"))
     hub.fail("/commit/|/preupload/", kind, times=1000)
     with pytest.raises(OSError, match="safe in") as error:

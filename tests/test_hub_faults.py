@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from tgo_trl import repositories, uploads
-from tgo_trl.repositories import UploadError, explain, open_repository
-from tgo_trl.uploads import Upload, Uploads, folder_operations
+from tgo_trl.hub import repositories, uploads
+from tgo_trl.hub.repositories import UploadError, explain, open_repository
+from tgo_trl.hub.uploads import Upload, Uploads, folder_operations
 
 from .hub_server import READ_TOKEN
 
@@ -273,7 +273,7 @@ def test_uploads_come_in_order_and_one_that_fails_does_not_stop_the_next(hub, fo
     assert pushes.is_busy
     pushes.finish()
     assert [commit.message for commit in hub.model("me/mine").commits] == ["a", "c", "b"]
-    told = [record.getMessage() for record in caplog.records if record.name == "tgo_trl.uploads"]
+    told = [record.getMessage() for record in caplog.records if record.name == "tgo_trl.hub.uploads"]
     assert [re.search(r"(\d{3}), .* (\w is safe)", text).groups() for text in told] == [
         ("403", "b is safe"), ("404", "c is safe"),
     ]  # fmt: skip

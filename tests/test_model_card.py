@@ -15,7 +15,7 @@ from diffusers.utils import convert_state_dict_to_kohya
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tgo_trl import model_card
+from tgo_trl.cards import model_card
 from tgo_trl.publishing import hyperparameters
 
 from . import tiny
@@ -224,7 +224,7 @@ def test_the_template_is_found_in_a_wheel(tmp_path):
         "tgo_trl",
         f"{wheel.name.removesuffix('-py3-none-any.whl')}.dist-info",
     }
-    code = "import tgo_trl.model_card as card; print(card.template_path())"
+    code = "import tgo_trl.cards.model_card as card; print(card.template_path())"
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120

@@ -22,6 +22,8 @@ from .data.encoded import EncodedDataset
 from .data.sampler import RowSampler
 from .failures import writing
 from .families import Family, Size
+from .hub.repositories import Destination
+from .hub.uploads import Uploads
 from .interruption import Interruption, Terminated
 from .labels.rule import LabelRule
 from .nonfinite import UpdateGuard, check_finite_tensors
@@ -32,10 +34,8 @@ from .policy.reference import Reference
 from .preparation import training_block
 from .progress import Progress
 from .publishing import open_model_repository, push_checkpoint, push_model, sum_up_failures, write_card
-from .repositories import Destination
 from .resuming import accepted_changes, load_changed_optimizer
 from .storage.locks import sole_writer
-from .uploads import Uploads
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from tqdm.auto import tqdm
 
 from .annotated_media import MediaFiles
 from .annotations import AnnotatedImage, Annotations, OpenColumns, column_names, read_annotations
+from .cards.dataset_card import dataset_info
 from .conversion_card import build_card
 from .data.rows import BadRows, undecoded
-from .dataset_card import dataset_info
-from .dataset_upload import check_destination, publish
+from .hub.dataset_upload import check_destination, publish
 from .layouts import LAYOUTS, Layout, find_layout
 from .media.origin import Origin, find_origin, named_origin
 from .public import public_name

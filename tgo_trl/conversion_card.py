@@ -6,7 +6,7 @@ from typing import Any
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 
-from .dataset_card import dataset_info
+from .cards.dataset_card import dataset_info
 from .storage.parquet import ParquetFolder
 from .tally_scores import Scoring
 

@@ -28,12 +28,12 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
+from .cards.dataset_card import write_card
+from .cards.model_card import base_license
 from .checks import check_size
 from .data.rows import check_prompt
-from .dataset_card import write_card
-from .dataset_upload import check_destination, publish
 from .families import Family, Sample, Size, build_family
-from .model_card import base_license
+from .hub.dataset_upload import check_destination, publish
 from .policy.draws import stable_seed
 from .policy.loading import adapter_scales, attach_adapter, load_pipeline
 from .prompts import read_prompts

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import CommitInfo
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SchedulerType
 
+from .cards.model_card import CardContent, build_card, shown_path
 from .data.encoded import EncodedDataset
-from .model_card import CardContent, build_card, shown_path
+from .hub.repositories import Destination, UploadError, open_repository
+from .hub.uploads import Upload, folder_files, folder_operations, upload_command
 from .plots import SCORE_HISTOGRAM_NAME
 from .policy.policy import Policy
 from .public import public_text
-from .repositories import Destination, UploadError, open_repository
 from .sampling import last_grid
-from .uploads import Upload, folder_files, folder_operations, upload_command
 
 if TYPE_CHECKING:
     from .base_trainer import BaseTrainer

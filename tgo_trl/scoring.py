@@ -12,6 +12,7 @@ from accelerate import PartialState
 from datasets import Dataset, Features, IterableDataset, Value
 from tqdm.auto import tqdm
 
+from .cards.dataset_card import read_record, write_card
 from .data.classes import check_no_classes
 from .data.rows import BadRows
 from .data.unscored import (
@@ -26,8 +27,7 @@ from .data.unscored import (
     read_ahead,
     read_row,
 )
-from .dataset_card import read_record, write_card
-from .dataset_upload import check_destination, publish
+from .hub.dataset_upload import check_destination, publish
 from .media.origin import find_origin, named_origin
 from .public import public_name, public_value
 from .rewards import REWARDS, load_reward

@@ -10,11 +10,11 @@ from datasets import DatasetInfo, Features, List, SplitDict, SplitInfo, Value
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from .storage.files import replace_file
-from .storage.parquet import CARD_NAME, GENERATION_NAME, SCORING_NAME, ParquetFolder
+from ..storage.files import replace_file
+from ..storage.parquet import CARD_NAME, GENERATION_NAME, SCORING_NAME, ParquetFolder
 
 if TYPE_CHECKING:
-    from .commands import DatasetSettings
+    from ..commands import DatasetSettings
 
 COLUMNS = {
     "prompt": "what was asked for",

@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 from jinja2 import Environment
 
-from .families import Clip
-from .labels.rule import LabelRule
-from .policy.single_file import is_single_file
+from ..families import Clip
+from ..labels.rule import LabelRule
+from ..policy.single_file import is_single_file
 
 TEMPLATE_NAME = "model_card_template.md"
 PACKAGES = ("tgo_trl", "trl", "transformers", "diffusers", "peft", "accelerate", "datasets", "torch")

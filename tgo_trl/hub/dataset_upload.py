@@ -9,15 +9,15 @@ from datasets.info import DatasetInfo, DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import CardData, CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetCardData
 
-from .dataset_card import size_category
+from ..cards.dataset_card import size_category
+from ..storage.parquet import CARD_NAME, RECORD_NAMES
 from .repositories import Destination, UploadError, open_repository
-from .storage.parquet import CARD_NAME, RECORD_NAMES
 from .uploads import Operation, Upload, Uploads, folder_operations
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from .commands import DatasetSettings
+    from ..commands import DatasetSettings
 
 SHARD = re.compile(r"data/(?P<split>\w+(\.\w+)*)-\d{5,}(-of-\d{5,})?\.parquet")
 """Paths of shards; names of splits are as `datasets` allows them."""
