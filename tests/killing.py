@@ -20,7 +20,8 @@ import datasets
 import pytest
 import torch
 
-from tgo_trl import cli, conversion, generation, scoring, trainer  # noqa: F401 (so that no command has to)
+from tgo_trl import cli
+from tgo_trl.trainer import tgo_trainer  # noqa: F401 (so that no command has to)
 
 from .hub_server import connect
 

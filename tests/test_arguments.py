@@ -12,9 +12,9 @@ from transformers import TrainerCallback, TrainingArguments
 from trl import DPOTrainer, KTOTrainer, TrlParser
 
 from tgo_trl import TGOConfig, TGOTrainer
-from tgo_trl.checks import check_arguments, default_args
 from tgo_trl.data.collator import RowCollator
 from tgo_trl.families import StableDiffusionFamily
+from tgo_trl.trainer.arguments import check_arguments, default_args
 
 from . import tiny
 from .runs import assert_equal, config, first_log, logged, make_trainer, streamed, trained_weights
@@ -54,7 +54,7 @@ def test_default_settings_are_named_after_the_model(monkeypatch, model, name):
 
 def test_no_settings_at_all(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tgo_trl.preparation.HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("tgo_trl.trainer.preparation.HF_HOME", str(tmp_path / "home"))
     trainer = TGOTrainer(tiny.stable_diffusion(), train_dataset=tiny.scored_rows(8))
     assert trainer.args.output_dir == "StableDiffusionPipeline-TGO"
     assert list((tmp_path / "home" / "tgo_trl" / "encodings").glob("*.safetensors"))

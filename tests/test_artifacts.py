@@ -11,8 +11,8 @@ from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tgo_trl import artifacts
 from tgo_trl.labels.rule import LabelRule
+from tgo_trl.trainer import checkpoints
 
 from . import tiny
 from .runs import assert_equal, config, make_trainer, trained_weights
@@ -160,7 +160,7 @@ def test_tgo_config_holds_threshold_temperature_and_settings(tmp_path):
     assert rule["threshold"] == 3.5
     assert rule["confidence_coef"] == 3.0
     assert (rule["num_rows"], rule["num_positive"], rule["num_prompts"]) == (8, 4, 4)
-    assert LabelRule.from_dict(rule) == trainer.label_rule == artifacts.read_label_rule(tmp_path / "out")
+    assert LabelRule.from_dict(rule) == trainer.label_rule == checkpoints.read_label_rule(tmp_path / "out")
     assert values["config"]["beta"] == 2.0
     assert values["config"]["learning_rate"] == 3e-2
     assert values["config"]["seed"] == 42
@@ -187,7 +187,7 @@ def test_tgo_config_tells_no_path_and_no_token(tmp_path):
 def test_the_label_rule_of_prompts_survives_json(tmp_path):
     trainer = make_trainer(config(tmp_path, threshold_type="prompt_baseline"))
     trainer.save_model()
-    rule = artifacts.read_label_rule(tmp_path / "out")
+    rule = checkpoints.read_label_rule(tmp_path / "out")
     assert rule == trainer.label_rule
     assert rule.prompt_thresholds.keys() == set(tiny.PROMPTS)
 

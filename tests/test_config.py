@@ -41,7 +41,7 @@ def test_bfloat16_is_on_where_the_gpu_has_it(config):
 
 
 def test_bfloat16_is_off_on_a_cpu_and_beside_fp16(config, monkeypatch):
-    monkeypatch.setattr("tgo_trl.config.is_torch_bf16_gpu_available", lambda: True)
+    monkeypatch.setattr("tgo_trl.trainer.tgo_config.is_torch_bf16_gpu_available", lambda: True)
     assert config(use_cpu=True).bf16 is False
     args = config(fp16=True)
     assert (args.fp16, args.bf16) == (True, False)

@@ -8,8 +8,8 @@ import torch
 
 from tgo_trl.families import FAMILIES, build_family, find_family
 from tgo_trl.losses.tgo import implicit_reward, log_ratio, tgo_loss
-from tgo_trl.plots import film_strip
 from tgo_trl.policy.draws import Draw
+from tgo_trl.trainer.plots import film_strip
 
 from .cases import CASES, PROMPTS, calls_of, perturb
 from .runs import first_log, logged, make_trainer

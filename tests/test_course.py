@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import get_scheduler
 
-from tgo_trl import TGOTrainer, artifacts
+from tgo_trl import TGOTrainer
 from tgo_trl.cli import main
-from tgo_trl.course import Course, describe_optimizer, weights_digest
 from tgo_trl.data.sampler import RowSampler
 from tgo_trl.policy.draws import shuffled_rows
-from tgo_trl.progress import Progress
+from tgo_trl.trainer import checkpoints
+from tgo_trl.trainer.course import Course, describe_optimizer, weights_digest
+from tgo_trl.trainer.progress import Progress
 
 from . import tiny
 from .runs import assert_equal, config, make_trainer, streamed, trained_weights
@@ -375,11 +376,11 @@ def test_damage_falls_back_to_the_older_checkpoint_and_names_the_file(tmp_path, 
             original = (newest / name).read_bytes()
             damage(newest / name)
             caplog.clear()
-            assert artifacts.last_checkpoint(tmp_path / "out").name == "checkpoint-2"
+            assert checkpoints.last_checkpoint(tmp_path / "out").name == "checkpoint-2"
             assert "checkpoint-4 is not whole" in caplog.text
             assert name in caplog.text
             (newest / name).write_bytes(original)
-    assert artifacts.last_checkpoint(tmp_path / "out") == newest
+    assert checkpoints.last_checkpoint(tmp_path / "out") == newest
 
 
 def test_a_damaged_checkpoint_gives_the_weights_of_the_whole_one(tmp_path):
@@ -391,7 +392,7 @@ def test_a_damaged_checkpoint_gives_the_weights_of_the_whole_one(tmp_path):
     again.train(resume_from_checkpoint=True)
     assert again._initial_global_step == 2
     assert_equal(trained_weights(again), trained_weights(whole))
-    assert artifacts.checkpoint_damage(tmp_path / "out" / "checkpoint-4") is None
+    assert checkpoints.checkpoint_damage(tmp_path / "out" / "checkpoint-4") is None
 
 
 @pytest.mark.parametrize("damage", [flip, halve])
@@ -411,14 +412,14 @@ def test_a_damaged_shard_of_the_cache_is_made_again(tmp_path, damage, caplog):
 def test_the_best_checkpoint_is_looked_at_before_it_is_loaded(tmp_path):
     args = config(tmp_path, **STEPS, load_best_model_at_end=True, eval_strategy="steps", eval_steps=2)
     trainer = make_trainer(args, eval_dataset=tiny.scored_rows(4, seed=1))
-    seal = artifacts.seal_checkpoint
+    seal = checkpoints.seal_checkpoint
 
     def seal_and_damage(folder):
         seal(folder)
         flip(folder / WEIGHTS)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(artifacts, "seal_checkpoint", seal_and_damage)
+        patch.setattr(checkpoints, "seal_checkpoint", seal_and_damage)
         with pytest.raises(
             ValueError, match=r"The best checkpoint, .*checkpoint-2, cannot be loaded: pytorch_lora_weights"
         ):
@@ -428,7 +429,7 @@ def test_the_best_checkpoint_is_looked_at_before_it_is_loaded(tmp_path):
 def test_an_old_checkpoint_goes_only_when_the_new_one_is_whole(tmp_path):
     """With a single one kept, a process that dies between saving and sealing still leaves one to go on from."""
     trainer = make_trainer(config(tmp_path, **STEPS, max_steps=4, save_total_limit=1))
-    seal = artifacts.seal_checkpoint
+    seal = checkpoints.seal_checkpoint
 
     def die(folder):
         if folder.name == "checkpoint-4":
@@ -436,10 +437,10 @@ def test_an_old_checkpoint_goes_only_when_the_new_one_is_whole(tmp_path):
         seal(folder)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(artifacts, "seal_checkpoint", die)
+        patch.setattr(checkpoints, "seal_checkpoint", die)
         with pytest.raises(
             KeyboardInterrupt, match="Interrupted at update 4 of 4: checkpoint-2 is the last one, 2 updates lost"
         ):
             trainer.train()
-    assert artifacts.last_checkpoint(tmp_path / "out").name == "checkpoint-2"
+    assert checkpoints.last_checkpoint(tmp_path / "out").name == "checkpoint-2"
     assert trainer.args.save_total_limit == 1

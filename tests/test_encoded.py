@@ -16,7 +16,7 @@ from tgo_trl.families import StableDiffusionFamily
 from tgo_trl.labels.rule import fit_label_rule
 from tgo_trl.media.images import image_to_tensor
 from tgo_trl.policy.encoders import FrozenEncoders
-from tgo_trl.preparation import DataPreparer
+from tgo_trl.trainer.preparation import DataPreparer
 
 from .runs import config
 from .tiny import PROMPTS, picture, scored_rows, stable_diffusion

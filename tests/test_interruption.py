@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tgo_trl import artifacts
-from tgo_trl.interruption import Interruption, Terminated
+from tgo_trl.trainer import checkpoints
+from tgo_trl.trainer.interruption import Interruption, Terminated
 
 from .runs import assert_equal, config, make_trainer, trained_weights
 
@@ -55,7 +55,7 @@ def test_a_signal_saves_the_update_says_so_and_ends_with_its_status(tmp_path, nu
     assert "ended by itself" not in done.stdout
     name = signal.Signals(number).name
     assert f"{name} at update 3 of 6: checkpoint-3 is the last one, no update lost." in done.stderr
-    assert artifacts.last_checkpoint(tmp_path / "cut" / "out").name == "checkpoint-3"
+    assert checkpoints.last_checkpoint(tmp_path / "cut" / "out").name == "checkpoint-3"
 
     resumed = make_trainer(config(tmp_path / "cut", **STEPS))
     resumed.train(resume_from_checkpoint=True)
@@ -69,14 +69,14 @@ def test_a_signal_saves_the_update_says_so_and_ends_with_its_status(tmp_path, nu
 def test_a_run_that_saves_nothing_saves_then(tmp_path):
     done = run(tmp_path, signal.SIGTERM, at=2, mode="unsaved")
     assert done.returncode == 128 + signal.SIGTERM, done.stderr[-2000:]
-    assert artifacts.last_checkpoint(tmp_path / "out").name == "checkpoint-2"
+    assert checkpoints.last_checkpoint(tmp_path / "out").name == "checkpoint-2"
 
 
 @pytest.mark.slow
 def test_the_last_update_too(tmp_path):
     done = run(tmp_path, signal.SIGTERM, at=6, mode="unsaved")
     assert done.returncode == 128 + signal.SIGTERM, done.stderr[-2000:]
-    assert artifacts.last_checkpoint(tmp_path / "out").name == "checkpoint-6"
+    assert checkpoints.last_checkpoint(tmp_path / "out").name == "checkpoint-6"
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_processes_end_together(tmp_path):
     done = run(tmp_path, signal.SIGTERM, at=2, launcher=launcher)
     assert done.returncode != 0
     assert "SIGTERM at update 3 of 6: checkpoint-3 is the last one" in done.stderr, done.stderr[-3000:]
-    assert artifacts.last_checkpoint(tmp_path / "out").name == "checkpoint-3"
+    assert checkpoints.last_checkpoint(tmp_path / "out").name == "checkpoint-3"
 
 
 def test_an_interrupt_says_what_is_lost(tmp_path):

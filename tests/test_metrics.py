@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from tgo_trl.metrics import MetricSums, add_error_metrics, add_likelihood_metrics, add_reward_metrics
+from tgo_trl.trainer.metrics import MetricSums, add_error_metrics, add_likelihood_metrics, add_reward_metrics
 
 
 class TwoProcesses:

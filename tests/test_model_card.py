@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tgo_trl.cards import model_card
-from tgo_trl.publishing import hyperparameters
+from tgo_trl.trainer.publishing import hyperparameters
 
 from . import tiny
 from .cases import CASES

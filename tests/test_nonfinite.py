@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from tgo_trl import artifacts
-from tgo_trl.nonfinite import NonFiniteError, UpdateGuard, check_finite_tensors
+from tgo_trl.trainer import checkpoints
+from tgo_trl.trainer.nonfinite import NonFiniteError, UpdateGuard, check_finite_tensors
 
 from . import tiny
 from .runs import assert_equal, config, logged, make_trainer, trained_weights
@@ -63,7 +63,7 @@ def test_a_bad_row_ends_the_run_before_the_weights_are_touched(tmp_path, value, 
     trainer = poisoned(tmp_path, {3: [bad]}, value, **settings)
     with pytest.raises(NonFiniteError, match=rf"Update 3: the loss of row {bad} of the data set is not finite"):
         trainer.train()
-    assert [path.name for path in artifacts.checkpoints(tmp_path / "out")] == ["checkpoint-2"]
+    assert [path.name for path in checkpoints.checkpoints(tmp_path / "out")] == ["checkpoint-2"]
     saved = load_file(tmp_path / "out" / "checkpoint-2" / WEIGHTS)
     assert_equal(trainer.policy.adapter_state("default"), saved)
 
@@ -153,7 +153,7 @@ def test_a_learning_rate_that_blows_up_saves_nothing_that_is_not_finite(tmp_path
         trainer.train()
     for path in (tmp_path / "out").rglob("*.safetensors"):
         assert all(value.isfinite().all() for value in load_file(path).values())
-    assert [path.name for path in artifacts.checkpoints(tmp_path / "out")] == ["checkpoint-1"]
+    assert [path.name for path in checkpoints.checkpoints(tmp_path / "out")] == ["checkpoint-1"]
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
@@ -174,7 +174,7 @@ def test_weights_that_are_not_finite_are_not_gone_on_from(tmp_path):
     weights = load_file(folder / WEIGHTS)
     weights[next(iter(weights))][0] = math.nan
     save_file(weights, folder / WEIGHTS)
-    artifacts.seal_checkpoint(folder)
+    checkpoints.seal_checkpoint(folder)
     trainer = make_trainer(config(tmp_path, **{**settings, "max_steps": 4}))
     before = trained_weights(trainer)
     with pytest.raises(NonFiniteError, match=r"What was saved in .*checkpoint-2' has NaN or infinity in 1 of"):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageColor
 
 from tgo_trl.labels.rule import fit_label_rule
-from tgo_trl.plots import plot_grid, plot_scores
+from tgo_trl.trainer.plots import plot_grid, plot_scores
 
 NEGATIVE, POSITIVE = (196, 78, 82), (76, 114, 176)
 COLOURS = ("red", "lime", "blue", "cyan", "magenta", "yellow")

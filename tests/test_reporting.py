@@ -5,7 +5,7 @@ import types
 
 from PIL import Image
 
-from tgo_trl.reporting import report_picture
+from tgo_trl.trainer.trackers import report_picture
 
 
 def test_pictures_go_to_the_reporters_that_the_run_reports_to(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
 
-from tgo_trl import artifacts
+from tgo_trl.trainer import checkpoints
 
 from . import tiny
 from .devices import cpu_environment
@@ -171,7 +171,7 @@ DAMAGES = {
 @pytest.mark.parametrize(("name", "damage"), DAMAGES.values(), ids=DAMAGES)
 def test_an_incomplete_checkpoint_is_passed_over(saved, name, damage):
     damage(checkpoint(saved, 4) / name)
-    assert artifacts.last_checkpoint(saved / "out") == checkpoint(saved, 2)
+    assert checkpoints.last_checkpoint(saved / "out") == checkpoint(saved, 2)
     trainer = make_trainer(config(saved, max_steps=4))
     trainer.train(resume_from_checkpoint=True)
     assert trainer._initial_global_step == 2
@@ -201,7 +201,7 @@ def test_resume_false_starts_anew(saved):
 
 def test_checkpoints_are_ordered_by_number_not_by_name(saved):
     shutil.copytree(checkpoint(saved, 2), checkpoint(saved, 10))
-    assert artifacts.last_checkpoint(saved / "out").name == "checkpoint-10"
+    assert checkpoints.last_checkpoint(saved / "out").name == "checkpoint-10"
 
 
 def test_what_else_lies_in_the_folder_is_taken_for_nothing(saved):
@@ -209,7 +209,7 @@ def test_what_else_lies_in_the_folder_is_taken_for_nothing(saved):
     for name in ("_saving-abc", "checkpoint-x", "checkpoint-", "checkpoint-7/_saving-abc", "samples/checkpoint-9"):
         shutil.copytree(checkpoint(saved, 2), saved / "out" / name)
     (saved / "out" / "checkpoint-8").write_text("a file")
-    assert artifacts.last_checkpoint(saved / "out") == checkpoint(saved, 4)
+    assert checkpoints.last_checkpoint(saved / "out") == checkpoint(saved, 4)
     trainer = make_trainer(config(saved, max_steps=5))
     trainer.train(resume_from_checkpoint=True)
     assert trainer._initial_global_step == 4
@@ -290,7 +290,7 @@ def test_a_run_that_is_killed_while_it_saves_resumes_bit_for_bit(tmp_path, victi
     assert killed.returncode == 9, killed.stderr[-3000:]
     out = tmp_path / "killed" / "out"
     assert get_last_checkpoint(str(out)).endswith("checkpoint-4"), "it must have begun, or nothing is tested"
-    assert artifacts.last_checkpoint(out).name == "checkpoint-2"
+    assert checkpoints.last_checkpoint(out).name == "checkpoint-2"
 
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
     resumed = make_trainer(config(tmp_path / "killed", **settings))
@@ -319,8 +319,8 @@ def test_a_checkpoint_that_is_being_replaced_is_not_complete(tmp_path):
     again._save_optimizer_and_scheduler = killed
     with pytest.raises(Stop):
         again.train()
-    assert artifacts.last_checkpoint(tmp_path / "out") == checkpoint(tmp_path, 4)
-    assert artifacts.checkpoint_damage(checkpoint(tmp_path, 2)) == "manifest.json, which is written last, is missing"
+    assert checkpoints.last_checkpoint(tmp_path / "out") == checkpoint(tmp_path, 4)
+    assert checkpoints.checkpoint_damage(checkpoint(tmp_path, 2)) == "manifest.json, which is written last, is missing"
 
 
 def test_files_are_replaced_as_a_whole(tmp_path):
@@ -328,7 +328,7 @@ def test_files_are_replaced_as_a_whole(tmp_path):
     (tmp_path / "adapter.txt").write_text("old")
 
     def fail():
-        with artifacts.replacing(tmp_path, False) as temporary:
+        with checkpoints.replacing(tmp_path, False) as temporary:
             (temporary / "adapter.txt").write_text("new")
             (temporary / "other.txt").write_text("new")
             raise Stop
@@ -337,7 +337,7 @@ def test_files_are_replaced_as_a_whole(tmp_path):
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["adapter.txt"]
     assert (tmp_path / "adapter.txt").read_text() == "old"
-    with artifacts.replacing(tmp_path, False) as temporary:
+    with checkpoints.replacing(tmp_path, False) as temporary:
         (temporary / "adapter.txt").write_text("new")
         (temporary / "unet").mkdir()
         (temporary / "unet" / "config.json").write_text("{}")
@@ -400,7 +400,7 @@ def test_the_checkpoint_of_a_moving_reference_holds_it(tmp_path):
         {name: torch.zeros_like(value) for name, value in saved.items()},
         checkpoint(tmp_path, 2) / "reference.safetensors",
     )
-    artifacts.seal_checkpoint(checkpoint(tmp_path, 2))
+    checkpoints.seal_checkpoint(checkpoint(tmp_path, 2))
     resumed = make_trainer(args)
     resumed.train(resume_from_checkpoint=True)
     assert all(value.abs().max() == 0 for value in resumed.reference.state().values())

@@ -7,9 +7,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
 
-from tgo_trl import SampleGridCallback, sampling
+from tgo_trl import SampleGridCallback
 from tgo_trl.policy.draws import stable_seed
-from tgo_trl.sampling import cpu_generators, last_grid
+from tgo_trl.trainer import sample_grids
+from tgo_trl.trainer.sample_grids import cpu_generators, last_grid
 
 from . import tiny
 from .runs import assert_equal, config, logged, make_trainer, trained_weights
@@ -27,13 +28,13 @@ def arrays(images):
 def drawn(monkeypatch):
     """The rows of images of every grid, before they become a picture."""
     grids = []
-    plot = sampling.plot_grid
+    plot = sample_grids.plot_grid
 
     def keep(rows, row_names, column_names, path):
         grids.append((path.name, arrays(rows[0]), arrays(rows[1]), list(row_names), list(column_names)))
         plot(rows, row_names, column_names, path)
 
-    monkeypatch.setattr(sampling, "plot_grid", keep)
+    monkeypatch.setattr(sample_grids, "plot_grid", keep)
     return grids
 
 

@@ -18,7 +18,7 @@ from tgo_trl.media.origin import OWN
 from tgo_trl.media.readers import ImageReader
 from tgo_trl.policy.draws import EVALUATION_EPOCH
 from tgo_trl.policy.encoders import FrozenEncoders
-from tgo_trl.preparation import DataPreparer
+from tgo_trl.trainer.preparation import DataPreparer
 
 from .runs import config
 from .tiny import PROMPTS, picture, scored_rows, stable_diffusion

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tgo_trl.labels.rule import fit_label_rule
-from tgo_trl.summary import print_summary, summary_rows
+from tgo_trl.trainer.summary import print_summary, summary_rows
 
 
 def summary(scores, prompts, beta=1.0, temperature=0.001, with_labels=True, **kwargs):

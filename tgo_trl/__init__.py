@@ -4,20 +4,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import TGOConfig
     from .families import Family
     from .models import MeissonicPipeline
-    from .sampling import SampleGridCallback
-    from .trainer import TGOTrainer
+    from .trainer.sample_grids import SampleGridCallback
+    from .trainer.tgo_config import TGOConfig
+    from .trainer.tgo_trainer import TGOTrainer
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "Family": "families",
     "MeissonicPipeline": "models",
-    "SampleGridCallback": "sampling",
-    "TGOConfig": "config",
-    "TGOTrainer": "trainer",
+    "SampleGridCallback": "trainer.sample_grids",
+    "TGOConfig": "trainer.tgo_config",
+    "TGOTrainer": "trainer.tgo_trainer",
 }
 
 __all__ = ["Family", "MeissonicPipeline", "SampleGridCallback", "TGOConfig", "TGOTrainer", "__version__"]

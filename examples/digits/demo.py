@@ -41,7 +41,7 @@ from scipy.stats import t as student_t
 from tqdm.auto import tqdm
 
 from tgo_trl import TGOConfig, TGOTrainer
-from tgo_trl.plots import plot_grid
+from tgo_trl.trainer.plots import plot_grid
 
 BASE = Path(__file__).parent / "base"
 SAMPLE_BATCH_SIZE = 250

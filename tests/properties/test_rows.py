@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tgo_trl.data.sampler import RowSampler, padding_like
-from tgo_trl.progress import Progress
+from tgo_trl.trainer.progress import Progress
 
 
 @st.composite

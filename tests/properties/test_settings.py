@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from tgo_trl import TGOConfig
-from tgo_trl.artifacts import public_config
 from tgo_trl.commands.convert import ConvertConfig
 from tgo_trl.commands.generate import GenerateConfig
 from tgo_trl.commands.score import ScoreConfig
 from tgo_trl.labels.rule import MAX_FLOAT32
+from tgo_trl.trainer.checkpoints import public_config
 
 INHERITED = {field.name for field in dataclasses.fields(TrainingArguments)}
 OWN = {field.name: field for field in dataclasses.fields(TGOConfig) if field.name not in INHERITED}

@@ -14,9 +14,9 @@ from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from ..config import TGOConfig
 from ..families import Family
 from ..families.base import adapter_state_dict, compute_dtype, kept_in_float32
+from ..trainer.tgo_config import TGOConfig
 from .targets import find_targets
 
 logger = logging.getLogger(__name__)

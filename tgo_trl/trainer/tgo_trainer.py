@@ -18,10 +18,21 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
-from . import artifacts
-from .base_trainer import BaseTrainer
-from .callbacks import EpochCallback, InterruptionCallback, ScoreReportCallback, SyncReferenceCallback
-from .checks import (
+from ..data.collator import RowCollator
+from ..data.encoded import EncodedDataset
+from ..data.sampler import RowSampler
+from ..families import Family, Sample, Size
+from ..labels.rule import Labels
+from ..losses.tgo import implicit_reward, log_likelihood, log_ratio, tgo_loss
+from ..policy.draws import EVALUATION_EPOCH, draw_rows
+from ..policy.encoders import FrozenEncoders
+from ..policy.errors import row_errors
+from ..policy.loading import load_pipeline, load_reference_networks, remove_offloading, replace_tokenizer
+from ..policy.policy import Policy, build_policy, check_policy, disable_dropout
+from ..policy.reference import AdapterReference, ModelReference, Reference
+from ..storage.shards import component_fingerprint, tensors_digest
+from . import checkpoints
+from .arguments import (
     check_arguments,
     check_optimizer,
     default_args,
@@ -30,27 +41,16 @@ from .checks import (
     resolve_sizes,
     training_dtype,
 )
-from .config import TGOConfig
+from .base_trainer import BaseTrainer
+from .callbacks import EpochCallback, InterruptionCallback, ScoreReportCallback, SyncReferenceCallback
 from .course import Course, course_settings, describe_optimizer, weights_digest
-from .data.collator import RowCollator
-from .data.encoded import EncodedDataset
-from .data.sampler import RowSampler
-from .families import Family, Sample, Size
 from .feasibility import check_best_metric_of, check_feasible
-from .labels.rule import Labels
-from .losses.tgo import implicit_reward, log_likelihood, log_ratio, tgo_loss
 from .metrics import MetricSums, add_error_metrics, add_likelihood_metrics, add_reward_metrics
 from .nonfinite import UpdateGuard, check_finite_tensors
-from .policy.draws import EVALUATION_EPOCH, draw_rows
-from .policy.encoders import FrozenEncoders
-from .policy.errors import row_errors
-from .policy.loading import load_pipeline, load_reference_networks, remove_offloading, replace_tokenizer
-from .policy.policy import Policy, build_policy, check_policy, disable_dropout
-from .policy.reference import AdapterReference, ModelReference, Reference
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
-from .sampling import SampleGridCallback, cpu_generators
-from .storage.shards import component_fingerprint, tensors_digest
+from .sample_grids import SampleGridCallback, cpu_generators
 from .summary import print_summary, summary_rows
+from .tgo_config import TGOConfig
 from .untrained import UntrainedLayersCallback
 
 logger = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ class TGOTrainer(BaseTrainer):
     def _describe_course(
         self, policy: Policy, was_trained: bool, args: TGOConfig, train_set: PreparedDataset, optimizer: str | None
     ) -> Course:
-        public = artifacts.public_config(args.to_dict())
+        public = checkpoints.public_config(args.to_dict())
         own = {"temperature": self.temperature, "size": list(self.size), "optimizer": optimizer}
         networks = dict(policy.networks.items())
         fingerprints = {"the rows, their order, images or videos": train_set.fingerprint}

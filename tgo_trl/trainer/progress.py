@@ -12,7 +12,7 @@ class Progress:
     Attributes:
         epoch: that is under way; of a stream, whose passes follow each other without a seam, always 0.
         rows: that the sampler or the stream has given in it, padding included.
-        block: what rows of one size came in, see [`~tgo_trl.preparation.training_block`].
+        block: what rows of one size came in, see [`~tgo_trl.trainer.preparation.training_block`].
     """
 
     epoch: int = 0

@@ -15,27 +15,27 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-from . import artifacts
-from .config import TGOConfig
+from ..data.encoded import EncodedDataset
+from ..data.sampler import RowSampler
+from ..failures import writing
+from ..families import Family, Size
+from ..hub.repositories import Destination
+from ..hub.uploads import Uploads
+from ..labels.rule import LabelRule
+from ..policy.alterations import check_networks, unwrap_networks
+from ..policy.policy import Policy
+from ..policy.reference import Reference
+from ..storage.locks import sole_writer
+from . import checkpoints
 from .course import Course
-from .data.encoded import EncodedDataset
-from .data.sampler import RowSampler
-from .failures import writing
-from .families import Family, Size
-from .hub.repositories import Destination
-from .hub.uploads import Uploads
 from .interruption import Interruption, Terminated
-from .labels.rule import LabelRule
 from .nonfinite import UpdateGuard, check_finite_tensors
 from .optimizer_modes import OptimizerMode
-from .policy.alterations import check_networks, unwrap_networks
-from .policy.policy import Policy
-from .policy.reference import Reference
 from .preparation import training_block
 from .progress import Progress
 from .publishing import open_model_repository, push_checkpoint, push_model, sum_up_failures, write_card
 from .resuming import accepted_changes, load_changed_optimizer
-from .storage.locks import sole_writer
+from .tgo_config import TGOConfig
 
 logger = logging.getLogger(__name__)
 
@@ -104,20 +104,20 @@ class BaseTrainer(Trainer):
         folder = Path(output_dir or self.args.output_path)
         trained = ((name, weight) for name, weight in self.policy.named_parameters() if weight.requires_grad)
         check_finite_tensors(trained, f"The model, which is therefore not saved in {str(folder)!r},")
-        is_checkpoint = artifacts.is_checkpoint_of(folder, self.args.output_path)
-        artifacts.check_names(self.pipeline, self.policy)
-        with writing(folder), artifacts.replacing(folder, is_checkpoint) as temporary:
-            artifacts.save_weights(self.pipeline, self.policy, temporary, whole_pipeline=not is_checkpoint)
+        is_checkpoint = checkpoints.is_checkpoint_of(folder, self.args.output_path)
+        checkpoints.check_names(self.pipeline, self.policy)
+        with writing(folder), checkpoints.replacing(folder, is_checkpoint) as temporary:
+            checkpoints.save_weights(self.pipeline, self.policy, temporary, whole_pipeline=not is_checkpoint)
             if is_checkpoint and self.args.sync_ref_model and self.reference is not None:
-                artifacts.save_reference(self.reference, temporary)
+                checkpoints.save_reference(self.reference, temporary)
             self._record().write(temporary)
 
-    def _record(self) -> artifacts.RunRecord:
+    def _record(self) -> checkpoints.RunRecord:
         progress = self._progress
         if self._row_sampler is not None and progress.rows >= len(self._row_sampler):
             progress = Progress(progress.epoch + 1, 0, progress.block)
-        return artifacts.RunRecord(
-            config=artifacts.public_config(self.args.to_dict()),
+        return checkpoints.RunRecord(
+            config=checkpoints.public_config(self.args.to_dict()),
             rule=self.label_rule,
             temperature=self.temperature,
             size=self.size,
@@ -141,7 +141,7 @@ class BaseTrainer(Trainer):
             args.save_total_limit, args.push_to_hub = limit, push
         self.accelerator.wait_for_everyone()  # each process saves its random state
         if args.should_save:
-            artifacts.seal_checkpoint(folder)
+            checkpoints.seal_checkpoint(folder)
         self._last_saved = self.state.global_step
         if push:
             self._push_from_checkpoint(str(folder))
@@ -179,7 +179,7 @@ class BaseTrainer(Trainer):
     def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
         folder = self.args.output_path
         if not wanted:
-            if artifacts.checkpoints(folder):
+            if checkpoints.checkpoints(folder):
                 logger.warning(
                     "%s holds checkpoints of an earlier run, and the new run begins at its start. If it is resumed "
                     "later, the newest of all of them is taken: delete those, or set another `output_dir`.",
@@ -187,11 +187,11 @@ class BaseTrainer(Trainer):
                 )
             return None
         if wanted is True:
-            found = artifacts.last_checkpoint(folder)
+            found = checkpoints.last_checkpoint(folder)
             if found is None:
                 raise ValueError(f"No complete checkpoint found in `output_dir` ({self.args.output_dir}).")
             return found
-        damage = artifacts.checkpoint_damage(Path(wanted))
+        damage = checkpoints.checkpoint_damage(Path(wanted))
         if damage is not None:
             raise ValueError(
                 f"{wanted} is no complete checkpoint of a `TGOTrainer`: {damage}. Pass "
@@ -204,7 +204,7 @@ class BaseTrainer(Trainer):
         self._progress = Progress(block=training_block(self.args, len(self.sizes)))
         self._resumed, self._changes, self.changes, self._last_saved = None, [], [], 0
         if checkpoint is not None:
-            saved = artifacts.RunRecord.read(checkpoint)
+            saved = checkpoints.RunRecord.read(checkpoint)
             self._changes = accepted_changes(checkpoint, self._record(), self.args.resume_with_changes)
             self.changes = saved.changes + [f"from update {saved.updates + 1} on: {change}" for change in self._changes]
             self._resumed, self._last_saved = saved.progress, saved.updates
@@ -212,8 +212,8 @@ class BaseTrainer(Trainer):
         elif not isinstance(self.train_dataset, EncodedDataset):
             self.train_dataset.skip = 0  # type: ignore[union-attr]
         if self.is_world_process_zero():
-            for folder in (self.args.output_path, *artifacts.checkpoints(self.args.output_path)):
-                artifacts.remove_left_over(folder)
+            for folder in (self.args.output_path, *checkpoints.checkpoints(self.args.output_path)):
+                checkpoints.remove_left_over(folder)
         if self.model_wrapped is self.model:
             # An evaluation before training prepares the bare policy, and accelerate would take it for one that is
             # ready to train: processes would train apart, without exchanging gradients.
@@ -290,9 +290,9 @@ class BaseTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        artifacts.load_weights(self.policy, folder)
+        checkpoints.load_weights(self.policy, folder)
         if self.args.sync_ref_model and self.reference is not None:
-            artifacts.load_reference(self.reference, folder)
+            checkpoints.load_reference(self.reference, folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.state.global_step >= self.state.max_steps:
@@ -305,19 +305,19 @@ class BaseTrainer(Trainer):
                 "`output_dir`."
             )
         if self._changes:
-            keep = artifacts.RunRecord.read(folder).course.keeps_optimizer(self._course)
+            keep = checkpoints.RunRecord.read(folder).course.keeps_optimizer(self._course)
             load_changed_optimizer(folder, self.optimizer, self.lr_scheduler, keep)
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_best_model(self) -> None:
         folder = Path(str(self.state.best_model_checkpoint))
-        damage = artifacts.checkpoint_damage(folder)
+        damage = checkpoints.checkpoint_damage(folder)
         if damage is not None:
             raise ValueError(f"The best checkpoint, {folder}, cannot be loaded: {damage}. Load another one by hand.")
         self.optimizer_mode.settle()
         self.model.eval()  # no step comes after this one
-        artifacts.load_weights(self.policy, folder)
+        checkpoints.load_weights(self.policy, folder)
 
     @property
     def is_interrupted(self) -> bool:

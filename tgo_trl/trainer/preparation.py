@@ -7,17 +7,17 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from huggingface_hub.constants import HF_HOME
 
-from .config import TGOConfig
-from .data.encoded import EncodedDataset, encode_images, encode_prompts, scan_rows
-from .data.rows import BadRows, Columns
-from .data.stream import StreamDataset, scan_stream
-from .families import Size
-from .labels.rule import PER_PROMPT, LabelRule, fit_label_rule
-from .media.origin import Origin, find_origin
-from .media.readers import ImageReader, MediaReader, VideoReader
-from .policy.draws import EVALUATION_EPOCH
-from .policy.encoders import FrozenEncoders
-from .storage.shards import ShardWriter, fingerprint
+from ..data.encoded import EncodedDataset, encode_images, encode_prompts, scan_rows
+from ..data.rows import BadRows, Columns
+from ..data.stream import StreamDataset, scan_stream
+from ..families import Size
+from ..labels.rule import PER_PROMPT, LabelRule, fit_label_rule
+from ..media.origin import Origin, find_origin
+from ..media.readers import ImageReader, MediaReader, VideoReader
+from ..policy.draws import EVALUATION_EPOCH
+from ..policy.encoders import FrozenEncoders
+from ..storage.shards import ShardWriter, fingerprint
+from .tgo_config import TGOConfig
 
 PreparedDataset = EncodedDataset | StreamDataset
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from .artifacts import RunRecord
+from .checkpoints import RunRecord
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
-    from .trainer import TGOTrainer
+    from .tgo_trainer import TGOTrainer
 
 logger = logging.getLogger(__name__)
 

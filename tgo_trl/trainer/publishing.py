@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import CommitInfo
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SchedulerType
 
-from .cards.model_card import CardContent, build_card, shown_path
-from .data.encoded import EncodedDataset
-from .hub.repositories import Destination, UploadError, open_repository
-from .hub.uploads import Upload, folder_files, folder_operations, upload_command
+from ..cards.model_card import CardContent, build_card, shown_path
+from ..data.encoded import EncodedDataset
+from ..hub.repositories import Destination, UploadError, open_repository
+from ..hub.uploads import Upload, folder_files, folder_operations, upload_command
+from ..policy.policy import Policy
+from ..public import public_text
 from .plots import SCORE_HISTOGRAM_NAME
-from .policy.policy import Policy
-from .public import public_text
-from .sampling import last_grid
+from .sample_grids import last_grid
 
 if TYPE_CHECKING:
     from .base_trainer import BaseTrainer
-    from .config import TGOConfig
+    from .tgo_config import TGOConfig
 
 SCRAPS = ("_*", ".*", f"{PREFIX_CHECKPOINT_DIR}-*")
 """What a run has in its folder besides what it is to be used with."""

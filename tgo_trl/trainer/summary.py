@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-from .labels.rule import LabelRule, Labels
-from .labels.thresholds import percentile_threshold
+from ..labels.rule import LabelRule, Labels
+from ..labels.thresholds import percentile_threshold
 
 
 def summary_rows(rule: LabelRule, labels: Labels | None, beta: float, temperature: float) -> list[tuple[str, str]]:

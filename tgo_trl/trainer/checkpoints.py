@@ -20,16 +20,16 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..labels.rule import LabelRule
+from ..policy.alterations import check_saved_names, unwrap_networks
+from ..policy.policy import Policy
+from ..policy.reference import Reference
+from ..public import is_secret_name, without_secrets
+from ..storage.files import flush
+from ..storage.manifest import find_damage, revoke_manifest, write_manifest
 from .course import Course
-from .labels.rule import LabelRule
 from .nonfinite import check_finite_tensors
-from .policy.alterations import check_saved_names, unwrap_networks
-from .policy.policy import Policy
-from .policy.reference import Reference
 from .progress import Progress
-from .public import is_secret_name, without_secrets
-from .storage.files import flush
-from .storage.manifest import find_damage, revoke_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from .families.base import adapter_metadata
-from .policy.policy import Policy
-from .storage.shards import stored_tensors, tensors_digest
+from ..families.base import adapter_metadata
+from ..policy.policy import Policy
+from ..storage.shards import stored_tensors, tensors_digest
 
 if TYPE_CHECKING:
-    from .config import TGOConfig
+    from .tgo_config import TGOConfig
 
 MOST_PER_TENSOR = 4096  # numbers
 

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .config import TGOConfig
 from .plots import SCORE_HISTOGRAM_NAME, plot_scores
-from .reporting import report_picture
+from .tgo_config import TGOConfig
+from .trackers import report_picture
 
 if TYPE_CHECKING:
-    from .trainer import TGOTrainer
+    from .tgo_trainer import TGOTrainer
 
 
 class EpochCallback(TrainerCallback):

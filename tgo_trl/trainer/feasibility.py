@@ -11,9 +11,9 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
-from .config import TGOConfig
-from .data.encoded import EncodedDataset
-from .failures import EXTRAS
+from ..data.encoded import EncodedDataset
+from ..failures import EXTRAS
+from .tgo_config import TGOConfig
 
 logger = logging.getLogger(__name__)
 

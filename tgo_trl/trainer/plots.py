@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .labels.rule import LabelRule, Labels
+from ..labels.rule import LabelRule, Labels
 
 SCORE_HISTOGRAM_NAME = "score_histogram.png"
 

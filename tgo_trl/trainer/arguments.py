@@ -8,11 +8,11 @@ from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from diffusers import DiffusionPipeline
 
-from .config import TGOConfig
-from .families import Family, Size, build_family
-from .media.sizes import aspect_ratio_sizes
-from .policy.alterations import check_networks, unwrap_networks
-from .policy.policy import Policy
+from ..families import Family, Size, build_family
+from ..media.sizes import aspect_ratio_sizes
+from ..policy.alterations import check_networks, unwrap_networks
+from ..policy.policy import Policy
+from .tgo_config import TGOConfig
 
 
 def default_args(model: str | DiffusionPipeline) -> TGOConfig:

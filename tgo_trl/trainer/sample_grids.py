@@ -1,0 +1,84 @@
+"""Sample grids: the same prompts and seeds drawn from reference and policy while training goes on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..policy.draws import stable_seed
+from .plots import film_strip, plot_grid
+from .trackers import report_picture
+
+if TYPE_CHECKING:
+    from .tgo_trainer import TGOTrainer
+
+SAMPLES_FOLDER = "samples"
+
+
+class SampleGridCallback(TrainerCallback):
+    """Draws a grid every `every_steps` updates and at the end of training, as PNG and to the reporters.
+
+    The PNGs lie in `output_dir/samples`. The first row is the reference, the second the policy; each column is a prompt
+    with a seed of its own, the same in every grid. Of videos it shows some frames.
+
+    Args:
+        trainer: whose pipeline is sampled.
+        prompts: one column each.
+        every_steps: updates between two grids.
+        seed: of the samples.
+        kwargs: passed to the pipeline, such as `num_inference_steps` and `guidance_scale`.
+    """
+
+    def __init__(
+        self, trainer: "TGOTrainer", prompts: Sequence[str], every_steps: int = 100, seed: int = 0, **kwargs: Any
+    ) -> None:
+        self.trainer = trainer
+        self.prompts = list(prompts)
+        self.every_steps = every_steps
+        self.seed = seed
+        self.kwargs = kwargs
+        self._last_step: int | None = None
+        # Supervised training of all weights keeps no copy of the network: it is drawn from while it is as it was.
+        self._base = self._samples() if trainer.drawn_reference is None and trainer.is_world_process_zero() else None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Draws a grid when it is time, and at the last update, while the reporters still listen."""
+        if state.global_step % self.every_steps == 0 or control.should_training_stop:
+            self._draw(args, state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draws the last grid of a run that was stopped between two updates."""
+        if self._last_step != state.global_step:
+            self._draw(args, state)
+
+    def _draw(self, args: TrainingArguments, state: TrainerState) -> None:
+        self._last_step = state.global_step
+        with self.trainer.optimizer_mode.averaged():  # in every process
+            if state.is_world_process_zero and args.output_dir is not None:
+                self._draw_grid(Path(args.output_dir), state)
+
+    def _draw_grid(self, output_dir: Path, state: TrainerState) -> None:
+        rows = [self._base or self._samples(from_reference=True), self._samples()]
+        path = output_dir / SAMPLES_FOLDER / f"step-{state.global_step:06d}.png"
+        plot_grid(rows, ["reference", f"step {state.global_step}"], self.prompts, path)
+        report_picture(self.trainer, "samples", path, state.global_step)
+
+    def _samples(self, from_reference: bool = False) -> list[Image.Image]:
+        seeds = [stable_seed(self.seed, i) for i in range(len(self.prompts))]
+        samples = self.trainer.sample(self.prompts, seeds, from_reference=from_reference, **self.kwargs)
+        return [film_strip(sample) if isinstance(sample, list) else sample for sample in samples]
+
+
+def last_grid(output_dir: Path) -> Path | None:
+    """The newest sample grid of a run."""
+    return max((output_dir / SAMPLES_FOLDER).glob("step-*.png"), default=None)
+
+
+def cpu_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One generator per sample, on the CPU, so that every device draws the same noise."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -1,0 +1,452 @@
+"""[`TGOConfig`]: every setting of a run, checked when it is made."""
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.utils.import_utils import is_torch_bf16_gpu_available
+
+from ..labels.rule import MAX_FLOAT32, NORMALIZATIONS, THRESHOLD_TYPES
+from ..noise import DENSITIES
+from ..policy.targets import check_target_names
+from ..public import without_secrets
+from ..settings import as_dictionary, check_finite, check_types, shown
+
+FAMILY_SETTINGS = (
+    "max_sequence_length", "train_guidance_scale", "timestep_density", "logit_mean", "logit_std", "mode_scale",
+    "timestep_shift", "num_frames", "fps",
+)  # fmt: skip
+"""The settings that a model family's fields of the same names take, where it has them."""
+
+_WHOLE = (
+    "resolution", "height", "width", "num_frames", "max_sequence_length", "num_likelihood_samples",
+    "ref_model_sync_steps", "lora_r", "encode_batch_size", "sample_steps", "sample_num_inference_steps",
+)  # fmt: skip
+_POSITIVE = (*_WHOLE, "beta", "fps", "logit_std", "timestep_shift")
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"`{name}` is {value}; it must be greater than 0 and finite.")
+
+
+@dataclass
+class TGOConfig(TrainingArguments):
+    r"""
+    Configuration class for the [`TGOTrainer`].
+
+    This class includes only the parameters that are specific to TGO training. For a full list of training arguments,
+    please refer to the [`~transformers.TrainingArguments`] documentation. Note that default values in this class may
+    differ from those in [`~transformers.TrainingArguments`].
+
+    Using [`~transformers.HfArgumentParser`] or `trl.TrlParser` we can turn this class into command-line arguments.
+
+    Parameters
+    ----------
+        > Parameters that control the model
+
+        model_init_kwargs (`dict[str, Any]`, *optional*):
+            Keyword arguments for `DiffusionPipeline.from_pretrained`, used when the `model` argument of the
+            [`TGOTrainer`] is a string.
+        use_peft (`bool`, *optional*, defaults to `True`):
+            Train a LoRA adapter. `False` trains all weights of the network and keeps a frozen copy as the reference.
+        lora_r (`int`, *optional*, defaults to `16`):
+            Rank of the adapter, if no `peft_config` is passed to the trainer.
+        lora_alpha (`int`, *optional*, defaults to `32`):
+            The adapter's output is multiplied by `lora_alpha / lora_r`.
+        lora_dropout (`float`, *optional*, defaults to `0.0`):
+            Dropout in the adapter. It makes policy and reference differ in training mode, so it is off.
+        lora_target_modules (`str` or `list[str]`, *optional*):
+            The modules that get an adapter: names (the ends of them: `"to_q"`, `"attn.to_out.0"`), or alone a regular
+            expression for whole names, or `"all-linear"`. Defaults to the model family's choice.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Whether to disable dropout in the trained network and its reference.
+
+        > Parameters that control the data
+
+        prompt_column, image_column, video_column, score_column (`str`, *optional*):
+            Names of the columns of the data set: `"prompt"`, `"image"`, `"video"` and `"score"` by default. A pipeline
+            that makes videos trains on the video column.
+        image_dir (`str`, *optional*):
+            Folder of the images or videos whose paths the data set has: where relative paths begin, and out of which
+            none may lead. `tgo-trl train` takes the data set's own folder if not set. A data set that is given as an
+            object may name any file on this machine if not set.
+        allow_urls (`bool`, *optional*, defaults to `False`):
+            Fetch images and videos whose URLs the data set has.
+        resolution (`int`, *optional*):
+            Images are resized so that the shorter side has this many pixels, then cropped to a centred square. Defaults
+            to the size the pipeline was trained at.
+        height, width (`int`, *optional*):
+            Instead of `resolution`, where images or videos are not square: resized until both sides are large enough,
+            then cropped to the centre.
+        aspect_ratio_buckets (`bool`, *optional*, defaults to `False`):
+            Keep the aspect ratio of each image: it is brought to the nearest of several sizes that have about as many
+            pixels as `resolution` asks for. The rows of an update share one size; every size's last update of an epoch
+            is smaller. A streaming data set keeps up to an update's rows of each size in memory.
+        max_aspect_ratio (`float`, *optional*, defaults to `2.0`):
+            Of the buckets, longer side to shorter. More extreme images are cropped.
+        num_frames (`int`, *optional*):
+            Frames of each training video, from its start. Defaults to the family's: 81 for Wan.
+        fps (`float`, *optional*):
+            Frames per second that are taken of a video file; lists and arrays of frames are taken as they are. Defaults
+            to the family's: 16 for Wan.
+        on_bad_row (`str`, *optional*, defaults to `"error"`):
+            `"error"` stops at a row with an unreadable image, an empty prompt or a score that is no finite number, and
+            names it; `"skip"` leaves such rows out, counts and reports them. Likewise where a row's loss or an update's
+            gradient is NaN or infinite: `"error"` ends the run before the weights are touched, `"skip"` leaves the
+            update out.
+        encode_batch_size (`int`, *optional*, defaults to `8`):
+            Images and prompts per forward pass of the frozen encoders.
+        encoding_cache_dir (`str`, *optional*):
+            Folder of the encoded images and prompts. Defaults to `tgo_trl/encodings` in the Hugging Face cache.
+
+        > Parameters that control the threshold and the weights
+
+        threshold_type (`str`, *optional*, defaults to `"percentile"`):
+            - `"percentile"`: `threshold_percentile` of all scores (the paper: the median).
+            - `"mean"`: the mean of all scores.
+            - `"value"`: `threshold_value`.
+            - `"prompt_mean"`: per prompt, the mean of its scores; every prompt needs several images. For data whose
+              prompts differ more than the images of one prompt do.
+            - `"prompt_baseline"`: likewise `beta log mean exp(s / beta)`, an estimate of the ideal threshold that noise
+              in the scores pushes up: for scores whose noise is small beside `beta`.
+        threshold_percentile (`float`, *optional*, defaults to `50.0`):
+            In percent, 0 to 100.
+        threshold_value (`float`, *optional*):
+            In score units. A row is positive if its score is at least the threshold.
+        confidence_coef (`float`, *optional*, defaults to `5.0`):
+            `c` in the row weight `1 + c |score - threshold|`. It acts in score units: 5 is little for scores between
+            0.2 and 0.3, and much for scores between -2 and 2.
+        score_normalization (`str`, *optional*, defaults to `"none"`):
+            `"zscore"` or `"robust"` (median, interquartile range) make `confidence_coef` independent of score units.
+
+        > Parameters that control the training
+
+        loss_type (`str`, *optional*, defaults to `"tgo"`):
+            `"tgo"`: the weighted logistic loss. `"sft"`: plain denoising error on the positive rows only, without a
+            reference, as a baseline.
+        beta (`float`, *optional*, defaults to `1.0`):
+            `beta`, deviation from the reference model.
+        temperature (`float` or `"auto"`, *optional*, defaults to `"auto"`):
+            `T` of the log-likelihood surrogate `-error / T`. `"auto"`, or `None`, is 0.001 for latents of 16,384
+            numbers, as in the paper (Stable Diffusion 1.5 at 512 pixels), and moves inversely with the number of
+            numbers.
+        num_likelihood_samples (`int`, *optional*, defaults to `1`):
+            Draws of time and noise per row and step, averaged inside the sigmoid. They share one forward pass, so
+            memory grows with them.
+        sync_ref_model (`bool`, *optional*, defaults to `False`):
+            Whether to move the reference towards the policy during training. With LoRA, the parameters of the adapter
+            are mixed.
+        ref_model_mixup_alpha (`float`, *optional*, defaults to `0.6`):
+            `ref = alpha * policy + (1 - alpha) * ref`. 1 replaces the reference, as the paper does.
+        ref_model_sync_strategy (`str`, *optional*, defaults to `"steps"`):
+            `"steps"`: every `ref_model_sync_steps` updates. `"epoch"`: at the start of every epoch but the first.
+        ref_model_sync_steps (`int`, *optional*, defaults to `512`):
+            Updates between two synchronisations.
+        resume_with_changes (`bool`, *optional*, defaults to `False`):
+            Go on from a checkpoint of a run with other settings or data, which is refused otherwise. The model card
+            says from which update on what was changed.
+
+        > Parameters that control how the network is called; the defaults are the model family's
+
+        max_sequence_length (`int`, *optional*):
+            Tokens of each prompt, for text encoders that take any number.
+        train_guidance_scale (`float`, *optional*):
+            Guidance that a guidance-distilled network (FLUX.1 [dev]) is told in training, 3.5 if not set.
+        timestep_density (`str`, *optional*):
+            Where on the way from data to noise a flow-matching network is trained: `"uniform"`, `"logit_normal"`
+            (mostly in the middle) or `"mode"`.
+        logit_mean, logit_std, mode_scale (`float`, *optional*):
+            Of these densities, as in diffusers' training scripts: 0, 1 and 1.29 if not set.
+        timestep_shift (`float`, *optional*):
+            `s` in `sigma -> s sigma / (1 + (s - 1) sigma)`: above 1, more noise. Defaults to the scheduler's own.
+
+        > Parameters that control the sample grids
+
+        sample_prompts (`list[str]`, *optional*):
+            Prompts drawn from reference and policy during training. `None` draws no grids.
+        sample_steps (`int`, *optional*, defaults to `100`):
+            Updates between two grids; one is also drawn at the end of training.
+        sample_num_inference_steps (`int`, *optional*, defaults to `30`):
+            Denoising steps of each sample.
+        sample_guidance_scale (`float`, *optional*):
+            Classifier-free guidance of each sample. Defaults to the pipeline's.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~transformers.TrainingArguments`]:
+    > - `learning_rate`: Defaults to `1e-5` instead of `5e-5`.
+    > - `logging_steps`: Defaults to `10` instead of `500`.
+    > - `gradient_checkpointing`: Defaults to `True` instead of `False`.
+    > - `bf16`: Defaults to `True` on a GPU that has it, if `fp16` is not set, instead of `False`.
+    > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`: a NaN loss is shown, and not looking for one
+    >   saves a wait for the GPU at every step.
+    > - `ddp_find_unused_parameters`: Defaults to `False`.
+    """
+
+    _VALID_DICT_FIELDS = [  # noqa: RUF012 (the base class has it so)
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+    ]
+
+    # Parameters whose default values are overridden from TrainingArguments
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every X update steps, or ratio if below 1."})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Recompute activations in the backward pass. `True` if not set."}
+    )
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Use bfloat16 mixed precision. Defaults to `True` on a GPU that has it."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and infinite losses in logs."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Passed to `DistributedDataParallel`."}
+    )
+
+    # Parameters that control the model
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Keyword arguments for `DiffusionPipeline.from_pretrained`."}
+    )
+    use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter instead of all weights."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int = field(default=32, metadata={"help": "The adapter is scaled by `lora_alpha / lora_r`."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in the adapter."})
+    lora_target_modules: list[str] | None = field(  # or one string, of which `HfArgumentParser` would make letters
+        default=None,
+        metadata={
+            "help": "Modules that get an adapter: names, a regular expression, or all-linear. Defaults to the "
+            "model family's choice."
+        },
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Disable dropout in policy and reference."})
+
+    # Parameters that control the data
+    prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
+    image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    video_column: str = field(default="video", metadata={"help": "Column of the videos."})
+    score_column: str = field(default="score", metadata={"help": "Column of the scores."})
+    image_dir: str | None = field(default=None, metadata={"help": "Folder inside which paths of images must lead."})
+    allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
+    resolution: int | None = field(
+        default=None, metadata={"help": "Side of the square images, in pixels. Defaults to the pipeline's."}
+    )
+    height: int | None = field(default=None, metadata={"help": "Height in pixels, instead of `resolution`."})
+    width: int | None = field(default=None, metadata={"help": "Width in pixels, instead of `resolution`."})
+    aspect_ratio_buckets: bool = field(default=False, metadata={"help": "Keep the aspect ratios of the images."})
+    max_aspect_ratio: float = field(default=2.0, metadata={"help": "Longer side to shorter, of the buckets."})
+    num_frames: int | None = field(default=None, metadata={"help": "Frames of each training video."})
+    fps: float | None = field(default=None, metadata={"help": "Frames per second of the training videos."})
+    on_bad_row: str = field(
+        default="error", metadata={"help": "What to do with a bad row.", "choices": ["error", "skip"]}
+    )
+    encode_batch_size: int = field(default=8, metadata={"help": "Rows per forward pass of the encoders."})
+    encoding_cache_dir: str | None = field(default=None, metadata={"help": "Folder of the encoded data."})
+
+    # Parameters that control the threshold and the weights
+    threshold_type: str = field(
+        default="percentile", metadata={"help": "How the threshold is found.", "choices": list(THRESHOLD_TYPES)}
+    )
+    threshold_percentile: float = field(default=50.0, metadata={"help": "Percentile of the scores, 0 to 100."})
+    threshold_value: float | None = field(default=None, metadata={"help": "Threshold, in score units."})
+    confidence_coef: float = field(default=5.0, metadata={"help": "c in the weight 1 + c |score - threshold|."})
+    score_normalization: str = field(
+        default="none", metadata={"help": "Normalisation of the scores.", "choices": list(NORMALIZATIONS)}
+    )
+
+    # Parameters that control the training
+    loss_type: str = field(default="tgo", metadata={"help": "Type of loss to use.", "choices": ["tgo", "sft"]})
+    beta: float = field(default=1.0, metadata={"help": "Deviation from the reference model."})
+    temperature: float | str | None = field(  # of `float | str` HfArgumentParser would take the float alone
+        default="auto", metadata={"help": "T of the log-likelihood surrogate -error / T, or 'auto'."}
+    )
+    num_likelihood_samples: int = field(default=1, metadata={"help": "Draws of time and noise per row and step."})
+    sync_ref_model: bool = field(default=False, metadata={"help": "Move the reference towards the policy."})
+    ref_model_mixup_alpha: float = field(default=0.6, metadata={"help": "Share of the policy in the new reference."})
+    ref_model_sync_strategy: str = field(
+        default="steps", metadata={"help": "When to synchronise the reference.", "choices": ["steps", "epoch"]}
+    )
+    ref_model_sync_steps: int = field(default=512, metadata={"help": "Updates between two synchronisations."})
+    resume_with_changes: bool = field(
+        default=False, metadata={"help": "Go on from a checkpoint of a run with other settings or data."}
+    )
+
+    # Parameters that control how the network is called
+    max_sequence_length: int | None = field(default=None, metadata={"help": "Tokens of each prompt."})
+    train_guidance_scale: float | None = field(
+        default=None, metadata={"help": "Guidance that a guidance-distilled network is told in training."}
+    )
+    timestep_density: str | None = field(
+        default=None, metadata={"help": "Where a flow-matching network is trained.", "choices": list(DENSITIES)}
+    )
+    logit_mean: float | None = field(default=None, metadata={"help": "Of the logit-normal density."})
+    logit_std: float | None = field(default=None, metadata={"help": "Of the logit-normal density."})
+    mode_scale: float | None = field(default=None, metadata={"help": "Of the mode density."})
+    timestep_shift: float | None = field(default=None, metadata={"help": "Shift of the timesteps towards noise."})
+
+    # Parameters that control the sample grids
+    sample_prompts: list[str] | None = field(default=None, metadata={"help": "Prompts of the sample grids."})
+    sample_steps: int = field(default=100, metadata={"help": "Updates between two sample grids."})
+    sample_num_inference_steps: int = field(default=30, metadata={"help": "Denoising steps of each sample."})
+    sample_guidance_scale: float | None = field(default=None, metadata={"help": "Guidance scale of each sample."})
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and bool(is_torch_bf16_gpu_available())
+        # transformers is renaming the field; either name, if set, decides.
+        for name in ("model_init_kwargs", "lr_scheduler_kwargs"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, as_dictionary(name, getattr(self, name)))
+        newest = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
+        if self.gradient_checkpointing is None and getattr(self, newest) is None:
+            setattr(self, newest, True)
+        inherited = {item.name for item in fields(TrainingArguments)}
+        check_types(self, [item.name for item in fields(self) if item.name not in inherited])
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.lora_target_modules is not None:
+            check_target_names("lora_target_modules", self.lora_target_modules)
+        self._check_choices()
+        self._check_numbers()
+        self._check_ranges()
+        for item in fields(self):  # computed with in float32
+            check_finite(item.name, getattr(self, item.name))
+        self._check_combinations()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON has them, without secrets: for records, reporters and logs."""
+        values: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
+        public: dict[str, Any] = json.loads(json.dumps(without_secrets(values), default=lambda it: type(it).__name__))
+        return public
+
+    def __repr__(self) -> str:
+        """As [`to_dict`]: what is printed or logged holds no secrets."""
+        return f"{type(self).__name__}({self.to_dict()})"
+
+    __str__ = __repr__
+
+    @property
+    def family_settings(self) -> dict[str, Any]:
+        """The settings that belong to the model family, of those that are set."""
+        values = {name: getattr(self, name) for name in FAMILY_SETTINGS}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def rows_per_update(self) -> int:
+        """Rows of one update, over all accumulated batches and processes."""
+        return int(self.train_batch_size * self.gradient_accumulation_steps * self.world_size)
+
+    @property
+    def output_path(self) -> Path:
+        """`output_dir`, which is always set once the configuration is made."""
+        assert self.output_dir is not None
+        return Path(self.output_dir)
+
+    @property
+    def model_init_dict(self) -> dict[str, Any] | None:
+        """`model_init_kwargs`, which is no longer a string once the configuration is made."""
+        assert not isinstance(self.model_init_kwargs, str)
+        return self.model_init_kwargs
+
+    def _check_choices(self) -> None:
+        _choice("on_bad_row", self.on_bad_row, ("error", "skip"))
+        _choice("threshold_type", self.threshold_type, THRESHOLD_TYPES)
+        _choice("score_normalization", self.score_normalization, NORMALIZATIONS)
+        _choice("loss_type", self.loss_type, ("tgo", "sft"))
+        _choice("ref_model_sync_strategy", self.ref_model_sync_strategy, ("steps", "epoch"))
+        if self.timestep_density is not None:
+            _choice("timestep_density", self.timestep_density, DENSITIES)
+        _choice("train_sampling_strategy", self.train_sampling_strategy, ("random", "sequential"))
+
+    def _check_numbers(self) -> None:
+        if self.temperature is None:
+            self.temperature = "auto"
+        if self.temperature != "auto":
+            self.temperature = _number("temperature", self.temperature)
+            _positive("temperature", self.temperature)
+            if not max(self.beta, 1) / self.temperature <= MAX_FLOAT32:
+                raise ValueError(
+                    f"`temperature` is {self.temperature}, by which errors and `beta` ({self.beta}) are divided: the "
+                    "quotient is infinite in float32. Values around 0.001 are usual."
+                )
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None:
+                _positive(name, value)
+                if name in _WHOLE and not isinstance(value, int):
+                    raise ValueError(f"`{name}` is {value}; it must be a whole number.")
+
+    def _check_ranges(self) -> None:
+        if not 0 <= self.confidence_coef < math.inf:
+            raise ValueError(f"`confidence_coef` is {self.confidence_coef}; it must be at least 0 and finite.")
+        if not 0 <= self.threshold_percentile <= 100:
+            raise ValueError(f"`threshold_percentile` is {self.threshold_percentile}; it must be from 0 to 100.")
+        if not 0 < self.ref_model_mixup_alpha <= 1:
+            raise ValueError(f"`ref_model_mixup_alpha` is {self.ref_model_mixup_alpha}; it must be above 0, up to 1.")
+        if not 1 <= self.max_aspect_ratio < math.inf:
+            raise ValueError(f"`max_aspect_ratio` is {self.max_aspect_ratio}; it must be at least 1 and finite.")
+        if self.train_guidance_scale is not None and not 0 <= self.train_guidance_scale < math.inf:
+            raise ValueError(
+                f"`train_guidance_scale` is {self.train_guidance_scale}; it must be at least 0 and finite."
+            )
+        if self.mode_scale is not None and not -1 <= self.mode_scale <= 1.75:
+            raise ValueError(f"`mode_scale` is {self.mode_scale}; it must be from -1 to 1.75, or some times are lost.")
+        if self.logit_mean is not None and not math.isfinite(self.logit_mean):
+            raise ValueError(f"`logit_mean` is {self.logit_mean}; it must be finite.")
+
+    def _check_combinations(self) -> None:
+        self._check_size()
+        self._check_density()
+        if isinstance(self.sample_prompts, str):
+            raise ValueError(f"`sample_prompts` is a string; it must be a list: [{shown(self.sample_prompts)}].")
+        prompts = self.sample_prompts
+        if prompts is not None and not (prompts and all(isinstance(text, str) and text.strip() for text in prompts)):
+            raise ValueError(
+                f"`sample_prompts` is {shown(prompts)}; it must be a list of prompts. Leave it out for no sample grids."
+            )
+        if (self.threshold_value is not None) != (self.threshold_type == "value"):
+            raise ValueError(
+                f"`threshold_type` is {self.threshold_type!r} and `threshold_value` is {self.threshold_value}. Set "
+                "both `threshold_type='value'` and `threshold_value` for a threshold of your own, or neither."
+            )
+        if self.threshold_percentile != 50 and self.threshold_type != "percentile":
+            raise ValueError(
+                f"`threshold_percentile` is {self.threshold_percentile}, which "
+                f"`threshold_type={self.threshold_type!r}` does not use. Set one of the two."
+            )
+        if self.loss_type == "sft" and self.sync_ref_model:
+            raise ValueError("`loss_type='sft'` has no reference, so `sync_ref_model=True` has nothing to synchronise.")
+
+    def _check_size(self) -> None:
+        if (self.height is None) != (self.width is None):
+            raise ValueError(f"`height` is {self.height} and `width` is {self.width}. Set both, or `resolution` alone.")
+        if self.height is not None and self.resolution is not None:
+            raise ValueError(
+                f"`resolution` is {self.resolution}, and `height` and `width` are {self.height} and {self.width}. Set "
+                "`resolution` for squares, or `height` and `width`."
+            )
+        if self.max_aspect_ratio != 2 and not self.aspect_ratio_buckets:
+            raise ValueError(
+                f"`max_aspect_ratio` is {self.max_aspect_ratio}, which is of the buckets. Set "
+                "`aspect_ratio_buckets=True`, or leave it out."
+            )
+
+    def _check_density(self) -> None:
+        for name, density in (("logit_mean", "logit_normal"), ("logit_std", "logit_normal"), ("mode_scale", "mode")):
+            if getattr(self, name) is not None and self.timestep_density != density:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, which `timestep_density={self.timestep_density!r}` does not "
+                    f"use. Set `timestep_density={density!r}`, or leave `{name}` out."
+                )
+
+
+def _number(name: str, value: float | str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"`{name}` is {value!r}; it must be a number or 'auto'.") from None
