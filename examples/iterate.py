@@ -16,13 +16,13 @@ from pathlib import Path
 from datasets import load_dataset
 
 from tgo_trl import TGOConfig, TGOTrainer
-from tgo_trl.commands.generate import GenerateConfig
-from tgo_trl.commands.score import ScoreConfig
+from tgo_trl.commands.generate.config import GenerateConfig
+from tgo_trl.commands.generate.run import generate
+from tgo_trl.commands.score.config import ScoreConfig
+from tgo_trl.commands.score.run import score
 from tgo_trl.families import find_family
-from tgo_trl.generation import generate
 from tgo_trl.parser import SettingsParser
 from tgo_trl.policy.loading import load_pipeline
-from tgo_trl.scoring import score
 from tgo_trl.trainer.arguments import training_dtype
 from tgo_trl.trainer.checkpoints import CONFIG_NAME, last_checkpoint
 

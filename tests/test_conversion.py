@@ -14,13 +14,13 @@ import pytest
 from datasets import Dataset, Features, Image, IterableDataset, List, Value, Video, load_dataset
 
 from tgo_trl.cli import main
-from tgo_trl.commands.convert import ConvertConfig
-from tgo_trl.conversion import convert, convert_dataset
+from tgo_trl.commands.convert.config import ConvertConfig
+from tgo_trl.commands.convert.layouts import LAYOUTS, Layout, find_layout
+from tgo_trl.commands.convert.run import convert, convert_dataset
+from tgo_trl.commands.convert.tallies import Comparisons, Ratings, compare_all
 from tgo_trl.data.rows import BadRowError
 from tgo_trl.labels.rule import fit_label_rule
-from tgo_trl.layouts import LAYOUTS, Layout, find_layout
 from tgo_trl.media.videos import load_video
-from tgo_trl.tallies import Comparisons, Ratings, compare_all
 
 from .test_videos import film
 from .tiny.data import picture

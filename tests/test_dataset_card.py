@@ -8,10 +8,10 @@ import yaml
 from datasets import load_dataset
 
 from tgo_trl.cards.dataset_card import license_note, sampling_rows
-from tgo_trl.commands.generate import GenerateConfig
-from tgo_trl.commands.score import ScoreConfig
-from tgo_trl.generation import generate
-from tgo_trl.scoring import score
+from tgo_trl.commands.generate.config import GenerateConfig
+from tgo_trl.commands.generate.run import generate
+from tgo_trl.commands.score.config import ScoreConfig
+from tgo_trl.commands.score.run import score
 
 from . import tiny
 

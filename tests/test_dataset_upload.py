@@ -12,14 +12,14 @@ from huggingface_hub import DatasetCard
 from safetensors.torch import load_file
 
 from tgo_trl.cli import main
-from tgo_trl.commands.convert import ConvertConfig
-from tgo_trl.commands.generate import GenerateConfig
-from tgo_trl.commands.score import ScoreConfig
-from tgo_trl.conversion import convert
-from tgo_trl.generation import generate
+from tgo_trl.commands.convert.config import ConvertConfig
+from tgo_trl.commands.convert.run import convert
+from tgo_trl.commands.generate.config import GenerateConfig
+from tgo_trl.commands.generate.run import generate
+from tgo_trl.commands.score.config import ScoreConfig
+from tgo_trl.commands.score.run import score
 from tgo_trl.hub.dataset_upload import merge_cards
 from tgo_trl.hub.repositories import UploadError
-from tgo_trl.scoring import score
 
 from . import tiny
 from .hub_server import READ_TOKEN

@@ -17,12 +17,12 @@ from datasets import Image as ImageFeature
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from tgo_trl.commands.generate import GenerateConfig
+from tgo_trl.commands.generate.config import GenerateConfig
+from tgo_trl.commands.generate.prompts import read_prompts
+from tgo_trl.commands.generate.run import generate, generate_rows, image_seed, pipeline_fingerprints
 from tgo_trl.families import StableDiffusionFamily, WanFamily
-from tgo_trl.generation import generate, generate_rows, image_seed, pipeline_fingerprints
 from tgo_trl.media.videos import load_video
 from tgo_trl.policy.draws import stable_seed
-from tgo_trl.prompts import read_prompts
 
 from . import tiny
 from .cases import CASES, perturb
@@ -246,7 +246,7 @@ def test_images_of_one_colour_are_told(tmp_path, caplog):
     with torch.no_grad():
         pipeline.vae.decoder.conv_out.weight.zero_()
     (tmp_path / "prompts.txt").write_text("a cat")
-    with caplog.at_level(logging.WARNING, logger="tgo_trl.generation"):
+    with caplog.at_level(logging.WARNING, logger="tgo_trl.commands.generate.run"):
         generate(config(tmp_path, tmp_path / "out", model_name_or_path="black"), pipeline)
     assert "2 of the images have a single colour" in caplog.text
 
@@ -260,7 +260,7 @@ def test_a_killed_run_goes_on_byte_for_byte(folder, tmp_path):
     interrupted, whole = (config(folder, tmp_path / name / "out", **settings) for name in ("killed", "whole"))
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from tgo_trl.commands.generate import GenerateConfig, run\n"
+        "from tgo_trl.commands.generate.config import GenerateConfig, run\n"
         f"run(GenerateConfig(**{asdict(interrupted)!r}))"
     )
     killed = tmp_path / "killed" / "out"
@@ -291,7 +291,7 @@ def test_two_processes_write_what_one_writes(folder, tmp_path):
     together, alone = (config(folder, tmp_path / name / "out", **settings) for name in ("two", "one"))
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from tgo_trl.commands.generate import GenerateConfig, run\n"
+        "from tgo_trl.commands.generate.config import GenerateConfig, run\n"
         f"run(GenerateConfig(**{asdict(together)!r}))"
     )
     run_two_processes(code, tmp_path)
@@ -367,7 +367,7 @@ def test_prompts_are_read_from_any_file(tmp_path, monkeypatch):
 
 def test_repeated_prompts_are_drawn_once_and_told(tmp_path, caplog):
     (tmp_path / "p.txt").write_text("a\nb\na\na\nc\n")
-    with caplog.at_level(logging.WARNING, logger="tgo_trl.prompts"):
+    with caplog.at_level(logging.WARNING, logger="tgo_trl.commands.generate.prompts"):
         assert read_prompts(str(tmp_path / "p.txt")) == ["a", "b", "c"]
     assert "2 of 5 prompts are repeated" in caplog.text
 

@@ -15,18 +15,30 @@ from PIL import Image, ImageColor
 
 from tgo_trl import TGOConfig
 from tgo_trl.cli import main
-from tgo_trl.commands.inspect import InspectConfig
-from tgo_trl.image_statistics import summarize_images
-from tgo_trl.inspection import inspect
-from tgo_trl.inspection_plots import NEGATIVE, NEUTRAL, POSITIVE, plot_baselines, plot_thresholds, plot_weights
-from tgo_trl.score_statistics import (
+from tgo_trl.commands.inspect.config import InspectConfig
+from tgo_trl.commands.inspect.images import summarize_images
+from tgo_trl.commands.inspect.plots import (
+    NEGATIVE,
+    NEUTRAL,
+    POSITIVE,
+    plot_baselines,
+    plot_thresholds,
+    plot_weights,
+)
+from tgo_trl.commands.inspect.run import inspect
+from tgo_trl.commands.inspect.scores import (
     even_threshold,
     summarize_prompts,
     summarize_scores,
     threshold_rows,
     weight_rows,
 )
-from tgo_trl.suggestions import suggest_image_size, suggest_prompt_mean, suggest_threshold, suggest_weights
+from tgo_trl.commands.inspect.suggestions import (
+    suggest_image_size,
+    suggest_prompt_mean,
+    suggest_threshold,
+    suggest_weights,
+)
 
 from .tiny.data import picture
 
@@ -387,7 +399,7 @@ def test_text_of_the_data_is_printed_as_it_is(tmp_path, capsys, monkeypatch):
 def test_only_the_main_process_inspects(tmp_path, capsys, monkeypatch):
     waited = []
     other = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: waited.append(True))
-    monkeypatch.setattr("tgo_trl.inspection.process_state", lambda: other)
+    monkeypatch.setattr("tgo_trl.commands.inspect.run.process_state", lambda: other)
     assert report_on(dataset([0.0, 1.0]), tmp_path) is None
     assert waited == [True]
     assert not (tmp_path / "out").exists()

@@ -16,17 +16,17 @@ from PIL import Image
 
 from tgo_trl import TGOConfig, TGOTrainer
 from tgo_trl.cli import main
-from tgo_trl.commands.convert import ConvertConfig
-from tgo_trl.commands.inspect import InspectConfig
-from tgo_trl.commands.score import ScoreConfig
-from tgo_trl.conversion import convert, convert_dataset
+from tgo_trl.commands.convert.config import ConvertConfig
+from tgo_trl.commands.convert.run import convert, convert_dataset
+from tgo_trl.commands.inspect.config import InspectConfig
+from tgo_trl.commands.inspect.run import inspect
+from tgo_trl.commands.score.config import ScoreConfig
+from tgo_trl.commands.score.run import score, score_dataset
 from tgo_trl.data.rows import BadRowError
-from tgo_trl.inspection import inspect
 from tgo_trl.media.embedding import ColumnError, check_embedded, embed_files, stored_table
 from tgo_trl.media.images import encoded_bytes, image_size, load_image
 from tgo_trl.media.origin import OWN, DataFile, find_origin, named_origin
 from tgo_trl.media.videos import load_video, video_bytes
-from tgo_trl.scoring import score, score_dataset
 
 from .test_videos import film
 from .tiny import picture

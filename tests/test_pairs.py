@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
 
-from tgo_trl.commands.convert import ConvertConfig
-from tgo_trl.conversion import convert, convert_dataset
+from tgo_trl.commands.convert.config import ConvertConfig
+from tgo_trl.commands.convert.layouts import LAYOUTS, Layout, find_layout
+from tgo_trl.commands.convert.pairs import find_pair_reader
+from tgo_trl.commands.convert.run import convert, convert_dataset
+from tgo_trl.commands.convert.tallies import Comparisons
+from tgo_trl.commands.convert.words import UnknownWordError
 from tgo_trl.data.rows import BadRowError
-from tgo_trl.layouts import LAYOUTS, Layout, find_layout
-from tgo_trl.pairs import find_pair_reader
-from tgo_trl.tallies import Comparisons
-from tgo_trl.words import UnknownWordError
 
 from .tiny import picture
 

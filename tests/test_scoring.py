@@ -15,10 +15,10 @@ from datasets import Dataset, Features, IterableDataset, List, Value, load_datas
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from tgo_trl.commands.score import ScoreConfig
-from tgo_trl.data import unscored
+from tgo_trl.commands.score import rows as unscored
+from tgo_trl.commands.score.config import ScoreConfig
+from tgo_trl.commands.score.run import score, score_dataset
 from tgo_trl.rewards import load_reward
-from tgo_trl.scoring import score, score_dataset
 
 from .test_parquet import files, run_and_kill, run_two_processes
 from .tiny import picture, scored_videos
@@ -333,7 +333,7 @@ def test_a_killed_run_goes_on_byte_for_byte(folder, tmp_path):
     interrupted, whole = (config(folder, tmp_path / name / "out", "slow") for name in ("killed", "whole"))
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from tgo_trl.commands.score import ScoreConfig, run\n"
+        "from tgo_trl.commands.score.config import ScoreConfig, run\n"
         f"run(ScoreConfig(**{asdict(interrupted)!r}))"
     )
     killed = tmp_path / "killed" / "out"
@@ -353,7 +353,7 @@ def test_two_processes_write_what_one_writes(folder, tmp_path, streaming):
     )
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from tgo_trl.commands.score import ScoreConfig, run\n"
+        "from tgo_trl.commands.score.config import ScoreConfig, run\n"
         f"run(ScoreConfig(**{asdict(together)!r}))"
     )
     run_two_processes(code, tmp_path)
@@ -516,7 +516,7 @@ def test_what_is_decoded_is_limited_by_its_pixels(monkeypatch, ahead, per_call):
     # 1,600 pixels each: 5 fit into a call of 8,000, and 1 into one of 2,500. Beside a call, and what waits for the
     # next, there is one image that has just been read.
     monkeypatch.setattr(unscored, "PIXELS_AHEAD", ahead)
-    monkeypatch.setattr("tgo_trl.scoring.PIXELS_PER_CALL", per_call)
+    monkeypatch.setattr("tgo_trl.commands.score.run.PIXELS_PER_CALL", per_call)
     decoded, calls = Decoded(monkeypatch), []
 
     def brightness(prompts, images):
@@ -542,7 +542,7 @@ def test_usual_images_are_given_in_whole_batches(monkeypatch):
 
 def test_an_image_larger_than_all_limits_is_scored_alone(monkeypatch):
     monkeypatch.setattr(unscored, "PIXELS_AHEAD", 500)
-    monkeypatch.setattr("tgo_trl.scoring.PIXELS_PER_CALL", 500)
+    monkeypatch.setattr("tgo_trl.commands.score.run.PIXELS_PER_CALL", 500)
     calls = []
     scored = score_dataset(photos([16, 40, 16, 10]), lambda prompts, images: calls.append(len(images)) or [
         float(image.width) for image in images], batch_size=8)  # fmt: skip
@@ -551,7 +551,9 @@ def test_an_image_larger_than_all_limits_is_scored_alone(monkeypatch):
 
 
 def test_frames_of_videos_count(monkeypatch):
-    monkeypatch.setattr("tgo_trl.scoring.PIXELS_PER_CALL", 2 * 5 * 256)  # two clips of five frames of 16 x 16
+    monkeypatch.setattr(
+        "tgo_trl.commands.score.run.PIXELS_PER_CALL", 2 * 5 * 256
+    )  # two clips of five frames of 16 x 16
     calls = []
     rows = scored_videos(5).remove_columns("score")
     score_dataset(rows, lambda prompts, videos: calls.append(len(videos)) or [0.0] * len(videos), batch_size=4)

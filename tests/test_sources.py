@@ -13,9 +13,9 @@ from accelerate import PartialState
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from tgo_trl.cli import main
+from tgo_trl.commands.generate.prompts import read_prompts
 from tgo_trl.media.images import load_image
 from tgo_trl.media.origin import source_folder
-from tgo_trl.prompts import read_prompts
 from tgo_trl.storage.parquet import ParquetFolder
 from tgo_trl.storage.sources import open_dataset
 

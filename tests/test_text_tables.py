@@ -6,7 +6,7 @@ import lzma
 
 import pytest
 
-from tgo_trl.prompts import read_prompts
+from tgo_trl.commands.generate.prompts import read_prompts
 from tgo_trl.storage.text_tables import check_text, read_json_lines, read_table, suffix_of
 
 

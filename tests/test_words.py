@@ -8,16 +8,24 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dat
 
 from tgo_trl import TGOConfig
 from tgo_trl.cli import main
-from tgo_trl.commands.convert import ConvertConfig
-from tgo_trl.commands.inspect import InspectConfig
-from tgo_trl.conversion import convert, convert_dataset
+from tgo_trl.commands.convert.config import ConvertConfig
+from tgo_trl.commands.convert.layouts import Layout
+from tgo_trl.commands.convert.run import convert, convert_dataset
+from tgo_trl.commands.convert.words import (
+    OPPOSITES,
+    UnknownWordError,
+    as_number,
+    is_good,
+    is_set,
+    plain,
+    spelt,
+)
+from tgo_trl.commands.generate.prompts import read_prompts
+from tgo_trl.commands.inspect.config import InspectConfig
+from tgo_trl.commands.inspect.run import inspect
+from tgo_trl.commands.score.run import score_dataset
 from tgo_trl.data.classes import ClassNames, check_no_classes, class_names
 from tgo_trl.data.rows import BadRowError, Columns
-from tgo_trl.inspection import inspect
-from tgo_trl.layouts import Layout
-from tgo_trl.prompts import read_prompts
-from tgo_trl.scoring import score_dataset
-from tgo_trl.words import OPPOSITES, UnknownWordError, as_number, is_good, is_set, plain, spelt
 
 from .tiny import picture
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tgo_trl.conversion import convert_dataset
-from tgo_trl.layouts import LAYOUTS, Layout, find_layout
-from tgo_trl.tallies import TIES, Comparisons, Ratings, compare_all
+from tgo_trl.commands.convert.layouts import LAYOUTS, Layout, find_layout
+from tgo_trl.commands.convert.run import convert_dataset
+from tgo_trl.commands.convert.tallies import TIES, Comparisons, Ratings, compare_all
 
 NAMES = sorted({name for layout in LAYOUTS.values() for name in (*layout.columns, *layout.told_by)} | {
     "votes_image1", "votes_image2", "image_a", "image_b", "choice", "share_a", "share_b", "", "Bild", "label\n"

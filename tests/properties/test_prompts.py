@@ -12,7 +12,7 @@ from datasets import Dataset
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tgo_trl.prompts import read_prompts
+from tgo_trl.commands.generate.prompts import read_prompts
 
 LETTERS = st.characters(exclude_categories=["Cs"])
 ODD = st.sampled_from(

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from tgo_trl import TGOConfig
-from tgo_trl.commands.convert import ConvertConfig
-from tgo_trl.commands.generate import GenerateConfig
-from tgo_trl.commands.score import ScoreConfig
+from tgo_trl.commands.convert.config import ConvertConfig
+from tgo_trl.commands.generate.config import GenerateConfig
+from tgo_trl.commands.score.config import ScoreConfig
 from tgo_trl.labels.rule import MAX_FLOAT32
 from tgo_trl.trainer.checkpoints import public_config
 

@@ -14,7 +14,7 @@ from ..storage.files import replace_file
 from ..storage.parquet import CARD_NAME, GENERATION_NAME, SCORING_NAME, ParquetFolder
 
 if TYPE_CHECKING:
-    from ..commands import DatasetSettings
+    from ..commands.settings import DatasetSettings
 
 COLUMNS = {
     "prompt": "what was asked for",

@@ -129,7 +129,7 @@ def _installed_version(package: str) -> str | None:
 
 def template_path() -> Path:
     """The template: inside the package if it was installed from a wheel, beside it in a source tree."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / TEMPLATE_NAME
     return installed if installed.is_file() else package.parent / TEMPLATE_NAME
 

@@ -17,7 +17,7 @@ from .uploads import Operation, Upload, Uploads, folder_operations
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from ..commands import DatasetSettings
+    from ..commands.settings import DatasetSettings
 
 SHARD = re.compile(r"data/(?P<split>\w+(\.\w+)*)-\d{5,}(-of-\d{5,})?\.parquet")
 """Paths of shards; names of splits are as `datasets` allows them."""

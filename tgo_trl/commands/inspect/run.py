@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .image_statistics import ImageSummary, summarize_images
-from .inspection_plots import plot_baselines, plot_thresholds, plot_weights
-from .inspection_text import print_report
-from .media.origin import named_origin
-from .public import public_name
-from .score_statistics import (
+from ...media.origin import named_origin
+from ...public import public_name
+from ...storage.files import write_json
+from ...storage.parquet import process_state
+from ...storage.sources import open_dataset
+from .images import ImageSummary, summarize_images
+from .plots import plot_baselines, plot_thresholds, plot_weights
+from .rows import Duplicates, PromptLengths, Rows, find_duplicates, prompt_lengths, read_rows
+from .scores import (
     PromptSummary,
     ScoreSummary,
     ThresholdRow,
@@ -21,10 +24,6 @@ from .score_statistics import (
     threshold_rows,
     weight_rows,
 )
-from .scored_rows import Duplicates, PromptLengths, Rows, find_duplicates, prompt_lengths, read_rows
-from .storage.files import write_json
-from .storage.parquet import process_state
-from .storage.sources import open_dataset
 from .suggestions import (
     Suggestion,
     suggest_image_size,
@@ -33,9 +32,10 @@ from .suggestions import (
     suggest_threshold,
     suggest_weights,
 )
+from .text import print_report
 
 if TYPE_CHECKING:
-    from .commands.inspect import InspectConfig
+    from .config import InspectConfig
 
 REPORT_NAME = "inspection.json"
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .inspection import Report
+    from .run import Report
 
 NOTABLE_SHARE = 0.02
 

@@ -11,16 +11,16 @@ from datasets import Dataset, IterableDataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .data.classes import check_no_classes
-from .data.rows import check_prompt, check_score, undecoded
-from .families.base import Size
-from .labels.thresholds import percentile_threshold
-from .media.images import encoded_bytes, image_size
-from .media.origin import Origin
-from .messages import cut
+from ...data.classes import check_no_classes
+from ...data.rows import check_prompt, check_score, undecoded
+from ...families.base import Size
+from ...labels.thresholds import percentile_threshold
+from ...media.images import encoded_bytes, image_size
+from ...media.origin import Origin
+from ...messages import cut
 
 if TYPE_CHECKING:
-    from .commands.inspect import InspectConfig
+    from .config import InspectConfig
 
 LONG_PROMPT = 55
 """Words of a prompt that fill the 77 tokens of a CLIP text encoder, or nearly."""

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..inspection import Report
+    from .run import Report
 
 
 @dataclass
 class InspectConfig:
-    """What is inspected; see [`~tgo_trl.inspection.inspect`].
+    """What is inspected; see [`~tgo_trl.commands.inspect.run.inspect`].
 
     Attributes:
         dataset_name: a file, an archive or a pattern of them, the folder or the Hub id of a scored data set; see
@@ -58,6 +58,6 @@ def config_classes() -> tuple[type, ...]:
 
 def run(config: InspectConfig) -> "Report | None":
     """Prints the report, and writes it; returns it, in the main process."""
-    from ..inspection import inspect
+    from .run import inspect
 
     return inspect(config)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .labels.rule import NORMALIZATIONS, fit_label_rule
-from .labels.thresholds import mean_threshold, percentile_threshold, prompt_baseline
+from ...labels.rule import NORMALIZATIONS, fit_label_rule
+from ...labels.thresholds import mean_threshold, percentile_threshold, prompt_baseline
 
 PERCENTILES = (10, 25, 50, 75, 90)
 COEFFICIENTS = (0.0, 1.0, 5.0, 10.0)

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..settings import as_dictionary
-from . import DatasetSettings, check_at_least
+from ...settings import as_dictionary
+from ..settings import DatasetSettings, check_at_least
 
 OWN_ARGUMENTS = ("prompt", "generator", "num_images_per_prompt", "num_videos_per_prompt", "output_type", "return_dict")
 """Arguments of a pipeline's call that sampling sets itself."""
@@ -13,7 +13,7 @@ OWN_ARGUMENTS = ("prompt", "generator", "num_images_per_prompt", "num_videos_per
 
 @dataclass
 class GenerateConfig(DatasetSettings):
-    """What is drawn, and how; see [`~tgo_trl.generation.generate`].
+    """What is drawn, and how; see [`~tgo_trl.commands.generate.run.generate`].
 
     Attributes:
         model_name_or_path: Hub id or folder of the pipeline.
@@ -97,6 +97,6 @@ def config_classes() -> tuple[type, ...]:
 
 def run(config: GenerateConfig) -> Path:
     """Draws the images; returns the folder."""
-    from ..generation import generate
+    from .run import generate
 
     return generate(config)

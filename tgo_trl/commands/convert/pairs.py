@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .data.rows import check_score
+from ...data.rows import check_score
 from .layouts import Layout
 from .tallies import Comparisons
 from .words import TIE_WORDS, UnknownWordError, as_number, is_good, is_missing, plain, quoted, spelt

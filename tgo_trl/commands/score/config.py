@@ -4,15 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..settings import as_dictionary
-from . import DatasetSettings, as_list, check_at_least, check_choice
+from ...settings import as_dictionary
+from ..settings import DatasetSettings, as_list, check_at_least, check_choice
 
 NORMALIZATIONS = ("none", "zscore", "robust")
 
 
 @dataclass
 class ScoreConfig(DatasetSettings):
-    """What is scored, and by what; see [`~tgo_trl.scoring.score`].
+    """What is scored, and by what; see [`~tgo_trl.commands.score.run.score`].
 
     Attributes:
         dataset_name: a file, an archive or a pattern of them, the folder or the Hub id of a data set; see
@@ -122,6 +122,6 @@ def config_classes() -> tuple[type, ...]:
 
 def run(config: ScoreConfig) -> Path:
     """Scores the data set; returns the folder."""
-    from ..scoring import score
+    from .run import score
 
     return score(config)

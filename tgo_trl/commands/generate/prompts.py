@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .data.classes import ClassNames
-from .data.rows import check_prompt
-from .storage.sources import FORMATS, open_dataset
-from .storage.text_tables import parse_json, read_json_lines, read_lines, read_table, suffix_of
+from ...data.classes import ClassNames
+from ...data.rows import check_prompt
+from ...storage.sources import FORMATS, open_dataset
+from ...storage.text_tables import parse_json, read_json_lines, read_lines, read_table, suffix_of
 
 logger = logging.getLogger(__name__)
 

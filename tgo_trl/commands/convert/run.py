@@ -18,24 +18,24 @@ from datasets import Dataset, IterableDataset
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from .annotated_media import MediaFiles
+from ...cards.dataset_card import dataset_info
+from ...data.rows import BadRows, undecoded
+from ...hub.dataset_upload import check_destination, publish
+from ...media.origin import Origin, find_origin, named_origin
+from ...public import public_name
+from ...storage.files import replace_file
+from ...storage.parquet import CARD_NAME, ParquetFolder, locks_output_dir, process_state
+from ...storage.shards import fingerprint
+from ...storage.sources import open_dataset
 from .annotations import AnnotatedImage, Annotations, OpenColumns, column_names, read_annotations
-from .cards.dataset_card import dataset_info
-from .conversion_card import build_card
-from .data.rows import BadRows, undecoded
-from .hub.dataset_upload import check_destination, publish
+from .card import build_card
 from .layouts import LAYOUTS, Layout, find_layout
-from .media.origin import Origin, find_origin, named_origin
-from .public import public_name
-from .storage.files import replace_file
-from .storage.parquet import CARD_NAME, ParquetFolder, locks_output_dir, process_state
-from .storage.shards import fingerprint
-from .storage.sources import open_dataset
+from .media import MediaFiles
+from .scores import Scoring, fit_scoring
 from .tallies import Comparisons, Ratings
-from .tally_scores import Scoring, fit_scoring
 
 if TYPE_CHECKING:
-    from .commands.convert import ConvertConfig
+    from .config import ConvertConfig
 
 CONVERSION_NAME = "conversion.json"
 WINNERS = {
@@ -126,7 +126,7 @@ def convert_dataset(
     Args:
         dataset: with the columns of the layout.
         layout: a name of [`LAYOUTS`], `"auto"`, or columns of your own.
-        score_type: what becomes the score; see [`~tgo_trl.commands.convert.ConvertConfig`], as for the rest.
+        score_type: what becomes the score; see [`~tgo_trl.commands.convert.config.ConvertConfig`], as for the rest.
         ties: `"half"`, `"drop"` or `"zero"`, in win rates.
         prior: of smoothed scores.
         image_dir: where paths of images are relative to, and must lead. If not set, they are relative to the current

@@ -4,15 +4,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..layouts import KINDS, LAYOUTS, SCALES, SCORE_TYPES, Layout
-from ..settings import as_dictionary
-from ..tallies import TIES
-from . import DatasetSettings, as_list, check_choice
+from ...settings import as_dictionary
+from ..settings import DatasetSettings, as_list, check_choice
+from .layouts import KINDS, LAYOUTS, SCALES, SCORE_TYPES, Layout
+from .tallies import TIES
 
 
 @dataclass
 class ConvertConfig(DatasetSettings):
-    """What is converted, and how; see [`~tgo_trl.conversion.convert`].
+    """What is converted, and how; see [`~tgo_trl.commands.convert.run.convert`].
 
     Attributes:
         rows_per_shard: rows of each file, which are lost when a run is killed; 1,000 if not set.
@@ -35,7 +35,8 @@ class ConvertConfig(DatasetSettings):
             layout's.
         lower_is_better: of a ranking: whether 1 is the best rank; as its layout has it if not set.
         positive_label: of labels that are no booleans, the good one; all others are bad. Of a column of classes, its
-            name. Words such as `accepted` and `rejected` are known without (`tgo_trl.words.OPPOSITES`).
+            name. Words such as `accepted` and `rejected` are known without
+            (`tgo_trl.commands.convert.words.OPPOSITES`).
         annotation_scale: of pairs with a number for each image: `outcomes` (1 and 0, or 0.5 each), `votes` (counts of
             people) or `shares` (of the votes, 1 together); `auto` tells by names and numbers.
         choice_labels: of pairs with one column that says which image is better: what it holds for the first image, for
@@ -161,6 +162,6 @@ def config_classes() -> tuple[type, ...]:
 
 def run(config: ConvertConfig) -> Path:
     """Converts the data set; returns the folder."""
-    from ..conversion import convert
+    from .run import convert
 
     return convert(config)

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
-from .labels.thresholds import prompt_baseline
-from .score_statistics import ThresholdRow, WeightRow, distinct, training_weights
+from ...labels.thresholds import prompt_baseline
+from .scores import ThresholdRow, WeightRow, distinct, training_weights
 
 NEGATIVE, POSITIVE, NEUTRAL = "#c44e52", "#4c72b0", "#8c8c8c"
 SHADES = ("#f1a340", "#b35806", "#000000", "#542788", "#8073ac")

@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset, Features, IterableDataset
 
-from ..media.embedding import ColumnError, embed_files
-from ..media.images import encoded_bytes, image_size, load_image
-from ..media.origin import OWN, Origin
-from ..media.videos import frame_size, load_video, video_bytes
-from ..storage.shards import ROWS_PER_SHARD, fingerprint
-from .rows import check_prompt, with_files
+from ...data.rows import check_prompt, with_files
+from ...media.embedding import ColumnError, embed_files
+from ...media.images import encoded_bytes, image_size, load_image
+from ...media.origin import OWN, Origin
+from ...media.videos import frame_size, load_video, video_bytes
+from ...storage.shards import ROWS_PER_SHARD, fingerprint
 
 Row: TypeAlias = dict[str, Any]
 
@@ -36,7 +36,7 @@ class RowReader:
         prompt_column: of the prompts.
         media_column: of the images or videos.
         is_video: whether it holds videos.
-        num_frames, fps: of a video, as in [`~tgo_trl.commands.score.ScoreConfig`].
+        num_frames, fps: of a video, as in [`~tgo_trl.commands.score.config.ScoreConfig`].
         origin: of the data set.
         copied: the features of rows that become part of a new data set, so that their files are checked and embedded.
     """

@@ -10,15 +10,15 @@ from datasets import Dataset, Features, IterableDataset, Value, Video
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from ...data.classes import ClassNames
+from ...data.rows import BadRows
+from ...media.embedding import file_bytes
+from ...media.images import encoded_bytes
+from ...media.origin import DataFile, Origin
+from ...media.signatures import HEAD, IMAGE, VIDEO, media
 from .annotations import AnnotatedImage, OpenColumns, image_cells
-from .data.classes import ClassNames
-from .data.rows import BadRows
 from .layouts import Layout
-from .media.embedding import file_bytes
-from .media.images import encoded_bytes
-from .media.origin import DataFile, Origin
-from .media.signatures import HEAD, IMAGE, VIDEO, media
-from .tally_scores import Scoring
+from .scores import Scoring
 
 ROWS_LOOKED_AT = 20
 

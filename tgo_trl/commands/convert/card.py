@@ -6,9 +6,9 @@ from typing import Any
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 
-from .cards.dataset_card import dataset_info
-from .storage.parquet import ParquetFolder
-from .tally_scores import Scoring
+from ...cards.dataset_card import dataset_info
+from ...storage.parquet import ParquetFolder
+from .scores import Scoring
 
 SCORES = {
     "wins": "how often the image was preferred; a tie is no win",

@@ -7,10 +7,10 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from .data.classes import ClassNames, shown_names
-from .data.rows import BadRows, check_prompt
+from ...data.classes import ClassNames, shown_names
+from ...data.rows import BadRows, check_prompt
+from ...media.images import encoded_bytes
 from .layouts import Layout
-from .media.images import encoded_bytes
 from .pairs import PairReader, check_choices, find_pair_reader
 from .tallies import Comparisons, Ratings, compare_all
 from .words import UnknownWordError, as_number, is_good, is_missing, is_set, spelt
@@ -53,7 +53,7 @@ class Annotations:
         num_unlabelled: rows that say nothing.
         num_same: pairs and rankings of an image with itself.
         labels: the first different labels in words; a few.
-        scale: of pairs with a number for each image, one of [`~tgo_trl.layouts.SCALES`].
+        scale: of pairs with a number for each image, one of [`~tgo_trl.commands.convert.layouts.SCALES`].
         reading: what was found out about the numbers of pairs, in words; None if nothing had to be.
         bad: rows that cannot be read.
     """

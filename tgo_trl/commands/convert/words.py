@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .data.rows import BadRowError, check_score
+from ...data.rows import BadRowError, check_score
 
 OPPOSITES = (
     ("true", "false"), ("yes", "no"), ("1", "0"), ("1", "-1"), ("good", "bad"), ("positive", "negative"),

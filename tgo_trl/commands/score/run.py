@@ -12,10 +12,28 @@ from accelerate import PartialState
 from datasets import Dataset, Features, IterableDataset, Value
 from tqdm.auto import tqdm
 
-from .cards.dataset_card import read_record, write_card
-from .data.classes import check_no_classes
-from .data.rows import BadRows
-from .data.unscored import (
+from ...cards.dataset_card import read_record, write_card
+from ...data.classes import check_no_classes
+from ...data.rows import BadRows
+from ...hub.dataset_upload import check_destination, publish
+from ...media.origin import find_origin, named_origin
+from ...public import public_name, public_value
+from ...rewards import REWARDS, load_reward
+from ...rewards.base import Reward, checked_scores, reward_name
+from ...rewards.ensemble import Ensemble, Member
+from ...storage.files import replace_file
+from ...storage.parquet import (
+    GENERATION_NAME,
+    SCORING_NAME,
+    ParquetFolder,
+    column,
+    locks_output_dir,
+    process_state,
+    rows_per_shard,
+)
+from ...storage.shards import fingerprint
+from ...storage.sources import open_dataset
+from .rows import (
     ReadRow,
     Row,
     RowBlocks,
@@ -27,27 +45,9 @@ from .data.unscored import (
     read_ahead,
     read_row,
 )
-from .hub.dataset_upload import check_destination, publish
-from .media.origin import find_origin, named_origin
-from .public import public_name, public_value
-from .rewards import REWARDS, load_reward
-from .rewards.base import Reward, checked_scores, reward_name
-from .rewards.ensemble import Ensemble, Member
-from .storage.files import replace_file
-from .storage.parquet import (
-    GENERATION_NAME,
-    SCORING_NAME,
-    ParquetFolder,
-    column,
-    locks_output_dir,
-    process_state,
-    rows_per_shard,
-)
-from .storage.shards import fingerprint
-from .storage.sources import open_dataset
 
 if TYPE_CHECKING:
-    from .commands.score import ScoreConfig
+    from .config import ScoreConfig
 
 PIXELS_PER_CALL = 256_000_000
 """Of all images of a reward's batch, which are in memory together: 1 GB. One image may have more."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..trainer.tgo_config import TGOConfig
+    from ...trainer.tgo_config import TGOConfig
 
 
 @dataclass
@@ -40,7 +40,7 @@ class TrainArguments:
 
 def config_classes() -> tuple[type, ...]:
     """The dataclasses of this command's settings."""
-    from ..trainer.tgo_config import TGOConfig
+    from ...trainer.tgo_config import TGOConfig
 
     return TrainArguments, TGOConfig
 
@@ -53,11 +53,11 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
     Raises:
         UploadError: if something could not be pushed; everything is saved then, and it says what uploads it.
     """
-    from ..media.origin import named_origin, remember_origin, source_folder
-    from ..storage.sources import open_dataset
-    from ..trainer.checkpoints import last_checkpoint
-    from ..trainer.publishing import check_pushed
-    from ..trainer.tgo_trainer import TGOTrainer
+    from ...media.origin import named_origin, remember_origin, source_folder
+    from ...storage.sources import open_dataset
+    from ...trainer.checkpoints import last_checkpoint
+    from ...trainer.publishing import check_pushed
+    from ...trainer.tgo_trainer import TGOTrainer
 
     splits = [arguments.dataset_train_split]
     if args.eval_strategy != "no":
@@ -90,9 +90,9 @@ def _pipeline(arguments: TrainArguments, args: "TGOConfig") -> Any:
     """The name of the pipeline, which the trainer loads, or the pipeline itself with an adapter on it."""
     if arguments.adapter_name_or_path is None:
         return arguments.model_name_or_path
-    from ..families import find_family
-    from ..policy.loading import attach_adapter, load_pipeline
-    from ..trainer.arguments import training_dtype
+    from ...families import find_family
+    from ...policy.loading import attach_adapter, load_pipeline
+    from ...trainer.arguments import training_dtype
 
     quantization = _quantization(arguments)
     pipeline = load_pipeline(

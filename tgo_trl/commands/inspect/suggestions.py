@@ -10,19 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .image_statistics import ImageSummary
-from .score_statistics import (
-    PromptSummary,
-    ScoreSummary,
-    ThresholdRow,
-    WeightRow,
-    even_threshold,
-    weight_rows,
-)
-from .scored_rows import LONG_PROMPT, Rows, find_duplicates, prompt_lengths
+from .images import ImageSummary
+from .rows import LONG_PROMPT, Rows, find_duplicates, prompt_lengths
+from .scores import PromptSummary, ScoreSummary, ThresholdRow, WeightRow, even_threshold, weight_rows
 
 if TYPE_CHECKING:
-    from .commands.inspect import InspectConfig
+    from .config import InspectConfig
 
 DEFAULT_COEFFICIENT = 5.0
 EVEN = 0.1

@@ -28,24 +28,24 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from .cards.dataset_card import write_card
-from .cards.model_card import base_license
-from .data.rows import check_prompt
-from .families import Family, Sample, Size, build_family
-from .hub.dataset_upload import check_destination, publish
-from .policy.draws import stable_seed
-from .policy.loading import adapter_scales, attach_adapter, load_pipeline
+from ...cards.dataset_card import write_card
+from ...cards.model_card import base_license
+from ...data.rows import check_prompt
+from ...families import Family, Sample, Size, build_family
+from ...hub.dataset_upload import check_destination, publish
+from ...policy.draws import stable_seed
+from ...policy.loading import adapter_scales, attach_adapter, load_pipeline
+from ...public import public_name, without_secrets
+from ...rewards.base import as_dtype, default_dtype
+from ...settings import shown
+from ...storage.parquet import GENERATION_NAME, ParquetFolder, locks_output_dir, process_state, rows_per_shard
+from ...storage.shards import component_fingerprint, config_fingerprint, fingerprint
+from ...trainer.arguments import check_size
+from ...trainer.sample_grids import cpu_generators
 from .prompts import read_prompts
-from .public import public_name, without_secrets
-from .rewards.base import as_dtype, default_dtype
-from .settings import shown
-from .storage.parquet import GENERATION_NAME, ParquetFolder, locks_output_dir, process_state, rows_per_shard
-from .storage.shards import component_fingerprint, config_fingerprint, fingerprint
-from .trainer.arguments import check_size
-from .trainer.sample_grids import cpu_generators
 
 if TYPE_CHECKING:
-    from .commands.generate import GenerateConfig
+    from .config import GenerateConfig
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""`tgo-trl convert`: what people said about images, as a score for each."""

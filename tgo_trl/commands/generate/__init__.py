@@ -1,0 +1,1 @@
+"""`tgo-trl generate`: images of prompts, as a data set."""

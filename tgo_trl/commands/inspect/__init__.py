@@ -1,0 +1,1 @@
+"""`tgo-trl inspect`: a report on a scored data set, before hours are spent on training with it."""

@@ -1,0 +1,1 @@
+"""`tgo-trl score`: adds the scores of reward models to a data set."""

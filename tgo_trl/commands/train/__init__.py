@@ -1,0 +1,1 @@
+"""`tgo-trl train`: trains on a scored data set."""
