@@ -260,8 +260,8 @@ def test_a_killed_run_goes_on_byte_for_byte(folder, tmp_path):
     interrupted, whole = (config(folder, tmp_path / name / "out", **settings) for name in ("killed", "whole"))
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from tgo_trl.commands.generate.config import GenerateConfig, run\n"
-        f"run(GenerateConfig(**{asdict(interrupted)!r}))"
+        "from tgo_trl.commands.generate.run import GenerateConfig, generate\n"
+        f"generate(GenerateConfig(**{asdict(interrupted)!r}))"
     )
     killed = tmp_path / "killed" / "out"
     run_and_kill(code, killed, num_shards=2)
@@ -291,8 +291,8 @@ def test_two_processes_write_what_one_writes(folder, tmp_path):
     together, alone = (config(folder, tmp_path / name / "out", **settings) for name in ("two", "one"))
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from tgo_trl.commands.generate.config import GenerateConfig, run\n"
-        f"run(GenerateConfig(**{asdict(together)!r}))"
+        "from tgo_trl.commands.generate.run import GenerateConfig, generate\n"
+        f"generate(GenerateConfig(**{asdict(together)!r}))"
     )
     run_two_processes(code, tmp_path)
     generate(alone)

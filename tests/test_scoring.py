@@ -333,8 +333,8 @@ def test_a_killed_run_goes_on_byte_for_byte(folder, tmp_path):
     interrupted, whole = (config(folder, tmp_path / name / "out", "slow") for name in ("killed", "whole"))
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from tgo_trl.commands.score.config import ScoreConfig, run\n"
-        f"run(ScoreConfig(**{asdict(interrupted)!r}))"
+        "from tgo_trl.commands.score.run import ScoreConfig, score\n"
+        f"score(ScoreConfig(**{asdict(interrupted)!r}))"
     )
     killed = tmp_path / "killed" / "out"
     run_and_kill(code, killed)
@@ -353,8 +353,8 @@ def test_two_processes_write_what_one_writes(folder, tmp_path, streaming):
     )
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from tgo_trl.commands.score.config import ScoreConfig, run\n"
-        f"run(ScoreConfig(**{asdict(together)!r}))"
+        "from tgo_trl.commands.score.run import ScoreConfig, score\n"
+        f"score(ScoreConfig(**{asdict(together)!r}))"
     )
     run_two_processes(code, tmp_path)
     score(alone)

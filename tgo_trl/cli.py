@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import __version__
 from .failures import explain
@@ -21,14 +21,42 @@ from .public import public_text
 if TYPE_CHECKING:
     from .settings import Setting
 
+
+class Command(NamedTuple):
+    """A command: what it is for, and where its parts are, which are loaded when it runs.
+
+    Attributes:
+        purpose: in a few words, for `--help`.
+        configs: its dataclasses of settings, each as `module:class`.
+        function: what takes objects of them, as `module:function`.
+    """
+
+    purpose: str
+    configs: tuple[str, ...]
+    function: str
+
+
 COMMANDS = {
-    "generate": "draw images for prompts",
-    "score": "add scores to a data set",
-    "convert": "turn pairs, ratings or labels into scores",
-    "inspect": "report on a scored data set before training on it",
-    "train": "train an adapter on a scored data set",
+    "generate": Command(
+        "draw images for prompts", ("commands.generate.config:GenerateConfig",), "commands.generate.run:generate"
+    ),
+    "score": Command("add scores to a data set", ("commands.score.config:ScoreConfig",), "commands.score.run:score"),
+    "convert": Command(
+        "turn pairs, ratings or labels into scores",
+        ("commands.convert.config:ConvertConfig",),
+        "commands.convert.run:convert",
+    ),
+    "inspect": Command(
+        "report on a scored data set before training on it",
+        ("commands.inspect.config:InspectConfig",),
+        "commands.inspect.run:inspect",
+    ),
+    "train": Command(
+        "train an adapter on a scored data set",
+        ("commands.train.config:TrainArguments", "trainer.tgo_config:TGOConfig"),
+        "commands.train.run:train",
+    ),
 }
-"""Name and purpose of each command; each is a module of `tgo_trl.commands` with `config_classes()` and `run(...)`."""
 
 LAUNCH_OPTIONS = ("accelerate_config", "num_processes")
 LAUNCHED = "TGO_TRL_LAUNCHED"
@@ -41,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tgo-trl", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"tgo_trl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, purpose in COMMANDS.items():
-        commands.add_parser(name, help=purpose, add_help=False)
+    for name, entry in COMMANDS.items():
+        commands.add_parser(name, help=entry.purpose, add_help=False)
     command = parser.parse_known_args(arguments[:1] or ["--help"])[0].command
     rest = _split_own_options(arguments[1:])
     debug = _take_debug(rest)
@@ -68,9 +96,9 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     os.environ.update(environment(path, config.pop("env", None)))
     from trl import TrlParser
 
-    module = importlib.import_module(f".commands.{command}", __package__)
-    classes = module.config_classes()
-    parser = TrlParser(classes, allow_abbrev=False, prog=f"tgo-trl {command}", description=COMMANDS[command])
+    entry = COMMANDS[command]
+    classes = [_load(name) for name in entry.configs]
+    parser = TrlParser(classes, allow_abbrev=False, prog=f"tgo-trl {command}", description=entry.purpose)
     _describe_launching(parser)
     # only the names that are the launcher's own; the parser has the others
     launch: dict[str, Any] = {name: config.pop(name).value for name in LAUNCH_OPTIONS if name in config}
@@ -81,8 +109,14 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     parser.error = _refuse
     *settings, unknown = parser.parse_args_into_dataclasses(_without_config(arguments), return_remaining_strings=True)
     _check_known(unknown, parser)
-    module.run(*settings[: len(classes)])  # what follows is the launcher's
+    _load(entry.function)(*settings[: len(classes)])  # what follows is the launcher's
     return 0
+
+
+def _load(name: str) -> Any:
+    """What a `module:name` of this package stands for."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(f".{module}", __package__), attribute)
 
 
 def _refuse(message: str) -> NoReturn:

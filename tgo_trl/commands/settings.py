@@ -1,8 +1,4 @@
-"""The commands: the settings of each, and how it is run. Importing them loads no heavy library.
-
-A command is a module with `config_classes()`, its dataclasses of settings, and `run(...)`, which takes objects of them.
-Here is what settings of several commands have in common.
-"""
+"""What the settings of several commands have in common. Loads no heavy library."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any

@@ -1,7 +1,6 @@
 """`tgo-trl convert`: turns pairs, rankings, labels or ratings of images into a scored data set."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from ...settings import as_dictionary
@@ -153,15 +152,3 @@ def _numbers_of_words(given: dict[str, Any] | str) -> dict[str, Any]:
         if value is not None and not isinstance(value, (int, float)):
             raise ValueError(f"`word_values` has {value!r} for {word!r}, which is no number. Write one, or null.")
     return values
-
-
-def config_classes() -> tuple[type, ...]:
-    """The dataclasses of this command's settings."""
-    return (ConvertConfig,)
-
-
-def run(config: ConvertConfig) -> Path:
-    """Converts the data set; returns the folder."""
-    from .run import convert
-
-    return convert(config)

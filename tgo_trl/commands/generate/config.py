@@ -1,7 +1,6 @@
 """`tgo-trl generate`: draws images for prompts, as a data set."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ...settings import as_dictionary
@@ -88,15 +87,3 @@ class GenerateConfig(DatasetSettings):
                 raise ValueError(f"`call_kwargs` has {name!r}. Set `{settings[name]}` instead.")
             if name in OWN_ARGUMENTS:
                 raise ValueError(f"`call_kwargs` has {name!r}, which is set for each image. Leave it out.")
-
-
-def config_classes() -> tuple[type, ...]:
-    """The dataclasses of this command's settings."""
-    return (GenerateConfig,)
-
-
-def run(config: GenerateConfig) -> Path:
-    """Draws the images; returns the folder."""
-    from .run import generate
-
-    return generate(config)

@@ -1,10 +1,6 @@
 """`tgo-trl inspect`: reports on a scored data set before hours are spent on training with it."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .run import Report
 
 
 @dataclass
@@ -49,15 +45,3 @@ class InspectConfig:
             raise ValueError(f"`max_rows` is {self.max_rows}; it must be at least 1.")
         if not 0 < self.beta < float("inf"):
             raise ValueError(f"`beta` is {self.beta}; it must be greater than 0 and finite.")
-
-
-def config_classes() -> tuple[type, ...]:
-    """The dataclasses of this command's settings."""
-    return (InspectConfig,)
-
-
-def run(config: InspectConfig) -> "Report | None":
-    """Prints the report, and writes it; returns it, in the main process."""
-    from .run import inspect
-
-    return inspect(config)

@@ -1,7 +1,6 @@
 """`tgo-trl score`: adds the scores of reward models to a data set."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ...settings import as_dictionary
@@ -113,15 +112,3 @@ class ScoreConfig(DatasetSettings):
     def new_columns(self) -> list[str]:
         """All columns that are added."""
         return self.reward_columns() + ([] if self.ensemble_weights is None else [self.ensemble_column])
-
-
-def config_classes() -> tuple[type, ...]:
-    """The dataclasses of this command's settings."""
-    return (ScoreConfig,)
-
-
-def run(config: ScoreConfig) -> Path:
-    """Scores the data set; returns the folder."""
-    from .run import score
-
-    return score(config)

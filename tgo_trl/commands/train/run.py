@@ -1,51 +1,23 @@
-"""`tgo-trl train`: trains on a scored data set, with every setting of `TGOConfig`."""
+"""Trains on a scored data set, as `tgo-trl train` does."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ...trainer.tgo_config import TGOConfig
+import torch
+from diffusers import BitsAndBytesConfig
 
-
-@dataclass
-class TrainArguments:
-    """What is trained, and on what.
-
-    Attributes:
-        model_name_or_path: Hub id or folder of the pipeline.
-        dataset_name: Hub id, folder or file of the scored data set; see [`~tgo_trl.storage.sources.open_dataset`].
-        dataset_config: its configuration.
-        dataset_train_split: rows to train on.
-        dataset_test_split: rows to evaluate on, if `eval_strategy` asks for it.
-        dataset_streaming: read the rows as they are needed; needs `max_steps`.
-        adapter_name_or_path: a trained adapter to go on with.
-        load_in_4bit: quantise the frozen network to 4 bits (NF4, bitsandbytes).
-        load_in_8bit: quantise the frozen network to 8 bits (bitsandbytes).
-    """
-
-    model_name_or_path: str = field(metadata={"help": "Hub id or folder of the pipeline."})
-    dataset_name: str = field(metadata={"help": "Hub id or folder of the scored data set."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on, with `eval_strategy`."})
-    dataset_streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed."})
-    adapter_name_or_path: str | None = field(default=None, metadata={"help": "A trained adapter to go on with."})
-    load_in_4bit: bool = field(default=False, metadata={"help": "Quantise the frozen network to 4 bits (NF4)."})
-    load_in_8bit: bool = field(default=False, metadata={"help": "Quantise the frozen network to 8 bits."})
-
-    def __post_init__(self) -> None:
-        if self.load_in_4bit and self.load_in_8bit:
-            raise ValueError("`load_in_4bit` and `load_in_8bit` are both set. Choose one.")
+from ...families import find_family
+from ...media.origin import named_origin, remember_origin, source_folder
+from ...policy.loading import attach_adapter, load_pipeline
+from ...storage.sources import open_dataset
+from ...trainer.arguments import training_dtype
+from ...trainer.checkpoints import last_checkpoint
+from ...trainer.publishing import check_pushed
+from ...trainer.tgo_config import TGOConfig
+from ...trainer.tgo_trainer import TGOTrainer
+from .config import TrainArguments
 
 
-def config_classes() -> tuple[type, ...]:
-    """The dataclasses of this command's settings."""
-    from ...trainer.tgo_config import TGOConfig
-
-    return TrainArguments, TGOConfig
-
-
-def run(arguments: TrainArguments, args: "TGOConfig") -> None:
+def train(arguments: TrainArguments, args: TGOConfig) -> None:
     """Trains, saves, and pushes if `push_to_hub` asks for it.
 
     Goes on from the newest complete checkpoint in `output_dir`, unless `resume_from_checkpoint` is false.
@@ -53,12 +25,6 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
     Raises:
         UploadError: if something could not be pushed; everything is saved then, and it says what uploads it.
     """
-    from ...media.origin import named_origin, remember_origin, source_folder
-    from ...storage.sources import open_dataset
-    from ...trainer.checkpoints import last_checkpoint
-    from ...trainer.publishing import check_pushed
-    from ...trainer.tgo_trainer import TGOTrainer
-
     splits = [arguments.dataset_train_split]
     if args.eval_strategy != "no":
         splits.append(arguments.dataset_test_split)
@@ -86,13 +52,10 @@ def run(arguments: TrainArguments, args: "TGOConfig") -> None:
         check_pushed(trainer)
 
 
-def _pipeline(arguments: TrainArguments, args: "TGOConfig") -> Any:
+def _pipeline(arguments: TrainArguments, args: TGOConfig) -> Any:
     """The name of the pipeline, which the trainer loads, or the pipeline itself with an adapter on it."""
     if arguments.adapter_name_or_path is None:
         return arguments.model_name_or_path
-    from ...families import find_family
-    from ...policy.loading import attach_adapter, load_pipeline
-    from ...trainer.arguments import training_dtype
 
     quantization = _quantization(arguments)
     pipeline = load_pipeline(
@@ -105,9 +68,6 @@ def _pipeline(arguments: TrainArguments, args: "TGOConfig") -> Any:
 def _quantization(arguments: TrainArguments) -> Any:
     if not arguments.load_in_4bit and not arguments.load_in_8bit:
         return None
-    import torch
-    from diffusers import BitsAndBytesConfig
-
     if arguments.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)

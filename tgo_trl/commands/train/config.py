@@ -1,0 +1,34 @@
+"""`tgo-trl train`: what is trained, and on what; the rest are settings of [`~tgo_trl.TGOConfig`]."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class TrainArguments:
+    """What is trained, and on what.
+
+    Attributes:
+        model_name_or_path: Hub id or folder of the pipeline.
+        dataset_name: Hub id, folder or file of the scored data set; see [`~tgo_trl.storage.sources.open_dataset`].
+        dataset_config: its configuration.
+        dataset_train_split: rows to train on.
+        dataset_test_split: rows to evaluate on, if `eval_strategy` asks for it.
+        dataset_streaming: read the rows as they are needed; needs `max_steps`.
+        adapter_name_or_path: a trained adapter to go on with.
+        load_in_4bit: quantise the frozen network to 4 bits (NF4, bitsandbytes).
+        load_in_8bit: quantise the frozen network to 8 bits (bitsandbytes).
+    """
+
+    model_name_or_path: str = field(metadata={"help": "Hub id or folder of the pipeline."})
+    dataset_name: str = field(metadata={"help": "Hub id or folder of the scored data set."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on, with `eval_strategy`."})
+    dataset_streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed."})
+    adapter_name_or_path: str | None = field(default=None, metadata={"help": "A trained adapter to go on with."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Quantise the frozen network to 4 bits (NF4)."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "Quantise the frozen network to 8 bits."})
+
+    def __post_init__(self) -> None:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("`load_in_4bit` and `load_in_8bit` are both set. Choose one.")
