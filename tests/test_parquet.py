@@ -14,7 +14,7 @@ from accelerate import PartialState
 from datasets import Features, Value, load_dataset
 from datasets import Image as ImageFeature
 
-from tgo_trl.public import public_name
+from tgo_trl.messages.public import public_name
 from tgo_trl.storage.files import replace_file
 from tgo_trl.storage.parquet import ParquetFolder, column, rows_per_shard
 

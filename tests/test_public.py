@@ -7,7 +7,7 @@ import pytest
 
 from tgo_trl import TGOConfig
 from tgo_trl.cli import main
-from tgo_trl.public import is_secret_name, public_text, public_value, without_secrets
+from tgo_trl.messages.public import is_secret_name, public_text, public_value, without_secrets
 
 from .tiny import scored_rows, stable_diffusion
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import __version__
-from .failures import explain
-from .public import public_text
+from .messages.failures import explain
+from .messages.public import public_text
 
 if TYPE_CHECKING:
     from .settings import Setting

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset, LargeList, List
 
 from ..labels.rule import MAX_FLOAT32
 from ..media.origin import Origin
-from ..messages import cut
+from ..messages.values import cut
 from .classes import check_no_classes
 
 logger = logging.getLogger(__name__)

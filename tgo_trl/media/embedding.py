@@ -14,7 +14,7 @@ from datasets import Dataset, Features, LargeList, List
 from datasets.features.features import encode_nested_example
 from PIL import Image
 
-from ..messages import shown_path
+from ..messages.values import shown_path
 from .images import encoded_bytes, image_size
 from .origin import DataFile, Origin, reading
 from .signatures import AUDIO, HEAD, IMAGE, PDF, VIDEO, describe, media

@@ -24,7 +24,7 @@ from datasets import config as datasets_config
 from datasets.utils.file_utils import xopen
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from ..messages import shown, shown_path, why
+from ..messages.values import shown, shown_path, why
 from .signatures import text_encoding
 
 MAX_FILE_BYTES = 2**31 - 1

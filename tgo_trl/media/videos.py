@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..families.base import Size
-from ..messages import why
+from ..messages.values import why
 from .images import encoded_bytes, image_to_tensor, load_image
 from .origin import OWN, DataFile, reading
 from .signatures import HEAD, VIDEO, describe, media

@@ -14,7 +14,7 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from ..data.rows import check_score
 from ..media.images import load_image
-from ..public import public_name
+from ..messages.public import public_name
 
 Reward: TypeAlias = Callable[[Sequence[str], Sequence[Any]], Sequence[float]]
 """`N` prompts and `N` images (for a video reward: lists of frames) to `N` scores, higher is better."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from ..public import public_name
+from ..messages.public import public_name
 from .base import ModelReward, hub_file, load_images, shorten
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from ..failures import writing
+from ..messages.failures import writing
 
 DAY = 86400  # seconds
 _HOST = hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()

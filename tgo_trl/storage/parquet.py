@@ -24,7 +24,7 @@ from accelerate import PartialState
 from datasets import Features
 
 from ..media.embedding import check_embedded, stored_table
-from ..messages import shown
+from ..messages.values import shown
 from .files import replace_file, sweep, write_json
 from .locks import sole_writer
 from .manifest import file_damage, file_entry

@@ -21,10 +21,10 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..labels.rule import LabelRule
+from ..messages.public import is_secret_name, without_secrets
 from ..policy.alterations import check_saved_names, unwrap_networks
 from ..policy.policy import Policy
 from ..policy.reference import Reference
-from ..public import is_secret_name, without_secrets
 from ..storage.files import flush
 from ..storage.manifest import find_damage, revoke_manifest, write_manifest
 from .course import Course

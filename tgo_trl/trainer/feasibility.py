@@ -12,7 +12,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 from ..data.encoded import EncodedDataset
-from ..failures import EXTRAS
+from ..messages.failures import EXTRAS
 from .tgo_config import TGOConfig
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from ..cards.model_card import CardContent, build_card, shown_path
 from ..data.encoded import EncodedDataset
 from ..hub.repositories import Destination, UploadError, open_repository
 from ..hub.uploads import Upload, folder_files, folder_operations, upload_command
+from ..messages.public import public_text
 from ..policy.policy import Policy
-from ..public import public_text
 from .plots import SCORE_HISTOGRAM_NAME
 from .sample_grids import last_grid
 

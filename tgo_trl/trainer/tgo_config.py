@@ -10,9 +10,9 @@ from transformers import TrainingArguments
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from ..labels.rule import MAX_FLOAT32, NORMALIZATIONS, THRESHOLD_TYPES
+from ..messages.public import without_secrets
 from ..noise import DENSITIES
 from ..policy.targets import check_target_names
-from ..public import without_secrets
 from ..settings import as_dictionary, check_finite, check_types, shown
 
 FAMILY_SETTINGS = (

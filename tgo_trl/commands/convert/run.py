@@ -22,7 +22,7 @@ from ...cards.dataset_card import dataset_info
 from ...data.rows import BadRows, undecoded
 from ...hub.dataset_upload import check_destination, publish
 from ...media.origin import Origin, find_origin, named_origin
-from ...public import public_name
+from ...messages.public import public_name
 from ...storage.files import replace_file
 from ...storage.parquet import CARD_NAME, ParquetFolder, locks_output_dir, process_state
 from ...storage.shards import fingerprint

@@ -33,9 +33,9 @@ from ...cards.model_card import base_license
 from ...data.rows import check_prompt
 from ...families import Family, Sample, Size, build_family
 from ...hub.dataset_upload import check_destination, publish
+from ...messages.public import public_name, without_secrets
 from ...policy.draws import stable_seed
 from ...policy.loading import adapter_scales, attach_adapter, load_pipeline
-from ...public import public_name, without_secrets
 from ...rewards.base import as_dtype, default_dtype
 from ...settings import shown
 from ...storage.parquet import GENERATION_NAME, ParquetFolder, locks_output_dir, process_state, rows_per_shard

@@ -17,7 +17,7 @@ from ...families.base import Size
 from ...labels.thresholds import percentile_threshold
 from ...media.images import encoded_bytes, image_size
 from ...media.origin import Origin
-from ...messages import cut
+from ...messages.values import cut
 
 if TYPE_CHECKING:
     from .config import InspectConfig

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...media.origin import named_origin
-from ...public import public_name
+from ...messages.public import public_name
 from ...storage.files import write_json
 from ...storage.parquet import process_state
 from ...storage.sources import open_dataset

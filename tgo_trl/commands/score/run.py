@@ -17,7 +17,7 @@ from ...data.classes import check_no_classes
 from ...data.rows import BadRows
 from ...hub.dataset_upload import check_destination, publish
 from ...media.origin import find_origin, named_origin
-from ...public import public_name, public_value
+from ...messages.public import public_name, public_value
 from ...rewards import REWARDS, load_reward
 from ...rewards.base import Reward, checked_scores, reward_name
 from ...rewards.ensemble import Ensemble, Member
