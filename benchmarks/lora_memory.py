@@ -39,7 +39,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tgo_trl.families import FAMILIES
 from tgo_trl.models.meissonic_transformer import MeissonicTransformer2DModel
-from tgo_trl.policy.policy import cast
+from tgo_trl.precision import cast
 
 GB = 10**9
 NF4_BYTES = 0.5 + 4 / 64

@@ -8,12 +8,12 @@ from diffusers import DDPMScheduler, DiffusionPipeline, FluxPipeline, StableDiff
 from peft import LoraConfig
 
 from tgo_trl.families import FAMILIES, Family, FluxFamily, StableDiffusionFamily, build_family, find_family
-from tgo_trl.families.base import compute_dtype
 from tgo_trl.noise import DiffusionProcess
 from tgo_trl.policy.draws import draw_rows
 from tgo_trl.policy.errors import row_errors
-from tgo_trl.policy.policy import build_policy, cast
+from tgo_trl.policy.policy import build_policy
 from tgo_trl.policy.reference import ModelReference
+from tgo_trl.precision import cast, compute_dtype
 
 from .runs import config
 from .tiny import PROMPTS, stable_diffusion

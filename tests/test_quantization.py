@@ -7,8 +7,8 @@ from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8Weig
 from torchao.quantization.quantize_.workflows import Int8Tensor
 from transformers import TorchAoConfig as TransformersTorchAoConfig
 
-from tgo_trl.families.base import compute_dtype
 from tgo_trl.policy.loading import load_pipeline
+from tgo_trl.precision import compute_dtype
 from tgo_trl.storage.shards import component_fingerprint
 
 from .cases import CASES, perturb

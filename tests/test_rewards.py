@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 import tgo_trl.rewards as rewards
+from tgo_trl.precision import as_dtype, default_dtype
 from tgo_trl.rewards import REWARDS, Ensemble, Member, checked_scores, load_reward
-from tgo_trl.rewards.base import ModelReward, UserReward, as_dtype, default_dtype, load_images
+from tgo_trl.rewards.base import ModelReward, UserReward, load_images
 
 IMAGES = [Image.new("RGB", (8, 8), color) for color in ("black", "gray", "white")]
 PROMPTS = ["a", "bb", "ccc"]

@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 from jinja2 import Environment
 
-from ..families import Clip
 from ..labels.rule import LabelRule
+from ..media.types import VideoFormat
 from ..policy.single_file import is_single_file
 
 TEMPLATE_NAME = "model_card_template.md"
@@ -37,7 +37,7 @@ class CardContent:
         weights: Hub id or folder of what was trained, for the snippet.
         loading_code: loads an adapter from there.
         loading_arguments: what `from_pretrained` is told besides the name, such as `, text_encoder_3=None`.
-        clip: of the training videos; None for images.
+        video_format: of the training videos; None for images.
         base_model: Hub id or folder of the pipeline that was trained.
         pipeline_class: its class.
         pipeline_package: what the class is imported from.
@@ -59,7 +59,7 @@ class CardContent:
     weights: str
     loading_code: str
     loading_arguments: str
-    clip: Clip | None
+    video_format: VideoFormat | None
     base_model: str
     pipeline_class: str
     pipeline_package: str
@@ -95,7 +95,7 @@ def build_card(content: CardContent) -> ModelCard:
     template = Environment(trim_blocks=True, lstrip_blocks=True).from_string(template_path().read_text("utf-8"))
     text = template.render(
         **{**vars(content), "base_model": shown_path(content.base_model)},
-        media="image" if content.clip is None else "video",
+        media="image" if content.video_format is None else "video",
         card_data=data.to_yaml(),
         on_hub=on_hub,
         **_adapter_scale(content.rank_and_alpha),

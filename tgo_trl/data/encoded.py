@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from ..families.base import Size
 from ..labels.rule import Labels, list_rows
 from ..media.origin import Origin
 from ..media.readers import MediaReader
 from ..media.sizes import nearest_size
+from ..media.types import Size
 from ..policy.encoders import FrozenEncoders
 from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWriter, fingerprint
 from .rows import BadRows, Columns, iterate_rows, undecoded

@@ -9,11 +9,11 @@ from datasets import IterableDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 
-from ..families.base import Size
 from ..labels.rule import LabelRule
 from ..media.origin import Origin
 from ..media.readers import MediaReader
 from ..media.sizes import nearest_size
+from ..media.types import Size
 from .rows import BadRows, Columns, iterate_rows
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import diffusers
 from diffusers import DiffusionPipeline
 
+from ..media.types import Sample, Size, VideoFormat
 from .amused import AmusedFamily
-from .base import Clip, Family, Sample, Size
+from .base import Family
 from .flux import FluxFamily
 from .lumina2 import Lumina2Family
 from .meissonic import MeissonicFamily
@@ -19,6 +20,9 @@ from .stable_diffusion_3 import StableDiffusion3Family
 from .stable_diffusion_xl import StableDiffusionXLFamily
 from .wan import WanFamily
 from .z_image import ZImageFamily
+
+Clip = VideoFormat
+"""The older name."""
 
 FAMILIES: dict[str, type[Family]] = {
     "AmusedPipeline": AmusedFamily,
@@ -88,6 +92,6 @@ def build_family(pipeline_class: type[DiffusionPipeline], settings: Mapping[str,
 __all__ = [
     "FAMILIES", "AmusedFamily", "Clip", "Family", "FluxFamily", "Lumina2Family", "MeissonicFamily",
     "QwenImageFamily", "Sample", "SanaFamily", "Size", "StableDiffusion3Family", "StableDiffusionFamily",
-    "StableDiffusionXLFamily", "WanFamily", "ZImageFamily", "build_family", "find_family",
+    "StableDiffusionXLFamily", "VideoFormat", "WanFamily", "ZImageFamily", "build_family", "find_family",
     "find_published_family",
 ]  # fmt: skip

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .base import Sample, Size, compute_dtype
+from ..media.types import Sample, Size
+from ..precision import compute_dtype
 from .masked_tokens import MaskedTokenFamily, as_grid, token_logits
 
 

@@ -5,36 +5,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from peft import get_peft_model_state_dict
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..media.types import Sample, Size, VideoFormat
 from ..noise import Process
-
-Size: TypeAlias = tuple[int, int]
-"""Height and width, in pixels."""
-
-Sample: TypeAlias = Image.Image | list[Image.Image]
-"""A sampled image, or the frames of a sampled video."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """What a training video is cut to.
-
-    Attributes:
-        num_frames: frames of each clip.
-        fps: their rate, frames per second.
-    """
-
-    num_frames: int
-    fps: float
 
 
 @dataclass(frozen=True)
@@ -68,8 +49,13 @@ class Family(ABC):
         return DiffusionPipeline.from_pretrained(model, **kwargs)
 
     @property
-    def clip(self) -> Clip | None:
-        """The length of a training video; None for a family of images."""
+    def video_format(self) -> VideoFormat | None:
+        """What a training video is cut to; None for a family of images."""
+        return self.clip
+
+    @property
+    def clip(self) -> VideoFormat | None:
+        """The older name of [`video_format`], which a family of somebody else's may still define."""
         return None
 
     def check(self, pipeline: DiffusionPipeline) -> None:
@@ -294,23 +280,6 @@ def adapter_metadata(network: Any, adapter_name: str) -> dict[str, Any]:
 def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries whose names begin with a prefix, without it."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-def compute_dtype(network: nn.Module) -> torch.dtype:
-    """The dtype that a network takes its inputs in: of its frozen weights, where they are numbers as they are.
-
-    Trained weights are float32 whatever the others are, and quantised ones are stored as integers.
-    """
-    kept = kept_in_float32(network)
-    for name, parameter in network.named_parameters():
-        if parameter.is_floating_point() and "lora_" not in name and not kept & set(name.split(".")):
-            return parameter.dtype
-    return torch.bfloat16
-
-
-def kept_in_float32(network: nn.Module) -> set[str]:
-    """Names of the modules and parameters that diffusers leaves in float32 when it loads a network in another dtype."""
-    return set(getattr(network, "_keep_in_fp32_modules", None) or ())
 
 
 def posterior(distribution: Any) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor
 
-from .base import compute_dtype
+from ..precision import compute_dtype
 from .flow import FlowMatchingFamily
 
 DEFAULT_GUIDANCE = 3.5

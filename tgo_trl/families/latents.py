@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from .base import Family, Size, posterior, posterior_sample
+from ..media.types import Size
+from .base import Family, posterior, posterior_sample
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from .base import Size, compute_dtype
+from ..media.types import Size
+from ..precision import compute_dtype
 from .flow import FlowMatchingFamily
 
 

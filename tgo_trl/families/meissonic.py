@@ -7,8 +7,9 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from ..media.types import Size
 from ..models import MeissonicPipeline
-from .base import Size, compute_dtype
+from ..precision import compute_dtype
 from .masked_tokens import MaskedTokenFamily, as_grid, token_logits
 
 

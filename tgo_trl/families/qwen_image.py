@@ -9,7 +9,9 @@ from diffusers import DiffusionPipeline, QwenImagePipeline
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Sample, Size, compute_dtype, posterior, posterior_sample, present_modules
+from ..media.types import Sample, Size
+from ..precision import compute_dtype
+from .base import posterior, posterior_sample, present_modules
 from .flow import FlowMatchingFamily
 
 

@@ -9,7 +9,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from .base import Sample, Size, compute_dtype
+from ..media.types import Sample, Size
+from ..precision import compute_dtype
 from .flow import FlowMatchingFamily
 
 

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor
 
+from ..media.types import Size
 from ..noise import DiffusionProcess, Process
-from .base import Size, compute_dtype
+from ..precision import compute_dtype
 from .latents import LatentFamily
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from .base import compute_dtype, present_modules
+from ..precision import compute_dtype
+from .base import present_modules
 from .flow import FlowMatchingFamily
 
 

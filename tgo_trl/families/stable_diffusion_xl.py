@@ -8,7 +8,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from .base import Size, compute_dtype, posterior_sample
+from ..media.types import Size
+from ..precision import compute_dtype
+from .base import posterior_sample
 from .stable_diffusion import StableDiffusionFamily
 
 

@@ -13,17 +13,9 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .base import (
-    Clip,
-    Sample,
-    Size,
-    adapter_metadata,
-    adapter_state_dict,
-    compute_dtype,
-    load_whole_adapter,
-    posterior_sample,
-    strip_prefix,
-)
+from ..media.types import Sample, Size, VideoFormat
+from ..precision import compute_dtype
+from .base import adapter_metadata, adapter_state_dict, load_whole_adapter, posterior_sample, strip_prefix
 from .flow import FlowMatchingFamily
 
 ADAPTER_FILES = {"transformer": LORA_WEIGHT_NAME_SAFE, "transformer_2": "pytorch_lora_weights_2.safetensors"}
@@ -54,9 +46,9 @@ class WanFamily(FlowMatchingFamily):
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
 
     @property
-    def clip(self) -> Clip:
+    def video_format(self) -> VideoFormat:
         """`num_frames` at `fps`."""
-        return Clip(self.num_frames, self.fps)
+        return VideoFormat(self.num_frames, self.fps)
 
     def check(self, pipeline: DiffusionPipeline) -> None:
         """Also refuses image-to-video networks, half a pair of networks, and a number of frames that does not fit."""

@@ -9,7 +9,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Size, compute_dtype, posterior
+from ..media.types import Size
+from ..precision import compute_dtype
+from .base import posterior
 from .flow import FlowMatchingFamily
 
 

@@ -10,9 +10,9 @@ import torch
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from ..families.base import Size
 from .origin import OWN, DataFile, reading
 from .signatures import HEAD, IMAGE, describe, media
+from .types import Size
 
 FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP",

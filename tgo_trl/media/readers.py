@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..families.base import Clip, Size
 from .images import encoded_bytes, image_size, image_to_tensor, load_image
 from .sizes import crop_geometry
+from .types import Size, VideoFormat
 from .videos import load_video, video_bytes, video_size, video_to_tensor
 
 
@@ -65,10 +65,10 @@ class VideoReader(MediaReader):
     """Reads videos: pixels `[3, F, H, W]`.
 
     Attributes:
-        clip: what each is cut to.
+        video_format: what each is cut to.
     """
 
-    clip: Clip
+    video_format: VideoFormat
 
     kind = "video"
 
@@ -81,10 +81,10 @@ class VideoReader(MediaReader):
         return video_size(value)
 
     def read(self, value: Any, size: Size) -> tuple[Tensor, Tensor]:
-        """The first frames at the clip's rate, resized and cropped."""
-        frames = load_video(value, self.clip.num_frames, self.clip.fps)
+        """The first frames at the format's rate, resized and cropped."""
+        frames = load_video(value, self.video_format.num_frames, self.video_format.fps)
         return video_to_tensor(frames, *size), crop_geometry((frames[0].height, frames[0].width), size)
 
     def blank(self, size: Size) -> tuple[Tensor, Tensor]:
         """Grey frames."""
-        return torch.zeros(3, self.clip.num_frames, *size), crop_geometry(size, size)
+        return torch.zeros(3, self.video_format.num_frames, *size), crop_geometry(size, size)

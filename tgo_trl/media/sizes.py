@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..families.base import Size
+from .types import Size
 
 STEPS_PER_SIDE = 16
 """Sides of buckets are multiples of a sixteenth of the square's side: 64 pixels at 1024, as is usual."""

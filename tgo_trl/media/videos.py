@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..families.base import Size
 from ..messages.values import why
 from .images import encoded_bytes, image_to_tensor, load_image
 from .origin import OWN, DataFile, reading
 from .signatures import HEAD, VIDEO, describe, media
+from .types import Size
 
 T = TypeVar("T")
 

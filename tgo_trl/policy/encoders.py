@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..families.base import Family, present
+from ..precision import cast
 from ..storage.shards import component_fingerprint, fingerprint
-from .policy import cast
 
 
 class FrozenEncoders:

@@ -15,7 +15,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ..families import Family
-from ..families.base import adapter_state_dict, compute_dtype, kept_in_float32
+from ..families.base import adapter_state_dict
+from ..precision import cast, compute_dtype
 from ..trainer.tgo_config import TGOConfig
 from .targets import find_targets
 
@@ -276,21 +277,6 @@ def _check_scale(network: nn.Module, adapter_name: str) -> None:
                     f"The adapter {adapter_name!r} is weighted by {scale / unit:.6g}, which is not saved with it: what "
                     f"is saved would act differently. Call `pipeline.set_adapters({adapter_name!r}, 1.0)` first."
                 )
-
-
-def cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Puts a module's weights into `dtype`, unless they are quantised.
-
-    Those that the network keeps in float32 whatever it is loaded in (the time embedding and norms of Wan, say) become
-    float32, so that it trains as it will sample.
-    """
-    if getattr(module, "hf_quantizer", None) is not None:
-        return
-    kept = kept_in_float32(module)
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        # tensor by tensor: diffusers' own `to` warns of every cast, and knows of no exceptions
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
 
 
 def _existing_adapter(pipeline: DiffusionPipeline, networks: Mapping[str, nn.Module]) -> str | None:

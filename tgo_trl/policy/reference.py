@@ -12,8 +12,8 @@ from diffusers.training_utils import cast_training_params
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..families.base import compute_dtype
-from .policy import REFERENCE_ADAPTER, Policy, cast
+from ..precision import cast, compute_dtype
+from .policy import REFERENCE_ADAPTER, Policy
 
 
 class Reference(ABC):

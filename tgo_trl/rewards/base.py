@@ -10,11 +10,11 @@ from accelerate import PartialState
 from huggingface_hub import hf_hub_download
 from PIL import Image
 from torch import Tensor
-from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from ..data.rows import check_score
 from ..media.images import load_image
 from ..messages.public import public_name
+from ..precision import as_dtype, default_dtype
 
 Reward: TypeAlias = Callable[[Sequence[str], Sequence[Any]], Sequence[float]]
 """`N` prompts and `N` images (for a video reward: lists of frames) to `N` scores, higher is better."""
@@ -214,23 +214,6 @@ def load_weights(path: Path) -> Any:
             f"{path.name!r} cannot be read as a file of weights ({type(error).__name__}: {error}). Download it again; "
             "a file that holds more than tensors is refused, since to read it would be to run it."
         ) from error
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU that has it, else float32."""
-    return torch.bfloat16 if device.type == "cuda" and is_torch_bf16_gpu_available() else torch.float32
-
-
-def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """`torch.bfloat16` of `"bfloat16"`.
-
-    Raises:
-        ValueError: if it is no floating-point type.
-    """
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"`dtype` is {dtype!r}; it must be 'float32', 'bfloat16' or 'float16'.")
-    return found
 
 
 def shorten(prompt: str) -> str:

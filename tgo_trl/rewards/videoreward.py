@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLModel
 
-from ..families.base import Size
+from ..media.types import Size
 from .base import ModelReward, load_images, load_weights
 from .clip_score import normalize
 from .networks import network_from_weights

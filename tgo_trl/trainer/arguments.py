@@ -8,8 +8,9 @@ from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from diffusers import DiffusionPipeline
 
-from ..families import Family, Size, build_family
+from ..families import Family, build_family
 from ..media.sizes import aspect_ratio_sizes
+from ..media.types import Size
 from ..policy.alterations import check_networks, unwrap_networks
 from ..policy.policy import Policy
 from .tgo_config import TGOConfig

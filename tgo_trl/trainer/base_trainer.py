@@ -17,10 +17,11 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from ..data.encoded import EncodedDataset
 from ..data.sampler import RowSampler
-from ..families import Family, Size
+from ..families import Family
 from ..hub.repositories import Destination
 from ..hub.uploads import Uploads
 from ..labels.rule import LabelRule
+from ..media.types import Size
 from ..messages.failures import writing
 from ..policy.alterations import check_networks, unwrap_networks
 from ..policy.policy import Policy

@@ -10,10 +10,10 @@ from huggingface_hub.constants import HF_HOME
 from ..data.encoded import EncodedDataset, encode_images, encode_prompts, scan_rows
 from ..data.rows import BadRows, Columns
 from ..data.stream import StreamDataset, scan_stream
-from ..families import Size
 from ..labels.rule import PER_PROMPT, LabelRule, fit_label_rule
 from ..media.origin import Origin, find_origin
 from ..media.readers import ImageReader, MediaReader, VideoReader
+from ..media.types import Size
 from ..policy.draws import EVALUATION_EPOCH
 from ..policy.encoders import FrozenEncoders
 from ..storage.shards import ShardWriter, fingerprint
@@ -47,8 +47,8 @@ class DataPreparer:
         self.args = args
         self.encoders = encoders
         self.sizes = sizes
-        clip = encoders.family.clip
-        self.reader: MediaReader = ImageReader() if clip is None else VideoReader(clip)
+        video_format = encoders.family.video_format
+        self.reader: MediaReader = ImageReader() if video_format is None else VideoReader(video_format)
         argument = f"{self.reader.kind}_column"
         self.columns = Columns(args.prompt_column, getattr(args, argument), args.score_column, argument)
 

@@ -53,7 +53,7 @@ def write_card(
         weights=weights,
         loading_code=trainer.family.loading_code(trainer.pipeline, weights),
         loading_arguments="".join(f", {name}=None" for name in trainer.family.left_out(trainer.pipeline)),
-        clip=trainer.family.clip,
+        video_format=trainer.family.video_format,
         task=trainer.family.task,
         is_adapter=trainer.policy.adapter_name is not None,
         rank_and_alpha=_rank_and_alpha(trainer.policy),
@@ -89,8 +89,8 @@ def hyperparameters(trainer: "BaseTrainer") -> dict[str, Any]:
         "seed": args.seed,
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
     }
-    if trainer.family.clip is not None:
-        shown["frames"] = f"{trainer.family.clip.num_frames} at {trainer.family.clip.fps:g} per second"
+    if trainer.family.video_format is not None:
+        shown["frames"] = f"{trainer.family.video_format.num_frames} at {trainer.family.video_format.fps:g} per second"
     if policy.adapter_name is not None:
         config = next(iter(policy.networks.values())).peft_config[policy.adapter_name]
         shown["LoRA rank, alpha"] = f"{config.r}, {config.lora_alpha}"

@@ -21,9 +21,10 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from ..data.collator import RowCollator
 from ..data.encoded import EncodedDataset
 from ..data.sampler import RowSampler
-from ..families import Family, Sample, Size
+from ..families import Family
 from ..labels.rule import Labels
 from ..losses.tgo import implicit_reward, log_likelihood, log_ratio, tgo_loss
+from ..media.types import Sample, Size
 from ..policy.draws import EVALUATION_EPOCH, draw_rows
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors

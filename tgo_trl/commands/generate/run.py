@@ -31,12 +31,13 @@ from tqdm.auto import tqdm
 from ...cards.dataset_card import write_card
 from ...cards.model_card import base_license
 from ...data.rows import check_prompt
-from ...families import Family, Sample, Size, build_family
+from ...families import Family, build_family
 from ...hub.dataset_upload import check_destination, publish
+from ...media.types import Sample, Size
 from ...messages.public import public_name, without_secrets
 from ...policy.draws import stable_seed
 from ...policy.loading import adapter_scales, attach_adapter, load_pipeline
-from ...rewards.base import as_dtype, default_dtype
+from ...precision import as_dtype, default_dtype
 from ...settings import shown
 from ...storage.parquet import GENERATION_NAME, ParquetFolder, locks_output_dir, process_state, rows_per_shard
 from ...storage.shards import component_fingerprint, config_fingerprint, fingerprint
@@ -102,7 +103,7 @@ def generate(config: "GenerateConfig", pipeline: DiffusionPipeline | None = None
     size, call = _size(config, family, pipeline), _call(config, pipeline)
 
     num_rows = len(prompts) * config.num_images_per_prompt
-    shard_rows = rows_per_shard(config.rows_per_shard, family.clip is not None)
+    shard_rows = rows_per_shard(config.rows_per_shard, family.video_format is not None)
     num_shards = math.ceil(num_rows / shard_rows)
     shards = ParquetFolder(Path(config.output_dir), GENERATION_NAME, num_shards=num_shards)
     written = shards.begin(_settings(config, pipeline, family, prompts, size, call, shard_rows), state)
@@ -266,7 +267,7 @@ def _drawing(pipeline: DiffusionPipeline, seed: int) -> Iterator[None]:
 
 
 def _media(family: Family) -> str:
-    return "image" if family.clip is None else "video"
+    return "image" if family.video_format is None else "video"
 
 
 def _features(media: str) -> Features:

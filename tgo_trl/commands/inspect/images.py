@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ...families.base import Size
 from ...labels.thresholds import percentile_threshold
+from ...media.types import Size
 
 NUM_LISTED = 5
 

@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 
 from ...data.classes import check_no_classes
 from ...data.rows import check_prompt, check_score, undecoded
-from ...families.base import Size
 from ...labels.thresholds import percentile_threshold
 from ...media.images import encoded_bytes, image_size
 from ...media.origin import Origin
+from ...media.types import Size
 from ...messages.values import cut
 
 if TYPE_CHECKING:

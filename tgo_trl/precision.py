@@ -1,0 +1,55 @@
+"""Dtypes: what a network computes in, what stays in float32, and what is cast."""
+
+import torch
+from torch import nn
+
+
+def compute_dtype(network: nn.Module) -> torch.dtype:
+    """The dtype that a network takes its inputs in: of its frozen weights, where they are numbers as they are.
+
+    Trained weights are float32 whatever the others are, and quantised ones are stored as integers.
+    """
+    kept = kept_in_float32(network)
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point() and "lora_" not in name and not kept & set(name.split(".")):
+            return parameter.dtype
+    return torch.bfloat16
+
+
+def kept_in_float32(network: nn.Module) -> set[str]:
+    """Names of the modules and parameters that diffusers leaves in float32 when it loads a network in another dtype."""
+    return set(getattr(network, "_keep_in_fp32_modules", None) or ())
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Puts a module's weights into `dtype`, unless they are quantised.
+
+    Those that the network keeps in float32 whatever it is loaded in (the time embedding and norms of Wan, say) become
+    float32, so that it trains as it will sample.
+    """
+    if getattr(module, "hf_quantizer", None) is not None:
+        return
+    kept = kept_in_float32(module)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        # tensor by tensor: diffusers' own `to` warns of every cast, and knows of no exceptions
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU that has it, else float32."""
+    from transformers.utils import is_torch_bf16_gpu_available  # slow to load, and not needed to name a dtype
+
+    return torch.bfloat16 if device.type == "cuda" and is_torch_bf16_gpu_available() else torch.float32
+
+
+def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """`torch.bfloat16` of `"bfloat16"`.
+
+    Raises:
+        ValueError: if it is no floating-point type.
+    """
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"`dtype` is {dtype!r}; it must be 'float32', 'bfloat16' or 'float16'.")
+    return found
