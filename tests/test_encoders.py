@@ -1,17 +1,21 @@
 """The frozen encoders: their dtype, their place, their fingerprint, and what they give."""
 
 import inspect
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from tgo_trl.families import Family, FluxFamily, StableDiffusionFamily
+from tgo_trl.families import FluxFamily, StableDiffusionFamily
 from tgo_trl.policy.encoders import FrozenEncoders
 
+from .cases import CASES
 from .tiny import PROMPTS, clip_tokenizer, stable_diffusion
 from .tiny.flux import build as build_flux
 
 CPU = torch.device("cpu")
+GOLDEN = Path(__file__).parent / "golden" / "encodings.json"
 GEOMETRY = torch.tensor([[16, 16, 0, 0]])
 
 
@@ -146,7 +150,7 @@ def test_recipes_change_with_what_they_are_made_of(change, images_change, prompt
     assert (images != before_images, prompts != before_prompts) == (images_change, prompts_change)
 
 
-def test_recipes_change_with_dtype_family_and_version(monkeypatch):
+def test_recipes_change_with_dtype_family_and_versions(monkeypatch):
     class OtherFamily(StableDiffusionFamily):
         pass
 
@@ -155,7 +159,7 @@ def test_recipes_change_with_dtype_family_and_version(monkeypatch):
     assert (images == before[0], prompts == before[1]) == (True, False)  # images are in float32 all the same
     for other in recipes(encoders(family=OtherFamily())):
         assert other not in before
-    monkeypatch.setattr("tgo_trl.policy.encoders.__version__", "0.0.0")
+    monkeypatch.setattr("diffusers.__version__", "0.0.0")
     for other in recipes(encoders()):
         assert other not in before
 
@@ -168,11 +172,65 @@ def test_prompts_of_another_length_are_encoded_anew_and_a_setting_of_training_ch
     assert flux(max_sequence_length=16)[1] != flux()[1]
 
 
-def test_a_change_in_inherited_code_is_a_change(monkeypatch):
+def test_our_code_may_change_and_its_version_says_when_what_is_encoded_does(monkeypatch):
     before = recipes(encoders())
     source = inspect.getsource
-    monkeypatch.setattr("inspect.getsource", lambda cls: source(cls) + ("# new" if cls is Family else ""))
-    assert recipes(encoders()) != before
+    monkeypatch.setattr("inspect.getsource", lambda cls: source(cls) + "# formatted")
+    monkeypatch.setattr("tgo_trl.__version__", "0.0.0")
+    monkeypatch.setattr(StableDiffusionFamily, "__module__", "tgo_trl.families.elsewhere")
+    assert recipes(encoders()) == before
+    monkeypatch.setattr(StableDiffusionFamily, "encoding_version", StableDiffusionFamily.encoding_version + 1)
+    for other in recipes(encoders()):
+        assert other not in before
+
+
+def test_a_change_in_the_code_of_somebody_elses_family_is_a_change(monkeypatch):
+    class OtherFamily(StableDiffusionFamily):
+        pass
+
+    before = recipes(encoders(family=OtherFamily()))
+    source = inspect.getsource
+    monkeypatch.setattr("inspect.getsource", lambda cls: source(cls) + ("# new" if cls is OtherFamily else ""))
+    for other in recipes(encoders(family=OtherFamily())):
+        assert other not in before
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_what_is_encoded_has_a_version(case):
+    # Of whoever changes what a family encodes, this asks to raise its `encoding_version`, and then to record anew:
+    # `python -m tests.test_encoders`.
+    pipeline = case.build()
+    recorded = json.loads(GOLDEN.read_text())[case.name]
+    assert recorded["version"] == case.family(pipeline).encoding_version
+    assert_close(summary(case, pipeline), recorded["tensors"])
+
+
+def assert_close(tensors, recorded):
+    assert tensors.keys() == recorded.keys()
+    for name, values in tensors.items():
+        assert values["shape"] == recorded[name]["shape"]
+        assert values["dtype"] == recorded[name]["dtype"]
+        for statistic in ("mean", "spread", "weighted"):
+            assert values[statistic] == pytest.approx(recorded[name][statistic], rel=1e-3, abs=1e-4), (name, statistic)
+
+
+def summary(case, pipeline):
+    """Shape, dtype and three numbers of every tensor of two images and two prompts."""
+    frozen = encoders(pipeline, family=case.family(pipeline))
+    images = frozen.images(case.pixels(), case.geometry())
+    tensors = {**images, **frozen.prompts(["a red cube", "two birds"])}
+    summaries = {}
+    for name, tensor in sorted(tensors.items()):
+        numbers = tensor.double().flatten()
+        places = torch.linspace(-1, 1, len(numbers), dtype=torch.float64)
+        summaries[name] = {
+            "shape": list(tensor.shape),
+            "dtype": str(tensor.dtype),
+            "mean": numbers.mean().item(),
+            "spread": numbers.std(correction=0).item(),
+            "weighted": (numbers * places).mean().item(),
+        }
+    return summaries
 
 
 def test_latents_of_any_dtype_are_decoded_in_float32():
@@ -187,3 +245,12 @@ def test_latents_of_any_dtype_are_decoded_in_float32():
         with pytest.raises(RuntimeError, match="type"):  # as it was
             pipeline.vae.decode(latents)
     assert "decode" not in vars(pipeline.vae)
+
+
+if __name__ == "__main__":
+    built = {case.name: (case, case.build()) for case in CASES}
+    recorded = {
+        name: {"version": case.family(pipeline).encoding_version, "tensors": summary(case, pipeline)}
+        for name, (case, pipeline) in built.items()
+    }
+    GOLDEN.write_text(json.dumps(recorded, indent=1) + "\n")

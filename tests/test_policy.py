@@ -9,7 +9,8 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from tgo_trl.families import QwenImageFamily, StableDiffusionFamily, WanFamily
-from tgo_trl.policy.policy import Policy, build_policy, check_policy, disable_dropout
+from tgo_trl.policy.adapters import check_policy
+from tgo_trl.policy.policy import Policy, build_policy, disable_dropout
 
 from .cases import CASES
 from .runs import config

@@ -28,6 +28,9 @@ class Family(ABC):
     `TGOTrainer(..., family=...)`.
     """
 
+    encoding_version: ClassVar[int] = 1
+    """To be raised whenever [`encode_images`] or [`encode_prompts`] begin to return something else, so that what was
+    cached before is encoded anew. Nothing else about the code matters: it may be moved, renamed and formatted."""
     task: ClassVar[str] = "text-to-image"
     """The Hub's pipeline tag."""
     network_names: ClassVar[tuple[str, ...]]

@@ -15,7 +15,6 @@ import transformers
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from .. import __version__
 from ..families.base import Family, present
 from ..precision import cast
 from ..storage.shards import component_fingerprint, fingerprint
@@ -97,12 +96,11 @@ class FrozenEncoders:
 
     def _recipe(self, names: Sequence[str]) -> str:
         components = [self.fingerprints[name] for name in present(self.pipeline, names)]
-        versions = (__version__, diffusers.__version__, transformers.__version__, PIL.__version__)
+        versions = (diffusers.__version__, transformers.__version__, PIL.__version__)
         family = self.family
-        code = [_source(ancestor) for ancestor in type(family).__mro__[:-1]]
         names = [field.name for field in fields(family) if field.name not in family.training_settings]
         settings = [(name, getattr(family, name)) for name in names]
-        return fingerprint(*code, settings, self.device.type, *versions, *components)
+        return fingerprint(*_code_version(type(family)), settings, self.device.type, *versions, *components)
 
     def _frozen_names(self) -> list[str]:
         return [name for name in self.pipeline.components if name not in self.family.network_names]
@@ -116,12 +114,22 @@ class FrozenEncoders:
         return [component for component in components if isinstance(component, nn.Module)]
 
 
-def _source(family: type) -> str:
-    name = f"{family.__module__}.{family.__qualname__}"
+def _code_version(family: type[Family]) -> list[str]:
+    """What tells one way of encoding from another: a family's name and version.
+
+    Of code that is not this package's, whose author may not think of the version, the source too.
+    """
+    package = Family.__module__.partition(".")[0]
+    bases = [base for base in family.__mro__ if issubclass(base, Family)]
+    foreign = [base for base in bases if base.__module__.partition(".")[0] != package]
+    return [family.__qualname__, str(family.encoding_version), *map(_source, foreign)]
+
+
+def _source(cls: type) -> str:
     try:
-        return name + inspect.getsource(family)
-    except (OSError, TypeError):  # a class made at a prompt
-        return name
+        return inspect.getsource(cls)
+    except (OSError, TypeError):  # made at a prompt
+        return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _decode_in_own_dtype(

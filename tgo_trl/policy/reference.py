@@ -13,7 +13,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..precision import cast, compute_dtype
-from .policy import REFERENCE_ADAPTER, Policy
+from .adapters import REFERENCE_ADAPTER
+from .policy import Policy
 
 
 class Reference(ABC):

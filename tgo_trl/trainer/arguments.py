@@ -1,6 +1,8 @@
 """Checks of what a user passes to the trainer, before anything is loaded or encoded."""
 
+import logging
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from ..media.types import Size
 from ..policy.alterations import check_networks, unwrap_networks
 from ..policy.policy import Policy
 from .tgo_config import TGOConfig
+
+logger = logging.getLogger(__name__)
 
 
 def default_args(model: str | DiffusionPipeline) -> TGOConfig:
@@ -202,4 +206,16 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, policy: Policy) -> 
             "The optimizer in `optimizers` holds none of the trained parameters, so nothing would be learned: the "
             "adapter is created by the trainer. Pass `optimizer_cls_and_kwargs=(torch.optim.AdamW, {'lr': 1e-4})` "
             "instead, or add the adapter to the pipeline before you make the optimizer."
+        )
+
+
+def warn_of_unused_settings(args: TGOConfig, adapter_name: str) -> None:
+    """Warns of settings of a new adapter, where training goes on with one that has settings of its own."""
+    defaults = {item.name: item.default for item in fields(TGOConfig) if item.name.startswith("lora_")}
+    unused = [name for name, default in defaults.items() if getattr(args, name) != default]
+    if unused:
+        logger.warning(
+            "Training goes on with the pipeline's adapter %r, which has settings of its own: %s will be ignored.",
+            adapter_name,
+            ", ".join(f"`{name}`" for name in unused),
         )

@@ -25,11 +25,12 @@ from ..families import Family
 from ..labels.rule import Labels
 from ..losses.tgo import implicit_reward, log_likelihood, log_ratio, tgo_loss
 from ..media.types import Sample, Size
+from ..policy.adapters import check_policy
 from ..policy.draws import EVALUATION_EPOCH, draw_rows
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
 from ..policy.loading import load_pipeline, load_reference_networks, remove_offloading, replace_tokenizer
-from ..policy.policy import Policy, build_policy, check_policy, disable_dropout
+from ..policy.policy import Policy, build_policy, disable_dropout
 from ..policy.reference import AdapterReference, ModelReference, Reference
 from ..storage.shards import component_fingerprint, tensors_digest
 from . import checkpoints
@@ -41,6 +42,7 @@ from .arguments import (
     resolve_size,
     resolve_sizes,
     training_dtype,
+    warn_of_unused_settings,
 )
 from .base_trainer import BaseTrainer
 from .callbacks import EpochCallback, InterruptionCallback, ScoreReportCallback, SyncReferenceCallback
@@ -180,6 +182,8 @@ class TGOTrainer(BaseTrainer):
         # before it is created, as TRL does.
         set_seed(args.seed)
         policy, was_trained = build_policy(self.pipeline, self.family, args, peft_config, dtype)
+        if was_trained:
+            warn_of_unused_settings(args, str(policy.adapter_name))
         check_optimizer(optimizers[0], policy)
         self.reference = _build_reference(policy, was_trained, ref_networks, args)
         self.drawn_reference = self.reference or _drawn_reference(policy, was_trained)
