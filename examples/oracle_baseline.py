@@ -24,7 +24,8 @@ from torch import Tensor
 
 from tgo_trl.labels.thresholds import mean_threshold, percentile_threshold, prompt_baseline
 from tgo_trl.labels.weights import confidence_weights
-from tgo_trl.losses.tgo import implicit_reward, tgo_loss
+from tgo_trl.losses.likelihood import implicit_reward
+from tgo_trl.losses.tgo import tgo_loss
 
 NUM_OUTPUTS = 8  # Y
 PROMPT_SIZE, OUTPUT_SIZE = 4, 8  # numbers that describe a prompt (the first is 1) and an output

@@ -28,9 +28,11 @@ from torch import Tensor, nn
 
 from tgo_trl import TGOConfig
 from tgo_trl.families import Family, build_family
+from tgo_trl.losses import RowErrors
 from tgo_trl.media.sizes import crop_geometry
+from tgo_trl.policy.denoising import Denoiser
 from tgo_trl.policy.draws import Draw, draw_rows
-from tgo_trl.policy.errors import RowErrors, row_errors
+from tgo_trl.policy.errors import row_errors
 from tgo_trl.policy.policy import Policy, build_policy
 from tgo_trl.policy.reference import AdapterReference
 
@@ -110,7 +112,6 @@ class Setup:
 
     def errors(self, draw: Draw | None = None, order: list[int] | None = None) -> RowErrors:
         """Of the rows in an order, or of those that the order names."""
-        process = self.family.process(self.pipeline)
         image, prompt = (
             {name: tensor if order is None else tensor[order] for name, tensor in tensors.items()}
             for tensors in (self.image, self.prompt)
@@ -118,7 +119,8 @@ class Setup:
         draw = draw or self.draw()
         if order is not None:
             draw = Draw(draw.quantile[order], draw.noise[order], draw.posterior_noise[order])
-        return row_errors(self.policy, self.reference, self.family, self.pipeline, process, image, prompt, draw)
+        denoiser = Denoiser(self.family, self.pipeline, self.family.process(self.pipeline))
+        return row_errors(self.policy, self.reference, denoiser.corrupt(image, prompt, draw))
 
 
 def perturb(module: nn.Module, scale: float = 0.2, seed: int = 0) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tgo_trl.families import FAMILIES, build_family, find_family
-from tgo_trl.losses.tgo import implicit_reward, log_ratio, tgo_loss
+from tgo_trl.losses.likelihood import implicit_reward, log_ratio
+from tgo_trl.losses.tgo import tgo_loss
 from tgo_trl.policy.draws import Draw
 from tgo_trl.trainer.plots import film_strip
 

@@ -9,6 +9,7 @@ from peft import LoraConfig
 
 from tgo_trl.families import FAMILIES, Family, FluxFamily, StableDiffusionFamily, build_family, find_family
 from tgo_trl.noise import DiffusionProcess
+from tgo_trl.policy.denoising import Denoiser
 from tgo_trl.policy.draws import draw_rows
 from tgo_trl.policy.errors import row_errors
 from tgo_trl.policy.policy import build_policy
@@ -352,7 +353,8 @@ def test_a_family_of_ones_own_trains_through_the_same_policy_and_likelihood(tmp_
     image = family.encode_images(pipeline, random(2, 3, 8, 8), GEOMETRY)
     prompt = family.encode_prompts(pipeline, ["a", "b"])
     draw = draw_rows(0, [0, 0], [0, 1], family.latent_shape(image), 1, torch.device("cpu"))
-    errors = row_errors(policy, reference, family, pipeline, family.process(pipeline), image, prompt, draw)
+    denoiser = Denoiser(family, pipeline, family.process(pipeline))
+    errors = row_errors(policy, reference, denoiser.corrupt(image, prompt, draw))
     assert errors.policy.shape == (1, 2)
     assert torch.equal(errors.policy, errors.reference)
     errors.policy.sum().backward()

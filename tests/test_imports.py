@@ -63,7 +63,7 @@ def test_imports_are_found():
     # What the other tests rely on: relative imports, submodules, and blocks for type checkers.
     assert "tgo_trl.losses.tgo" in imports_of("tgo_trl.trainer.tgo_trainer")
     assert "tgo_trl.trainer.checkpoints" in imports_of("tgo_trl.trainer.tgo_trainer")  # from . import checkpoints
-    assert "tgo_trl.noise" in imports_of("tgo_trl.families.base")  # from ..processes import Process
+    assert "tgo_trl.noise" in imports_of("tgo_trl.families.base")  # from ..noise import NoiseProcess
     assert "tgo_trl.noise.base" in imports_of("tgo_trl.noise.diffusion")
     assert "torch" in imports_of("tgo_trl.losses.tgo")
     assert "from .tgo_trainer import" in MODULES["tgo_trl.trainer.callbacks"].read_text()  # for type checkers

@@ -16,7 +16,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tgo_trl.cards import model_card
-from tgo_trl.trainer.publishing import hyperparameters
 
 from . import tiny
 from .cases import CASES
@@ -132,7 +131,7 @@ def test_the_table_of_hyperparameters_holds_what_was_run(tmp_path):
     trainer = make_trainer(args)
     trainer.train()
     rows = dict(table(card_of(trainer), "## Training procedure")[2:])
-    assert rows == {name: str(value) for name, value in hyperparameters(trainer).items()}
+    assert rows == {name: str(value) for name, value in trainer.hyperparameters().items()}
     expected = {"loss": "tgo", "beta": "0.5", "temperature": "0.064", "confidence coefficient": "5.0", "updates": "2",
                 "batch size": "8", "learning rate": "0.0002", "schedule": "linear", "seed": "7", "precision": "bf16",
                 "LoRA rank, alpha": "3, 8", "resolution": "16 x 16"}  # fmt: skip

@@ -20,7 +20,7 @@ def poisoned(folder, poison, value=math.nan, **settings):
     """A trainer whose rows' errors become `value`, by update (from 1) and row."""
 
     trainer = make_trainer(config(folder, **settings))
-    original = trainer.process.error
+    original = trainer.denoiser.noise_process.error
 
     def error(prediction, clean, noise, time):
         errors = original(prediction, clean, noise, time)
@@ -35,7 +35,7 @@ def poisoned(folder, poison, value=math.nan, **settings):
         return compute(model, inputs, *args, **kwargs)
 
     trainer.compute_loss = compute_loss
-    object.__setattr__(trainer.process, "error", error)
+    object.__setattr__(trainer.denoiser.noise_process, "error", error)
     return trainer
 
 
@@ -202,9 +202,9 @@ def test_an_evaluation_names_its_bad_rows(tmp_path, skip, caplog):
         compute_metrics=lambda evaluated: seen.append(evaluated.label_ids) or {},
     )
     whole = trainer.evaluate()
-    original = trainer.process.error
+    original = trainer.denoiser.noise_process.error
     object.__setattr__(
-        trainer.process, "error", lambda *args: original(*args) * torch.tensor([1.0, math.nan, 1.0, 1.0])
+        trainer.denoiser.noise_process, "error", lambda *args: original(*args) * torch.tensor([1.0, math.nan, 1.0, 1.0])
     )
     if not skip:
         with pytest.raises(NonFiniteError, match="The loss of row 1 of the evaluated data set is not finite"):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tgo_trl.losses.tgo import implicit_reward, log_likelihood, log_ratio, tgo_loss, toward_label
+from tgo_trl.losses.likelihood import implicit_reward, log_likelihood, log_ratio, toward_label
+from tgo_trl.losses.tgo import tgo_loss
 
 
 def test_likelihood_and_ratio_and_reward_by_hand():

@@ -258,7 +258,7 @@ def test_drawing_draws_from_the_base_network(tmp_path):
     reference = AdapterReference(policy, keep_copy=False)
     randomize(policy)
     before = draw(pipeline)
-    with reference.drawing(pipeline):
+    with reference.sampling(pipeline):
         drawn = draw(pipeline)
     assert np.array_equal(drawn, draw(stable_diffusion()))
     assert np.array_equal(draw(pipeline), before)
@@ -272,7 +272,7 @@ def test_drawing_draws_from_the_frozen_copy(tmp_path):
     reference = AdapterReference(policy, keep_copy=True)
     randomize(policy, seed=1)
     before = draw(pipeline)
-    with reference.drawing(pipeline):
+    with reference.sampling(pipeline):
         drawn = draw(pipeline)
     assert np.array_equal(drawn, initial)
     assert np.array_equal(draw(pipeline), before)
@@ -286,13 +286,13 @@ def test_drawing_draws_from_the_second_model_and_puts_the_policy_back(tmp_path):
     policy = build(tmp_path, pipeline)
     reference = ModelReference({"unet": second.unet}, policy)
     trained, before, configuration = pipeline.unet, draw(pipeline), dict(pipeline.config)
-    with reference.drawing(pipeline):
+    with reference.sampling(pipeline):
         assert pipeline.unet is second.unet
         assert np.array_equal(draw(pipeline), expected)
     assert pipeline.unet is trained
     assert np.array_equal(draw(pipeline), before)
     assert dict(pipeline.config) == configuration
-    with pytest.raises(RuntimeError), reference.drawing(pipeline):
+    with pytest.raises(RuntimeError), reference.sampling(pipeline):
         raise RuntimeError
     assert pipeline.unet is trained
 

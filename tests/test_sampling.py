@@ -9,8 +9,9 @@ from transformers import TrainerCallback
 
 from tgo_trl import SampleGridCallback
 from tgo_trl.policy.draws import stable_seed
+from tgo_trl.policy.sampling import cpu_generators
 from tgo_trl.trainer import sample_grids
-from tgo_trl.trainer.sample_grids import cpu_generators, last_grid
+from tgo_trl.trainer.sample_grids import last_grid
 
 from . import tiny
 from .runs import assert_equal, config, logged, make_trainer, trained_weights

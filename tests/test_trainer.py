@@ -264,16 +264,8 @@ def test_errors_of_the_reference_hold_no_gradient(tmp_path, settings):
     trainer = make_trainer(config(tmp_path, **settings), model=pipeline)
     batch = next(iter(trainer.get_train_dataloader()))
     draw = draw_rows(SEED, batch["epoch"], batch["row"], (4, 8, 8), 2, torch.device("cpu"))
-    errors = row_errors(
-        trainer.model,
-        trainer.reference,
-        trainer.family,
-        pipeline,
-        trainer.process,
-        batch["image"],
-        batch["prompt"],
-        draw,
-    )
+    corrupted = trainer.denoiser.corrupt(batch["image"], batch["prompt"], draw)
+    errors = row_errors(trainer.model, trainer.reference, corrupted)
     assert errors.policy.shape == errors.reference.shape == (2, 4)
     assert errors.policy.requires_grad
     assert not errors.reference.requires_grad

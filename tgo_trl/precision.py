@@ -38,7 +38,9 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
 
 def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU that has it, else float32."""
-    from transformers.utils import is_torch_bf16_gpu_available  # slow to load, and not needed to name a dtype
+    from transformers.utils.import_utils import (
+        is_torch_bf16_gpu_available,
+    )  # slow to load, and not needed to name a dtype
 
     return torch.bfloat16 if device.type == "cuda" and is_torch_bf16_gpu_available() else torch.float32
 

@@ -44,8 +44,9 @@ class CardContent:
         task: the Hub's pipeline tag.
         is_adapter: whether an adapter was trained, not the whole network.
         rank_and_alpha: of the adapter; None if there is none, or they differ from layer to layer.
-        loss_type: `"tgo"` or `"sft"`.
-        rule: threshold and weights.
+        method: how it was trained, after "trained with".
+        method_tag: the same as a tag.
+        rule: threshold and weights; None without scores.
         hyperparameters: a name and a value per row of the table.
         prompt: for the snippet.
         grid: path of the sample grid, relative to the card.
@@ -66,8 +67,9 @@ class CardContent:
     task: str
     is_adapter: bool
     rank_and_alpha: tuple[int, float] | None
-    loss_type: str
-    rule: LabelRule
+    method: str
+    method_tag: str
+    rule: LabelRule | None
     hyperparameters: Mapping[str, Any]
     prompt: str
     grid: str | None
@@ -81,7 +83,7 @@ def build_card(content: CardContent) -> ModelCard:
     """The card of a run."""
     is_file = is_single_file(content.base_model)
     on_hub = bool(content.base_model) and not is_file and not Path(content.base_model).exists()
-    tags = ["trl", content.loss_type, *(["lora"] if content.is_adapter else []), "diffusers", *content.tags]
+    tags = ["trl", content.method_tag, *(["lora"] if content.is_adapter else []), "diffusers", *content.tags]
     data = ModelCardData(
         library_name="diffusers",
         base_model=content.base_model if on_hub else None,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..media.types import Sample, Size, VideoFormat
-from ..noise import Process
+from ..noise import NoiseProcess
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Family(ABC):
         return [name for name in self.optional_components if name not in forgiven and not getattr(pipeline, name, None)]
 
     @abstractmethod
-    def process(self, pipeline: DiffusionPipeline) -> Process:
+    def process(self, pipeline: DiffusionPipeline) -> NoiseProcess:
         """The noise process that the networks were trained with."""
 
     @abstractmethod

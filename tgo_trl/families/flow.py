@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
-from ..noise import FlowMatchingProcess, Process, build_density
+from ..noise import FlowMatchingProcess, NoiseProcess, build_density
 from .latents import LatentFamily
 
 
@@ -43,7 +43,7 @@ class FlowMatchingFamily(LatentFamily):
                 "`FlowMatchEulerDiscreteScheduler`, or to a solver with `prediction_type='flow_prediction'`."
             )
 
-    def process(self, pipeline: DiffusionPipeline) -> Process:
+    def process(self, pipeline: DiffusionPipeline) -> NoiseProcess:
         """Straight paths on the training grid of the pipeline's scheduler."""
         schedule = flow_schedule(pipeline, self.timestep_shift)
         density = build_density(self.timestep_density, self.logit_mean, self.logit_std, self.mode_scale)

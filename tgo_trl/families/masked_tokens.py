@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..noise import MaskedTokenProcess, Process
+from ..noise import MaskedTokenProcess, NoiseProcess
 from .base import Family
 
 GOOD_AESTHETIC_SCORE = 6.0
@@ -22,7 +22,7 @@ class MaskedTokenFamily(Family):
     image_encoders = ("vqvae",)
     prompt_encoders = ("text_encoder", "tokenizer")
 
-    def process(self, pipeline: DiffusionPipeline) -> Process:
+    def process(self, pipeline: DiffusionPipeline) -> NoiseProcess:
         """Tokens masked on the cosine schedule; the last of the network's tokens stands for "masked"."""
         return MaskedTokenProcess(int(pipeline.transformer.config.vocab_size) - 1)
 

@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor
 
 from ..media.types import Size
-from ..noise import DiffusionProcess, Process
+from ..noise import DiffusionProcess, NoiseProcess
 from ..precision import compute_dtype
 from .latents import LatentFamily
 
@@ -36,7 +36,7 @@ class StableDiffusionFamily(LatentFamily):
                 "image-conditioned model, which prompts and images alone cannot train. Use a text-to-image one."
             )
 
-    def process(self, pipeline: DiffusionPipeline) -> Process:
+    def process(self, pipeline: DiffusionPipeline) -> NoiseProcess:
         """The training schedule behind the pipeline's sampler, zero terminal SNR included."""
         schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         return DiffusionProcess(schedule.alphas_cumprod, schedule.config.prediction_type)

@@ -1,1 +1,31 @@
 """Losses, one file each: errors of rows to a loss, equation by equation. Torch only."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from .base import Loss, LossInputs, Predictions, RowErrors, RowLosses, Rows
+from .sft import SFTLoss
+from .tgo import TGOLoss
+
+LOSSES: dict[str, type[Loss]] = {
+    "tgo": TGOLoss,
+    "sft": SFTLoss,
+}
+"""The losses by their `loss_type`."""
+
+
+def build_loss(loss_type: str, settings: Mapping[str, Any]) -> Loss:
+    """The loss of a name, with those of the settings that it has.
+
+    Args:
+        loss_type: a key of `LOSSES`.
+        settings: by name; others than the loss's are passed over.
+    """
+    loss = LOSSES[loss_type]
+    return loss(**{field.name: settings[field.name] for field in fields(loss)})
+
+
+__all__ = [
+    "LOSSES", "Loss", "LossInputs", "Predictions", "RowErrors", "RowLosses", "Rows", "SFTLoss", "TGOLoss", "build_loss",
+]  # fmt: skip

@@ -1,52 +1,37 @@
-"""The objective: from denoising errors to a weighted logistic loss, equation by equation.
+"""Threshold-Guided Optimization: a weighted logistic loss of the implicit reward (arXiv 2605.04653)."""
 
-Pure functions of tensors. Nothing here knows a model, a data set or a trainer. Equation numbers follow
-"Threshold-Guided Optimization for Visual Generative Models" (arXiv 2605.04653), in the order in which its method
-section introduces them.
-"""
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-
-def log_likelihood(error: Tensor, temperature: float) -> Tensor:
-    """Log-likelihood surrogate of each row, `log pi(y|x) ~= -error / T` (the paper's Gaussian surrogate).
-
-    Args:
-        error: float32 `[B]`, mean error of each row over all its numbers; holds gradient for the policy.
-        temperature: `T > 0`, in error units.
-
-    Returns:
-        float32 `[B]`, up to a constant that cancels in the log-ratio.
-    """
-    return -error / temperature
+from .base import Loss, LossInputs, RowLosses
+from .likelihood import implicit_reward, log_ratio, toward_label
 
 
-def log_ratio(policy_error: Tensor, reference_error: Tensor, temperature: float) -> Tensor:
-    """Log-ratio of policy to reference, `log pi_theta(y|x) - log pi_ref(y|x) = (e_ref - e_theta) / T`.
+@dataclass(frozen=True)
+class TGOLoss(Loss):
+    """Makes rows above the threshold more likely than under the reference, and rows below it less likely.
 
-    The errors are subtracted before the division: both are of the same size, and `1/T` multiplies what rounding
-    leaves of their difference.
-
-    Args:
-        policy_error: float32 `[..., B]`, holds gradient.
-        reference_error: float32 `[..., B]`, computed on the same draw, without gradient.
-        temperature: `T > 0`, in error units.
-
-    Returns:
-        float32 `[..., B]`, zero where the policy equals the reference.
-    """
-    return (reference_error - policy_error) / temperature
-
-
-def implicit_reward(log_ratio: Tensor, beta: float) -> Tensor:
-    """Implicit reward of each row, `r = beta (log pi_theta(y|x) - log pi_ref(y|x))`.
-
-    Args:
-        log_ratio: float32 `[B]`.
+    Attributes:
         beta: `beta > 0`, the strength of the KL term.
     """
-    return beta * log_ratio
+
+    method: ClassVar[str] = (
+        "Threshold-Guided Optimization (TGO) on scored {media}s: those above a threshold are made more likely than "
+        "under the reference, those below it less likely, each weighted by its distance to the threshold"
+    )
+
+    beta: float
+
+    def __call__(self, inputs: LossInputs) -> RowLosses:
+        """`w (-log sigmoid(+-r))` of each row, with the errors of its draws averaged first."""
+        errors = inputs.errors
+        assert errors.reference is not None
+        ratio = log_ratio(errors.policy.mean(0), errors.reference.mean(0), self.temperature)
+        reward = implicit_reward(ratio, self.beta)
+        return RowLosses(tgo_loss(reward, inputs.is_positive, inputs.weight), ratio, reward)
 
 
 def tgo_loss(reward: Tensor, is_positive: Tensor, weight: Tensor) -> Tensor:
@@ -64,8 +49,3 @@ def tgo_loss(reward: Tensor, is_positive: Tensor, weight: Tensor) -> Tensor:
         float32 `[B]`.
     """
     return -weight * logsigmoid(toward_label(reward, is_positive))
-
-
-def toward_label(value: Tensor, is_positive: Tensor) -> Tensor:
-    """`+value` for positive rows, `-value` for negative rows; shapes broadcast."""
-    return value.where(is_positive, -value)

@@ -46,3 +46,18 @@ def crop_geometry(original: Size, size: Size) -> Tensor:
 
 def _aspect_ratio(size: Size) -> float:
     return size[1] / size[0]
+
+
+def check_size(size: Size, multiple: int, is_square: bool = False) -> None:
+    """Raises a ValueError, with the nearest size, if height and width are not multiples of what the pipeline needs.
+
+    Args:
+        size: height and width in pixels.
+        multiple: of the pipeline.
+        is_square: whether it was set as `resolution`.
+    """
+    nearest = [max(1, round(side / multiple)) * multiple for side in size]
+    if nearest != list(size):
+        came = f"`resolution` is {size[0]}" if is_square else f"`height` and `width` are {size[0]} and {size[1]}"
+        write = f"`resolution={nearest[0]}`" if is_square else f"`height={nearest[0]}` and `width={nearest[1]}`"
+        raise ValueError(f"{came}, but this pipeline needs a multiple of {multiple}. Set {write}.")

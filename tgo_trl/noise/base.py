@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 
-class Process(ABC):
+class NoiseProcess(ABC):
     """How clean samples are corrupted, and how far a prediction is from what it should have been.
 
     A process knows nothing of networks. It is a pure function of its arguments: all randomness comes in as `quantile`
@@ -40,6 +40,14 @@ class Process(ABC):
         Returns:
             float32 `[B]`; holds gradient if `prediction` does.
         """
+
+    def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """What the network is trained to predict, float32 `[B, ...]`, for losses that read predictions.
+
+        Raises:
+            ValueError: if predictions are compared with nothing of their own shape, as the logits of tokens are.
+        """
+        raise ValueError(f"`{type(self).__name__}` has no target that predictions could be subtracted from.")
 
     @abstractmethod
     def temperature(self, num_elements: int) -> float:

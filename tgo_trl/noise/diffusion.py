@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from .base import Process
+from .base import NoiseProcess
 
 PAPER_TEMPERATURE = 0.001
 PAPER_NUM_ELEMENTS = 4 * 64 * 64  # the latents of Stable Diffusion 1.5 at 512 pixels
 
 
-class DiffusionProcess(Process):
+class DiffusionProcess(NoiseProcess):
     """`x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps` with `t` uniform over the training timesteps.
 
     The error is the mean squared error in the network's own regression target: `eps`, or

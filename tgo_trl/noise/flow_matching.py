@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .base import Process
+from .base import NoiseProcess
 from .densities import uniform
 from .diffusion import scaled_temperature
 
 
-class FlowMatchingProcess(Process):
+class FlowMatchingProcess(NoiseProcess):
     """`x_sigma = (1 - sigma) x_0 + sigma eps`, with `sigma` from the scheduler's training grid.
 
     The error is the mean squared error of the velocity `v = eps - x_0`, the network's own regression target, which

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Process
+from .base import NoiseProcess
 
 
-class MaskedTokenProcess(Process):
+class MaskedTokenProcess(NoiseProcess):
     """A share `p = cos(pi t / 2)` of the tokens is masked, with `t` uniform, and the network names what they were.
 
     The log-likelihood surrogate is `log pi(y|x) ~= mean over masked positions of log p(token | visible tokens, x)`, so

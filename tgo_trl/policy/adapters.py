@@ -26,7 +26,10 @@ class AdapterSettings(Protocol):
     lora_r: int
     lora_alpha: int
     lora_dropout: float
-    lora_target_modules: list[str] | str | None
+
+    @property
+    def lora_target_modules(self) -> list[str] | str | None:
+        """What gets an adapter; None for the family's choice."""
 
 
 def check_policy(

@@ -23,11 +23,13 @@ class Draw:
         quantile: float32 `[B]`, uniform in [0, 1); the process turns it into a time.
         noise: float32 `[B, ...]`, standard normal, corrupts the clean sample.
         posterior_noise: float32 `[B, ...]`, standard normal, picks the clean sample from the image encoder's posterior.
+        keys: `(epoch, row, sample)` of each, which the rest is a function of, with the seed.
     """
 
     quantile: Tensor
     noise: Tensor
     posterior_noise: Tensor
+    keys: tuple[tuple[int, int, int], ...] = ()
 
 
 def draw_rows(
@@ -46,14 +48,17 @@ def draw_rows(
     Returns:
         A [`Draw`] with `B = num_samples * len(rows)`.
     """
+    keys = [(epoch, row, sample) for sample in range(num_samples) for epoch, row in zip(epochs, rows, strict=True)]
     quantiles, noises, posterior_noises = [], [], []
-    for sample in range(num_samples):
-        for epoch, row in zip(epochs, rows, strict=True):
-            generator = torch.Generator().manual_seed(stable_seed(seed, epoch, row, sample))
-            quantiles.append(torch.rand((), generator=generator))
-            noises.append(torch.randn(*shape, generator=generator))
-            posterior_noises.append(torch.randn(*shape, generator=generator))
-    return Draw(*(_move(torch.stack(parts), device) for parts in (quantiles, noises, posterior_noises)))
+    for key in keys:
+        generator = torch.Generator().manual_seed(stable_seed(seed, *key))
+        quantiles.append(torch.rand((), generator=generator))
+        noises.append(torch.randn(*shape, generator=generator))
+        posterior_noises.append(torch.randn(*shape, generator=generator))
+    quantile, noise, posterior_noise = (
+        _move(torch.stack(parts), device) for parts in (quantiles, noises, posterior_noises)
+    )
+    return Draw(quantile, noise, posterior_noise, tuple(keys))
 
 
 def shuffled_rows(seed: int, epoch: int, num_rows: int) -> list[int]:

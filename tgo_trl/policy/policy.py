@@ -60,18 +60,20 @@ class Policy(nn.Module):
         """The older name of [`activation_checkpointing_enable`]."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
-    def leave_quantized_weights_to_each_process(self) -> None:
-        """Keeps `DistributedDataParallel` from exchanging frozen quantised weights, which it cannot; all load the same.
+    @property
+    def lora_config(self) -> Any:
+        """The configuration of the adapter that is trained, the same in every network; None if all weights are."""
+        if self.adapter_name is None:
+            return None
+        return next(iter(self.networks.values())).peft_config[self.adapter_name]
 
-        Called when all adapters are there.
-        """
-        self._ddp_params_and_buffers_to_ignore = [
-            f"networks.{network_name}.{name}"
-            for network_name, network in self.networks.items()
-            if getattr(network, "hf_quantizer", None) is not None
-            for name, parameter in network.named_parameters()
-            if not parameter.requires_grad
-        ]
+    @property
+    def rank_and_alpha(self) -> tuple[int, float] | None:
+        """Of the adapter; None if there is none, or they differ from layer to layer."""
+        config = self.lora_config
+        if config is None or config.rank_pattern or config.alpha_pattern or config.use_rslora:
+            return None
+        return config.r, config.lora_alpha
 
     def adapter_state(self, adapter_name: str) -> dict[str, Tensor]:
         """An adapter's weights, each under `<network>.<name>`."""

@@ -14,20 +14,33 @@ from torch import Tensor, nn
 
 from ..precision import cast, compute_dtype
 from .adapters import REFERENCE_ADAPTER
+from .denoising import Corrupted
 from .policy import Policy
 
 
 class Reference(ABC):
-    """What the policy is compared with."""
+    """What the policy is compared with: asked for errors or predictions, whether networks or a file answer."""
+
+    @abstractmethod
+    def errors(self, model: nn.Module, corrupted: Corrupted) -> Tensor:
+        """How far the reference is off, float32 `[K, B]`, without gradient.
+
+        Args:
+            model: the policy as wrapped for training, whose networks may be the reference's too.
+            corrupted: what the policy is asked about.
+        """
+
+    @abstractmethod
+    def predictions(self, model: nn.Module, corrupted: Corrupted) -> Tensor:
+        """What the reference says, in the native target, `[K * B, ...]`, without gradient; arguments as of [`errors`].
+
+        Raises:
+            ValueError: if it knows errors only.
+        """
 
     @abstractmethod
     @contextmanager
-    def acting(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Yields the module to call instead of the policy `model` (as wrapped for training)."""
-
-    @abstractmethod
-    @contextmanager
-    def drawing(self, pipeline: DiffusionPipeline) -> Iterator[None]:
+    def sampling(self, pipeline: DiffusionPipeline) -> Iterator[None]:
         """Within, the pipeline samples from the reference."""
 
     @abstractmethod
@@ -52,7 +65,26 @@ class Reference(ABC):
         self.load_state(mixed)
 
 
-class AdapterReference(Reference):
+class NetworkReference(Reference):
+    """A reference of networks that are there, and are called at each step."""
+
+    @abstractmethod
+    @contextmanager
+    def acting(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Yields the module to call instead of the policy `model` (as wrapped for training)."""
+
+    def predictions(self, model: nn.Module, corrupted: Corrupted) -> Tensor:
+        """Calls the networks."""
+        with torch.no_grad(), self.acting(model) as acting:
+            return corrupted.predictions(acting)
+
+    def errors(self, model: nn.Module, corrupted: Corrupted) -> Tensor:
+        """Calls the networks."""
+        with torch.no_grad():
+            return corrupted.errors(self.predictions(model, corrupted))
+
+
+class AdapterReference(NetworkReference):
     """The policy's networks with the adapter off, or with its frozen copy on.
 
     Args:
@@ -88,7 +120,7 @@ class AdapterReference(Reference):
             self._use(self.trained)
 
     @contextmanager
-    def drawing(self, pipeline: DiffusionPipeline) -> Iterator[None]:
+    def sampling(self, pipeline: DiffusionPipeline) -> Iterator[None]:
         """The pipeline's networks are the policy's, so switching the adapter is all."""
         with self.acting(pipeline.components[self.policy.family.network_names[0]]):
             yield
@@ -111,7 +143,7 @@ class AdapterReference(Reference):
             layer.enable_adapters(adapter is not None)
 
 
-class ModelReference(Reference):
+class ModelReference(NetworkReference):
     """A second set of networks, frozen.
 
     It keeps the dtype of the policy's weights: in another one, norms would round differently and the first log-ratio
@@ -135,7 +167,7 @@ class ModelReference(Reference):
         yield self.model
 
     @contextmanager
-    def drawing(self, pipeline: DiffusionPipeline) -> Iterator[None]:
+    def sampling(self, pipeline: DiffusionPipeline) -> Iterator[None]:
         """Swaps the second model's networks into the pipeline."""
         trained = {name: getattr(pipeline, name) for name in self.names}
         pipeline.register_modules(**{name: self._plain.get_submodule(f"networks.{name}") for name in self.names})

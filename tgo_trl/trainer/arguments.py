@@ -6,14 +6,15 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from diffusers import DiffusionPipeline
 
 from ..families import Family, build_family
-from ..media.sizes import aspect_ratio_sizes
+from ..losses import LOSSES
+from ..media.sizes import aspect_ratio_sizes, check_size
 from ..media.types import Size
 from ..policy.alterations import check_networks, unwrap_networks
+from ..policy.distributed import check_strategy
 from ..policy.policy import Policy
 from .tgo_config import TGOConfig
 
@@ -68,8 +69,8 @@ def _named_datasets(train_dataset: object, eval_dataset: object) -> dict[str, ob
 
 
 def _check_reference(args: TGOConfig) -> None:
-    if args.loss_type == "sft":
-        raise ValueError("`loss_type='sft'` uses no reference; leave `ref_model` out.")
+    if not LOSSES[args.loss_type].needs_reference:
+        raise ValueError(f"`loss_type={args.loss_type!r}` uses no reference; leave `ref_model` out.")
     if args.sync_ref_model and args.use_peft:
         raise ValueError(
             "`sync_ref_model=True` mixes the policy's weights into the reference's, but a `ref_model` has no adapter "
@@ -91,19 +92,7 @@ def _check_stream(args: TGOConfig) -> None:
 
 
 def _check_layout(args: TGOConfig) -> None:
-    if args.n_gpu > 1:
-        raise ValueError(
-            "TGOTrainer does not support `nn.DataParallel`, which `Trainer` uses when several GPUs are visible to a "
-            "single process. Launch the script with `accelerate launch` or `torchrun`, or make a single GPU visible "
-            "with `CUDA_VISIBLE_DEVICES`."
-        )
-    launched = parse_flag_from_env("ACCELERATE_USE_FSDP") or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
-    if args.fsdp or args.deepspeed or launched:
-        raise ValueError(
-            "TGOTrainer trains on one device or with `DistributedDataParallel`; FSDP and DeepSpeed shard weights that "
-            "the adapter switch and the saver need whole. Leave `fsdp` and `deepspeed` unset, also in accelerate's "
-            "configuration."
-        )
+    check_strategy(args)
     accelerator_config: Any = args.accelerator_config
     if accelerator_config.dispatch_batches:
         raise ValueError(
@@ -171,21 +160,6 @@ def resolve_size(args: TGOConfig, family: Family, pipeline: DiffusionPipeline) -
         size = family.default_size(pipeline)
     check_size(size, family.size_multiple(pipeline), is_square=args.resolution is not None)
     return size
-
-
-def check_size(size: Size, multiple: int, is_square: bool = False) -> None:
-    """Raises a ValueError, with the nearest size, if height and width are not multiples of what the pipeline needs.
-
-    Args:
-        size: height and width in pixels.
-        multiple: of the pipeline.
-        is_square: whether it was set as `resolution`.
-    """
-    nearest = [max(1, round(side / multiple)) * multiple for side in size]
-    if nearest != list(size):
-        came = f"`resolution` is {size[0]}" if is_square else f"`height` and `width` are {size[0]} and {size[1]}"
-        write = f"`resolution={nearest[0]}`" if is_square else f"`height={nearest[0]}` and `width={nearest[1]}`"
-        raise ValueError(f"{came}, but this pipeline needs a multiple of {multiple}. Set {write}.")
 
 
 def resolve_sizes(args: TGOConfig, size: Size, family: Family, pipeline: DiffusionPipeline) -> list[Size]:

@@ -1,347 +1,205 @@
-"""[`BaseTrainer`]: a run that is saved, goes on where it stopped, ends well and is pushed. Knows no loss."""
+"""[`BaseTrainer`]: what every trainer of a diffusers pipeline has beside its loss: reference, samples, card, Hub."""
 
+import copy
+import json
 import logging
-import math
-import signal
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
+from peft import PeftConfig
 from torch import nn
-from transformers import Trainer
-from transformers.trainer import OPTIMIZER_NAME
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers import set_seed
+from transformers.trainer_utils import HubStrategy, SchedulerType
 
-from ..data.encoded import EncodedDataset
-from ..data.sampler import RowSampler
+from ..cards.model_card import CardContent, build_card, shown_path
 from ..families import Family
-from ..hub.repositories import Destination
+from ..hub.repositories import Destination, UploadError
 from ..hub.uploads import Uploads
-from ..labels.rule import LabelRule
-from ..media.types import Size
-from ..messages.failures import writing
-from ..policy.alterations import check_networks, unwrap_networks
-from ..policy.policy import Policy
-from ..policy.reference import Reference
-from ..storage.locks import sole_writer
+from ..media.types import Sample
+from ..messages.public import public_text
+from ..policy.denoising import Denoiser
+from ..policy.distributed import leave_quantized_weights_to_each_process
+from ..policy.encoders import FrozenEncoders
+from ..policy.loading import load_pipeline, remove_offloading, replace_tokenizer
+from ..policy.policy import Policy, build_policy, disable_dropout
+from ..policy.reference import AdapterReference, ModelReference, Reference
+from ..policy.sampling import cpu_generators
+from ..storage.shards import component_fingerprint, tensors_digest
 from . import checkpoints
-from .course import Course
-from .interruption import Interruption, Terminated
-from .nonfinite import UpdateGuard, check_finite_tensors
-from .optimizer_modes import OptimizerMode
-from .preparation import training_block
-from .progress import Progress
-from .publishing import open_model_repository, push_checkpoint, push_model, sum_up_failures, write_card
-from .resuming import accepted_changes, load_changed_optimizer
+from .arguments import resolve_family, resolve_size, resolve_sizes, warn_of_unused_settings
+from .callbacks import EpochCallback, InterruptionCallback, SyncReferenceCallback
+from .course import Course, course_settings, weights_digest
+from .nonfinite import check_finite_tensors
+from .plots import SCORE_HISTOGRAM_NAME
+from .publishing import folder_upload, open_model_repository, sum_up
+from .resumable_trainer import ResumableTrainer
+from .sample_grids import SampleGridCallback, last_grid
 from .tgo_config import TGOConfig
+from .untrained import UntrainedLayersCallback
 
 logger = logging.getLogger(__name__)
 
 
-class BaseTrainer(Trainer):
-    """What every trainer of a diffusers pipeline shares: checkpoints, resumes, signals, the card and the Hub.
+class BaseTrainer(ResumableTrainer):
+    """What every trainer of a diffusers pipeline has beside its loss.
 
-    A subclass calls [`_open_repository`] before it loads anything and [`_prepare_run`] before `Trainer.__init__`, and
-    sets the attributes below.
+    A subclass calls, in this order, [`_open_repository`] before anything that takes long, [`_load_pipeline`],
+    [`_build_policy`] once its data are prepared, [`_prepare_run`], `Trainer.__init__`, and [`_add_own_callbacks`].
 
     Attributes:
-        pipeline: whose networks are trained.
-        family: how they are called.
-        reference: what the policy is compared with; None without one.
-        label_rule: fitted on the training set.
-        temperature: `T`, resolved.
-        size, sizes: that images are brought to, in pixels.
-        changes: what was set otherwise on the way, a sentence each.
+        denoiser: how the pipeline's networks are asked to denoise.
+        encoders: what turns images and prompts into what the networks take.
+        sampled_reference: what samples are compared with, also where the loss has no reference; None if that would take
+            a copy of the network.
         uploads, destination: to the Hub.
     """
 
-    args: TGOConfig
-    model: nn.Module
-    pipeline: DiffusionPipeline
-    family: Family
-    reference: Reference | None
-    label_rule: LabelRule
-    temperature: float
-    size: Size
-    sizes: Sequence[Size]
-    _course: Course
-    _guard: UpdateGuard
+    denoiser: Denoiser
+    encoders: FrozenEncoders
+    sampled_reference: Reference | None
+
+    # ---- Set-up ----
 
     def _open_repository(self, args: TGOConfig) -> None:
         self.uploads = Uploads()
         pushes = args.push_to_hub and args.process_index == 0
         self.destination: Destination | None = open_model_repository(args) if pushes else None
 
-    def _prepare_run(self, args: TGOConfig) -> None:
-        self._row_sampler: RowSampler | None = None
-        self.optimizer_mode = OptimizerMode(self)
-        self._interruption = Interruption()
-        self._progress = Progress(block=training_block(args, len(self.sizes)))
-        self._resumed: Progress | None = None
-        self._random_state: str | None = None  # a checkpoint whose random state is still to be loaded
-        self._changes: list[str] = []  # of the run that goes on, now
-        self.changes: list[str] = []  # of the whole run, for its record
-        self._last_saved = 0
+    def _load_pipeline(
+        self, model: str | DiffusionPipeline, args: TGOConfig, dtype: torch.dtype, family: Family | None,
+        processing_class: Any, quantization_config: Any,
+    ) -> None:  # fmt: skip
+        """Sets `pipeline`, `family`, `denoiser`, `size` and `sizes`, each checked against the settings."""
+        self.pipeline = load_pipeline(model, args.model_init_dict, quantization_config, family, dtype)
+        remove_offloading(self.pipeline)
+        if processing_class is not None:
+            replace_tokenizer(self.pipeline, processing_class)
+        self.family = resolve_family(args, family, self.pipeline)
+        self.denoiser = Denoiser(self.family, self.pipeline, self.family.process(self.pipeline))
+        self.size = resolve_size(args, self.family, self.pipeline)
+        self.sizes = resolve_sizes(args, self.size, self.family, self.pipeline)
 
-    @property
-    def policy(self) -> Policy:
-        """What is trained, without the wrappers of distributed training."""
-        policy: Policy = self.accelerator.unwrap_model(self.model)
-        return policy
+    def _build_policy(
+        self, args: TGOConfig, dtype: torch.dtype, peft_config: PeftConfig | None,
+        ref_networks: dict[str, nn.Module] | None, needs_reference: bool,
+    ) -> tuple[Policy, bool]:  # fmt: skip
+        """The policy, and whether it begins with an adapter that was trained before; sets the references.
 
-    # ---- Saving and loading ----
+        Called when nothing can fail any more, so that bad data leave the user's pipeline without an adapter.
+        """
+        # An adapter is initialised at random: seed before it is created, as TRL does.
+        set_seed(args.seed)
+        policy, was_trained = build_policy(self.pipeline, self.family, args, peft_config, dtype)
+        if args.disable_dropout:
+            disable_dropout(policy)
+        keep_copy = was_trained or args.sync_ref_model
+        self.reference = _build_reference(policy, keep_copy, ref_networks, args) if needs_reference else None
+        self.sampled_reference = self.reference
+        if self.reference is None and policy.adapter_name is not None:
+            self.sampled_reference = AdapterReference(policy, keep_copy=was_trained)
+        leave_quantized_weights_to_each_process(policy)
+        if was_trained:
+            warn_of_unused_settings(args, str(policy.adapter_name))
+            check_finite_tensors(policy.adapter_state(str(policy.adapter_name)).items(), "The pipeline's adapter")
+        return policy, was_trained
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves what was trained, to the output directory unless told otherwise; called by every process."""
-        with self.optimizer_mode.averaged():
-            super().save_model(output_dir, _internal_call)
+    def _describe_course(
+        self, policy: Policy, was_trained: bool, args: TGOConfig, settings: Mapping[str, Any], rows: str
+    ) -> Course:
+        """What the run depends on: settings, a digest of the rows, and the weights that it begins with."""
+        public = checkpoints.public_config(args.to_dict())
+        fingerprints = {"the rows, their order, images or videos": rows}
+        fingerprints |= {f"weights or settings of `{name}`": digest for name, digest in self._part_digests().items()}
+        fingerprints["the base model's weights"] = weights_digest(dict(policy.networks.items()))
+        if was_trained:
+            start = policy.adapter_state(str(policy.adapter_name))
+            fingerprints["the weights of the adapter that it began with"] = tensors_digest(sorted(start.items()))
+        if isinstance(self.reference, ModelReference):
+            fingerprints["the reference's weights"] = weights_digest({"": self.reference.model})
+        settings = {**course_settings(args, public, policy), "size": list(self.size), **settings}
+        return Course(json.loads(json.dumps(settings)), fingerprints)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_path)
-        trained = ((name, weight) for name, weight in self.policy.named_parameters() if weight.requires_grad)
-        check_finite_tensors(trained, f"The model, which is therefore not saved in {str(folder)!r},")
-        is_checkpoint = checkpoints.is_checkpoint_of(folder, self.args.output_path)
-        checkpoints.check_names(self.pipeline, self.policy)
-        with writing(folder), checkpoints.replacing(folder, is_checkpoint) as temporary:
-            checkpoints.save_weights(self.pipeline, self.policy, temporary, whole_pipeline=not is_checkpoint)
-            if is_checkpoint and self.args.sync_ref_model and self.reference is not None:
-                checkpoints.save_reference(self.reference, temporary)
-            self._record().write(temporary)
+    def _part_digests(self) -> dict[str, str]:
+        """Of the encoders, and of what has no weights, the scheduler above all."""
+        parts = {name: part for name, part in self.pipeline.components.items() if part is not None}
+        light = {name: part for name, part in parts.items() if not isinstance(part, nn.Module)}
+        digests = {name: component_fingerprint(part) for name, part in light.items()}
+        return digests | self.encoders.fingerprints
 
-    def _record(self) -> checkpoints.RunRecord:
-        progress = self._progress
-        if self._row_sampler is not None and progress.rows >= len(self._row_sampler):
-            progress = Progress(progress.epoch + 1, 0, progress.block)
-        return checkpoints.RunRecord(
-            config=checkpoints.public_config(self.args.to_dict()),
-            rule=self.label_rule,
-            temperature=self.temperature,
-            size=self.size,
-            course=self._course,
-            progress=progress,
-            updates=self.state.global_step,
-            changes=self.changes,
-        )
+    def _add_own_callbacks(self) -> None:
+        args = self.args
+        self.add_callback(EpochCallback(self.set_epoch, lambda: self.epoch))
+        self.add_callback(UntrainedLayersCallback(self))
+        if args.sync_ref_model:
+            self.add_callback(SyncReferenceCallback(self.sync_reference))
+        if args.sample_prompts:
+            kwargs: dict[str, Any] = {"num_inference_steps": args.sample_num_inference_steps}
+            if args.sample_guidance_scale is not None:
+                kwargs["guidance_scale"] = args.sample_guidance_scale
+            self.add_callback(SampleGridCallback(self, args.sample_prompts, args.sample_steps, args.seed, **kwargs))
+        self.add_callback(InterruptionCallback(lambda: self.is_interrupted, self.end_if_interrupted))
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._guard.settle()
-        self.create_model_card()
-        args, folder = self.args, Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        # Not before it is whole does a checkpoint take the place of older ones, or is it uploaded.
-        limit, push = args.save_total_limit, args.push_to_hub
-        args.save_total_limit, args.push_to_hub = None, False
-        try:
-            with self.optimizer_mode.averaged(), writing(folder):
-                super()._save_checkpoint(model, trial)
-        finally:
-            args.save_total_limit, args.push_to_hub = limit, push
-        self.accelerator.wait_for_everyone()  # each process saves its random state
-        if args.should_save:
-            checkpoints.seal_checkpoint(folder)
-        self._last_saved = self.state.global_step
-        if push:
-            self._push_from_checkpoint(str(folder))
-        if args.should_save:
-            rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch that the next pass over the training set draws."""
+        if self._row_sampler is not None:
+            self._row_sampler.epoch = epoch
 
-    # ---- Going on ----
+    # ---- Reference and samples ----
 
-    def train(
-        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
-    ) -> TrainOutput:
-        """Trains; `resume_from_checkpoint=True` goes on from the newest checkpoint that is whole.
+    @torch.no_grad()
+    def sync_reference(self, alpha: float) -> None:
+        """Moves the reference: `ref = alpha * policy + (1 - alpha) * ref`."""
+        if self.reference is None:
+            raise ValueError(f"There is no reference to synchronise (`loss_type={self.args.loss_type!r}`).")
+        policy = self.policy
+        name = policy.adapter_name
+        with self.optimizer_mode.averaged(), self.strategy.whole():
+            self.reference.sync(policy.state_dict() if name is None else policy.adapter_state(name), alpha)
 
-        SIGTERM and SIGHUP end it, after the update that is under way, with a checkpoint and a `SystemExit`.
+    @torch.no_grad()
+    def sample(
+        self, prompts: Sequence[str], seeds: Sequence[int], from_reference: bool = False, **kwargs: Any
+    ) -> list[Sample]:
+        """One image, or the frames of one video, per prompt, each from its own seed.
+
+        Args:
+            prompts: what to sample.
+            seeds: one per prompt.
+            from_reference: sample from the reference instead of the policy; without one, as of `loss_type='sft'`, from
+                the policy as it was before training.
+            kwargs: passed to the pipeline.
 
         Raises:
-            ValueError: if there is no whole checkpoint, it is of a run with other settings or data and
-                `resume_with_changes` is not set, or another process writes to `output_dir`.
-            NonFiniteError: if losses, gradients or weights are NaN or infinite.
+            ValueError: if there is no reference to sample from.
         """
-        is_main = self.is_world_process_zero()
-        with sole_writer(self.args.output_path) if is_main else nullcontext(), self._interruption:
-            checkpoint = self._find_checkpoint(resume_from_checkpoint)
-            self._begin(checkpoint)
-            try:
-                output = super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(self._describe_end("Interrupted")) from None
-            self._guard.settle()
-            self._guard.check_share(self.state.global_step - self._initial_global_step)
-            self.optimizer_mode.settle()
-            self.end_if_interrupted()
-        return output
-
-    def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
-        folder = self.args.output_path
-        if not wanted:
-            if checkpoints.checkpoints(folder):
-                logger.warning(
-                    "%s holds checkpoints of an earlier run, and the new run begins at its start. If it is resumed "
-                    "later, the newest of all of them is taken: delete those, or set another `output_dir`.",
-                    folder,
-                )
-            return None
-        if wanted is True:
-            found = checkpoints.last_checkpoint(folder)
-            if found is None:
-                raise ValueError(f"No complete checkpoint found in `output_dir` ({self.args.output_dir}).")
-            return found
-        damage = checkpoints.checkpoint_damage(Path(wanted))
-        if damage is not None:
+        if from_reference and self.sampled_reference is None:
             raise ValueError(
-                f"{wanted} is no complete checkpoint of a `TGOTrainer`: {damage}. Pass "
-                "`resume_from_checkpoint=True` for the newest complete one."
+                f"`loss_type={self.args.loss_type!r}` with `use_peft=False` keeps no copy of the network, so there is "
+                "no reference to draw from. Draw before training."
             )
-        return Path(wanted)
+        quiet = dict(getattr(self.pipeline, "_progress_bar_config", {}))
+        was_training = self.model.training
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.encoders.summon()
+        reference = self.sampled_reference if from_reference else None
+        sampling = nullcontext() if reference is None else reference.sampling(self.pipeline)
+        try:
+            with self.optimizer_mode.averaged(), self.strategy.whole(), sampling, self.encoders.decoding():
+                self.model.eval()
+                return self.family.sample(self.pipeline, prompts, cpu_generators(seeds), self.size, **kwargs)
+        finally:
+            self.model.train(was_training)
+            self._release_encoders()
+            self.pipeline.set_progress_bar_config(**quiet)
 
-    def _begin(self, checkpoint: Path | None) -> None:
-        self._guard = UpdateGuard(self.accelerator, self.args.on_bad_row == "skip")
-        self._progress = Progress(block=training_block(self.args, len(self.sizes)))
-        self._resumed, self._changes, self.changes, self._last_saved = None, [], [], 0
-        if checkpoint is not None:
-            saved = checkpoints.RunRecord.read(checkpoint)
-            self._changes = accepted_changes(checkpoint, self._record(), self.args.resume_with_changes)
-            self.changes = saved.changes + [f"from update {saved.updates + 1} on: {change}" for change in self._changes]
-            self._resumed, self._last_saved = saved.progress, saved.updates
-            self._progress = Progress(saved.progress.epoch, saved.progress.rows, self._progress.block)
-        elif not isinstance(self.train_dataset, EncodedDataset):
-            self.train_dataset.skip = 0  # type: ignore[union-attr]
-        if self.is_world_process_zero():
-            for folder in (self.args.output_path, *checkpoints.checkpoints(self.args.output_path)):
-                checkpoints.remove_left_over(folder)
-        if self.model_wrapped is self.model:
-            # An evaluation before training prepares the bare policy, and accelerate would take it for one that is
-            # ready to train: processes would train apart, without exchanging gradients.
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            vars(self.model).pop("_is_accelerate_prepared", None)
-        unwrap_networks(self.pipeline, self.family.network_names)  # what was done to them since
-        check_networks(self.pipeline, self.family, self.args.use_peft)
-
-    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Epoch to begin with, and batches of it to pass over: none, since what is done is not read again."""
-        first_epoch, _ = super()._init_training_state(max_steps, *args, **kwargs)
-        if self._resumed is None:
-            return first_epoch, 0
-        if self.state.global_step >= max_steps:
-            if self._changes:
-                raise ValueError(
-                    f"The run has made all its {self.state.global_step} updates, so that other settings "
-                    f"({'; '.join(self._changes)}) would change nothing. Set `max_steps` or `num_train_epochs` higher "
-                    "to go on with them, or another `output_dir`."
-                )
-            if self.is_world_process_zero():
-                print(f"Nothing to do: the run has made all its {self.state.global_step} updates.")
-        self._pass_over(self._resumed)
-        return self._resumed.epoch, 0
-
-    def _pass_over(self, done: Progress) -> None:
-        """Takes out of the data what is trained on already."""
-        if self._row_sampler is None:
-            if done.block != self._progress.block and len(self.sizes) > 1:
-                raise ValueError(
-                    "A stream in buckets of aspect ratios cannot go on with updates of another size. Keep rows per "
-                    "update, or load the data set without `streaming=True`."
-                )
-            self.train_dataset.skip = done.rows  # type: ignore[union-attr]
-            return
-        sampler = self._row_sampler
-        before = RowSampler(sampler.num_rows, sampler.seed, done.block, groups=sampler.groups)
-        sampler.done = {done.epoch: before.first(done.epoch, done.rows)}
-
-    def _run_epoch(  # type: ignore[override]
-        self, *, epoch: int, steps_in_epoch: int, num_update_steps_per_epoch: int, **kwargs: Any
-    ) -> None:
-        if self.state.global_step >= self.state.max_steps:  # resumed at its end
-            self.control.should_training_stop = True
-            return
-        if self._resumed is not None and epoch == self._resumed.epoch:  # what is left of it
-            accumulated = self.args.gradient_accumulation_steps
-            if self._row_sampler is None:
-                num_update_steps_per_epoch -= self.state.global_step
-                steps_in_epoch = num_update_steps_per_epoch * accumulated
-            else:
-                batch = self._train_batch_size * self.args.world_size
-                steps_in_epoch = math.ceil(self._row_sampler.num_left(epoch) / batch)
-                num_update_steps_per_epoch = math.ceil(steps_in_epoch / accumulated)
-            if self._resumed.rows:  # to be loaded once more, after the data loader has drawn from it
-                self._random_state = kwargs["resume_from_checkpoint"]
-        super()._run_epoch(  # type: ignore[no-untyped-call]
-            epoch=epoch, steps_in_epoch=steps_in_epoch, num_update_steps_per_epoch=num_update_steps_per_epoch, **kwargs
-        )
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        # between the backward passes of an update and the optimizer's step
-        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
-        is_asked = self._interruption.signum is not None
-        self._guard.before_step(self.state.global_step + 1, norm, self.optimizer, is_asked)
-        return norm
-
-    @property
-    def epoch(self) -> float:
-        """How many times the training set has been gone through; of a stream, the share of all updates."""
-        if self._row_sampler is None:
-            return self.state.global_step / self.state.max_steps
-        return self._progress.epoch + self._progress.rows / len(self._row_sampler)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        checkpoints.load_weights(self.policy, folder)
-        if self.args.sync_ref_model and self.reference is not None:
-            checkpoints.load_reference(self.reference, folder)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.state.global_step >= self.state.max_steps:
-            return
-        folder = Path(checkpoint)
-        if not (folder / OPTIMIZER_NAME).is_file():
-            raise ValueError(
-                f"{checkpoint} holds no state of the optimizer (`save_only_model=True`), so that a run that goes on "
-                "from it would be another one. Load its adapter into the pipeline, and begin a new run in another "
-                "`output_dir`."
-            )
-        if self._changes:
-            keep = checkpoints.RunRecord.read(folder).course.keeps_optimizer(self._course)
-            load_changed_optimizer(folder, self.optimizer, self.lr_scheduler, keep)
-        else:
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_best_model(self) -> None:
-        folder = Path(str(self.state.best_model_checkpoint))
-        damage = checkpoints.checkpoint_damage(folder)
-        if damage is not None:
-            raise ValueError(f"The best checkpoint, {folder}, cannot be loaded: {damage}. Load another one by hand.")
-        self.optimizer_mode.settle()
-        self.model.eval()  # no step comes after this one
-        checkpoints.load_weights(self.policy, folder)
-
-    @property
-    def is_interrupted(self) -> bool:
-        """Whether a signal has asked the run to end; processes agree on it."""
-        if self.accelerator.num_processes > 1:
-            return self._guard.asked_to_stop
-        return self._interruption.signum is not None
-
-    def end_if_interrupted(self) -> None:
-        """Ends a run that a signal has asked to, once its last update is saved."""
-        if not self.is_interrupted:
-            return
-        if self._last_saved != self.state.global_step:
-            self._save_checkpoint(self.model, None)
-        if self.is_world_process_zero():
-            print(self._describe_end(self._interruption.name), file=sys.stderr, flush=True)
-        raise Terminated(self._interruption.signum or signal.SIGTERM)
-
-    def _describe_end(self, cause: str) -> str:
-        step, saved = self.state.global_step, self._last_saved
-        where = f"checkpoint-{saved} is the last one" if saved else "there is no checkpoint"
-        lost = f"{step - saved} update{'s' * (step - saved > 1)} lost" if step > saved else "no update lost"
-        return f"{cause} at update {step} of {self.state.max_steps}: {where}, {lost}. The same command goes on there."
+    def _release_encoders(self) -> None:
+        """Makes room on the device, where training does without encoders."""
+        self.encoders.release()
 
     # ---- The card and the Hub ----
 
@@ -360,9 +218,67 @@ class BaseTrainer(Trainer):
             tags: added to the card's.
             license: of the trained weights; defaults to the base model's, where its card says so.
         """
-        if self.is_world_process_zero():
-            extra_tags = (tags,) if isinstance(tags, str) else tuple(tags or ())
-            write_card(self, model_name, dataset_name, extra_tags, license)
+        if not self.is_world_process_zero():
+            return
+        folder = self.args.output_path
+        folder.mkdir(parents=True, exist_ok=True)
+        grid = last_grid(folder)
+        weights = self.hub_model_id or self.args.hub_model_id or shown_path(str(folder))
+        content = CardContent(
+            model_name=model_name or (self.args.hub_model_id or folder.name).split("/")[-1],
+            base_model=public_text(str(self.pipeline.config.get("_name_or_path") or "")),
+            pipeline_class=type(self.pipeline).__name__,
+            pipeline_package=type(self.pipeline).__module__.partition(".")[0],
+            weights=weights,
+            loading_code=self.family.loading_code(self.pipeline, weights),
+            loading_arguments="".join(f", {name}=None" for name in self.family.left_out(self.pipeline)),
+            video_format=self.family.video_format,
+            task=self.family.task,
+            is_adapter=self.policy.adapter_name is not None,
+            rank_and_alpha=self.policy.rank_and_alpha,
+            method=self.method,
+            method_tag=self.args.loss_type,
+            rule=self.label_rule,
+            hyperparameters=self.hyperparameters(),
+            prompt=self._example_prompt(),
+            grid=None if grid is None else grid.relative_to(folder).as_posix(),
+            histogram=SCORE_HISTOGRAM_NAME if (folder / SCORE_HISTOGRAM_NAME).is_file() else None,
+            dataset_name=None if dataset_name is None else public_text(dataset_name),
+            license=license,
+            tags=(tags,) if isinstance(tags, str) else tuple(tags or ()),
+        )
+        build_card(content).save(folder / "README.md")
+
+    @property
+    def method(self) -> str:
+        """How it is trained, after "trained with", for the card."""
+        raise NotImplementedError
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Name and value of each line of the card's table."""
+        args, policy, video_format = self.args, self.policy, self.family.video_format
+        shown = {
+            "resolution": f"{self.size[1]} x {self.size[0]}"
+            + (", in buckets of aspect ratios" if len(self.sizes) > 1 else ""),
+            "learning rate": args.learning_rate,
+            "schedule": SchedulerType(args.lr_scheduler_type).value,
+            "batch size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "updates": self.state.global_step,
+            "seed": args.seed,
+            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        }
+        if video_format is not None:
+            shown["frames"] = f"{video_format.num_frames} at {video_format.fps:g} per second"
+        if policy.lora_config is not None:
+            shown["LoRA rank, alpha"] = f"{policy.lora_config.r}, {policy.lora_config.lora_alpha}"
+        if self.changes:
+            shown["changed on the way"] = "; ".join(self.changes)
+        return shown
+
+    def _example_prompt(self) -> str:
+        """For the card's snippet."""
+        prompts = self.args.sample_prompts
+        return str(prompts[0]) if prompts else "a photo"
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Opens the repository to push to, unless that was done when the trainer was made."""
@@ -391,14 +307,53 @@ class BaseTrainer(Trainer):
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
-        return push_model(self, commit_message or "End of training", blocking, token, revision)
+        assert self.destination is not None
+        to = self.destination
+        to = replace(to, token=token or to.token, revision=revision or to.revision)
+        message, folder = commit_message or "End of training", self.args.output_path
+        upload = folder_upload(self.uploads, to, folder, folder, message, is_background=not blocking)
+        future = self.uploads.start(upload, is_awaited=blocking)
+        return future.result() if blocking else future
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.is_world_process_zero():
-            push_checkpoint(self, Path(checkpoint_folder))
+        """Uploads weights, card and pictures in the background, and the checkpoint itself if `hub_strategy` says so.
+
+        Only a checkpoint holds files that are no safetensors, JSON or pictures: the optimizer's, which a resume needs.
+        """
+        args, checkpoint, to = self.args, Path(checkpoint_folder), self.destination
+        skipped = args.hub_strategy == HubStrategy.END or (self.uploads.is_busy and not args.hub_always_push)
+        if not self.is_world_process_zero() or skipped:
+            return
+        assert to is not None
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        self.save_model(args.output_dir, _internal_call=True)
+        run, message = args.output_path, f"Training in progress, step {self.state.global_step}"
+        self.uploads.start(folder_upload(self.uploads, to, run, run, message, is_background=True))
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            name = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else checkpoint.name
+            message = f"{message}, checkpoint"
+            self.uploads.start(folder_upload(self.uploads, to, run, checkpoint, message, name, is_background=True))
 
     def _finish_current_push(self) -> None:
         self.uploads.finish()
-        failures = sum_up_failures(self)
+        failures = sum_up(self.uploads.failures)
         if failures is not None:
             logger.warning("%s", failures)
+
+    def check_pushed(self) -> None:
+        """Raises an UploadError if something that was to be on the Hub, such as the last checkpoint, is not there."""
+        self.uploads.finish()
+        failures = sum_up(self.uploads.failures)
+        if failures is not None:
+            raise UploadError(failures)
+
+
+def _build_reference(
+    policy: Policy, keep_copy: bool, ref_networks: dict[str, nn.Module] | None, args: TGOConfig
+) -> Reference:
+    if ref_networks is None and policy.adapter_name is not None:
+        return AdapterReference(policy, keep_copy)
+    reference = ModelReference(ref_networks or copy.deepcopy(dict(policy.networks.items())), policy)
+    if args.disable_dropout:
+        disable_dropout(reference.model)
+    return reference

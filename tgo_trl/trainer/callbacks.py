@@ -1,22 +1,28 @@
 """Callbacks that every run has: they move the epoch and the reference, and end a run that is asked to."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..labels.rule import LabelRule, Labels
 from .plots import SCORE_HISTOGRAM_NAME, plot_scores
 from .tgo_config import TGOConfig
 from .trackers import report_picture
 
-if TYPE_CHECKING:
-    from .tgo_trainer import TGOTrainer
-
 
 class EpochCallback(TrainerCallback):
-    """Tells the trainer's sampler which epoch begins, also after a resume or an epoch that was cut short."""
+    """Tells the trainer's sampler which epoch begins, also after a resume or an epoch that was cut short.
 
-    def __init__(self, trainer: "TGOTrainer") -> None:
-        self.trainer = trainer
+    Args:
+        set_epoch: tells it.
+        epoch: how many times the training set has been gone through.
+    """
+
+    def __init__(self, set_epoch: Callable[[int], None], epoch: Callable[[], float]) -> None:
+        self._set_epoch = set_epoch
+        self._epoch = epoch
         self._next_epoch = 0
 
     def on_train_begin(
@@ -29,29 +35,35 @@ class EpochCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Hands the epoch on, before the first batch is drawn."""
-        self.trainer.set_epoch(self._next_epoch)
+        self._set_epoch(self._next_epoch)
         self._next_epoch += 1
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Counts the epoch in rows: `Trainer` counts batches, and of a resumed one those that were left."""
-        state.epoch = self.trainer.epoch
+        state.epoch = self._epoch()
 
 
 class InterruptionCallback(TrainerCallback):
-    """Ends a run that a signal has asked to, when the update is made and a checkpoint is saved."""
+    """Ends a run that a signal has asked to, when the update is made and a checkpoint is saved.
 
-    def __init__(self, trainer: "TGOTrainer") -> None:
-        self.trainer = trainer
+    Args:
+        is_interrupted: whether one has.
+        end: ends it.
+    """
+
+    def __init__(self, is_interrupted: Callable[[], bool], end: Callable[[], None]) -> None:
+        self._is_interrupted = is_interrupted
+        self._end = end
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Has a checkpoint saved at once; the evaluation that picks the best one still comes first."""
-        if self.trainer.is_interrupted:
+        if self._is_interrupted():
             control.should_save = True
             control.should_evaluate = control.should_evaluate and args.load_best_model_at_end
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ends the run."""
-        self.trainer.end_if_interrupted()
+        self._end()
 
 
 class SyncReferenceCallback(TrainerCallback):
@@ -59,17 +71,20 @@ class SyncReferenceCallback(TrainerCallback):
 
     The paper replaces the reference at the end of an epoch. That is the same moment; at the start of the next one, a
     run that resumes from the checkpoint in between does it too.
+
+    Args:
+        sync: moves it, by a share of the way.
     """
 
-    def __init__(self, trainer: "TGOTrainer") -> None:
-        self.trainer = trainer
+    def __init__(self, sync: Callable[[float], None]) -> None:
+        self._sync = sync
 
     def on_step_end(  # type: ignore[override]
         self, args: TGOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Synchronises by updates."""
         if args.ref_model_sync_strategy == "steps" and state.global_step % args.ref_model_sync_steps == 0:
-            self.trainer.sync_reference(args.ref_model_mixup_alpha)
+            self._sync(args.ref_model_mixup_alpha)
 
     def on_epoch_begin(  # type: ignore[override]
         self, args: TGOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -77,24 +92,35 @@ class SyncReferenceCallback(TrainerCallback):
         """Synchronises by epochs; not where a run resumes in the middle of one."""
         at_boundary = state.global_step > 0 and float(state.epoch or 0).is_integer()
         if args.ref_model_sync_strategy == "epoch" and at_boundary:
-            self.trainer.sync_reference(args.ref_model_mixup_alpha)
+            self._sync(args.ref_model_mixup_alpha)
 
 
 class ScoreReportCallback(TrainerCallback):
-    """Reports threshold and share of positive rows, with a histogram of the scores, when training begins."""
+    """Reports threshold and share of positive rows, with a histogram of the scores, when training begins.
 
-    def __init__(self, trainer: "TGOTrainer") -> None:
+    Args:
+        trainer: that logs.
+        rule: fitted on the training set.
+        labels: of the training set; None of a stream.
+        folder: of the histogram.
+    """
+
+    def __init__(self, trainer: Trainer, rule: LabelRule, labels: Labels | None, folder: Path) -> None:
         self.trainer = trainer
+        self.rule = rule
+        self.labels = labels
+        self.folder = folder
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Logs the numbers, and writes the PNG to the output directory."""
-        rule, labels = self.trainer.label_rule, self.trainer.train_labels
+        """Logs the numbers, and writes the PNG."""
         if state.global_step > 0:  # resumed: it stands in the log already
             return
-        self.trainer.log({"threshold": rule.threshold, "positive_share": rule.num_positive / rule.num_rows})
-        if state.is_world_process_zero and labels is not None:
-            path = self.trainer.args.output_path / SCORE_HISTOGRAM_NAME
-            plot_scores(labels, rule, path)
+        self.trainer.log(
+            {"threshold": self.rule.threshold, "positive_share": self.rule.num_positive / self.rule.num_rows}
+        )
+        if state.is_world_process_zero and self.labels is not None:
+            path = self.folder / SCORE_HISTOGRAM_NAME
+            plot_scores(self.labels, self.rule, path)
             report_picture(self.trainer, "score_histogram", path, state.global_step)

@@ -44,8 +44,8 @@ class RunRecord:
 
     Attributes:
         config: the training arguments, without paths, tokens and names of machines.
-        rule: the fitted threshold and weights.
-        temperature: `T`, resolved.
+        rule: the fitted threshold and weights; None without scores.
+        temperature: `T`, resolved; None without a likelihood.
         size: height and width, in pixels.
         course: what a run that goes on should share with it.
         progress: how far it has come.
@@ -54,8 +54,8 @@ class RunRecord:
     """
 
     config: dict[str, Any]
-    rule: LabelRule
-    temperature: float
+    rule: LabelRule | None
+    temperature: float | None
     size: tuple[int, int]
     course: Course = field(default_factory=Course)
     progress: Progress = field(default_factory=Progress)
@@ -67,7 +67,7 @@ class RunRecord:
         values = {
             "temperature": self.temperature,
             "size": list(self.size),
-            "label_rule": self.rule.to_dict(),
+            "label_rule": None if self.rule is None else self.rule.to_dict(),
             "config": self.config,
             "course": asdict(self.course),
             "progress": asdict(self.progress),
@@ -80,9 +80,10 @@ class RunRecord:
     def read(cls, folder: Path) -> "RunRecord":
         """The inverse of [`write`]."""
         values = json.loads((folder / CONFIG_NAME).read_text())
+        rule = values["label_rule"]
         return cls(
             config=values["config"],
-            rule=LabelRule.from_dict(values["label_rule"]),
+            rule=None if rule is None else LabelRule.from_dict(rule),
             temperature=values["temperature"],
             size=tuple(values["size"]),
             course=Course(**values["course"]),
@@ -92,8 +93,8 @@ class RunRecord:
         )
 
 
-def read_label_rule(folder: Path) -> LabelRule:
-    """The rule that a run was trained with."""
+def read_label_rule(folder: Path) -> LabelRule | None:
+    """The rule that a run was trained with; None without scores."""
     return RunRecord.read(folder).rule
 
 

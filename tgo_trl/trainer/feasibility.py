@@ -12,6 +12,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 from ..data.encoded import EncodedDataset
+from ..losses import LOSSES
 from ..messages.failures import EXTRAS
 from .tgo_config import TGOConfig
 
@@ -114,10 +115,11 @@ def _check_evaluation(args: TGOConfig, eval_dataset: object, compute_metrics: Ca
 def _check_best_metric(args: TGOConfig, sets: Sequence[str] | None, has_more: bool) -> None:
     """Whether there will be such a metric, as far as it does not depend on the rows."""
     metric, known = _bare(args), list(METRICS)
-    if args.loss_type == "sft":
-        known = [
-            name for name in known if not name.startswith(("rewards", "saturation", "error")) and "rejected" not in name
-        ]
+    loss = LOSSES[args.loss_type]
+    if not loss.needs_reference:
+        known = [name for name in known if not name.startswith(("rewards", "saturation", "error"))]
+    if loss.rows == "positives":
+        known = [name for name in known if "rejected" not in name]
     if sets is not None:
         known = [f"{name}_{metric}" for name in sets for metric in known]
     if metric in known or (has_more and (sets is None or any(metric.startswith(f"{name}_") for name in sets))):

@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..losses.tgo import toward_label
+from ..losses.likelihood import toward_label
 
 QUARTILES = 4
 

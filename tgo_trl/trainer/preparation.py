@@ -11,6 +11,7 @@ from ..data.encoded import EncodedDataset, encode_images, encode_prompts, scan_r
 from ..data.rows import BadRows, Columns
 from ..data.stream import StreamDataset, scan_stream
 from ..labels.rule import PER_PROMPT, LabelRule, fit_label_rule
+from ..losses import LOSSES
 from ..media.origin import Origin, find_origin
 from ..media.readers import ImageReader, MediaReader, VideoReader
 from ..media.types import Size
@@ -55,7 +56,7 @@ class DataPreparer:
     def training_set(self, dataset: Dataset | IterableDataset) -> tuple[PreparedDataset, LabelRule]:
         """The training set and the rule fitted on it."""
         self.columns.check(dataset, "training")
-        positives_only = self.args.loss_type == "sft"
+        positives_only = LOSSES[self.args.loss_type].rows == "positives"
         if isinstance(dataset, IterableDataset):
             bad = self._bad_rows()
             scores, prompts = scan_stream(dataset, self.columns, bad)
@@ -69,7 +70,7 @@ class DataPreparer:
     def evaluation_set(self, dataset: Dataset | IterableDataset, rule: LabelRule, name: str) -> PreparedDataset:
         """An evaluation set, labelled by the training set's rule."""
         self.columns.check(dataset, name)
-        positives_only = self.args.loss_type == "sft"
+        positives_only = LOSSES[self.args.loss_type].rows == "positives"
         if isinstance(dataset, IterableDataset):
             if rule.threshold_type in PER_PROMPT:
                 raise ValueError(
@@ -105,7 +106,9 @@ class DataPreparer:
             fitted = self._fit(scores, texts)
         encoded = EncodedDataset(scanned, images, prompts, positions, fitted.apply(scores, texts))
         if positives_only and not encoded.labels.is_positive.any():
-            raise ValueError(f"`loss_type='sft'` uses positive rows only, and the {name} data set has none.")
+            raise ValueError(
+                f"`loss_type={self.args.loss_type!r}` uses positive rows only, and the {name} data set has none."
+            )
         return encoded.positives() if positives_only else encoded, fitted
 
     def _stream(

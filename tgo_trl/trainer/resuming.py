@@ -29,10 +29,11 @@ def accepted_changes(checkpoint: Path, now: RunRecord, accept: bool) -> list[str
     """
     saved = RunRecord.read(checkpoint)
     changes = saved.course.differences(now.course)
-    if not saved.rule.equals(now.rule) and not changes:
+    was, is_now = saved.rule, now.rule
+    if was is not None and is_now is not None and not was.equals(is_now) and not changes:
         changes.append(
-            f"the threshold was {saved.rule.describe()} on {saved.rule.num_rows} rows, is {now.rule.describe()} on "
-            f"{now.rule.num_rows} rows, or the weights are others"
+            f"the threshold was {was.describe()} on {was.num_rows} rows, is {is_now.describe()} on "
+            f"{is_now.num_rows} rows, or the weights are others"
         )
     if changes and not accept:
         raise ValueError(

@@ -2,20 +2,40 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-import torch
 from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
 
+from ..media.types import Sample
 from ..policy.draws import stable_seed
+from ..policy.reference import Reference
+from .optimizer_modes import OptimizerMode
 from .plots import film_strip, plot_grid
 from .trackers import report_picture
 
-if TYPE_CHECKING:
-    from .tgo_trainer import TGOTrainer
-
 SAMPLES_FOLDER = "samples"
+
+
+class SamplingTrainer(Protocol):
+    """What a grid asks of a trainer; see [`~tgo_trl.trainer.base_trainer.BaseTrainer`]."""
+
+    sampled_reference: Reference | None
+    optimizer_mode: OptimizerMode
+    callback_handler: CallbackHandler
+
+    @property
+    def args(self) -> TrainingArguments:
+        """Its settings."""
+
+    def is_world_process_zero(self) -> bool:
+        """Whether this process is the one that writes."""
+
+    def sample(
+        self, prompts: Sequence[str], seeds: Sequence[int], from_reference: bool = False, **kwargs: Any
+    ) -> list[Sample]:
+        """One image, or the frames of one video, per prompt."""
 
 
 class SampleGridCallback(TrainerCallback):
@@ -33,7 +53,7 @@ class SampleGridCallback(TrainerCallback):
     """
 
     def __init__(
-        self, trainer: "TGOTrainer", prompts: Sequence[str], every_steps: int = 100, seed: int = 0, **kwargs: Any
+        self, trainer: SamplingTrainer, prompts: Sequence[str], every_steps: int = 100, seed: int = 0, **kwargs: Any
     ) -> None:
         self.trainer = trainer
         self.prompts = list(prompts)
@@ -42,7 +62,7 @@ class SampleGridCallback(TrainerCallback):
         self.kwargs = kwargs
         self._last_step: int | None = None
         # Supervised training of all weights keeps no copy of the network: it is drawn from while it is as it was.
-        self._base = self._samples() if trainer.drawn_reference is None and trainer.is_world_process_zero() else None
+        self._base = self._samples() if trainer.sampled_reference is None and trainer.is_world_process_zero() else None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Draws a grid when it is time, and at the last update, while the reporters still listen."""
@@ -77,8 +97,3 @@ class SampleGridCallback(TrainerCallback):
 def last_grid(output_dir: Path) -> Path | None:
     """The newest sample grid of a run."""
     return max((output_dir / SAMPLES_FOLDER).glob("step-*.png"), default=None)
-
-
-def cpu_generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One generator per sample, on the CPU, so that every device draws the same noise."""
-    return [torch.Generator().manual_seed(seed) for seed in seeds]

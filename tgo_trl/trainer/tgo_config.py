@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from ..labels.rule import MAX_FLOAT32, NORMALIZATIONS, THRESHOLD_TYPES
+from ..losses import LOSSES
 from ..messages.public import without_secrets
 from ..noise import DENSITIES
 from ..policy.targets import check_target_names
@@ -261,7 +262,7 @@ class TGOConfig(TrainingArguments):
     )
 
     # Parameters that control the training
-    loss_type: str = field(default="tgo", metadata={"help": "Type of loss to use.", "choices": ["tgo", "sft"]})
+    loss_type: str = field(default="tgo", metadata={"help": "Type of loss to use.", "choices": list(LOSSES)})
     beta: float = field(default=1.0, metadata={"help": "Deviation from the reference model."})
     temperature: float | str | None = field(  # of `float | str` HfArgumentParser would take the float alone
         default="auto", metadata={"help": "T of the log-likelihood surrogate -error / T, or 'auto'."}
@@ -357,7 +358,7 @@ class TGOConfig(TrainingArguments):
         _choice("on_bad_row", self.on_bad_row, ("error", "skip"))
         _choice("threshold_type", self.threshold_type, THRESHOLD_TYPES)
         _choice("score_normalization", self.score_normalization, NORMALIZATIONS)
-        _choice("loss_type", self.loss_type, ("tgo", "sft"))
+        _choice("loss_type", self.loss_type, tuple(LOSSES))
         _choice("ref_model_sync_strategy", self.ref_model_sync_strategy, ("steps", "epoch"))
         if self.timestep_density is not None:
             _choice("timestep_density", self.timestep_density, DENSITIES)
@@ -419,8 +420,10 @@ class TGOConfig(TrainingArguments):
                 f"`threshold_percentile` is {self.threshold_percentile}, which "
                 f"`threshold_type={self.threshold_type!r}` does not use. Set one of the two."
             )
-        if self.loss_type == "sft" and self.sync_ref_model:
-            raise ValueError("`loss_type='sft'` has no reference, so `sync_ref_model=True` has nothing to synchronise.")
+        if self.sync_ref_model and not LOSSES[self.loss_type].needs_reference:
+            raise ValueError(
+                f"`loss_type={self.loss_type!r}` has no reference, so `sync_ref_model=True` has nothing to synchronise."
+            )
 
     def _check_size(self) -> None:
         if (self.height is None) != (self.width is None):

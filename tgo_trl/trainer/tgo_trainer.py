@@ -1,12 +1,8 @@
 """[`TGOTrainer`]: wires data, policy, reference and objective into `transformers.Trainer`. Knows no model."""
 
-import copy
 import functools
-import json
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -15,48 +11,32 @@ from diffusers import DiffusionPipeline
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EvalPrediction, TrainerCallback, set_seed
+from transformers import EvalPrediction, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from ..data.collator import RowCollator
 from ..data.encoded import EncodedDataset
 from ..data.sampler import RowSampler
 from ..families import Family
-from ..labels.rule import Labels
-from ..losses.tgo import implicit_reward, log_likelihood, log_ratio, tgo_loss
-from ..media.types import Sample, Size
+from ..labels.rule import LabelRule, Labels
+from ..losses import LossInputs, RowErrors, build_loss
+from ..losses.likelihood import log_likelihood
+from ..media.types import Size
 from ..policy.adapters import check_policy
-from ..policy.draws import EVALUATION_EPOCH, draw_rows
+from ..policy.draws import EVALUATION_EPOCH, Draw, draw_rows
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
-from ..policy.loading import load_pipeline, load_reference_networks, remove_offloading, replace_tokenizer
-from ..policy.policy import Policy, build_policy, disable_dropout
-from ..policy.reference import AdapterReference, ModelReference, Reference
-from ..storage.shards import component_fingerprint, tensors_digest
-from . import checkpoints
-from .arguments import (
-    check_arguments,
-    check_optimizer,
-    default_args,
-    resolve_family,
-    resolve_size,
-    resolve_sizes,
-    training_dtype,
-    warn_of_unused_settings,
-)
+from ..policy.loading import load_reference_networks
+from .arguments import check_arguments, check_optimizer, default_args, training_dtype
 from .base_trainer import BaseTrainer
-from .callbacks import EpochCallback, InterruptionCallback, ScoreReportCallback, SyncReferenceCallback
-from .course import Course, course_settings, describe_optimizer, weights_digest
+from .callbacks import ScoreReportCallback
+from .course import describe_optimizer
 from .feasibility import check_best_metric_of, check_feasible
 from .metrics import MetricSums, add_error_metrics, add_likelihood_metrics, add_reward_metrics
-from .nonfinite import UpdateGuard, check_finite_tensors
+from .nonfinite import UpdateGuard
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
-from .sample_grids import SampleGridCallback, cpu_generators
 from .summary import print_summary, summary_rows
 from .tgo_config import TGOConfig
-from .untrained import UntrainedLayersCallback
-
-logger = logging.getLogger(__name__)
 
 RawDataset: TypeAlias = Dataset | IterableDataset
 
@@ -123,6 +103,8 @@ class TGOTrainer(BaseTrainer):
 
     args: TGOConfig
     model: nn.Module
+    label_rule: LabelRule
+    temperature: float
 
     # `compute_loss` normalises over all rows of an accumulated batch.
     loss_is_scaled_for_ga = True
@@ -146,19 +128,15 @@ class TGOTrainer(BaseTrainer):
         peft_config: PeftConfig | None = None,
         family: Family | None = None,
     ) -> None:
+        # Whatever can be refused is, before anything is loaded.
         args = default_args(model) if args is None else args
         check_arguments(args, model, ref_model, train_dataset, eval_dataset)
         check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
         dtype = training_dtype(args)
         self._open_repository(args)  # before anything that takes long
-        self.pipeline = load_pipeline(model, args.model_init_dict, quantization_config, family, dtype)
-        remove_offloading(self.pipeline)
-        if processing_class is not None:
-            replace_tokenizer(self.pipeline, processing_class)
-        self.family = resolve_family(args, family, self.pipeline)
-        self.process = self.family.process(self.pipeline)
-        self.size = resolve_size(args, self.family, self.pipeline)
-        self.sizes = resolve_sizes(args, self.size, self.family, self.pipeline)
+
+        # The pipeline, and whether settings fit it.
+        self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
         check_policy(self.pipeline, self.family, args, peft_config)
         ref_networks = None
         if ref_model is not None:
@@ -166,37 +144,34 @@ class TGOTrainer(BaseTrainer):
                 ref_model, self.pipeline, self.family, args.model_init_dict, quantization_config, dtype
             )
 
-        # With all weights trained, in float32, the saved pipeline loads in one dtype.
+        # From the user's rows to encoded ones. With all weights trained, in float32, the saved pipeline loads in one
+        # dtype.
         encoder_dtype = dtype if args.use_peft else torch.float32
         self.encoders = FrozenEncoders(self.family, self.pipeline, args.device, encoder_dtype)
         self.preparer = DataPreparer(args, self.encoders, self.sizes)
         train_set, self.label_rule = self.preparer.training_set(train_dataset)
         self.train_labels: Labels | None = train_set.labels if isinstance(train_set, EncodedDataset) else None
         self.temperature = self._resolve_temperature(args, train_set)
+        self.loss = build_loss(args.loss_type, {**vars(args), "temperature": self.temperature})
         eval_set = self._prepare_evaluation(eval_dataset)
         check_best_metric_of(args, eval_set)
         self._keep_encoders = not isinstance(train_set, EncodedDataset)
         self._release_encoders()
 
-        # Only now, so that bad data leave the user's pipeline without an adapter. It is initialised at random: seed
-        # before it is created, as TRL does.
-        set_seed(args.seed)
-        policy, was_trained = build_policy(self.pipeline, self.family, args, peft_config, dtype)
-        if was_trained:
-            warn_of_unused_settings(args, str(policy.adapter_name))
+        # What is trained, and what it is compared with.
+        policy, was_trained = self._build_policy(args, dtype, peft_config, ref_networks, self.loss.needs_reference)
         check_optimizer(optimizers[0], policy)
-        self.reference = _build_reference(policy, was_trained, ref_networks, args)
-        self.drawn_reference = self.reference or _drawn_reference(policy, was_trained)
-        policy.leave_quantized_weights_to_each_process()
-        if was_trained:
-            check_finite_tensors(policy.adapter_state(str(policy.adapter_name)).items(), "The pipeline's adapter")
-        self._course = self._describe_course(
-            policy, was_trained, args, train_set, describe_optimizer(optimizers, optimizer_cls_and_kwargs)
-        )
+        settings = {
+            "temperature": self.temperature,
+            "optimizer": describe_optimizer(optimizers, optimizer_cls_and_kwargs),
+        }
+        self._course = self._describe_course(policy, was_trained, args, settings, train_set.fingerprint)
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._bad_evaluated: list[tuple[Sequence[int], Tensor]] = []
+        self._statistic: Tensor | None = None
         self._prepare_run(args)
 
+        # The loop.
         super().__init__(
             model=policy,
             args=args,
@@ -210,8 +185,8 @@ class TGOTrainer(BaseTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self._guard = UpdateGuard(self.accelerator, args.on_bad_row == "skip")
-        if isinstance(self.reference, ModelReference):
-            self.reference.model = self.accelerator.prepare_model(self.reference.model, evaluation_mode=True)
+        self.strategy.prepare_reference(self.reference)
+        self.add_callback(ScoreReportCallback(self, self.label_rule, self.train_labels, args.output_path))
         self._add_own_callbacks()
         if self.is_world_process_zero():
             print_summary(summary_rows(self.label_rule, self.train_labels, args.beta, self.temperature))
@@ -229,7 +204,7 @@ class TGOTrainer(BaseTrainer):
             pixels, geometry = self.preparer.reader.blank(size)
             image = self.encoders.images(pixels[None], geometry[None])
         num_elements = math.prod(self.family.latent_shape(image))
-        return self.process.temperature(num_elements * math.prod(self.size) // math.prod(size))
+        return self.denoiser.noise_process.temperature(num_elements * math.prod(self.size) // math.prod(size))
 
     def _prepare_evaluation(
         self, dataset: RawDataset | Mapping[str, RawDataset] | None
@@ -240,50 +215,7 @@ class TGOTrainer(BaseTrainer):
             return {name: self.preparer.evaluation_set(part, self.label_rule, name) for name, part in dataset.items()}
         return self.preparer.evaluation_set(dataset, self.label_rule, "evaluation")
 
-    def _describe_course(
-        self, policy: Policy, was_trained: bool, args: TGOConfig, train_set: PreparedDataset, optimizer: str | None
-    ) -> Course:
-        public = checkpoints.public_config(args.to_dict())
-        own = {"temperature": self.temperature, "size": list(self.size), "optimizer": optimizer}
-        networks = dict(policy.networks.items())
-        fingerprints = {"the rows, their order, images or videos": train_set.fingerprint}
-        fingerprints |= {f"weights or settings of `{name}`": digest for name, digest in self._part_digests().items()}
-        fingerprints["the base model's weights"] = weights_digest(networks)
-        if was_trained:
-            start = policy.adapter_state(str(policy.adapter_name))
-            fingerprints["the weights of the adapter that it began with"] = tensors_digest(sorted(start.items()))
-        if isinstance(self.reference, ModelReference):
-            fingerprints["the reference's weights"] = weights_digest({"": self.reference.model})
-        settings = {**course_settings(args, public, policy), **own}
-        return Course(json.loads(json.dumps(settings)), fingerprints)
-
-    def _part_digests(self) -> dict[str, str]:
-        """Of the encoders, and of what has no weights, the scheduler above all."""
-        parts = {name: part for name, part in self.pipeline.components.items() if part is not None}
-        light = {name: part for name, part in parts.items() if not isinstance(part, nn.Module)}
-        digests = {name: component_fingerprint(part) for name, part in light.items()}
-        return digests | self.encoders.fingerprints
-
-    def _add_own_callbacks(self) -> None:
-        args = self.args
-        self.add_callback(EpochCallback(self))
-        self.add_callback(ScoreReportCallback(self))
-        self.add_callback(UntrainedLayersCallback(self))
-        if args.sync_ref_model:
-            self.add_callback(SyncReferenceCallback(self))
-        if args.sample_prompts:
-            kwargs: dict[str, Any] = {"num_inference_steps": args.sample_num_inference_steps}
-            if args.sample_guidance_scale is not None:
-                kwargs["guidance_scale"] = args.sample_guidance_scale
-            self.add_callback(SampleGridCallback(self, args.sample_prompts, args.sample_steps, args.seed, **kwargs))
-        self.add_callback(InterruptionCallback(self))
-
     # ---- Batches ----
-
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch that the next pass over the training set draws."""
-        if self._row_sampler is not None:
-            self._row_sampler.epoch = epoch
 
     def _set_signature_columns_if_needed(self) -> None:
         # The policy's `forward` takes tensors that only exist after the draw; these are the fields of a prepared row.
@@ -323,7 +255,10 @@ class TGOTrainer(BaseTrainer):
             return batches, None
         self._progress = self._progress.after(batches, self.accelerator.num_processes, self._row_sampler is None)
         num_rows = torch.stack([batch["valid"].sum() for batch in batches]).sum().to(device)
-        return batches, self.accelerator.reduce(num_rows, "sum")
+        num_rows = self.accelerator.reduce(num_rows, "sum")
+        if self.loss.has_statistic:
+            self._statistic = self._update_statistic(batches, num_rows)
+        return batches, num_rows
 
     # ---- Loss ----
 
@@ -344,35 +279,47 @@ class TGOTrainer(BaseTrainer):
         """
         valid, is_positive = inputs["valid"], inputs["is_positive"]
         sums = self._sums["train" if self.model.training else "eval"]
-        image, prompt = self._conditions(inputs)
-        shape, num_samples = self.family.latent_shape(image), self.args.num_likelihood_samples
-        draw = draw_rows(self.args.seed, inputs["epoch"], inputs["row"], shape, num_samples, valid.device)
-        errors = row_errors(model, self.reference, self.family, self.pipeline, self.process, image, prompt, draw)
-        policy_error = errors.policy.mean(0)
-        likelihood = log_likelihood(policy_error, self.temperature)
-        if errors.reference is None:
-            row_loss, output = policy_error, likelihood
-        else:
-            output = log_ratio(policy_error, errors.reference.mean(0), self.temperature)
-            reward = implicit_reward(output, self.args.beta)
-            row_loss = tgo_loss(reward, is_positive, inputs["weight"])
-        self._look_for_bad_rows(inputs["row"], row_loss, valid)
+        errors, draw = self._errors(model, inputs)
+        rows = self.loss(LossInputs(errors, is_positive, inputs["weight"], self._statistic))
+        self._look_for_bad_rows(inputs["row"], rows.loss, valid)
         if self._guard.skip:  # what is left out is left out of the metrics too
-            valid = valid & row_loss.isfinite()
-        add_likelihood_metrics(sums, likelihood, is_positive, valid)
+            valid = valid & rows.loss.isfinite()
+        add_likelihood_metrics(sums, log_likelihood(errors.policy.mean(0), self.temperature), is_positive, valid)
+        if rows.reward is not None:
+            add_reward_metrics(sums, rows.reward, is_positive, valid)
         if errors.reference is not None:
-            add_reward_metrics(sums, reward, is_positive, valid)
+            num_samples = self.args.num_likelihood_samples
             difference = (errors.reference - errors.policy).flatten()
             positives, valids = is_positive.repeat(num_samples), valid.repeat(num_samples)
             add_error_metrics(sums, difference, draw.quantile, positives, valids)
         if not self.model.training:
-            sums.add("loss", row_loss, valid)
-        total = row_loss.where(valid, 0).sum()
+            sums.add("loss", rows.loss, valid)
+        total = rows.loss.where(valid, 0).sum()
         if num_items_in_batch is None:
             loss = total / valid.sum().clamp(min=1)
         else:  # gradients, and logged losses, are averaged over processes
             loss = total * self.accelerator.num_processes / num_items_in_batch
-        return (loss, {"log_ratio": output.detach()}) if return_outputs else loss
+        return (loss, {"log_ratio": rows.output.detach()}) if return_outputs else loss
+
+    def _errors(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[RowErrors, Draw]:
+        """Errors of policy and reference on the draw of each row, `[K, B]`, and the draw."""
+        image, prompt = self._conditions(inputs)
+        shape, num_samples = self.family.latent_shape(image), self.args.num_likelihood_samples
+        draw = draw_rows(self.args.seed, inputs["epoch"], inputs["row"], shape, num_samples, inputs["valid"].device)
+        corrupted = self.denoiser.corrupt(image, prompt, draw)
+        return row_errors(model, self.reference, corrupted, self.loss.reads_predictions), draw
+
+    @torch.no_grad()
+    def _update_statistic(self, batches: Sequence[dict[str, Any]], num_rows: Tensor) -> Tensor:
+        """The mean of what the loss asks of each row, over the rows of an update in all processes."""
+        total = torch.zeros((), device=num_rows.device)
+        for batch in batches:
+            inputs = self._prepare_inputs(batch)
+            with self.compute_loss_context_manager():
+                values = self.loss.row_statistic(self._errors(self.model_wrapped, inputs)[0])
+            total += values.where(inputs["valid"], 0).sum()
+        mean: Tensor = self.accelerator.reduce(total, "sum") / num_rows
+        return mean
 
     def _look_for_bad_rows(self, rows: Sequence[int], row_loss: Tensor, valid: Tensor) -> None:
         if self.model.training:
@@ -459,77 +406,34 @@ class TGOTrainer(BaseTrainer):
         prepared = self.preparer.evaluation_set(test_dataset, self.label_rule, metric_key_prefix)
         return super().predict(prepared, ignore_keys, metric_key_prefix)
 
-    # ---- Reference and samples ----
+    # ---- The card ----
 
-    @torch.no_grad()
-    def sync_reference(self, alpha: float) -> None:
-        """Moves the reference: `ref = alpha * policy + (1 - alpha) * ref`."""
-        if self.reference is None:
-            raise ValueError("There is no reference to synchronise (`loss_type='sft'`).")
-        policy = self.policy
-        name = policy.adapter_name
-        with self.optimizer_mode.averaged():
-            self.reference.sync(policy.state_dict() if name is None else policy.adapter_state(name), alpha)
+    @property
+    def method(self) -> str:
+        """How it is trained, after "trained with", for the card."""
+        return self.loss.method.format(media="image" if self.family.video_format is None else "video")
 
-    @torch.no_grad()
-    def sample(
-        self, prompts: Sequence[str], seeds: Sequence[int], from_reference: bool = False, **kwargs: Any
-    ) -> list[Sample]:
-        """One image, or the frames of one video, per prompt, each from its own seed.
+    def hyperparameters(self) -> dict[str, Any]:
+        """Name and value of each line of the card's table."""
+        args = self.args
+        return {
+            "loss": args.loss_type,
+            "beta": args.beta,
+            "temperature": f"{self.temperature:.6g}",
+            "confidence coefficient": args.confidence_coef,
+            "score normalisation": args.score_normalization,
+            "likelihood samples": args.num_likelihood_samples,
+            **super().hyperparameters(),
+        }
 
-        Args:
-            prompts: what to draw.
-            seeds: one per prompt.
-            from_reference: draw from the reference instead of the policy; of `loss_type='sft'`, from the policy as it
-                was before training.
-            kwargs: passed to the pipeline.
-
-        Raises:
-            ValueError: if there is no reference to draw from.
-        """
-        if from_reference and self.drawn_reference is None:
-            raise ValueError(
-                "`loss_type='sft'` with `use_peft=False` keeps no copy of the network, so there is no reference to "
-                "draw from. Draw before training."
-            )
-        quiet = dict(getattr(self.pipeline, "_progress_bar_config", {}))
-        was_training = self.model.training
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.encoders.summon()
-        reference = self.drawn_reference if from_reference else None
-        drawing = nullcontext() if reference is None else reference.drawing(self.pipeline)
-        try:
-            with self.optimizer_mode.averaged(), drawing, self.encoders.decoding():
-                self.model.eval()
-                return self.family.sample(self.pipeline, prompts, cpu_generators(seeds), self.size, **kwargs)
-        finally:
-            self.model.train(was_training)
-            self._release_encoders()
-            self.pipeline.set_progress_bar_config(**quiet)
+    def _example_prompt(self) -> str:
+        if self.args.sample_prompts or not isinstance(self.train_dataset, EncodedDataset):
+            return super()._example_prompt()
+        return self.train_dataset.prompt_texts[0]
 
     def _release_encoders(self) -> None:
         if not self._keep_encoders:  # a stream needs them at every step
             self.encoders.release()
-
-
-def _build_reference(
-    policy: Policy, was_trained: bool, ref_networks: dict[str, nn.Module] | None, args: TGOConfig
-) -> Reference | None:
-    if args.disable_dropout:
-        disable_dropout(policy)
-    if args.loss_type == "sft":
-        return None
-    if ref_networks is None and policy.adapter_name is not None:
-        return AdapterReference(policy, keep_copy=was_trained or args.sync_ref_model)
-    reference = ModelReference(ref_networks or copy.deepcopy(dict(policy.networks.items())), policy)
-    if args.disable_dropout:
-        disable_dropout(reference.model)
-    return reference
-
-
-def _drawn_reference(policy: Policy, was_trained: bool) -> Reference | None:
-    """What samples are compared with where the loss has no reference; None if it would take a copy of the network."""
-    return None if policy.adapter_name is None else AdapterReference(policy, keep_copy=was_trained)
 
 
 def drop_padding(predictions: Any, scores: Any) -> tuple[Any, Any]:

@@ -2,15 +2,26 @@
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
-from transformers import Trainer
+from transformers import TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.trainer_callback import CallbackHandler
 
 
-def report_picture(trainer: Trainer, name: str, path: Path, step: int) -> None:
+class ReportingTrainer(Protocol):
+    """What tells where a run reports to; every `Trainer` does."""
+
+    callback_handler: CallbackHandler
+
+    @property
+    def args(self) -> TrainingArguments:
+        """Its settings."""
+
+
+def report_picture(trainer: ReportingTrainer, name: str, path: Path, step: int) -> None:
     """Sends a PNG to tensorboard, wandb and trackio, as far as the run reports to them.
 
     Args:

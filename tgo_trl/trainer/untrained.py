@@ -1,16 +1,23 @@
 """Finds layers that are meant to be trained and that nothing trains."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-if TYPE_CHECKING:
-    from .tgo_trainer import TGOTrainer
+from ..policy.policy import Policy
 
 logger = logging.getLogger(__name__)
+
+
+class PolicyTrainer(Protocol):
+    """Whatever trains a policy."""
+
+    @property
+    def policy(self) -> Policy:
+        """What is trained."""
 
 
 class UntrainedLayersCallback(TrainerCallback):
@@ -22,7 +29,7 @@ class UntrainedLayersCallback(TrainerCallback):
     The gradients are looked at once, which is the only time that the device is waited for.
     """
 
-    def __init__(self, trainer: "TGOTrainer") -> None:
+    def __init__(self, trainer: PolicyTrainer) -> None:
         self.trainer = trainer
         self._waiting: list[str] = []
         self._num_updates = 0

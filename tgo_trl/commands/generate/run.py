@@ -33,16 +33,16 @@ from ...cards.model_card import base_license
 from ...data.rows import check_prompt
 from ...families import Family, build_family
 from ...hub.dataset_upload import check_destination, publish
+from ...media.sizes import check_size
 from ...media.types import Sample, Size
 from ...messages.public import public_name, without_secrets
 from ...policy.draws import stable_seed
 from ...policy.loading import adapter_scales, attach_adapter, load_pipeline
+from ...policy.sampling import cpu_generators
 from ...precision import as_dtype, default_dtype
 from ...settings import shown
 from ...storage.parquet import GENERATION_NAME, ParquetFolder, locks_output_dir, process_state, rows_per_shard
 from ...storage.shards import component_fingerprint, config_fingerprint, fingerprint
-from ...trainer.arguments import check_size
-from ...trainer.sample_grids import cpu_generators
 from .prompts import read_prompts
 
 if TYPE_CHECKING:

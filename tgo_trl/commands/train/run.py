@@ -11,7 +11,6 @@ from ...policy.loading import attach_adapter, load_pipeline
 from ...storage.sources import open_dataset
 from ...trainer.arguments import training_dtype
 from ...trainer.checkpoints import last_checkpoint
-from ...trainer.publishing import check_pushed
 from ...trainer.tgo_config import TGOConfig
 from ...trainer.tgo_trainer import TGOTrainer
 from .config import TrainArguments
@@ -49,7 +48,7 @@ def train(arguments: TrainArguments, args: TGOConfig) -> None:
     trainer.create_model_card(dataset_name=dataset_id)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_id)
-        check_pushed(trainer)
+        trainer.check_pushed()
 
 
 def _pipeline(arguments: TrainArguments, args: TGOConfig) -> Any:

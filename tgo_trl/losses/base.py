@@ -1,0 +1,124 @@
+"""What a loss is: which rows it takes, what it reads of them, and what it makes of them. One file per loss.
+
+A loss knows no model, no data set and no trainer. It says in class attributes what it needs, and the trainer brings it:
+
+| loss | `rows` | `needs_reference` | `reads_predictions` | `statistic` | `prompt` |
+|---|---|---|---|---|---|
+| TGO, repelling | scored | yes | | | |
+| TGO, mirrored negatives | scored | yes | yes: the target is mirrored at the reference's prediction | | |
+| SFT | positives | no | | | |
+| CSFT | scored | no | | | says how good the image is |
+| Diffusion-KTO | scored | yes | | mean log-ratio, clamped at 0, as the reference point | |
+| Diffusion-DPO | pairs | yes | | | |
+| DSPO | pairs | yes | yes: the distance to the reference's prediction | | |
+
+Of a pair, both rows come in one batch, the better one first, with one draw between them.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+Rows = Literal["scored", "positives", "pairs"]
+"""All rows; those at the threshold or above it; or the better and the worse one of a prompt, in turns."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the networks said of `K` draws of `B` rows, in their native target.
+
+    Attributes:
+        policy: `[K, B, ...]`; holds gradient.
+        reference: `[K, B, ...]`, without gradient; None without a reference.
+        target: float32 `[K, B, ...]`, what they should have said.
+    """
+
+    policy: Tensor
+    reference: Tensor | None
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class RowErrors:
+    """Errors of `K` draws of `B` rows.
+
+    Attributes:
+        policy: float32 `[K, B]`; holds gradient.
+        reference: float32 `[K, B]`, without gradient; None without a reference.
+        predictions: what the errors are of, for losses that read them.
+    """
+
+    policy: Tensor
+    reference: Tensor | None
+    predictions: Predictions | None = None
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What a loss is given of `B` rows.
+
+    Attributes:
+        errors: of policy and reference.
+        is_positive: bool `[B]`, the label `l = [s >= tau]`.
+        weight: float32 `[B]`, the confidence weight `w >= 1`.
+        statistic: a scalar, the mean of [`Loss.row_statistic`] over all rows of the whole update, or of the last one in
+            an evaluation; None without one.
+    """
+
+    errors: RowErrors
+    is_positive: Tensor
+    weight: Tensor
+    statistic: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """What a loss makes of `B` rows.
+
+    The mean over rows is the loss; it is left to the trainer, who knows how many rows an accumulated batch has.
+
+    Attributes:
+        loss: float32 `[B]`; holds gradient.
+        output: float32 `[B]`, what is predicted of each row in evaluation: its log-ratio, or its log-likelihood.
+        reward: float32 `[B]`, the implicit reward, for the metrics; None without a reference.
+    """
+
+    loss: Tensor
+    output: Tensor
+    reward: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Loss(ABC):
+    """A loss. Its fields are its settings, named as in [`~tgo_trl.TGOConfig`], which sets them.
+
+    Attributes:
+        temperature: `T > 0` of the log-likelihood surrogate, in error units, resolved.
+    """
+
+    method: ClassVar[str]
+    """How it trains, in words that follow "trained with" on the model card; `{media}` stands for image or video."""
+    rows: ClassVar[Rows] = "scored"
+    """Which rows it takes."""
+    needs_reference: ClassVar[bool] = True
+    """Whether the reference is asked too."""
+    reads_predictions: ClassVar[bool] = False
+    """Whether it reads predictions beside errors, which takes memory; token models have no target to compare with."""
+    has_statistic: ClassVar[bool] = False
+    """Whether it needs a mean over the whole update, which takes another forward pass over its rows beforehand."""
+
+    temperature: float
+
+    def prompt(self, prompt: str, is_positive: bool) -> str:
+        """The prompt that a row is trained with: the data set's, unless the loss tells the network of the label."""
+        return prompt
+
+    def row_statistic(self, errors: RowErrors) -> Tensor:
+        """What is averaged over the whole update for [`LossInputs.statistic`], float32 `[B]`, without gradient."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def __call__(self, inputs: LossInputs) -> RowLosses:
+        """The loss of each row. Permuting the rows permutes it: no row depends on the batch it came in."""

@@ -1,0 +1,339 @@
+"""[`ResumableTrainer`]: a run that is saved, goes on where it stopped, and ends well."""
+
+import logging
+import math
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+
+from ..data.encoded import EncodedDataset
+from ..data.sampler import RowSampler
+from ..families import Family
+from ..labels.rule import LabelRule
+from ..media.types import Size
+from ..messages.failures import writing
+from ..policy.alterations import check_networks, unwrap_networks
+from ..policy.distributed import Replication
+from ..policy.policy import Policy
+from ..policy.reference import Reference
+from ..storage.locks import sole_writer
+from . import checkpoints
+from .course import Course
+from .interruption import Interruption, Terminated
+from .nonfinite import UpdateGuard, check_finite_tensors
+from .optimizer_modes import OptimizerMode
+from .preparation import training_block
+from .progress import Progress
+from .resuming import accepted_changes, load_changed_optimizer
+from .tgo_config import TGOConfig
+
+logger = logging.getLogger(__name__)
+
+
+class ResumableTrainer(Trainer):
+    """Checkpoints, resumes and signals, in terms of rows instead of batches.
+
+    A subclass calls [`_prepare_run`] before `Trainer.__init__`, and sets the attributes below.
+
+    Attributes:
+        pipeline: whose networks are trained.
+        family: how they are called.
+        reference: what the policy is compared with; None without one.
+        label_rule: fitted on the training set; None without scores.
+        temperature: `T`, resolved; None without a likelihood.
+        size, sizes: that images are brought to, in pixels.
+        changes: what was set otherwise on the way, a sentence each.
+    """
+
+    args: TGOConfig
+    model: nn.Module
+    pipeline: DiffusionPipeline
+    family: Family
+    reference: Reference | None
+    label_rule: LabelRule | None = None
+    temperature: float | None = None
+    size: Size
+    sizes: Sequence[Size]
+    _course: Course
+    _guard: UpdateGuard
+
+    def _prepare_run(self, args: TGOConfig) -> None:
+        self._row_sampler: RowSampler | None = None
+        self.optimizer_mode = OptimizerMode(self)
+        self._interruption = Interruption()
+        self._progress = Progress(block=training_block(args, len(self.sizes)))
+        self._resumed: Progress | None = None
+        self._random_state: str | None = None  # a checkpoint whose random state is still to be loaded
+        self._changes: list[str] = []  # of the run that goes on, now
+        self.changes: list[str] = []  # of the whole run, for its record
+        self._last_saved = 0
+
+    @cached_property
+    def strategy(self) -> Replication:
+        """How weights are spread over processes."""
+        return Replication(self.accelerator)
+
+    @property
+    def policy(self) -> Policy:
+        """What is trained, without the wrappers of distributed training."""
+        return self.strategy.unwrap(self.model)
+
+    # ---- Saving and loading ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves what was trained, to the output directory unless told otherwise; called by every process."""
+        with self.optimizer_mode.averaged(), self.strategy.whole():
+            super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_path)
+        trained = ((name, weight) for name, weight in self.policy.named_parameters() if weight.requires_grad)
+        check_finite_tensors(trained, f"The model, which is therefore not saved in {str(folder)!r},")
+        is_checkpoint = checkpoints.is_checkpoint_of(folder, self.args.output_path)
+        checkpoints.check_names(self.pipeline, self.policy)
+        with writing(folder), checkpoints.replacing(folder, is_checkpoint) as temporary:
+            checkpoints.save_weights(self.pipeline, self.policy, temporary, whole_pipeline=not is_checkpoint)
+            if is_checkpoint and self.args.sync_ref_model and self.reference is not None:
+                checkpoints.save_reference(self.reference, temporary)
+            self._record().write(temporary)
+
+    def _record(self) -> checkpoints.RunRecord:
+        progress = self._progress
+        if self._row_sampler is not None and progress.rows >= len(self._row_sampler):
+            progress = Progress(progress.epoch + 1, 0, progress.block)
+        return checkpoints.RunRecord(
+            config=checkpoints.public_config(self.args.to_dict()),
+            rule=self.label_rule,
+            temperature=self.temperature,
+            size=self.size,
+            course=self._course,
+            progress=progress,
+            updates=self.state.global_step,
+            changes=self.changes,
+        )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._guard.settle()
+        self.create_model_card()
+        args, folder = self.args, Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        # Not before it is whole does a checkpoint take the place of older ones, or is it uploaded.
+        limit, push = args.save_total_limit, args.push_to_hub
+        args.save_total_limit, args.push_to_hub = None, False
+        try:
+            with self.optimizer_mode.averaged(), writing(folder):
+                super()._save_checkpoint(model, trial)
+        finally:
+            args.save_total_limit, args.push_to_hub = limit, push
+        self.accelerator.wait_for_everyone()  # each process saves its random state
+        if args.should_save:
+            checkpoints.seal_checkpoint(folder)
+        self._last_saved = self.state.global_step
+        if push:
+            self._push_from_checkpoint(str(folder))
+        if args.should_save:
+            rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    # ---- Going on ----
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """Trains; `resume_from_checkpoint=True` goes on from the newest checkpoint that is whole.
+
+        SIGTERM and SIGHUP end it, after the update that is under way, with a checkpoint and a `SystemExit`.
+
+        Raises:
+            ValueError: if there is no whole checkpoint, it is of a run with other settings or data and
+                `resume_with_changes` is not set, or another process writes to `output_dir`.
+            NonFiniteError: if losses, gradients or weights are NaN or infinite.
+        """
+        is_main = self.is_world_process_zero()
+        with sole_writer(self.args.output_path) if is_main else nullcontext(), self._interruption:
+            checkpoint = self._find_checkpoint(resume_from_checkpoint)
+            self._begin(checkpoint)
+            try:
+                output = super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(self._describe_end("Interrupted")) from None
+            self._guard.settle()
+            self._guard.check_share(self.state.global_step - self._initial_global_step)
+            self.optimizer_mode.settle()
+            self.end_if_interrupted()
+        return output
+
+    def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
+        folder = self.args.output_path
+        if not wanted:
+            if checkpoints.checkpoints(folder):
+                logger.warning(
+                    "%s holds checkpoints of an earlier run, and the new run begins at its start. If it is resumed "
+                    "later, the newest of all of them is taken: delete those, or set another `output_dir`.",
+                    folder,
+                )
+            return None
+        if wanted is True:
+            found = checkpoints.last_checkpoint(folder)
+            if found is None:
+                raise ValueError(f"No complete checkpoint found in `output_dir` ({self.args.output_dir}).")
+            return found
+        damage = checkpoints.checkpoint_damage(Path(wanted))
+        if damage is not None:
+            raise ValueError(
+                f"{wanted} is no complete checkpoint of a `TGOTrainer`: {damage}. Pass "
+                "`resume_from_checkpoint=True` for the newest complete one."
+            )
+        return Path(wanted)
+
+    def _begin(self, checkpoint: Path | None) -> None:
+        self._guard = UpdateGuard(self.accelerator, self.args.on_bad_row == "skip")
+        self._progress = Progress(block=training_block(self.args, len(self.sizes)))
+        self._resumed, self._changes, self.changes, self._last_saved = None, [], [], 0
+        if checkpoint is not None:
+            saved = checkpoints.RunRecord.read(checkpoint)
+            self._changes = accepted_changes(checkpoint, self._record(), self.args.resume_with_changes)
+            self.changes = saved.changes + [f"from update {saved.updates + 1} on: {change}" for change in self._changes]
+            self._resumed, self._last_saved = saved.progress, saved.updates
+            self._progress = Progress(saved.progress.epoch, saved.progress.rows, self._progress.block)
+        elif not isinstance(self.train_dataset, EncodedDataset):
+            self.train_dataset.skip = 0  # type: ignore[union-attr]
+        if self.is_world_process_zero():
+            for folder in (self.args.output_path, *checkpoints.checkpoints(self.args.output_path)):
+                checkpoints.remove_left_over(folder)
+        if self.model_wrapped is self.model:
+            self.strategy.prepare_again(self.model)
+        unwrap_networks(self.pipeline, self.family.network_names)  # what was done to them since
+        check_networks(self.pipeline, self.family, self.args.use_peft)
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Epoch to begin with, and batches of it to pass over: none, since what is done is not read again."""
+        first_epoch, _ = super()._init_training_state(max_steps, *args, **kwargs)
+        if self._resumed is None:
+            return first_epoch, 0
+        if self.state.global_step >= max_steps:
+            if self._changes:
+                raise ValueError(
+                    f"The run has made all its {self.state.global_step} updates, so that other settings "
+                    f"({'; '.join(self._changes)}) would change nothing. Set `max_steps` or `num_train_epochs` higher "
+                    "to go on with them, or another `output_dir`."
+                )
+            if self.is_world_process_zero():
+                print(f"Nothing to do: the run has made all its {self.state.global_step} updates.")
+        self._pass_over(self._resumed)
+        return self._resumed.epoch, 0
+
+    def _pass_over(self, done: Progress) -> None:
+        """Takes out of the data what is trained on already."""
+        if self._row_sampler is None:
+            if done.block != self._progress.block and len(self.sizes) > 1:
+                raise ValueError(
+                    "A stream in buckets of aspect ratios cannot go on with updates of another size. Keep rows per "
+                    "update, or load the data set without `streaming=True`."
+                )
+            self.train_dataset.skip = done.rows  # type: ignore[union-attr]
+            return
+        sampler = self._row_sampler
+        before = RowSampler(sampler.num_rows, sampler.seed, done.block, groups=sampler.groups)
+        sampler.done = {done.epoch: before.first(done.epoch, done.rows)}
+
+    def _run_epoch(  # type: ignore[override]
+        self, *, epoch: int, steps_in_epoch: int, num_update_steps_per_epoch: int, **kwargs: Any
+    ) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end
+            self.control.should_training_stop = True
+            return
+        if self._resumed is not None and epoch == self._resumed.epoch:  # what is left of it
+            accumulated = self.args.gradient_accumulation_steps
+            if self._row_sampler is None:
+                num_update_steps_per_epoch -= self.state.global_step
+                steps_in_epoch = num_update_steps_per_epoch * accumulated
+            else:
+                batch = self._train_batch_size * self.args.world_size
+                steps_in_epoch = math.ceil(self._row_sampler.num_left(epoch) / batch)
+                num_update_steps_per_epoch = math.ceil(steps_in_epoch / accumulated)
+            if self._resumed.rows:  # to be loaded once more, after the data loader has drawn from it
+                self._random_state = kwargs["resume_from_checkpoint"]
+        super()._run_epoch(  # type: ignore[no-untyped-call]
+            epoch=epoch, steps_in_epoch=steps_in_epoch, num_update_steps_per_epoch=num_update_steps_per_epoch, **kwargs
+        )
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # between the backward passes of an update and the optimizer's step
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        is_asked = self._interruption.signum is not None
+        self._guard.before_step(self.state.global_step + 1, norm, self.optimizer, is_asked)
+        return norm
+
+    @property
+    def epoch(self) -> float:
+        """How many times the training set has been gone through; of a stream, the share of all updates."""
+        if self._row_sampler is None:
+            return self.state.global_step / self.state.max_steps
+        return self._progress.epoch + self._progress.rows / len(self._row_sampler)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        with self.strategy.whole():
+            checkpoints.load_weights(self.policy, folder)
+            if self.args.sync_ref_model and self.reference is not None:
+                checkpoints.load_reference(self.reference, folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.state.global_step >= self.state.max_steps:
+            return
+        folder = Path(checkpoint)
+        if not (folder / OPTIMIZER_NAME).is_file():
+            raise ValueError(
+                f"{checkpoint} holds no state of the optimizer (`save_only_model=True`), so that a run that goes on "
+                "from it would be another one. Load its adapter into the pipeline, and begin a new run in another "
+                "`output_dir`."
+            )
+        if self._changes:
+            keep = checkpoints.RunRecord.read(folder).course.keeps_optimizer(self._course)
+            load_changed_optimizer(folder, self.optimizer, self.lr_scheduler, keep)
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_best_model(self) -> None:
+        folder = Path(str(self.state.best_model_checkpoint))
+        damage = checkpoints.checkpoint_damage(folder)
+        if damage is not None:
+            raise ValueError(f"The best checkpoint, {folder}, cannot be loaded: {damage}. Load another one by hand.")
+        self.optimizer_mode.settle()
+        self.model.eval()  # no step comes after this one
+        with self.strategy.whole():
+            checkpoints.load_weights(self.policy, folder)
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a signal has asked the run to end; processes agree on it."""
+        if self.accelerator.num_processes > 1:
+            return self._guard.asked_to_stop
+        return self._interruption.signum is not None
+
+    def end_if_interrupted(self) -> None:
+        """Ends a run that a signal has asked to, once its last update is saved."""
+        if not self.is_interrupted:
+            return
+        if self._last_saved != self.state.global_step:
+            self._save_checkpoint(self.model, None)
+        if self.is_world_process_zero():
+            print(self._describe_end(self._interruption.name), file=sys.stderr, flush=True)
+        raise Terminated(self._interruption.signum or signal.SIGTERM)
+
+    def _describe_end(self, cause: str) -> str:
+        step, saved = self.state.global_step, self._last_saved
+        where = f"checkpoint-{saved} is the last one" if saved else "there is no checkpoint"
+        lost = f"{step - saved} update{'s' * (step - saved > 1)} lost" if step > saved else "no update lost"
+        return f"{cause} at update {step} of {self.state.max_steps}: {where}, {lost}. The same command goes on there."
