@@ -64,9 +64,9 @@ def main(script_args: TrainArguments, training_args: TGOConfig) -> None:
     #     log p = -e / T        r = beta (e_reference - e_policy) / T        loss = -w log sigmoid(r, or -r if negative)
     #
     # r is the row's implicit reward. `temperature` (T) is the scale of the errors: `auto` is the paper's 0.001 for
-    # Stable Diffusion 1.5 at 512 pixels, and less for larger latents. `beta` is the price of leaving the reference:
-    # where it is large, a small step away makes |r| large, the sigmoid is spent, and the policy stays near; where it is
-    # small, the policy goes further for the scores, and loses variety. In the loss only beta / T matters.
+    # Stable Diffusion 1.5 at 512 pixels, less for larger latents, and 1 for masked tokens. `beta` is the price of
+    # leaving the reference: where it is large, a small step away makes |r| large, the sigmoid is spent, and the policy
+    # stays near; where it is small, it goes further for the scores, and loses variety. Only beta / T counts.
     trainer = TGOTrainer(
         script_args.model_name_or_path,
         training_args,
@@ -81,8 +81,8 @@ def main(script_args: TrainArguments, training_args: TGOConfig) -> None:
     # Then the log, every `logging_steps` updates:
     #   loss                   begins at ln 2 x the mean weight, and falls.
     #   rewards/margins        mean r of positive rows less that of negative ones: begins at exactly 0, and rises.
-    #   rewards/accuracies     share of rows whose r has the sign of their label: rises above 0.5. Stays there while
-    #                          rewards move? Then the scores say little about the images.
+    #   rewards/accuracies     share of rows whose r has the sign of their label: rises above 0.5. If it does not
+    #                          while rewards move, the scores say little about the images.
     #   saturation/*           mean of the sigmoid. Stays at 0.5: nothing learns, so raise `learning_rate`, or lower
     #                          `temperature`. Near 1: nothing is left to learn from, so raise `temperature`.
     #   error_difference/*     by how much the policy's errors moved as asked, by quarter of the timesteps. Positive in
