@@ -13,18 +13,14 @@ import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import load_dataset
-
-from tgo_trl import TGOConfig, TGOTrainer
-from tgo_trl.commands.generate.config import GenerateConfig
+from tgo_trl import TGOConfig
+from tgo_trl.commands.generate import GenerateConfig
 from tgo_trl.commands.generate.run import generate
-from tgo_trl.commands.score.config import ScoreConfig
+from tgo_trl.commands.score import ScoreConfig
 from tgo_trl.commands.score.run import score
-from tgo_trl.families import find_family
+from tgo_trl.commands.train import TrainArguments
+from tgo_trl.commands.train.run import train
 from tgo_trl.parser import SettingsParser
-from tgo_trl.policy.loading import load_pipeline
-from tgo_trl.trainer.arguments import training_dtype
-from tgo_trl.trainer.checkpoints import CONFIG_NAME, last_checkpoint
 
 
 @dataclass
@@ -82,19 +78,15 @@ def run_rounds(rounds: RoundArguments, args: TGOConfig) -> list[Path]:
 
 def train_round(model: str, before: Path | None, scored: Path, args: TGOConfig, index: int) -> Path:
     """Trains one round, from the adapter of the round before; returns the folder of its adapter."""
+    folder = scored.parent / "adapter"
+    if all((folder / name).is_file() for name in ("tgo_config.json", "README.md")):  # saved last: this round is done
+        return folder
     args = copy.copy(args)
-    args.output_dir = str(scored.parent / "adapter")
+    args.output_dir = str(folder)
     args.seed += index
-    if (Path(args.output_dir) / CONFIG_NAME).is_file():  # saved last: this round is done
-        return Path(args.output_dir)
-    pipeline = load_pipeline(model, args.model_init_dict, None, None, training_dtype(args))
-    if before is not None:
-        find_family(type(pipeline))().attach_adapter(pipeline, str(before))
-    trainer = TGOTrainer(pipeline, args, load_dataset(str(scored), split="train"))
-    trainer.train(resume_from_checkpoint=last_checkpoint(Path(args.output_dir)) is not None)
-    trainer.create_model_card()
-    trainer.save_model()
-    return Path(args.output_dir)
+    args.resume_from_checkpoint = None  # a round goes on from its own
+    train(TrainArguments(model, str(scored), adapter_name_or_path=None if before is None else str(before)), args)
+    return folder
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The example scripts from end to end, as a user runs them, with tiny models and without a network."""
+"""The recipes from end to end, as a user of the example script runs them, with tiny models and without a network."""
 
 import json
 import os
@@ -11,9 +11,13 @@ import pytest
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
+from tgo_trl.cli import main
+from tgo_trl.settings import read_settings
+
 from .cases import CASES
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+SCRIPT = str(ROOT / "examples" / "train.py")
 IMAGES = "Rapidata/text-2-image-Rich-Human-Feedback (17.9 GB)"
 PUBLISHED = {
     "flux": ("flux", f"black-forest-labs/FLUX.1-dev (33.7 GB in bfloat16) and {IMAGES}"),
@@ -23,14 +27,19 @@ PUBLISHED = {
     "sdxl": ("stable_diffusion_xl", f"stabilityai/stable-diffusion-xl-base-1.0 (13.9 GB in float32) and {IMAGES}"),
     "wan": ("wan", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers (28.9 GB in float32) and the data set of --dataset_name"),
 }
-"""Of each script, the case of its tiny pipeline, and what it says that it would download."""
+"""Of each recipe, the case of its tiny pipeline, and what the script says that it would download."""
 
 
-def run(folder: Path, script: str, *arguments: str) -> str:
-    """What a script printed, run in a folder."""
+def recipe(name: str) -> str:
+    """The path of a recipe."""
+    return str(ROOT / "recipes" / f"{name}.yaml")
+
+
+def run(folder: Path, *arguments: str) -> str:
+    """What the script printed, run in a folder."""
     home = folder / "home"  # what a script writes to caches is found here
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
-    command = [sys.executable, str(EXAMPLES / f"{script}.py"), *arguments]
+    command = [sys.executable, SCRIPT, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -41,20 +50,19 @@ def settings_of(folder: Path) -> dict:
     return json.loads((folder / "tgo_config.json").read_text())["config"]
 
 
-def test_all_scripts_are_tried():
-    scripts = {path.stem for path in EXAMPLES.glob("*.py") if "TINY = {" in path.read_text()}
-    assert scripts == {*PUBLISHED}
+def test_all_recipes_are_tried():
+    assert {path.stem for path in (ROOT / "recipes").iterdir()} == {*PUBLISHED}
 
 
 @pytest.mark.parametrize(
-    "script", [name if name == "sd15" else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
+    "name", [name if name == "sd15" else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
 )
-def test_script(script, tmp_path):
-    name, downloads = PUBLISHED[script]
-    printed = run(tmp_path, script, "--tiny", "--lora_r", "3")
+def test_recipe(name, tmp_path):
+    kind, downloads = PUBLISHED[name]
+    printed = run(tmp_path, "--config", recipe(name), "--tiny", "--lora_r", "3")
     assert printed.startswith(f"Without --tiny, this downloads {downloads}.\n")
 
-    out = tmp_path / "outputs" / f"{script}-tiny"
+    out = tmp_path / "outputs" / f"{name}-tiny"
     settings = settings_of(out)
     assert (settings["lora_r"], settings["max_steps"]) == (3, 2)  # the command line's, and those of `--tiny`
     assert (settings["beta"], settings["confidence_coef"], settings["temperature"]) == (1.0, 5.0, "auto")
@@ -64,7 +72,7 @@ def test_script(script, tmp_path):
     weights = load_file(out / "pytorch_lora_weights.safetensors")
     assert {tensor.shape[0] for key, tensor in weights.items() if "lora_A" in key or "lora.down" in key} == {3}
     assert all(tensor.abs().max() > 0 for tensor in weights.values())
-    case = next(case for case in CASES if case.name == name)
+    case = next(case for case in CASES if case.name == kind)
     pipeline = case.build()
     exec(case.family(pipeline).loading_code(pipeline, str(out)), {"pipeline": pipeline})
     assert_loaded(pipeline, weights)
@@ -79,34 +87,56 @@ def assert_loaded(pipeline: DiffusionPipeline, weights: dict) -> None:
     assert sum(weight.detach().double().abs().sum() for weight in loaded.values()) == pytest.approx(float(total))
 
 
-def test_configuration_file(tmp_path):
-    """It overrides the script's settings, those of `--tiny` included; the command line overrides it."""
-    (tmp_path / "settings.yaml").write_text("max_steps: 1\nbeta: 2.5\nlora_r: 3\nsample_prompts: [a cat]\n")
-    run(tmp_path, "sd15", "--tiny", "--config", "settings.yaml", "--lora_r", "5", "--output_dir", "mine")
+def test_a_recipe_of_ones_own(tmp_path):
+    """`--tiny` overrides of it what makes a run long; the command line overrides both."""
+    text = Path(recipe("sd15")).read_text().replace("beta: 1.0", "beta: 2.5").replace("lora_r: 16", "lora_r: 3")
+    (tmp_path / "mine.yaml").write_text(text.replace("sample_prompts: [", "sample_prompts: [a cat]  # ["))
+    run(tmp_path, "--config", "mine.yaml", "--tiny", "--max_steps", "1", "--lora_r", "5", "--output_dir", "mine")
     settings = settings_of(tmp_path / "mine")
     assert [settings[name] for name in ("max_steps", "beta", "lora_r", "sample_prompts")] == [1, 2.5, 5, ["a cat"]]
     assert [settings[name] for name in ("resolution", "confidence_coef")] == [16, 5.0]
 
 
-@pytest.mark.parametrize("script", PUBLISHED)
-def test_help(script, monkeypatch, capsys):
-    """It shows the script's own defaults."""
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "`--config recipes/sd15.yaml --tiny`"), ("model_name_or_path: mine\n", "model 'mine'")]
+)
+def test_only_a_published_recipe_is_made_small(text, message, monkeypatch, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text or "")
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    with pytest.raises(ValueError, match=message):
+        run_here(monkeypatch, "--tiny", *(["--config", str(tmp_path / "mine.yaml")] if text else []))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_help(name, monkeypatch, capsys):
+    """It shows the recipe's settings."""
     with pytest.raises(SystemExit, match=r"^0$"):
-        run_here(monkeypatch, script, "--help")
+        run_here(monkeypatch, "--config", recipe(name), "--help")
     printed = " ".join(capsys.readouterr().out.split())
     assert "--tiny" in printed
-    assert "Log every X update steps, or ratio if below 1. (default: 2)" in printed
-    assert f"(default: {PUBLISHED[script][1].partition(' ')[0]})" in printed
+    assert "Log every X update steps, or ratio if below 1. (default: 2.0)" in printed
+    assert f"(default: {PUBLISHED[name][1].partition(' ')[0]})" in printed
 
 
-def test_video_script_asks_for_data(monkeypatch):
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_program_reads_a_recipe_whole(name, monkeypatch):
+    """`tgo-trl train` takes every setting of it, and as it is written."""
+    taken = []
+    monkeypatch.setattr("tgo_trl.commands.train.run.train", lambda *settings: taken.append(settings))
+    data = ["--dataset_name", "rows"] if name == "wan" else []
+    assert main(["train", "--config", recipe(name), "--use_cpu", *data]) == 0
+    ((arguments, args),) = taken
+    for setting, written in read_settings(Path(recipe(name))).items():
+        assert getattr(arguments if hasattr(arguments, setting) else args, setting) == written.value, setting
+
+
+def test_the_video_recipe_asks_for_data(monkeypatch):
     with pytest.raises(ValueError, match="`--dataset_name` is missing"):
-        run_here(monkeypatch, "wan", "--use_cpu", "--bf16", "false")
+        run_here(monkeypatch, "--config", recipe("wan"), "--use_cpu", "--bf16", "false")
 
 
-def run_here(monkeypatch, script: str, *arguments: str) -> None:
-    """Runs a script in this process, which has imported what it needs."""
-    path = str(EXAMPLES / f"{script}.py")
-    monkeypatch.setattr(sys, "argv", [path, *arguments])
+def run_here(monkeypatch, *arguments: str) -> None:
+    """Runs the script in this process, which has imported what it needs."""
+    monkeypatch.setattr(sys, "argv", [SCRIPT, *arguments])
     monkeypatch.setenv("COLUMNS", "400")
-    runpy.run_path(path, run_name="__main__")
+    runpy.run_path(SCRIPT, run_name="__main__")
