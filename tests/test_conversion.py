@@ -19,7 +19,7 @@ from tgo_trl.commands.convert.layouts import LAYOUTS, Layout, find_layout
 from tgo_trl.commands.convert.run import convert, convert_dataset
 from tgo_trl.commands.convert.tallies import Comparisons, Ratings, compare_all
 from tgo_trl.data.rows import BadRowError
-from tgo_trl.labels.rule import fit_label_rule
+from tgo_trl.labels.fitting import fit_label_rule
 from tgo_trl.media.videos import load_video
 
 from .test_videos import film

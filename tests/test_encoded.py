@@ -13,7 +13,7 @@ from tgo_trl.data.collator import RowCollator
 from tgo_trl.data.rows import BadRowError
 from tgo_trl.data.sampler import RowSampler, padding_like
 from tgo_trl.families import StableDiffusionFamily
-from tgo_trl.labels.rule import fit_label_rule
+from tgo_trl.labels.fitting import fit_label_rule
 from tgo_trl.media.images import image_to_tensor
 from tgo_trl.policy.encoders import FrozenEncoders
 from tgo_trl.trainer.preparation import DataPreparer

@@ -359,7 +359,7 @@ def test_a_report_from_rows_to_files(tmp_path, capsys, monkeypatch, streaming):
 
 def test_the_suggested_settings_train(tmp_path):
     # What is suggested together, `TGOConfig` takes together, and the label rule accepts.
-    from tgo_trl.labels.rule import fit_label_rule
+    from tgo_trl.labels.fitting import fit_label_rule
 
     shared = [0.0] * 5 + [1.0] * 3
     scores = [20 * shared[i // 8] + 2 * (i % 8 % 3) for i in range(64)]

@@ -8,7 +8,9 @@ import math
 import pytest
 import torch
 
-from tgo_trl.labels.rule import LabelRule, check_finite, fit_label_rule, list_rows
+from tgo_trl.labels.checks import check_finite, list_rows
+from tgo_trl.labels.fitting import fit_label_rule
+from tgo_trl.labels.rule import LabelRule
 
 
 def prompts_of(scores):
@@ -346,7 +348,7 @@ def test_unknown_names(name):
 @pytest.mark.parametrize("num_positive", [1, 99, 4, 96])
 def test_lopsided_split_warns(num_positive, caplog):
     scores = list(range(100))
-    with caplog.at_level(logging.WARNING, "tgo_trl.labels.rule"):
+    with caplog.at_level(logging.WARNING, "tgo_trl.labels.fitting"):
         fit(scores, threshold_type="value", value=100.0 - num_positive)
     (record,) = caplog.records
     assert f"makes {num_positive} of 100 rows positive ({num_positive}.0 %)" in record.getMessage()
@@ -354,7 +356,7 @@ def test_lopsided_split_warns(num_positive, caplog):
 
 @pytest.mark.parametrize("num_positive", [5, 50, 95])
 def test_split_within_5_percent_of_the_edges_does_not_warn(num_positive, caplog):
-    with caplog.at_level(logging.WARNING, "tgo_trl.labels.rule"):
+    with caplog.at_level(logging.WARNING, "tgo_trl.labels.fitting"):
         rule = fit(list(range(100)), threshold_type="value", value=100.0 - num_positive)
     assert rule.num_positive == num_positive
     assert caplog.records == []

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from tgo_trl.labels.rule import fit_label_rule
+from tgo_trl.labels.fitting import fit_label_rule
 from tgo_trl.trainer.plots import plot_grid, plot_scores
 
 NEGATIVE, POSITIVE = (196, 78, 82), (76, 114, 176)

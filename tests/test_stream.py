@@ -12,7 +12,7 @@ from tgo_trl.data.collator import RowCollator
 from tgo_trl.data.rows import BadRowError, BadRows, Columns
 from tgo_trl.data.stream import StreamDataset, scan_stream
 from tgo_trl.families import StableDiffusionFamily
-from tgo_trl.labels.rule import fit_label_rule
+from tgo_trl.labels.fitting import fit_label_rule
 from tgo_trl.media.images import image_to_tensor
 from tgo_trl.media.origin import OWN
 from tgo_trl.media.readers import ImageReader

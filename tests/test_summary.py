@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tgo_trl.labels.rule import fit_label_rule
+from tgo_trl.labels.fitting import fit_label_rule
 from tgo_trl.trainer.summary import print_summary, summary_rows
 
 

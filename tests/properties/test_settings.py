@@ -15,7 +15,7 @@ from tgo_trl import TGOConfig
 from tgo_trl.commands.convert.config import ConvertConfig
 from tgo_trl.commands.generate.config import GenerateConfig
 from tgo_trl.commands.score.config import ScoreConfig
-from tgo_trl.labels.rule import MAX_FLOAT32
+from tgo_trl.labels.checks import MAX_FLOAT32
 from tgo_trl.trainer.checkpoints import public_config
 
 INHERITED = {field.name for field in dataclasses.fields(TrainingArguments)}

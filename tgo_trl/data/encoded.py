@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from ..labels.rule import Labels, list_rows
+from ..labels.checks import list_rows
+from ..labels.rule import Labels
 from ..media.origin import Origin
 from ..media.readers import MediaReader
 from ..media.sizes import nearest_size

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset, LargeList, List
 
-from ..labels.rule import MAX_FLOAT32
+from ..labels.checks import MAX_FLOAT32
 from ..media.origin import Origin
 from ..messages.values import cut
 from .classes import check_no_classes

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from ..labels.rule import list_rows
+from ..labels.checks import list_rows
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from huggingface_hub.constants import HF_HOME
 from ..data.encoded import EncodedDataset, encode_images, encode_prompts, scan_rows
 from ..data.rows import BadRows, Columns
 from ..data.stream import StreamDataset, scan_stream
-from ..labels.rule import PER_PROMPT, LabelRule, fit_label_rule
+from ..labels.fitting import fit_label_rule
+from ..labels.rule import PER_PROMPT, LabelRule
 from ..losses import LOSSES
 from ..media.origin import Origin, find_origin
 from ..media.readers import ImageReader, MediaReader, VideoReader

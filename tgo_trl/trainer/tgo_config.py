@@ -9,7 +9,9 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
-from ..labels.rule import MAX_FLOAT32, NORMALIZATIONS, THRESHOLD_TYPES
+from ..labels.checks import MAX_FLOAT32
+from ..labels.fitting import THRESHOLD_TYPES
+from ..labels.normalization import NORMALIZATIONS
 from ..losses import LOSSES
 from ..messages.public import without_secrets
 from ..noise import DENSITIES

@@ -3,7 +3,6 @@
 Everything is computed as training does it, by [`fit_label_rule`].
 """
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...labels.rule import NORMALIZATIONS, fit_label_rule
+from ...labels.normalization import NORMALIZATIONS, center_and_scale
 from ...labels.thresholds import mean_threshold, percentile_threshold, prompt_baseline
+from ...labels.weights import confidence_weights
 
 PERCENTILES = (10, 25, 50, 75, 90)
 COEFFICIENTS = (0.0, 1.0, 5.0, 10.0)
@@ -177,23 +177,12 @@ def weight_rows(
 
 def training_weights(scores: Tensor, threshold: float, coefficient: float, normalization: str) -> Tensor | None:
     """The weights of training, float64 `[N]`; None if the scores do not allow the normalisation."""
-    prompts = [""] * len(scores)
-    logger = logging.getLogger("tgo_trl.labels.rule")
-    was_disabled, logger.disabled = logger.disabled, True  # of a lopsided split the report speaks itself
-    try:
-        rule = fit_label_rule(
-            scores,
-            prompts,
-            threshold_type="value",
-            value=threshold,
-            confidence_coef=coefficient,
-            normalization=normalization,
-        )
-    except ValueError:
+    center, scale = center_and_scale(scores, normalization)
+    is_positive = scores >= threshold
+    if scale == 0 or is_positive.all() or not is_positive.any():
         return None
-    finally:
-        logger.disabled = was_disabled
-    return rule.apply(scores, prompts).weights.double()
+    z, z_threshold = (scores - center) / scale, torch.tensor((threshold - center) / scale, dtype=torch.float64)
+    return confidence_weights(z, z_threshold, coefficient).float().double()
 
 
 def summarize_prompts(scores: Tensor, prompts: Sequence[str], threshold: float, beta: float) -> PromptSummary | None:
