@@ -122,7 +122,7 @@ class EncodedDataset(TorchDataset[PreparedRow]):
     @property
     def example_prompt(self) -> str:
         """The first row's prompt."""
-        return self.prompt_texts[0]
+        return self.scanned.prompts[self.positions[0]]
 
     @property
     def fingerprint(self) -> str:
