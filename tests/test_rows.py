@@ -7,16 +7,8 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 
-from tgo_trl.data.rows import (
-    BadRowError,
-    BadRows,
-    Columns,
-    check_prompt,
-    check_score,
-    iterate_rows,
-    read_row,
-    undecoded,
-)
+from tgo_trl.data.columns import Columns, undecoded
+from tgo_trl.data.rows import BadRowError, BadRows, check_prompt, check_score, iterate_rows, read_row
 from tgo_trl.media.origin import OWN
 
 from .tiny import PROMPTS, picture, scored_rows
@@ -200,7 +192,7 @@ def test_skipped_rows_are_left_out_and_the_others_keep_their_numbers():
 
 def test_a_row_with_two_faults_counts_once():
     bad = BadRows(skip=True)
-    assert read_row({"prompt": "", "image": None, "score": None}, Columns(), 5, bad) is None
+    assert read_row({"prompt": "", "image": None, "score": None}, Columns(), 5, bad, OWN) is None
     assert bad.rows == [5]
 
 

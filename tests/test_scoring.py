@@ -18,6 +18,7 @@ from PIL import Image
 from tgo_trl.commands.score import rows as unscored
 from tgo_trl.commands.score.config import ScoreConfig
 from tgo_trl.commands.score.run import score, score_dataset
+from tgo_trl.media import readers
 from tgo_trl.rewards import load_reward
 
 from .test_parquet import files, run_and_kill, run_two_processes
@@ -491,7 +492,7 @@ class Decoded:
 
     def __init__(self, monkeypatch):
         self.now = self.most = 0
-        load = unscored.load_image
+        load = readers.load_image
 
         def count(value):
             image = load(value)
@@ -500,7 +501,7 @@ class Decoded:
             weakref.finalize(image, self.drop, image.width * image.height)
             return image
 
-        monkeypatch.setattr(unscored, "load_image", count)
+        monkeypatch.setattr(readers, "load_image", count)
 
     def drop(self, num_pixels):
         self.now -= num_pixels

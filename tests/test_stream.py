@@ -8,8 +8,10 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 
+from tgo_trl.data.batch import FIELDS
 from tgo_trl.data.collator import RowCollator
-from tgo_trl.data.rows import BadRowError, BadRows, Columns
+from tgo_trl.data.columns import Columns
+from tgo_trl.data.rows import BadRowError, BadRows, RowSource
 from tgo_trl.data.stream import StreamDataset, scan_stream
 from tgo_trl.families import StableDiffusionFamily
 from tgo_trl.labels.fitting import fit_label_rule
@@ -26,22 +28,12 @@ from .tiny import PROMPTS, picture, scored_rows, stable_diffusion
 RULE = fit_label_rule(range(8), ["a"] * 8)  # positive from the median 3.5 on
 
 
-def stream(dataset=None, **changes):
-    settings = {
-        "columns": Columns(),
-        "rule": RULE,
-        "reader": ImageReader(),
-        "sizes": [(16, 16)],
-        "origin": OWN,
-        "skip_bad_rows": False,
-        "epoch": 0,
-        "repeat": False,
-        "positives_only": False,
-        "block": 1,
-    }
+def stream(dataset=None, skip_bad_rows=False, **changes):
+    settings = {"rule": RULE, "epoch": 0, "repeat": False, "positives_only": False, "block": 1}
     dataset = scored_rows(8) if dataset is None else dataset
     iterable = dataset.to_iterable_dataset() if isinstance(dataset, Dataset) else dataset
-    return StreamDataset(iterable, **{**settings, **changes})
+    source = RowSource(iterable, Columns(), ImageReader(), [(16, 16)], OWN, skip_bad=skip_bad_rows)
+    return StreamDataset(source, **{**settings, **changes})
 
 
 def broken_rows():
@@ -72,7 +64,11 @@ def test_a_stream_gives_what_map_style_data_gives(tmp_path):
     streamed, stream_rule = preparer.training_set(scored_rows(8).to_iterable_dataset())
     assert isinstance(streamed, StreamDataset)
     assert stream_rule == rule
+    assert (streamed.is_encoded, streamed.labels, streamed.sizes, streamed.example_prompt) == (False, None, None, None)
+    assert encoded.is_encoded
+    assert (encoded.sizes, encoded.example_prompt) == ([(16, 16)] * 8, scored_rows(8)["prompt"][0])
     for i, row in enumerate(itertools.islice(streamed, 8)):
+        assert {*row, *encoded[i]} == set(FIELDS)
         for name in ("row", "epoch", "valid", "score", "is_positive", "weight"):
             assert row[name] == encoded[i][name]
             assert getattr(row[name], "dtype", None) == getattr(encoded[i][name], "dtype", None)

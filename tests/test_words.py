@@ -25,7 +25,8 @@ from tgo_trl.commands.inspect.config import InspectConfig
 from tgo_trl.commands.inspect.run import inspect
 from tgo_trl.commands.score.run import score_dataset
 from tgo_trl.data.classes import ClassNames, check_no_classes, class_names
-from tgo_trl.data.rows import BadRowError, Columns
+from tgo_trl.data.columns import Columns
+from tgo_trl.data.rows import BadRowError
 
 from .tiny import picture
 

@@ -2,23 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from ..labels.checks import list_rows
 from ..labels.rule import Labels
-from ..media.origin import Origin
-from ..media.readers import MediaReader
-from ..media.sizes import nearest_size
 from ..media.types import Size
 from ..policy.encoders import FrozenEncoders
 from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWriter, fingerprint
-from .rows import BadRows, Columns, iterate_rows, undecoded
+from .batch import PreparedRow
+from .columns import undecoded
+from .rows import BadRows, RowSource
 from .sampler import Index, padding_like
 
 READABLE = "readable"
@@ -42,33 +40,27 @@ class ScannedRows:
     keys: list[str]
     sizes: list[Size]
 
+    def take(self, positions: Sequence[int]) -> "ScannedRows":
+        """The rows at these positions."""
+        return ScannedRows(*([values[i] for i in positions] for values in vars(self).values()))
 
-def scan_rows(
-    dataset: Dataset, columns: Columns, bad: BadRows, reader: MediaReader, sizes: Sequence[Size], origin: Origin,
-    name: str = "", progress: bool = False,
-) -> ScannedRows:  # fmt: skip
+
+def scan_rows(source: RowSource, bad: BadRows, progress: bool = False) -> ScannedRows:
     """Checks prompts and scores, fingerprints and measures the images, without decoding them.
 
     Args:
-        dataset: the user's data set.
-        columns: its columns.
-        bad: what to do with bad rows.
-        reader: of the image or video column.
-        sizes: each row is brought to the nearest of them.
-        origin: of the data set.
-        name: of the data set, for the progress bar.
-        progress: whether to show one.
+        source: of the rows.
+        bad: what to do with bad ones.
+        progress: whether to show a progress bar.
     """
     scanned = ScannedRows([], [], [], [], [])
-    rows = iterate_rows(dataset, columns, bad, origin)
-    for row, prompt, value, score in tqdm(
-        rows, total=len(dataset), desc=f"Reading {name} rows", unit="row", disable=not progress
-    ):
+    description = f"Reading {source.name} rows"
+    rows = tqdm(source.rows(bad), description, len(source.dataset), unit="row", disable=not progress)
+    for row, prompt, value, score in rows:
         try:
-            key = fingerprint(reader.content(value))
-            size = sizes[0] if len(sizes) == 1 else nearest_size(reader.size(value), sizes)
+            key, size = fingerprint(source.reader.content(value)), source.size(value)
         except ValueError as error:
-            bad.add(row, columns.media, str(error))
+            bad.add(row, source.columns.media, str(error))
             continue
         scanned.rows.append(row)
         scanned.prompts.append(prompt)
@@ -93,13 +85,18 @@ class EncodedImages:
         return {name: tensor for name, tensor in shards[i].items() if name != READABLE}
 
 
-class EncodedDataset(TorchDataset[dict[str, Any]]):
+class EncodedDataset(TorchDataset[PreparedRow]):
     """Rows as the trainer takes them, read from shards of encoded images and prompts.
 
     Indexed by `(epoch, position)`; a plain position means epoch 0. `-1 - position` is padding that looks like the row
-    at `position`. Each row is a dictionary of `row` (index in the user's data set), `epoch`, `valid` (False for
-    padding), `score`, `is_positive`, `weight`, and the encoders' tensors in `image` and `prompt`.
+    at `position`.
+
+    Attributes:
+        is_encoded: True, as it is False of a [`~tgo_trl.data.stream.StreamDataset`].
+        labels: of the rows, in order.
     """
+
+    is_encoded = True
 
     def __init__(
         self, scanned: ScannedRows, images: EncodedImages, prompts: Shards, positions: Sequence[int], labels: Labels
@@ -124,6 +121,11 @@ class EncodedDataset(TorchDataset[dict[str, Any]]):
         return [self.scanned.prompts[i] for i in self.positions]
 
     @property
+    def example_prompt(self) -> str:
+        """The first row's prompt."""
+        return self.scanned.prompts[self.positions[0]]
+
+    @property
     def fingerprint(self) -> str:
         """A digest of the rows in their order: prompts, scores, image or video files."""
         scores = self.labels.scores.tolist()
@@ -138,7 +140,7 @@ class EncodedDataset(TorchDataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, index: Index | int) -> dict[str, Any]:
+    def __getitem__(self, index: Index | int) -> PreparedRow:
         epoch, position = index if isinstance(index, tuple) else (0, index)
         valid = position >= 0
         position = position if valid else padding_like(position)
@@ -156,8 +158,8 @@ class EncodedDataset(TorchDataset[dict[str, Any]]):
 
 
 def encode_images(
-    dataset: Dataset, scanned: ScannedRows, columns: Columns, bad: BadRows, reader: MediaReader, origin: Origin,
-    encoders: FrozenEncoders, writer: ShardWriter, batch_size: int, name: str,
+    source: RowSource, scanned: ScannedRows, bad: BadRows, encoders: FrozenEncoders, writer: ShardWriter,
+    batch_size: int,
 ) -> tuple[EncodedImages, list[int]]:  # fmt: skip
     """The encoded images or videos, and the positions of those that could be read.
 
@@ -168,77 +170,58 @@ def encode_images(
     reasons: dict[int, str] = {}
     for size in dict.fromkeys(scanned.sizes):
         group = [position for position, other in enumerate(scanned.sizes) if other == size]
-        rows = [scanned.rows[position] for position in group]
-        bucket = _Bucket(dataset, rows, size, columns.media, bad, reader, origin)
-        keys = [scanned.keys[position] for position in group]
-        shards, unread = bucket.encode(keys, encoders, writer, batch_size, name)
+        shards, unread = _encode_one_size(source, scanned.take(group), bad, encoders, writer, batch_size)
         encoded.add(group, shards)
         reasons.update((group[i], reason) for i, reason in unread.items())
     for position, reason in sorted(reasons.items()):
         if scanned.rows[position] not in bad.rows:  # marked by an earlier run, or by another process
-            bad.add(scanned.rows[position], columns.media, reason)
+            bad.add(scanned.rows[position], source.columns.media, reason)
     positions = [position for position in range(len(scanned.rows)) if position not in reasons]
     if not positions:
-        raise ValueError(f"No {reader.kind} of the {name} data set can be read ({list_rows(scanned.rows)}).")
+        raise ValueError(
+            f"No {source.reader.kind} of the {source.name} data set can be read ({list_rows(scanned.rows)})."
+        )
     return encoded, positions
 
 
-class _Bucket:
-    """The rows whose images are brought to one size."""
+def _encode_one_size(
+    source: RowSource, scanned: ScannedRows, bad: BadRows, encoders: FrozenEncoders, writer: ShardWriter,
+    batch_size: int,
+) -> tuple[Shards, dict[int, str]]:  # fmt: skip
+    """Shards of rows whose images are brought to one size, and why those that could not be read could not."""
+    reader, size, column = source.reader, scanned.sizes[0], source.columns.media
+    files = undecoded(source.dataset, column)
 
-    def __init__(
-        self, dataset: Dataset, rows: list[int], size: Size, column: str, bad: BadRows, reader: MediaReader,
-        origin: Origin,
-    ) -> None:  # fmt: skip
-        self.values = undecoded(dataset, column)
-        self.rows, self.size, self.column, self.bad, self.reader = rows, size, column, bad, reader
-        self.origin = origin
+    def read(i: int) -> tuple[Tensor, Tensor] | str:
+        try:
+            return reader.read(source.origin.locate(files[scanned.rows[i]][column]), size)
+        except ValueError as error:
+            return str(error)
 
-    def encode(
-        self, keys: list[str], encoders: FrozenEncoders, writer: ShardWriter, batch_size: int, name: str
-    ) -> tuple[Shards, dict[int, str]]:
-        """Shards of the rows, and why those that could not be read could not."""
-        height, width = self.size
-        recipe = fingerprint(encoders.image_recipe, self.reader, self.size)
-        description = f"Encoding {name} {self.reader.kind}s ({width} x {height})"
-        per_shard = ROWS_PER_SHARD if self.reader.kind == "image" else VIDEOS_PER_SHARD
-
-        def write() -> Shards:
-            return writer.write(
-                keys, lambda indices: self._tensors(indices, encoders), recipe, batch_size, description, per_shard
-            )
-
-        shards = write()
-        unread = [i for i, readable in enumerate(shards.column(READABLE).tolist()) if not readable]
-        reasons = {i: self._reason(i) for i in unread}
-        mended = [i for i, reason in reasons.items() if reason is None]
-        if mended:  # an earlier run could not read them, for want of a decoder or of memory
-            shards.remove(mended)
-            shards = write()
-        return shards, {i: reason for i, reason in reasons.items() if reason is not None}
-
-    def _tensors(self, indices: Sequence[int], encoders: FrozenEncoders) -> dict[str, Tensor]:
+    def encode(indices: Sequence[int]) -> dict[str, Tensor]:
         values, readable = [], []
         for i in indices:
-            try:
-                values.append(self._read(i))
-                readable.append(True)
-            except ValueError as error:
-                self.bad.add(self.rows[i], self.column, str(error))
-                values.append(self.reader.blank(self.size))
-                readable.append(False)
+            value = read(i)
+            readable.append(not isinstance(value, str))
+            if isinstance(value, str):
+                bad.add(scanned.rows[i], column, value)
+                value = reader.blank(size)
+            values.append(value)
         pixels, geometry = (torch.stack(parts) for parts in zip(*values, strict=True))
         return {**encoders.images(pixels, geometry), READABLE: torch.tensor(readable)}
 
-    def _read(self, i: int) -> tuple[Tensor, Tensor]:
-        return self.reader.read(self.origin.locate(self.values[self.rows[i]][self.column]), self.size)
-
-    def _reason(self, i: int) -> str | None:
-        try:
-            self._read(i)
-        except ValueError as error:
-            return str(error)
-        return None
+    recipe = fingerprint(encoders.image_recipe, reader, size)
+    description = f"Encoding {source.name} {reader.kind}s ({size[1]} x {size[0]})"
+    per_shard = ROWS_PER_SHARD if reader.kind == "image" else VIDEOS_PER_SHARD
+    write = partial(writer.write, scanned.keys, encode, recipe, batch_size, description, per_shard)
+    shards = write()
+    unread = [i for i, readable in enumerate(shards.column(READABLE).tolist()) if not readable]
+    found = {i: read(i) for i in unread}
+    mended = [i for i, value in found.items() if not isinstance(value, str)]
+    if mended:  # an earlier run could not read them, for want of a decoder or of memory
+        shards.remove(mended)
+        shards = write()
+    return shards, {i: value for i, value in found.items() if isinstance(value, str)}
 
 
 def encode_prompts(

@@ -1,59 +1,31 @@
-"""Reading `(prompt, image or video, score)` rows: column checks, row checks, and what to do about bad ones."""
+"""Reading rows of a prompt, an image or video, and a score: what makes one bad, and what to do about it."""
 
 import logging
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from datasets import Dataset, IterableDataset, LargeList, List
+from datasets import Dataset, IterableDataset
 
 from ..labels.checks import MAX_FLOAT32
+from ..media.embedding import ColumnError
 from ..media.origin import Origin
+from ..media.readers import MediaReader
+from ..media.sizes import nearest_size
+from ..media.types import Size
 from ..messages.values import cut
-from .classes import check_no_classes
+from .columns import Columns, undecoded
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
 LONGEST_REASON = 1000
 
 
 class BadRowError(ValueError):
     """A row that cannot be trained on; the message names row and column."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns of a data set.
-
-    Attributes:
-        prompt, score: of prompts and scores.
-        media: of images or videos.
-        media_argument: the setting that names that column, for messages.
-    """
-
-    prompt: str = "prompt"
-    media: str = "image"
-    score: str = "score"
-    media_argument: str = "image_column"
-
-    def check(self, dataset: Dataset | IterableDataset, name: str) -> None:
-        """Raises a ValueError if a column is missing, naming those there are, or holds codes of classes."""
-        present = dataset.column_names
-        if present is None or _has_transform(dataset):  # unknown before they are read: checked row by row
-            return
-        for argument, column in (
-            ("prompt_column", self.prompt),
-            (self.media_argument, self.media),
-            ("score_column", self.score),
-        ):
-            if column not in present:
-                raise ValueError(
-                    f"The {name} data set has no column {column!r}; it has {', '.join(map(repr, present))}. Rename the "
-                    f"column, or set `{argument}` in the `TGOConfig`."
-                )
-        check_no_classes(dataset.features, {"prompt_column": self.prompt, "score_column": self.score})
 
 
 @dataclass
@@ -108,70 +80,72 @@ def check_score(value: Any) -> float:
     return score
 
 
-def undecoded(
-    dataset: Dataset | IterableDataset, column: str, others: tuple[str, ...] = ()
-) -> Dataset | IterableDataset:
-    """The data set with its images or videos as files, without output formatting and without further columns.
+def read_cell(example: Mapping[str, Any], column: str, read: Callable[[Any], T]) -> T:
+    """What `read` makes of a cell.
 
-    A transform set by the user (`set_transform`) is left in place: what it returns is what is trained on.
+    Raises:
+        ColumnError: with a clause, if the row has no such column, or `read` raises a ValueError.
     """
-    if _has_transform(dataset):
-        return dataset
-    files = dataset.with_format(None)
-    if files.column_names is not None:  # another column of images would be decoded for nothing
-        files = files.select_columns([name for name in files.column_names if name in (column, *others)])
-    files = with_files(files)
-    if isinstance(dataset, IterableDataset):
-        files.set_epoch(dataset.epoch)  # `datasets` makes copies of streams in epoch 0, where they shuffle the same
-    return files
+    try:
+        if column not in example:
+            raise ValueError(f"the column is missing; the row has {', '.join(map(repr, example))}")
+        return read(example[column])
+    except ValueError as error:
+        raise ColumnError(column, str(error)) from error
 
 
-def with_files(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """The data set with every image, video, sound and whatever else `datasets` decodes as its file, not opened."""
-    for name, feature in (dataset.features or {}).items():
-        file_feature = _undecoded_feature(feature)
-        if file_feature != feature:
-            dataset = dataset.cast_column(name, file_feature)
-    return dataset
+def read_row(
+    example: Mapping[str, Any], columns: Columns, row: int, bad: BadRows, origin: Origin
+) -> tuple[str, Any, float] | None:
+    """Prompt, image or video, and score of one example, or None if it is bad and bad rows are skipped.
 
-
-def _undecoded_feature(feature: Any) -> Any:
-    if isinstance(feature, dict):
-        return {name: _undecoded_feature(entry) for name, entry in feature.items()}
-    if isinstance(feature, (List, LargeList)):
-        return replace(feature, feature=_undecoded_feature(feature.feature))
-    if isinstance(feature, list):
-        return [_undecoded_feature(entry) for entry in feature]
-    return replace(feature, decode=False) if getattr(feature, "decode", False) else feature
-
-
-def _has_transform(dataset: Dataset | IterableDataset) -> bool:
-    return isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
-
-
-def read_row(example: dict[str, Any], columns: Columns, row: int, bad: BadRows) -> tuple[str, Any, float] | None:
-    """Prompt, image or video, and score of one example, or None if it is bad and bad rows are skipped."""
-    checked: list[Any] = []
-    for column, check in ((columns.prompt, check_prompt), (columns.score, check_score)):
-        try:
-            if column not in example:
-                raise ValueError(f"the column is missing; the row has {', '.join(map(repr, example))}")
-            checked.append(check(example[column]))
-        except ValueError as error:
-            bad.add(row, column, str(error))
-            return None
-    if columns.media not in example:
-        bad.add(row, columns.media, f"the column is missing; the row has {', '.join(map(repr, example))}")
+    Files are named, and not opened.
+    """
+    try:
+        prompt = read_cell(example, columns.prompt, check_prompt)
+        score = read_cell(example, columns.score, check_score)
+        return prompt, read_cell(example, columns.media, origin.locate), score
+    except ColumnError as error:
+        bad.add(row, error.column, str(error))
         return None
-    return checked[0], example[columns.media], checked[1]
 
 
 def iterate_rows(
     dataset: Dataset | IterableDataset, columns: Columns, bad: BadRows, origin: Origin
 ) -> Iterator[tuple[int, str, Any, float]]:
     """Index, prompt, image or video, and score of each good row, in order; files are named, and not opened."""
-    for row, example in enumerate(undecoded(dataset, columns.media, (columns.prompt, columns.score))):
-        values = read_row(example, columns, row, bad)
+    for row, example in enumerate(undecoded(dataset, columns.prompt, columns.media, columns.score)):
+        values = read_row(example, columns, row, bad, origin)
         if values is not None:
-            prompt, media, score = values
-            yield row, prompt, origin.locate(media), score
+            yield row, *values
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Where the rows of training or of an evaluation come from, and how they are read.
+
+    Attributes:
+        dataset: the user's.
+        columns: its columns.
+        reader: of the column of images or videos.
+        sizes: each image or video is brought to the nearest of them.
+        origin: of the data set.
+        name: of the data set, for messages.
+        skip_bad: whether to leave out bad rows instead of stopping at the first.
+    """
+
+    dataset: Dataset | IterableDataset
+    columns: Columns
+    reader: MediaReader
+    sizes: Sequence[Size]
+    origin: Origin
+    name: str = "training"
+    skip_bad: bool = False
+
+    def rows(self, bad: BadRows) -> Iterator[tuple[int, str, Any, float]]:
+        """The good rows, as [`iterate_rows`] gives them."""
+        return iterate_rows(self.dataset, self.columns, bad, self.origin)
+
+    def size(self, value: Any) -> Size:
+        """What an image or video is brought to; raises a ValueError, with a clause, if it cannot be read."""
+        return self.sizes[0] if len(self.sizes) == 1 else nearest_size(self.reader.size(value), self.sizes)

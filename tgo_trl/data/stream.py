@@ -1,8 +1,7 @@
 """Streaming data: rows are checked, decoded and labelled as they come, and encoded in the training step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 import torch
 from datasets import IterableDataset
@@ -11,26 +10,21 @@ from torch.utils.data import get_worker_info
 
 from ..labels.rule import LabelRule
 from ..media.origin import Origin
-from ..media.readers import MediaReader
-from ..media.sizes import nearest_size
 from ..media.types import Size
-from .rows import BadRows, Columns, iterate_rows
+from .batch import PreparedRow
+from .columns import Columns
+from .rows import BadRows, RowSource, iterate_rows
 
 
-class StreamDataset(TorchIterableDataset[dict[str, Any]]):
+class StreamDataset(TorchIterableDataset[PreparedRow]):
     """Rows of a stream in the stream's order, with the pixels and prompts still to be encoded.
 
     Every process reads the whole stream and keeps its share of each batch, so that rows, and with them draws, do not
     depend on the number of processes. With several sizes, rows wait until an update's worth of one size has come.
 
     Args:
-        stream: the user's data set.
-        columns: its columns.
+        source: of the rows, a stream.
         rule: fitted on its scores.
-        reader: of the image or video column.
-        sizes: each row is brought to the nearest of them.
-        origin: of the stream.
-        skip_bad_rows: whether to count bad rows instead of stopping at the first.
         epoch: the epoch of the first pass over the stream.
         repeat: whether to start over, in the next epoch, when the stream ends.
         positives_only: whether to leave out negative rows.
@@ -38,21 +32,20 @@ class StreamDataset(TorchIterableDataset[dict[str, Any]]):
         fingerprint: a digest of the rows' prompts and scores, where they have been looked through.
 
     Attributes:
+        is_encoded: False, as it is True of an [`~tgo_trl.data.encoded.EncodedDataset`].
+        labels, sizes, example_prompt: None, which a stream does not know beforehand.
         skip: rows, padding included, that a resumed run has been trained on already.
     """
 
+    is_encoded = False
+    labels = sizes = example_prompt = None
+
     def __init__(
-        self, stream: IterableDataset, columns: Columns, rule: LabelRule, reader: MediaReader, sizes: Sequence[Size],
-        origin: Origin, skip_bad_rows: bool, epoch: int, repeat: bool, positives_only: bool, block: int,
+        self, source: RowSource, rule: LabelRule, epoch: int, repeat: bool, positives_only: bool, block: int,
         fingerprint: str = "",
     ) -> None:  # fmt: skip
-        self.stream = stream
-        self.columns = columns
+        self.source = source
         self.rule = rule
-        self.reader = reader
-        self.sizes = sizes
-        self.origin = origin
-        self.skip_bad_rows = skip_bad_rows
         self.first_epoch = epoch
         self.repeat = repeat
         self.positives_only = positives_only
@@ -60,7 +53,7 @@ class StreamDataset(TorchIterableDataset[dict[str, Any]]):
         self.fingerprint = fingerprint
         self.skip = 0
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[PreparedRow]:
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1:
             raise ValueError(
@@ -69,8 +62,8 @@ class StreamDataset(TorchIterableDataset[dict[str, Any]]):
             )
         yield from islice(self._blocks(), self.skip, None)
 
-    def _blocks(self) -> Iterator[dict[str, Any]]:
-        begun: dict[Size, list[dict[str, Any]]] = {}
+    def _blocks(self) -> Iterator[PreparedRow]:
+        begun: dict[Size, list[PreparedRow]] = {}
         for size, row in self._rows():
             block = begun.setdefault(size, [])
             block.append(row)
@@ -78,9 +71,10 @@ class StreamDataset(TorchIterableDataset[dict[str, Any]]):
                 yield from begun.pop(size)
         for block in begun.values():
             yield from block
-            yield from [{**block[-1], "valid": False}] * (self.block - len(block))
+            padding: PreparedRow = {**block[-1], "valid": False}
+            yield from [padding] * (self.block - len(block))
 
-    def _rows(self) -> Iterator[tuple[Size, dict[str, Any]]]:
+    def _rows(self) -> Iterator[tuple[Size, PreparedRow]]:
         epoch = self.first_epoch
         while True:
             is_empty = True
@@ -93,34 +87,33 @@ class StreamDataset(TorchIterableDataset[dict[str, Any]]):
                 return
             epoch += 1
 
-    def _one_pass(self, epoch: int) -> Iterator[tuple[Size, dict[str, Any]]]:
-        self.stream.set_epoch(max(epoch, 0))
-        bad = BadRows(self.skip_bad_rows)
+    def _one_pass(self, epoch: int) -> Iterator[tuple[Size, PreparedRow]]:
+        source = self.source
+        source.dataset.set_epoch(max(epoch, 0))
+        bad = BadRows(source.skip_bad)
         row = -1
-        for row, prompt, value, score in iterate_rows(self.stream, self.columns, bad, self.origin):
+        for row, prompt, value, score in source.rows(bad):
             label = self.rule.apply([score], [prompt])
             if self.positives_only and not label.is_positive[0]:
                 continue
             try:
-                size = self.sizes[0] if len(self.sizes) == 1 else nearest_size(self.reader.size(value), self.sizes)
-                pixels, geometry = self.reader.read(value, size)
+                size = source.size(value)
+                pixels, geometry = source.reader.read(value, size)
             except ValueError as error:
-                bad.add(row, self.columns.media, str(error))
+                bad.add(row, source.columns.media, str(error))
                 continue
-            yield (
-                size,
-                {
-                    "row": row,
-                    "epoch": epoch,
-                    "valid": True,
-                    "score": torch.tensor(score, dtype=torch.float32),
-                    "is_positive": label.is_positive[0],
-                    "weight": label.weights[0],
-                    "pixels": pixels,
-                    "geometry": geometry,
-                    "prompt_text": prompt,
-                },
-            )
+            prepared: PreparedRow = {
+                "row": row,
+                "epoch": epoch,
+                "valid": True,
+                "score": torch.tensor(score, dtype=torch.float32),
+                "is_positive": label.is_positive[0],
+                "weight": label.weights[0],
+                "pixels": pixels,
+                "geometry": geometry,
+                "prompt_text": prompt,
+            }
+            yield size, prepared
         bad.report("streamed", row + 1)
 
 

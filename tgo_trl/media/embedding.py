@@ -24,7 +24,7 @@ MEDIA = {"Image": IMAGE, "Video": VIDEO, "Audio": AUDIO, "Pdf": PDF}
 
 
 class ColumnError(ValueError):
-    """A cell whose file cannot be copied.
+    """A cell that cannot be used; the message is a clause.
 
     Attributes:
         column: that it is in.

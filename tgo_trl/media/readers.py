@@ -1,16 +1,18 @@
 """What a column of images and one of videos have in common: how a value is identified, measured and read."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .images import encoded_bytes, image_size, image_to_tensor, load_image
 from .sizes import crop_geometry
-from .types import Size, VideoFormat
-from .videos import load_video, video_bytes, video_size, video_to_tensor
+from .types import Sample, Size, VideoFormat
+from .videos import frame_size, load_video, video_bytes, video_size, video_to_tensor
 
 
 class MediaReader(ABC):
@@ -26,6 +28,14 @@ class MediaReader(ABC):
     @abstractmethod
     def size(self, value: Any) -> Size:
         """Height and width, without decoding more than is needed."""
+
+    @abstractmethod
+    def num_pixels(self, value: Any) -> int:
+        """How many [`load`] decodes, by the beginning of the file."""
+
+    @abstractmethod
+    def load(self, value: Any) -> Sample:
+        """The image or the frames, RGB and upright."""
 
     @abstractmethod
     def read(self, value: Any, size: Size) -> tuple[Tensor, Tensor]:
@@ -50,9 +60,17 @@ class ImageReader(MediaReader):
         """Of the upright image."""
         return image_size(value)
 
+    def num_pixels(self, value: Any) -> int:
+        """Of the whole image."""
+        return math.prod(image_size(value))
+
+    def load(self, value: Any) -> Image.Image:
+        """The image."""
+        return load_image(value)
+
     def read(self, value: Any, size: Size) -> tuple[Tensor, Tensor]:
         """The image, resized and cropped."""
-        image = load_image(value)
+        image = self.load(value)
         return image_to_tensor(image, size), crop_geometry((image.height, image.width), size)
 
     def blank(self, size: Size) -> tuple[Tensor, Tensor]:
@@ -80,9 +98,17 @@ class VideoReader(MediaReader):
         """Of an upright frame."""
         return video_size(value)
 
+    def num_pixels(self, value: Any) -> int:
+        """Of all frames of the format."""
+        return self.video_format.num_frames * math.prod(frame_size(value))
+
+    def load(self, value: Any) -> list[Image.Image]:
+        """The first frames at the format's rate."""
+        return load_video(value, self.video_format.num_frames, self.video_format.fps)
+
     def read(self, value: Any, size: Size) -> tuple[Tensor, Tensor]:
-        """The first frames at the format's rate, resized and cropped."""
-        frames = load_video(value, self.video_format.num_frames, self.video_format.fps)
+        """The first frames, resized and cropped."""
+        frames = self.load(value)
         return video_to_tensor(frames, *size), crop_geometry((frames[0].height, frames[0].width), size)
 
     def blank(self, size: Size) -> tuple[Tensor, Tensor]:

@@ -7,13 +7,14 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from huggingface_hub.constants import HF_HOME
 
+from ..data.columns import Columns
 from ..data.encoded import EncodedDataset, encode_images, encode_prompts, scan_rows
-from ..data.rows import BadRows, Columns
+from ..data.rows import BadRows, RowSource
 from ..data.stream import StreamDataset, scan_stream
 from ..labels.fitting import fit_label_rule
 from ..labels.rule import PER_PROMPT, LabelRule
 from ..losses import LOSSES
-from ..media.origin import Origin, find_origin
+from ..media.origin import find_origin
 from ..media.readers import ImageReader, MediaReader, VideoReader
 from ..media.types import Size
 from ..policy.draws import EVALUATION_EPOCH
@@ -22,6 +23,7 @@ from ..storage.shards import ShardWriter, fingerprint
 from .tgo_config import TGOConfig
 
 PreparedDataset = EncodedDataset | StreamDataset
+"""Both have `is_encoded`, `labels`, `sizes`, `example_prompt` and `fingerprint`."""
 
 
 def training_block(args: TGOConfig, num_sizes: int) -> int:
@@ -52,89 +54,61 @@ class DataPreparer:
         video_format = encoders.family.video_format
         self.reader: MediaReader = ImageReader() if video_format is None else VideoReader(video_format)
         argument = f"{self.reader.kind}_column"
+        self._positives_only = LOSSES[args.loss_type].rows == "positives"
         self.columns = Columns(args.prompt_column, getattr(args, argument), args.score_column, argument)
 
     def training_set(self, dataset: Dataset | IterableDataset) -> tuple[PreparedDataset, LabelRule]:
         """The training set and the rule fitted on it."""
-        self.columns.check(dataset, "training")
-        positives_only = LOSSES[self.args.loss_type].rows == "positives"
-        if isinstance(dataset, IterableDataset):
-            bad = self._bad_rows()
-            scores, prompts = scan_stream(dataset, self.columns, bad)
-            bad.report("training", len(scores) + len(bad.rows))
-            rule = self._fit(scores, prompts)
-            block = training_block(self.args, len(self.sizes))
-            digest = fingerprint(*scores, *prompts)
-            return self._stream(dataset, rule, 0, True, positives_only, block, digest), rule
-        return self._encode(dataset, "training", None, positives_only)
+        source = self._source(dataset, "training")
+        if not isinstance(dataset, IterableDataset):
+            return self._encode(source, None)
+        bad = BadRows(source.skip_bad)
+        scores, prompts = scan_stream(dataset, self.columns, bad)
+        bad.report(source.name, len(scores) + len(bad.rows))
+        rule = self._fit(scores, prompts)
+        block = training_block(self.args, len(self.sizes))
+        return StreamDataset(source, rule, 0, True, self._positives_only, block, fingerprint(*scores, *prompts)), rule
 
     def evaluation_set(self, dataset: Dataset | IterableDataset, rule: LabelRule, name: str) -> PreparedDataset:
         """An evaluation set, labelled by the training set's rule."""
-        self.columns.check(dataset, name)
-        positives_only = LOSSES[self.args.loss_type].rows == "positives"
-        if isinstance(dataset, IterableDataset):
-            if rule.threshold_type in PER_PROMPT:
-                raise ValueError(
-                    f"`threshold_type='{rule.threshold_type}'` needs all images of a prompt at once, which the "
-                    f"streaming {name} data set does not give. Load it without `streaming=True`."
-                )
-            block = evaluation_block(self.args, len(self.sizes))
-            return self._stream(dataset, rule, EVALUATION_EPOCH, False, positives_only, block)
-        return self._encode(dataset, name, rule, positives_only)[0]
+        source = self._source(dataset, name)
+        if not isinstance(dataset, IterableDataset):
+            return self._encode(source, rule)[0]
+        if rule.threshold_type in PER_PROMPT:
+            raise ValueError(
+                f"`threshold_type='{rule.threshold_type}'` needs all images of a prompt at once, which the "
+                f"streaming {name} data set does not give. Load it without `streaming=True`."
+            )
+        block = evaluation_block(self.args, len(self.sizes))
+        return StreamDataset(source, rule, EVALUATION_EPOCH, False, self._positives_only, block)
 
-    def _encode(
-        self, dataset: Dataset, name: str, rule: LabelRule | None, positives_only: bool
-    ) -> tuple[EncodedDataset, LabelRule]:
-        bad = self._bad_rows()
-        origin = self._origin(dataset)
-        progress = self._shows_progress()
-        scanned = scan_rows(dataset, self.columns, bad, self.reader, self.sizes, origin, name, progress)
+    def _source(self, dataset: Dataset | IterableDataset, name: str) -> RowSource:
+        self.columns.check(dataset, name)
+        origin = find_origin(dataset, self.args.image_dir, self.args.allow_urls)
+        skip_bad = self.args.on_bad_row == "skip"
+        return RowSource(dataset, self.columns, self.reader, self.sizes, origin, name, skip_bad)
+
+    def _encode(self, source: RowSource, rule: LabelRule | None) -> tuple[EncodedDataset, LabelRule]:
+        bad, name = BadRows(source.skip_bad), source.name
+        scanned = scan_rows(source, bad, self._shows_progress())
         if not scanned.rows:
             raise ValueError(f"The {name} data set has no row that can be used. {' '.join(bad.reasons[:5])}".rstrip())
         # fails before hours of encoding, if it fails
         fitted = rule or self._fit(scanned.scores, scanned.prompts)
-        writer = self._writer()
-        batch_size = self.args.encode_batch_size
-        images, positions = encode_images(
-            dataset, scanned, self.columns, bad, self.reader, origin, self.encoders, writer, batch_size, name
-        )
+        writer, batch_size = self._writer(), self.args.encode_batch_size
+        images, positions = encode_images(source, scanned, bad, self.encoders, writer, batch_size)
         self.encoders.release()  # those of images and of prompts need not be on the device together
         prompts = encode_prompts(scanned, self.encoders, writer, batch_size, name)
-        bad.report(name, len(dataset))
-        scores = [scanned.scores[i] for i in positions]
-        texts = [scanned.prompts[i] for i in positions]
+        bad.report(name, len(source.dataset))
+        kept = scanned.take(positions)
         if rule is None and len(positions) < len(scanned.rows):  # without the images that could not be read
-            fitted = self._fit(scores, texts)
-        encoded = EncodedDataset(scanned, images, prompts, positions, fitted.apply(scores, texts))
-        if positives_only and not encoded.labels.is_positive.any():
+            fitted = self._fit(kept.scores, kept.prompts)
+        encoded = EncodedDataset(scanned, images, prompts, positions, fitted.apply(kept.scores, kept.prompts))
+        if self._positives_only and not encoded.labels.is_positive.any():
             raise ValueError(
                 f"`loss_type={self.args.loss_type!r}` uses positive rows only, and the {name} data set has none."
             )
-        return encoded.positives() if positives_only else encoded, fitted
-
-    def _stream(
-        self, dataset: IterableDataset, rule: LabelRule, epoch: int, repeat: bool, positives_only: bool, block: int,
-        digest: str = "",
-    ) -> StreamDataset:  # fmt: skip
-        skip = self.args.on_bad_row == "skip"
-        origin = self._origin(dataset)
-        return StreamDataset(
-            dataset,
-            self.columns,
-            rule,
-            self.reader,
-            self.sizes,
-            origin,
-            skip,
-            epoch,
-            repeat,
-            positives_only,
-            block,
-            digest,
-        )
-
-    def _origin(self, dataset: Dataset | IterableDataset) -> Origin:
-        return find_origin(dataset, self.args.image_dir, self.args.allow_urls)
+        return encoded.positives() if self._positives_only else encoded, fitted
 
     def _fit(self, scores: list[float], prompts: list[str]) -> LabelRule:
         args = self.args
@@ -148,9 +122,6 @@ class DataPreparer:
             confidence_coef=args.confidence_coef,
             normalization=args.score_normalization,
         )
-
-    def _bad_rows(self) -> BadRows:
-        return BadRows(skip=self.args.on_bad_row == "skip")
 
     def _writer(self) -> ShardWriter:
         folder = Path(self.args.encoding_cache_dir or Path(HF_HOME) / "tgo_trl" / "encodings")

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
+from ..data.batch import FIELDS
 from ..data.collator import RowCollator
 from ..data.encoded import EncodedDataset
 from ..data.sampler import RowSampler
@@ -150,12 +151,12 @@ class TGOTrainer(BaseTrainer):
         self.encoders = FrozenEncoders(self.family, self.pipeline, args.device, encoder_dtype)
         self.preparer = DataPreparer(args, self.encoders, self.sizes)
         train_set, self.label_rule = self.preparer.training_set(train_dataset)
-        self.train_labels: Labels | None = train_set.labels if isinstance(train_set, EncodedDataset) else None
+        self.train_labels: Labels | None = train_set.labels
         self.temperature = self._resolve_temperature(args, train_set)
         self.loss = build_loss(args.loss_type, {**vars(args), "temperature": self.temperature})
         eval_set = self._prepare_evaluation(eval_dataset)
         check_best_metric_of(args, eval_set)
-        self._keep_encoders = not isinstance(train_set, EncodedDataset)
+        self._keep_encoders = not train_set.is_encoded
         self._release_encoders()
 
         # What is trained, and what it is compared with.
@@ -219,10 +220,7 @@ class TGOTrainer(BaseTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         # The policy's `forward` takes tensors that only exist after the draw; these are the fields of a prepared row.
-        self._signature_columns = [  # type: ignore[assignment]
-            "row", "epoch", "valid", "score", "is_positive", "weight", "image", "prompt", "pixels", "geometry",
-            "prompt_text",
-        ]  # fmt: skip
+        self._signature_columns = list(FIELDS)  # type: ignore[assignment]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset

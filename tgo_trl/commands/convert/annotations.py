@@ -8,7 +8,8 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from ...data.classes import ClassNames, shown_names
-from ...data.rows import BadRows, check_prompt
+from ...data.columns import check_columns, column_names
+from ...data.rows import BadRows, check_prompt, read_cell
 from ...media.images import encoded_bytes
 from .layouts import Layout
 from .pairs import PairReader, check_choices, find_pair_reader
@@ -86,13 +87,8 @@ def read_annotations(
         BadRowError: at a row that cannot be read.
     """
     present = column_names(open_columns(None))
-    missing = layout.required - set(present)
-    if missing:
-        raise ValueError(
-            f"The data set has no column {', '.join(map(repr, sorted(missing)))}; it has "
-            f"{', '.join(map(repr, present))}. Set `layout`, or name its columns with `prompt_column`, `image_columns` "
-            "and `annotation_columns`."
-        )
+    remedy = "Set `layout`, or name its columns with `prompt_column`, `image_columns` and `annotation_columns`."
+    check_columns("The data set", present, sorted(layout.required), remedy)
     reader = _RowReader(layout.present_in(present), open_columns, skip_bad, content)
     found, layout = reader.found, reader.layout
     images: dict[tuple[str, str], AnnotatedImage] = {}
@@ -158,7 +154,8 @@ class _RowReader:
             if self._says_nothing(example):
                 found.num_unlabelled += 1
                 return []
-            prompt, keys = check_prompt(example[layout.prompt]), _keys(example, layout, self.content)
+            prompt = read_cell(example, layout.prompt, check_prompt)
+            keys = _keys(example, layout, self.content)
             said = self._said(example, keys)
         except UnknownWordError as error:
             raise UnknownWordError(f"Row {row}, column {where!r}: {error}.") from error
@@ -309,9 +306,3 @@ def _count(said: Said, spoken: Sequence[Any]) -> None:
                 said.merge(outcome)
             else:
                 said.add(outcome)
-
-
-def column_names(dataset: Dataset | IterableDataset) -> list[str]:
-    """The columns, those of the first row where only rows tell."""
-    names = dataset.column_names
-    return list(next(iter(dataset)) if names is None else names)

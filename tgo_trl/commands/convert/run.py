@@ -19,7 +19,8 @@ from rich.console import Console
 from tqdm.auto import tqdm
 
 from ...cards.dataset_card import dataset_info
-from ...data.rows import BadRows, undecoded
+from ...data.columns import column_names, undecoded
+from ...data.rows import BadRows
 from ...hub.dataset_upload import check_destination, publish
 from ...media.origin import Origin, find_origin, named_origin
 from ...messages.public import public_name
@@ -27,7 +28,7 @@ from ...storage.files import replace_file
 from ...storage.parquet import CARD_NAME, ParquetFolder, locks_output_dir, process_state
 from ...storage.shards import fingerprint
 from ...storage.sources import open_dataset
-from .annotations import AnnotatedImage, Annotations, OpenColumns, column_names, read_annotations
+from .annotations import AnnotatedImage, Annotations, OpenColumns, read_annotations
 from .card import build_card
 from .layouts import LAYOUTS, Layout, find_layout
 from .media import MediaFiles
@@ -137,7 +138,7 @@ def convert_dataset(
     """
 
     def open_columns(columns: Sequence[str] | None) -> Dataset | IterableDataset:
-        return dataset if columns is None else _undecoded(dataset, columns)
+        return dataset if columns is None else undecoded(dataset, *columns)
 
     if isinstance(layout, str):
         _, layout = named_layout(layout, dataset)
@@ -203,15 +204,9 @@ def _opener(config: "ConvertConfig") -> OpenColumns:
             return dataset
         # to select columns of a stream reads all of them, and nearly all of Pick-a-Pic is images
         is_stream = isinstance(dataset, IterableDataset)
-        return _undecoded(open_dataset(*source, columns=columns) if is_stream else dataset, columns)
+        return undecoded(open_dataset(*source, columns=columns) if is_stream else dataset, *columns)
 
     return open_columns
-
-
-def _undecoded(dataset: Dataset | IterableDataset, columns: Sequence[str]) -> Dataset | IterableDataset:
-    for name in columns:  # each call leaves one column as files
-        dataset = undecoded(dataset, name, tuple(columns))
-    return dataset
 
 
 def _origin(config: "ConvertConfig") -> Origin:

@@ -1,16 +1,19 @@
 """Reading prompts from files and data sets."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ...data.classes import ClassNames
+from ...data.columns import check_columns, known_columns
 from ...data.rows import check_prompt
 from ...storage.sources import FORMATS, open_dataset
 from ...storage.text_tables import parse_json, read_json_lines, read_lines, read_table, suffix_of
 
 logger = logging.getLogger(__name__)
+
+REMEDY = "Set `prompt_column`."
 
 
 def read_prompts(
@@ -68,28 +71,22 @@ def read_prompts(
 def _file_prompts(path: Path, column: str) -> Iterator[Any]:
     for entry in _READERS[suffix_of(path)](path):
         if isinstance(entry, dict):
-            _check_column(column, list(entry), path.name)
+            check_columns(repr(path.name), list(entry), [column], REMEDY)
             entry = entry[column]
         yield entry
 
 
 def _dataset_prompts(source: str, column: str, config: str | None, split: str) -> Iterator[Any]:
     dataset = open_dataset(source, config, split, streaming=True)
-    if dataset.column_names is not None:
-        _check_column(column, dataset.column_names, source)
+    present = known_columns(dataset)
+    check_columns(repr(source), present, [column], REMEDY)
+    if present is not None:
         # so that no image is read on the way
         dataset = open_dataset(source, config, split, streaming=True, columns=[column])
     names = ClassNames(dataset.features)
     for row in dataset:
-        _check_column(column, list(row), source)
+        check_columns(repr(source), list(row), [column], REMEDY)
         yield names.resolve(row)[column]
-
-
-def _check_column(column: str, present: Sequence[str], source: str) -> None:
-    if column not in present:
-        raise ValueError(
-            f"{source!r} has no column {column!r}; it has {', '.join(map(repr, present))}. Set `prompt_column`."
-        )
 
 
 def _read_text(path: Path) -> Iterator[str]:

@@ -12,8 +12,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...data.classes import check_no_classes
-from ...data.rows import check_prompt, check_score, undecoded
+from ...data.columns import check_columns, known_columns, undecoded
+from ...data.rows import check_prompt, check_score, read_cell
 from ...labels.thresholds import percentile_threshold
+from ...media.embedding import ColumnError
 from ...media.images import encoded_bytes, image_size
 from ...media.origin import Origin
 from ...media.types import Size
@@ -21,6 +23,8 @@ from ...messages.values import cut
 
 if TYPE_CHECKING:
     from .config import InspectConfig
+
+REMEDY = "Set `prompt_column`, `image_column` and `score_column`, or `skip_images` if there are no images."
 
 LONG_PROMPT = 55
 """Words of a prompt that fill the 77 tokens of a CLIP text encoder, or nearly."""
@@ -84,10 +88,10 @@ def read_rows(dataset: Dataset | IterableDataset, config: "InspectConfig", origi
         ValueError: if a column is missing.
     """
     columns = [config.prompt_column, config.score_column, *([] if config.skip_images else [config.image_column])]
-    _check_columns(dataset, columns)
+    check_columns("The data set", known_columns(dataset), columns, REMEDY)
     settings = {"prompt_column": config.prompt_column, "score_column": config.score_column}
     check_no_classes(dataset.features, settings)
-    narrow = undecoded(dataset, columns[-1], tuple(columns))
+    narrow = undecoded(dataset, *columns)
     total = len(dataset) if isinstance(dataset, Dataset) else None
     rows = Rows()
     limited = itertools.islice(narrow, config.max_rows)
@@ -133,16 +137,6 @@ def _spread(lengths: list[int]) -> tuple[int, int, int, int]:
     return low, middle, high, top
 
 
-def _check_columns(dataset: Dataset | IterableDataset, columns: list[str]) -> None:
-    present = dataset.column_names
-    missing = [] if present is None else [name for name in columns if name not in present]
-    if missing:
-        raise ValueError(
-            f"The data set has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, present))}. Set "
-            "`prompt_column`, `image_column` and `score_column`, or `skip_images` if there are no images."
-        )
-
-
 def _read(
     row: int, example: dict[str, Any], config: "InspectConfig", origin: Origin, rows: Rows
 ) -> tuple[str, float, tuple[Size, bytes] | None] | None:
@@ -156,8 +150,8 @@ def _read(
         checks.append(("image", config.image_column, lambda value: _check_image(origin.locate(value))))
     for kind, column, check in checks:
         try:
-            values.append(check(example.get(column)))
-        except ValueError as error:
+            values.append(read_cell(example, column, check))
+        except ColumnError as error:
             rows.problems.setdefault(f"bad {kind}", []).append(row)
             rows.first_reasons.setdefault(f"bad {kind}", f"row {row}: {cut(str(error))}")
     if len(values) < len(checks):

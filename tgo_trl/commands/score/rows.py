@@ -14,12 +14,14 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset, Features, IterableDataset
 
-from ...data.rows import check_prompt, with_files
+from ...data.classes import check_no_classes
+from ...data.columns import check_columns, undecoded
+from ...data.rows import check_prompt, read_cell
 from ...media.embedding import ColumnError, embed_files
-from ...media.images import encoded_bytes, image_size, load_image
 from ...media.origin import OWN, Origin
-from ...media.videos import frame_size, load_video, video_bytes
-from ...storage.shards import ROWS_PER_SHARD, fingerprint
+from ...media.readers import ImageReader, MediaReader, VideoReader
+from ...media.types import Sample, VideoFormat
+from ...storage.shards import fingerprint
 
 Row: TypeAlias = dict[str, Any]
 
@@ -62,63 +64,63 @@ class RowReader:
         """
         return row if self.copied is None else embed_files(row, self.copied, self.origin)
 
+    def read(self, row: Row) -> "ReadRow | ColumnError":
+        """What a reward is given of a row, or why there is nothing."""
+        return _decode(self, _open(self, row))
+
     def num_pixels(self, row: Mapping[str, Any]) -> int:
         """Of the decoded image or frames, from the beginning of the file; 0 if it cannot be read."""
         try:
-            value = self._value(row, self.media_column)
-            if not self.is_video:
-                return math.prod(image_size(value))
-            num_frames = self.num_frames or (len(value) if isinstance(value, (list, tuple)) else 1)
-            return num_frames * math.prod(frame_size(value))
+            value = self._located(row)
+            return self._reader(value).num_pixels(value)
         except ValueError:
             return 0
 
-    def prompt(self, row: Mapping[str, Any]) -> str:
-        """The prompt; raises a ValueError, with a clause, if there is none."""
-        return check_prompt(self._value(row, self.prompt_column))
-
-    def media(self, row: Mapping[str, Any]) -> Any:
+    def media(self, cell: Any) -> Sample:
         """The image, or a list of frames, RGB; raises a ValueError, with a clause, if it cannot be read."""
-        value = self._value(row, self.media_column)
-        if not self.is_video:
-            return load_image(value)
-        if value is None:
-            raise ValueError("the video is missing (None)")
-        is_list = isinstance(value, (list, tuple))
-        if not is_list and (self.num_frames is None or self.fps is None):
+        value = self.origin.locate(cell)
+        is_file = self.is_video and value is not None and not isinstance(value, (list, tuple))
+        if is_file and (self.num_frames is None or self.fps is None):
             raise ValueError("the video is a file, of which `num_frames` and `fps` say what is scored; set both")
-        return load_video(value, self.num_frames or max(1, len(value)), self.fps or 1.0)
+        return self._reader(value).load(value)
 
     def content(self, row: Mapping[str, Any]) -> bytes:
         """What identifies prompt and media, readable or not."""
         try:
-            value = self._value(row, self.media_column)
-            media = video_bytes(value) if self.is_video else encoded_bytes(value)
+            value = self._located(row)
+            media = self._reader(value).content(value)
         except ValueError as error:
             media = str(error).encode()
         return fingerprint(str(row.get(self.prompt_column)), media).encode()
 
-    def _value(self, row: Mapping[str, Any], name: str) -> Any:
-        if name not in row:
-            raise ValueError(f"the column is missing; the row has {', '.join(map(repr, row))}")
-        return self.origin.locate(row[name]) if name == self.media_column else row[name]
+    def _located(self, row: Mapping[str, Any]) -> Any:
+        return read_cell(row, self.media_column, self.origin.locate)
+
+    def _reader(self, value: Any) -> MediaReader:
+        """Of images, or of as many frames as are set, else as a list has."""
+        if not self.is_video:
+            return ImageReader()
+        length = len(value) if isinstance(value, (list, tuple)) else 1
+        return VideoReader(VideoFormat(self.num_frames or max(1, length), self.fps or 1.0))
 
 
 def find_reader(
     features: Features, prompt_column: str, image_column: str, video_column: str, num_frames: int | None,
     fps: float | None, origin: Origin, is_copied: bool = False,
 ) -> RowReader:  # fmt: skip
-    """The reader of a data set with these columns."""
-    present = list(features)
-    shown = ", ".join(map(repr, present))
-    if prompt_column not in present:
-        raise ValueError(f"The data set has no column {prompt_column!r}; it has {shown}. Set `prompt_column`.")
-    if image_column not in present and video_column not in present:
+    """The reader of a data set with these columns.
+
+    Raises:
+        ValueError: if a column is missing, or that of prompts holds codes of classes.
+    """
+    check_no_classes(features, {"prompt_column": prompt_column})
+    check_columns("The data set", list(features), [prompt_column], "Set `prompt_column`.")
+    is_video = image_column not in features
+    if is_video and video_column not in features:
         raise ValueError(
-            f"The data set has neither a column {image_column!r} nor {video_column!r}; it has {shown}. Set "
-            "`image_column` or `video_column`."
+            f"The data set has neither a column {image_column!r} nor {video_column!r}; it has "
+            f"{', '.join(map(repr, features))}. Set `image_column` or `video_column`."
         )
-    is_video = image_column not in present
     column = video_column if is_video else image_column
     return RowReader(prompt_column, column, is_video, num_frames, fps, origin, features if is_copied else None)
 
@@ -141,7 +143,7 @@ class RowBlocks:
         self.shard_rows = shard_rows
         self.num_rows = len(dataset) if isinstance(dataset, Dataset) else None
         self.num_shards = None if self.num_rows is None else math.ceil(self.num_rows / self.shard_rows)
-        self._files = as_files(dataset)
+        self._files = undecoded(dataset)
         self.first = next((rows for _, rows in self.shards(lambda shard: True)), [])
 
     def shards(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Row]]]:
@@ -160,35 +162,6 @@ class RowBlocks:
                 yield shard, block
 
 
-def features_of(dataset: Dataset | IterableDataset) -> Features:
-    """The data set's; of one without any, what its first rows hold."""
-    if dataset.features is not None and not _has_transform(dataset):
-        return dataset.features
-    return Dataset.from_list(list(islice(iter(as_files(dataset)), ROWS_PER_SHARD))).features
-
-
-def as_files(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """The data set with every image, video and sound as its file, which is copied as it is, and without a format.
-
-    What a transform of the user's returns is left as it is.
-    """
-    if _has_transform(dataset):
-        return dataset
-    return with_files(dataset.with_format(None))
-
-
-def _has_transform(dataset: Dataset | IterableDataset) -> bool:
-    return isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """Why a row cannot be scored."""
-
-    column: str
-    reason: str
-
-
 @dataclass(frozen=True)
 class ReadRow:
     """A row as a reward is given it.
@@ -202,23 +175,18 @@ class ReadRow:
 
     row: Row
     prompt: str
-    media: Any
+    media: Sample
     num_pixels: int
-
-
-def read_row(reader: RowReader, row: Row) -> ReadRow | Unreadable:
-    """What a reward is given of a row, or why there is nothing."""
-    return _decode(reader, _open(reader, row))
 
 
 def read_ahead(
     rows: Iterable[tuple[int, Row]], reader: RowReader, num_ahead: int
-) -> Iterator[tuple[int, ReadRow | Unreadable]]:
+) -> Iterator[tuple[int, ReadRow | ColumnError]]:
     """Rows with what is read of them, in threads, which decode while the reward model works.
 
     Files are opened up to `num_ahead` rows ahead, and decoded as far as [`PIXELS_AHEAD`] allows.
     """
-    waiting: deque[tuple[int, int, Future[ReadRow | Unreadable]]] = deque()
+    waiting: deque[tuple[int, int, Future[ReadRow | ColumnError]]] = deque()
     pixels_ahead = 0
     with ThreadPoolExecutor() as pool:
         for index, opened in _ahead(pool, rows, reader, num_ahead):
@@ -237,28 +205,26 @@ class _Opened:
 
     row: Row
     num_pixels: int
-    fault: Unreadable | None = None
+    fault: ColumnError | None = None
 
 
 def _open(reader: RowReader, row: Row) -> _Opened:
     try:
         opened = reader.open(row)
     except ColumnError as error:
-        return _Opened(row, 0, Unreadable(error.column, str(error)))
+        return _Opened(row, 0, error)
     return _Opened(opened, reader.num_pixels(opened))
 
 
-def _decode(reader: RowReader, opened: _Opened) -> ReadRow | Unreadable:
+def _decode(reader: RowReader, opened: _Opened) -> ReadRow | ColumnError:
     if opened.fault is not None:
         return opened.fault
     try:
-        prompt = reader.prompt(opened.row)
-    except ValueError as error:
-        return Unreadable(reader.prompt_column, str(error))
-    try:
-        return ReadRow(opened.row, prompt, reader.media(opened.row), opened.num_pixels)
-    except ValueError as error:
-        return Unreadable(reader.media_column, str(error))
+        prompt = read_cell(opened.row, reader.prompt_column, check_prompt)
+        media = read_cell(opened.row, reader.media_column, reader.media)
+    except ColumnError as error:
+        return error
+    return ReadRow(opened.row, prompt, media, opened.num_pixels)
 
 
 def _ahead(

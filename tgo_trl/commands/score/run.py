@@ -13,9 +13,10 @@ from datasets import Dataset, Features, IterableDataset, Value
 from tqdm.auto import tqdm
 
 from ...cards.dataset_card import read_record, write_card
-from ...data.classes import check_no_classes
+from ...data.columns import features_of, undecoded
 from ...data.rows import BadRows
 from ...hub.dataset_upload import check_destination, publish
+from ...media.embedding import ColumnError
 from ...media.origin import find_origin, named_origin
 from ...messages.public import public_name, public_value
 from ...rewards import REWARDS, load_reward
@@ -33,18 +34,7 @@ from ...storage.parquet import (
 )
 from ...storage.shards import fingerprint
 from ...storage.sources import open_dataset
-from .rows import (
-    ReadRow,
-    Row,
-    RowBlocks,
-    RowReader,
-    Unreadable,
-    as_files,
-    features_of,
-    find_reader,
-    read_ahead,
-    read_row,
-)
+from .rows import ReadRow, Row, RowBlocks, RowReader, find_reader, read_ahead
 
 if TYPE_CHECKING:
     from .config import ScoreConfig
@@ -86,7 +76,6 @@ def score(
     check_destination(config, config.output_dir, state)
     models = dict(zip(config.reward_columns(), _load_rewards(config, rewards), strict=True))
     features = features_of(dataset)
-    check_no_classes(features, {"prompt_column": config.prompt_column})
     reader = find_reader(
         features, config.prompt_column, config.image_column, config.video_column, config.num_frames, config.fps,
         origin, is_copied=True,
@@ -144,12 +133,11 @@ def score_dataset(
         raise TypeError(f"`dataset` is a `{type(dataset).__name__}`, which has no rows in memory. Use `score`.")
     models = rewards if isinstance(rewards, Mapping) else {"score": rewards}
     features = features_of(dataset)
-    check_no_classes(features, {"prompt_column": prompt_column})
     origin = find_origin(dataset, image_dir, allow_urls)
     reader = find_reader(features, prompt_column, image_column, video_column, num_frames, fps, origin)
     _with_scores(features, list(models))
     bad = BadRows(skip=on_bad_row == "skip")
-    rows = score_rows(enumerate(as_files(dataset)), models, reader, bad, batch_size)
+    rows = score_rows(enumerate(undecoded(dataset)), models, reader, bad, batch_size)
     kept = [(index, scores) for index, _, scores in rows]
     bad.report("given", len(dataset))
     scored = dataset.select([index for index, _ in kept])
@@ -173,8 +161,8 @@ def score_rows(
     batch: list[tuple[int, ReadRow]] = []
     num_pixels = 0
     for index, read in read_ahead(rows, reader, 2 * batch_size):
-        if isinstance(read, Unreadable):
-            bad.add(index, read.column, read.reason)
+        if isinstance(read, ColumnError):
+            bad.add(index, read.column, str(read))
             continue
         if batch and num_pixels + read.num_pixels > PIXELS_PER_CALL:
             yield from _score_batch(batch, rewards)
@@ -229,7 +217,7 @@ def _load_rewards(config: "ScoreConfig", rewards: Mapping[str, Reward] | None) -
 def _try(models: Mapping[str, Reward], reader: RowReader, rows: Sequence[Row]) -> None:
     """Scores one row, so that a reward that cannot work fails now, and one from the Hub knows its commit."""
     for row in rows:
-        read = read_row(reader, row)
+        read = reader.read(row)
         if isinstance(read, ReadRow):
             for reward in models.values():
                 checked_scores(reward, [read.prompt], [read.media])

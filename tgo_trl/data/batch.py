@@ -1,0 +1,39 @@
+"""What a prepared row, and with it a batch, holds: the names of all fields, in one place."""
+
+from typing import Any, TypedDict
+
+from torch import Tensor
+
+
+class PreparedRow(TypedDict, total=False):
+    """A row as it is trained on.
+
+    Attributes:
+        row: its index in the user's data set.
+        epoch: that its draw belongs to.
+        valid: False for padding.
+        score, weight: float32.
+        is_positive: bool.
+        image, prompt: the encoders' tensors by name, of map-style data.
+        pixels, geometry, prompt_text: of a stream, whose rows are encoded in the training step.
+    """
+
+    row: int
+    epoch: int
+    valid: bool
+    score: Tensor
+    is_positive: Tensor
+    weight: Tensor
+    image: dict[str, Tensor]
+    prompt: dict[str, Tensor]
+    pixels: Tensor
+    geometry: Tensor
+    prompt_text: str
+
+
+Batch = dict[str, Any]
+"""The same fields: tensors with a leading dimension of rows, and lists of the [`HOST_FIELDS`]."""
+
+FIELDS = tuple(PreparedRow.__annotations__)
+HOST_FIELDS = ("row", "epoch", "prompt_text")
+"""What stays a list in a batch, so that reading it waits for no device."""
