@@ -15,6 +15,7 @@ from tgo_trl.data.rows import BadRowError, BadRows, RowSource
 from tgo_trl.data.stream import StreamDataset, scan_stream
 from tgo_trl.families import StableDiffusionFamily
 from tgo_trl.labels.fitting import fit_label_rule
+from tgo_trl.losses import SFTLoss, TGOLoss
 from tgo_trl.media.images import image_to_tensor
 from tgo_trl.media.origin import OWN
 from tgo_trl.media.readers import ImageReader
@@ -29,7 +30,7 @@ RULE = fit_label_rule(range(8), ["a"] * 8)  # positive from the median 3.5 on
 
 
 def stream(dataset=None, skip_bad_rows=False, **changes):
-    settings = {"rule": RULE, "epoch": 0, "repeat": False, "positives_only": False, "block": 1}
+    settings = {"rule": RULE, "epoch": 0, "repeat": False, "loss": TGOLoss, "block": 1}
     dataset = scored_rows(8) if dataset is None else dataset
     iterable = dataset.to_iterable_dataset() if isinstance(dataset, Dataset) else dataset
     source = RowSource(iterable, Columns(), ImageReader(), [(16, 16)], OWN, skip_bad=skip_bad_rows)
@@ -87,7 +88,7 @@ def test_a_generators_images_are_read_as_they_come():
 
 
 def test_positives_only_leaves_out_the_others_and_keeps_row_numbers():
-    rows = list(stream(positives_only=True))
+    rows = list(stream(loss=SFTLoss))
     assert [row["row"] for row in rows] == [i for i, score in enumerate(scored_rows(8)["score"]) if score > 3.5]
 
 
@@ -188,7 +189,7 @@ def test_bad_rows_are_skipped_and_reported_in_every_pass(caplog):
 
 
 def test_a_bad_negative_image_is_not_read_where_only_positives_are_trained_on():
-    assert [row["row"] for row in stream(broken_rows().select([0, 2, 3]), positives_only=True)] == [2]
+    assert [row["row"] for row in stream(broken_rows().select([0, 2, 3]), loss=SFTLoss)] == [2]
 
 
 @pytest.mark.parametrize("repeat", [False, True])

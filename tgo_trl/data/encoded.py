@@ -1,6 +1,6 @@
 """Map-style data: every row encoded once, to disk, and read from there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from ..labels.checks import list_rows
 from ..labels.rule import Labels
+from ..losses import Rows
 from ..media.types import Size
 from ..policy.encoders import FrozenEncoders
 from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWriter, fingerprint
@@ -85,6 +86,22 @@ class EncodedImages:
         return {name: tensor for name, tensor in shards[i].items() if name != READABLE}
 
 
+class EncodedPrompts:
+    """Random access to the encoded prompts of scanned rows, of which several may have the same.
+
+    Args:
+        shards: a row per distinct prompt.
+        index: its row, by the position of a scanned row.
+    """
+
+    def __init__(self, shards: Shards, index: Mapping[int, int]) -> None:
+        self._shards = shards
+        self._index = index
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        return self._shards[self._index[position]]
+
+
 class EncodedDataset(TorchDataset[PreparedRow]):
     """Rows as the trainer takes them, read from shards of encoded images and prompts.
 
@@ -94,26 +111,43 @@ class EncodedDataset(TorchDataset[PreparedRow]):
     Attributes:
         is_encoded: True, as it is False of a [`~tgo_trl.data.stream.StreamDataset`].
         labels: of the rows, in order.
+        rows_per_item: rows that belong together: two of a pair.
     """
 
     is_encoded = True
 
     def __init__(
-        self, scanned: ScannedRows, images: EncodedImages, prompts: Shards, positions: Sequence[int], labels: Labels
-    ) -> None:
-        index = {prompt: i for i, prompt in enumerate(dict.fromkeys(scanned.prompts))}
+        self, scanned: ScannedRows, images: EncodedImages, prompts: EncodedPrompts, positions: Sequence[int],
+        labels: Labels, rows_per_item: int = 1,
+    ) -> None:  # fmt: skip
         self.scanned, self.images, self.prompts, self.labels = scanned, images, prompts, labels
         self.positions = list(positions)
-        self._prompt_index = [index[prompt] for prompt in scanned.prompts]
+        self.rows_per_item = rows_per_item
 
-    def positives(self) -> "EncodedDataset":
-        """The rows above the threshold only."""
+    def select(self, rows: Rows) -> "EncodedDataset":
+        """The rows that a loss takes; there may be none."""
+        if rows == "scored":
+            return self
+        return self._positives() if rows == "positives" else self._pairs()
+
+    def _positives(self) -> "EncodedDataset":
         kept = self.labels.is_positive.nonzero().flatten().tolist()
-        labels = Labels(
-            *(values[kept] for values in (self.labels.scores, self.labels.is_positive, self.labels.weights))
-        )
+        return self._take(kept, self.labels.is_positive[kept], 1)
+
+    def _pairs(self) -> "EncodedDataset":
+        """The best and the worst row of each prompt, in turns, where their scores differ; of one size of images."""
+        groups: dict[tuple[str, Size], list[int]] = {}
+        for i, group in enumerate(zip(self.prompt_texts, self.sizes, strict=True)):
+            groups.setdefault(group, []).append(i)
+        scores = self.labels.scores.tolist()
+        pairs = [(max(rows, key=scores.__getitem__), min(rows, key=scores.__getitem__)) for rows in groups.values()]
+        kept = [i for better, worse in pairs if scores[better] > scores[worse] for i in (better, worse)]
+        return self._take(kept, torch.tensor([True, False]).repeat(len(kept) // 2), 2)
+
+    def _take(self, kept: Sequence[int], is_positive: Tensor, rows_per_item: int) -> "EncodedDataset":
+        labels = Labels(self.labels.scores[kept], is_positive, self.labels.weights[kept])
         positions = [self.positions[i] for i in kept]
-        return EncodedDataset(self.scanned, self.images, self.prompts, positions, labels)
+        return EncodedDataset(self.scanned, self.images, self.prompts, positions, labels, rows_per_item)
 
     @property
     def prompt_texts(self) -> list[str]:
@@ -153,7 +187,7 @@ class EncodedDataset(TorchDataset[PreparedRow]):
             "is_positive": self.labels.is_positive[position],
             "weight": self.labels.weights[position],
             "image": self.images[source],
-            "prompt": self.prompts[self._prompt_index[source]],
+            "prompt": self.prompts[source],
         }
 
 
@@ -225,14 +259,24 @@ def _encode_one_size(
 
 
 def encode_prompts(
-    scanned: ScannedRows, encoders: FrozenEncoders, writer: ShardWriter, batch_size: int, name: str
-) -> Shards:
-    """Shards of the encoded prompts, one row per distinct prompt, in the order of first appearance."""
-    distinct = list(dict.fromkeys(scanned.prompts))
-    return writer.write(
-        [fingerprint(prompt) for prompt in distinct],
-        lambda positions: encoders.prompts([distinct[i] for i in positions]),
+    texts: Mapping[int, str], encoders: FrozenEncoders, writer: ShardWriter, batch_size: int, name: str
+) -> EncodedPrompts:
+    """The encoded prompts of the rows at some positions, in shards of one row per distinct prompt.
+
+    Args:
+        texts: the prompt that each is trained with.
+        encoders: of the pipeline.
+        writer: of shards.
+        batch_size: prompts that are encoded at once.
+        name: of the data set, for the progress bar.
+    """
+    distinct = list(dict.fromkeys(texts.values()))
+    shards = writer.write(
+        [fingerprint(text) for text in distinct],
+        lambda indices: encoders.prompts([distinct[i] for i in indices]),
         encoders.prompt_recipe,
         batch_size,
         f"Encoding {name} prompts",
     )
+    index = {text: i for i, text in enumerate(distinct)}
+    return EncodedPrompts(shards, {position: index[text] for position, text in texts.items()})

@@ -32,19 +32,22 @@ class RowSampler(Sampler[Index]):
         block: each group's rows are padded to a multiple of this.
         epoch: the epoch that the next iteration draws; the trainer moves it.
         groups: the group of each row, such as the size of its image; None for one group.
+        rows_per_item: rows that stay together, in their order, and belong to one group: two of a pair.
 
     Attributes:
         done: for an epoch that a resumed run goes on with, the rows that are trained on already.
     """
 
     def __init__(
-        self, num_rows: int, seed: int | None, block: int = 1, epoch: int = 0, groups: Sequence[Hashable] | None = None
-    ) -> None:
+        self, num_rows: int, seed: int | None, block: int = 1, epoch: int = 0, groups: Sequence[Hashable] | None = None,
+        rows_per_item: int = 1,
+    ) -> None:  # fmt: skip
         self.num_rows = num_rows
         self.seed = seed
         self.block = block
         self.epoch = epoch
         self.groups = groups
+        self.rows_per_item = rows_per_item
         self.done: dict[int, frozenset[int]] = {}
         self._length = self._padded(range(num_rows))  # asked for at every update
 
@@ -69,7 +72,11 @@ class RowSampler(Sampler[Index]):
                 yield epoch, position
 
     def _order(self, epoch: int) -> Sequence[int]:
-        return range(self.num_rows) if self.seed is None else shuffled_rows(self.seed, epoch, self.num_rows)
+        if self.seed is None:
+            return range(self.num_rows)
+        size = self.rows_per_item
+        items = shuffled_rows(self.seed, epoch, self.num_rows // size)
+        return items if size == 1 else [size * item + i for item in items for i in range(size)]
 
     def _padded(self, positions: Iterable[int]) -> int:
         counts = Counter(map(self._group, positions))

@@ -9,6 +9,7 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 
 from ..labels.rule import LabelRule
+from ..losses import Loss
 from ..media.origin import Origin
 from ..media.types import Size
 from .batch import PreparedRow
@@ -27,7 +28,7 @@ class StreamDataset(TorchIterableDataset[PreparedRow]):
         rule: fitted on its scores.
         epoch: the epoch of the first pass over the stream.
         repeat: whether to start over, in the next epoch, when the stream ends.
-        positives_only: whether to leave out negative rows.
+        loss: says which rows are left out, and what prompts become.
         block: rows of one size come together in this number; at the end of the stream they are padded to it.
         fingerprint: a digest of the rows' prompts and scores, where they have been looked through.
 
@@ -41,14 +42,14 @@ class StreamDataset(TorchIterableDataset[PreparedRow]):
     labels = sizes = example_prompt = None
 
     def __init__(
-        self, source: RowSource, rule: LabelRule, epoch: int, repeat: bool, positives_only: bool, block: int,
+        self, source: RowSource, rule: LabelRule, epoch: int, repeat: bool, loss: type[Loss], block: int,
         fingerprint: str = "",
     ) -> None:  # fmt: skip
         self.source = source
         self.rule = rule
         self.first_epoch = epoch
         self.repeat = repeat
-        self.positives_only = positives_only
+        self.loss = loss
         self.block = block
         self.fingerprint = fingerprint
         self.skip = 0
@@ -94,7 +95,8 @@ class StreamDataset(TorchIterableDataset[PreparedRow]):
         row = -1
         for row, prompt, value, score in source.rows(bad):
             label = self.rule.apply([score], [prompt])
-            if self.positives_only and not label.is_positive[0]:
+            is_positive = bool(label.is_positive[0])
+            if self.loss.rows == "positives" and not is_positive:
                 continue
             try:
                 size = source.size(value)
@@ -111,7 +113,7 @@ class StreamDataset(TorchIterableDataset[PreparedRow]):
                 "weight": label.weights[0],
                 "pixels": pixels,
                 "geometry": geometry,
-                "prompt_text": prompt,
+                "prompt_text": self.loss.prompt(prompt, is_positive),
             }
             yield size, prepared
         bad.report("streamed", row + 1)

@@ -111,7 +111,8 @@ class Loss(ABC):
 
     temperature: float
 
-    def prompt(self, prompt: str, is_positive: bool) -> str:
+    @classmethod
+    def prompt(cls, prompt: str, is_positive: bool) -> str:
         """The prompt that a row is trained with: the data set's, unless the loss tells the network of the label."""
         return prompt
 

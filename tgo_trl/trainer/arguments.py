@@ -49,6 +49,8 @@ def check_arguments(
     _check_layout(args)
     if isinstance(train_dataset, IterableDataset):
         _check_stream(args)
+    if LOSSES[args.loss_type].rows == "pairs":
+        _check_pairs(args, named)
     if args.dataloader_num_workers > 1 and any(isinstance(dataset, IterableDataset) for dataset in named.values()):
         raise ValueError(
             f"A streaming data set is read in order, which `dataloader_num_workers={args.dataloader_num_workers}` "
@@ -89,6 +91,21 @@ def _check_stream(args: TGOConfig) -> None:
             "`ref_model_sync_strategy='epoch'` moves the reference between epochs, and a streaming `train_dataset` is "
             "one long epoch to `Trainer`. Use 'steps' and `ref_model_sync_steps`."
         )
+
+
+def _check_pairs(args: TGOConfig, datasets: Mapping[str, object]) -> None:
+    for name, dataset in datasets.items():
+        if isinstance(dataset, IterableDataset):
+            raise ValueError(
+                f"`loss_type={args.loss_type!r}` compares the images of a prompt, which the streaming `{name}` does not "
+                "give at once. Load it without `streaming=True`."
+            )
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        if getattr(args, name) % 2:
+            raise ValueError(
+                f"`{name}` is {getattr(args, name)}, but `loss_type={args.loss_type!r}` takes pairs, and both rows of "
+                "a pair come in one batch. Set an even number."
+            )
 
 
 def _check_layout(args: TGOConfig) -> None:

@@ -23,6 +23,12 @@ from ..storage.shards import ShardWriter, fingerprint
 from .tgo_config import TGOConfig
 
 PreparedDataset = EncodedDataset | StreamDataset
+
+MISSING = {
+    "positives": "uses positive rows only, and the {name} data set has none.",
+    "pairs": "compares images of one prompt, and no prompt of the {name} data set has two of different scores.",
+}
+"""Why no row of a data set that has some is trained on, by what the loss takes."""
 """Both have `is_encoded`, `labels`, `sizes`, `example_prompt` and `fingerprint`."""
 
 
@@ -54,7 +60,7 @@ class DataPreparer:
         video_format = encoders.family.video_format
         self.reader: MediaReader = ImageReader() if video_format is None else VideoReader(video_format)
         argument = f"{self.reader.kind}_column"
-        self._positives_only = LOSSES[args.loss_type].rows == "positives"
+        self.loss = LOSSES[args.loss_type]
         self.columns = Columns(args.prompt_column, getattr(args, argument), args.score_column, argument)
 
     def training_set(self, dataset: Dataset | IterableDataset) -> tuple[PreparedDataset, LabelRule]:
@@ -67,7 +73,7 @@ class DataPreparer:
         bad.report(source.name, len(scores) + len(bad.rows))
         rule = self._fit(scores, prompts)
         block = training_block(self.args, len(self.sizes))
-        return StreamDataset(source, rule, 0, True, self._positives_only, block, fingerprint(*scores, *prompts)), rule
+        return StreamDataset(source, rule, 0, True, self.loss, block, fingerprint(*scores, *prompts)), rule
 
     def evaluation_set(self, dataset: Dataset | IterableDataset, rule: LabelRule, name: str) -> PreparedDataset:
         """An evaluation set, labelled by the training set's rule."""
@@ -80,7 +86,7 @@ class DataPreparer:
                 f"streaming {name} data set does not give. Load it without `streaming=True`."
             )
         block = evaluation_block(self.args, len(self.sizes))
-        return StreamDataset(source, rule, EVALUATION_EPOCH, False, self._positives_only, block)
+        return StreamDataset(source, rule, EVALUATION_EPOCH, False, self.loss, block)
 
     def _source(self, dataset: Dataset | IterableDataset, name: str) -> RowSource:
         self.columns.check(dataset, name)
@@ -98,17 +104,18 @@ class DataPreparer:
         writer, batch_size = self._writer(), self.args.encode_batch_size
         images, positions = encode_images(source, scanned, bad, self.encoders, writer, batch_size)
         self.encoders.release()  # those of images and of prompts need not be on the device together
-        prompts = encode_prompts(scanned, self.encoders, writer, batch_size, name)
-        bad.report(name, len(source.dataset))
         kept = scanned.take(positions)
         if rule is None and len(positions) < len(scanned.rows):  # without the images that could not be read
             fitted = self._fit(kept.scores, kept.prompts)
-        encoded = EncodedDataset(scanned, images, prompts, positions, fitted.apply(kept.scores, kept.prompts))
-        if self._positives_only and not encoded.labels.is_positive.any():
-            raise ValueError(
-                f"`loss_type={self.args.loss_type!r}` uses positive rows only, and the {name} data set has none."
-            )
-        return encoded.positives() if self._positives_only else encoded, fitted
+        labels = fitted.apply(kept.scores, kept.prompts)
+        rows = zip(positions, kept.prompts, labels.is_positive.tolist(), strict=True)
+        texts = {position: self.loss.prompt(prompt, is_positive) for position, prompt, is_positive in rows}
+        prompts = encode_prompts(texts, self.encoders, writer, batch_size, name)
+        bad.report(name, len(source.dataset))
+        encoded = EncodedDataset(scanned, images, prompts, positions, labels).select(self.loss.rows)
+        if not len(encoded):
+            raise ValueError(f"`loss_type={self.args.loss_type!r}` {MISSING[self.loss.rows].format(name=name)}")
+        return encoded, fitted
 
     def _fit(self, scores: list[float], prompts: list[str]) -> LabelRule:
         args = self.args

@@ -244,7 +244,9 @@ class ResumableTrainer(Trainer):
             self.train_dataset.skip = done.rows  # type: ignore[union-attr]
             return
         sampler = self._row_sampler
-        before = RowSampler(sampler.num_rows, sampler.seed, done.block, groups=sampler.groups)
+        before = RowSampler(
+            sampler.num_rows, sampler.seed, done.block, groups=sampler.groups, rows_per_item=sampler.rows_per_item
+        )
         sampler.done = {done.epoch: before.first(done.epoch, done.rows)}
 
     def _run_epoch(  # type: ignore[override]

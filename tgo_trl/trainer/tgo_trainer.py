@@ -229,7 +229,9 @@ class TGOTrainer(BaseTrainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         shuffle_seed = None if self.args.train_sampling_strategy == "sequential" else seed
         block = training_block(self.args, len(self.sizes))
-        self._row_sampler = RowSampler(len(dataset), shuffle_seed, block, groups=self._groups(dataset))
+        self._row_sampler = RowSampler(
+            len(dataset), shuffle_seed, block, groups=self._groups(dataset), rows_per_item=dataset.rows_per_item
+        )
         return self._row_sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
@@ -303,7 +305,10 @@ class TGOTrainer(BaseTrainer):
         """Errors of policy and reference on the draw of each row, `[K, B]`, and the draw."""
         image, prompt = self._conditions(inputs)
         shape, num_samples = self.family.latent_shape(image), self.args.num_likelihood_samples
-        draw = draw_rows(self.args.seed, inputs["epoch"], inputs["row"], shape, num_samples, inputs["valid"].device)
+        rows = inputs["row"]
+        if self.loss.rows == "pairs":  # both of a pair have the draw of the better one
+            rows = [row for row in rows[::2] for _ in range(2)]
+        draw = draw_rows(self.args.seed, inputs["epoch"], rows, shape, num_samples, inputs["valid"].device)
         corrupted = self.denoiser.corrupt(image, prompt, draw)
         return row_errors(model, self.reference, corrupted, self.loss.reads_predictions), draw
 
