@@ -158,7 +158,7 @@ def test_workers_load_the_same_batches(tmp_path):
 
 def test_positives_are_the_rows_above_the_threshold_and_keep_their_numbers(tmp_path):
     encoded, _ = prepare(tmp_path, scored_rows(8))  # the median of 0, ..., 7 is 3.5
-    positives = encoded.positives()
+    positives = encoded.select("positives")
     expected = [i for i, score in enumerate(scored_rows(8)["score"]) if score > 3.5]
     assert [positives[i]["row"] for i in range(len(positives))] == expected
     assert positives.prompt_texts == [PROMPTS[i % 4] for i in expected]
@@ -171,7 +171,7 @@ def test_positives_are_the_rows_above_the_threshold_and_keep_their_numbers(tmp_p
 
 def test_positives_of_a_set_with_skipped_rows(tmp_path):
     encoded, _ = prepare(tmp_path, broken(1), on_bad_row="skip")  # scores 0, 2, 3 are left, and their median is 2
-    positives = encoded.positives()
+    positives = encoded.select("positives")
     assert [positives[i]["row"] for i in range(len(positives))] == [2, 3]
     assert torch.equal(positives[0]["image"]["mean"], encoded[1]["image"]["mean"])
     assert positives[0]["score"] == 2

@@ -97,8 +97,8 @@ def _check_pairs(args: TGOConfig, datasets: Mapping[str, object]) -> None:
     for name, dataset in datasets.items():
         if isinstance(dataset, IterableDataset):
             raise ValueError(
-                f"`loss_type={args.loss_type!r}` compares the images of a prompt, which the streaming `{name}` does not "
-                "give at once. Load it without `streaming=True`."
+                f"`loss_type={args.loss_type!r}` compares the images of a prompt, which the streaming `{name}` does "
+                "not give at once. Load it without `streaming=True`."
             )
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         if getattr(args, name) % 2:

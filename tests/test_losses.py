@@ -1,0 +1,295 @@
+"""The seam of losses: those to come, written down in a few lines each, train without a change anywhere else."""
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+
+from tgo_trl import losses
+from tgo_trl.losses import LOSSES, Loss, LossInputs, Predictions, RowErrors, RowLosses, SFTLoss, TGOLoss, build_loss
+from tgo_trl.losses.likelihood import log_likelihood, log_ratio, toward_label
+from tgo_trl.losses.tgo import tgo_loss
+from tgo_trl.noise import MaskedTokenProcess
+
+from . import tiny
+from .runs import assert_close, config, logged, make_trainer, trained_weights
+
+# ---- On paper: equations of `docs/extending.md`, with betas that act at the size of a tiny model's errors ----
+
+
+def mean(values):
+    """Over all but the first two dimensions, `[K, B, ...]` to `[K, B]`, then over the draws."""
+    return values.flatten(2).mean(2).mean(0)
+
+
+@dataclass(frozen=True)
+class MirroredTGO(Loss):
+    """Negative rows are drawn to where the reference would be if it moved away: to `2 ref - target`."""
+
+    method: ClassVar[str] = "mirrored negatives on {media}s"
+    reads_predictions: ClassVar[bool] = True
+    beta: float
+
+    def __call__(self, inputs):
+        predictions = inputs.errors.predictions
+        mirror = 2 * predictions.reference - predictions.target
+        target = predictions.target.where(inputs.is_positive[None, :, None, None, None], mirror)
+        error, base = mean((predictions.policy - target) ** 2), mean((predictions.reference - target) ** 2)
+        ratio = log_ratio(error, base, self.temperature)
+        ones = torch.ones_like(inputs.is_positive)
+        return RowLosses(tgo_loss(self.beta * ratio, ones, inputs.weight), ratio, self.beta * ratio)
+
+
+@dataclass(frozen=True)
+class ConditionalSFT(Loss):
+    """All rows, of which the prompt says how good they are."""
+
+    method: ClassVar[str] = "conditional fine-tuning on {media}s"
+    needs_reference: ClassVar[bool] = False
+
+    @classmethod
+    def prompt(cls, prompt, is_positive):
+        return prompt if is_positive else f"Weird image. {prompt}"
+
+    def __call__(self, inputs):
+        error = inputs.errors.policy.mean(0)
+        return RowLosses(error, log_likelihood(error, self.temperature))
+
+
+@dataclass(frozen=True)
+class KTO(Loss):
+    """`1 - sigmoid(+-(r - z))`, where `z = max(0, mean r)` over the whole update."""
+
+    method: ClassVar[str] = "KTO on {media}s"
+    has_statistic: ClassVar[bool] = True
+    beta: float
+
+    def row_statistic(self, errors):
+        return log_ratio(errors.policy.mean(0), errors.reference.mean(0), self.temperature)
+
+    def __call__(self, inputs):
+        ratio = self.row_statistic(inputs.errors)
+        point = 0.0 if inputs.statistic is None else inputs.statistic.clamp(min=0)
+        reward = self.beta * (ratio - point)
+        return RowLosses(1 - toward_label(reward, inputs.is_positive).sigmoid(), ratio, self.beta * ratio)
+
+
+def of_pairs(values):
+    """`[2 P]` to `[P]` each, of the better and of the worse rows."""
+    return values[::2], values[1::2]
+
+
+@dataclass(frozen=True)
+class DPO(Loss):
+    """`-log sigmoid(beta / 2 (g_better - g_worse))`, with `g = e_ref - e_theta`, once for each row of the pair."""
+
+    method: ClassVar[str] = "DPO on pairs of {media}s"
+    rows: ClassVar[str] = "pairs"
+    beta: float
+
+    def __call__(self, inputs):
+        ratio = log_ratio(inputs.errors.policy.mean(0), inputs.errors.reference.mean(0), self.temperature)
+        better, worse = of_pairs(ratio)
+        loss = -logsigmoid(self.beta / 2 * (better - worse))
+        return RowLosses(loss.repeat_interleave(2), ratio, self.beta * ratio)
+
+
+@dataclass(frozen=True)
+class DSPO(Loss):
+    """`(1 - sigmoid(u))^2` times the distance of the better row's prediction to the reference's."""
+
+    method: ClassVar[str] = "DSPO on pairs of {media}s"
+    rows: ClassVar[str] = "pairs"
+    reads_predictions: ClassVar[bool] = True
+    beta: float
+
+    def __call__(self, inputs):
+        errors, predictions = inputs.errors, inputs.errors.predictions
+        ratio = log_ratio(errors.policy.mean(0), errors.reference.mean(0), self.temperature)
+        better, worse = of_pairs(ratio)
+        target = mean((predictions.policy - predictions.target) ** 2)
+        toward, _ = of_pairs(target)
+        loss = (1 - (self.beta / 2 * (better - worse)).sigmoid()) ** 2 * toward
+        return RowLosses(loss.repeat_interleave(2), ratio, self.beta * ratio)
+
+
+COMING = {"mirrored": MirroredTGO, "csft": ConditionalSFT, "kto": KTO, "dpo": DPO, "dspo": DSPO}
+
+
+@pytest.fixture(params=COMING)
+def loss_type(request, monkeypatch):
+    """One row in the table is all that it takes."""
+    monkeypatch.setitem(LOSSES, request.param, COMING[request.param])
+    return request.param
+
+
+def paired_rows():
+    """Twelve rows of three prompts."""
+    rows = tiny.scored_rows(12)
+    return rows.remove_columns("prompt").add_column("prompt", [f"{i % 3} birds" for i in range(12)])
+
+
+def train(folder, loss_type, **settings):
+    settings = {"max_steps": 3, "temperature": 0.01, "logging_steps": 1, **settings}
+    trainer = make_trainer(config(folder, loss_type=loss_type, **settings), train_dataset=paired_rows())
+    start = trained_weights(trainer)
+    trainer.train()
+    return trainer, start
+
+
+def test_a_loss_to_come_trains_without_a_change_anywhere_else(tmp_path, loss_type):
+    trainer, start = train(tmp_path, loss_type)
+    end = trained_weights(trainer)
+    assert any((end[name] - start[name]).abs().max() > 0 for name in start)
+    assert all(weight.isfinite().all() for weight in end.values())
+    trainer.create_model_card()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"with {COMING[loss_type].method.format(media='image')}" in card
+    assert (trainer.reference is not None) == COMING[loss_type].needs_reference
+    assert trainer.evaluate(paired_rows())["eval_loss"] > 0
+
+
+@pytest.mark.parametrize("layout", [(4, 1), (2, 2)])
+def test_losses_of_pairs_and_of_whole_updates_do_not_depend_on_the_layout(tmp_path, loss_type, layout):
+    rows, accumulated = layout
+    whole, _ = train(tmp_path / "whole", loss_type, per_device_train_batch_size=4)
+    parts, _ = train(
+        tmp_path / "parts", loss_type, per_device_train_batch_size=rows, gradient_accumulation_steps=accumulated
+    )
+    assert logged(parts) == pytest.approx(logged(whole), rel=1e-5)
+    assert_close(trained_weights(parts), trained_weights(whole), 1e-3)  # Adam makes steps of 1e-2 of whatever gradient
+
+
+# ---- What the trainer brings ----
+
+
+class Recorded(Exception):  # noqa: N818
+    """Ends a run in its first loss."""
+
+
+def first_inputs(trainer):
+    """What the loss of a trainer is given first."""
+    given = []
+
+    class Recorder(type(trainer.loss)):
+        def __call__(self, inputs):
+            given.append(inputs)
+            raise Recorded
+
+    values = {field.name: getattr(trainer.loss, field.name) for field in fields(trainer.loss)}
+    trainer.loss = Recorder(**values)
+    with pytest.raises(Recorded):
+        trainer.train()
+    return given[0]
+
+
+def test_pairs_are_the_best_and_the_worst_of_a_prompt_and_share_one_draw(tmp_path, monkeypatch):
+    monkeypatch.setitem(LOSSES, "dspo", DSPO)
+    rows = paired_rows()
+    trainer = make_trainer(config(tmp_path, loss_type="dspo", seed=3), train_dataset=rows)
+    batch = next(iter(trainer.get_train_dataloader()))
+    scores, prompts = rows["score"], rows["prompt"]
+    for better, worse in zip(batch["row"][::2], batch["row"][1::2], strict=True):
+        of_prompt = [i for i in range(12) if prompts[i] == prompts[better]]
+        assert better == max(of_prompt, key=lambda i: scores[i])
+        assert worse == min(of_prompt, key=lambda i: scores[i])
+    assert batch["is_positive"].tolist() == [True, False, True, False]
+    predictions = first_inputs(trainer).errors.predictions
+    # the target of an epsilon network is the noise itself
+    assert torch.equal(predictions.target[:, ::2], predictions.target[:, 1::2])
+    assert not torch.equal(predictions.target[:, 0], predictions.target[:, 2])
+
+
+def test_the_statistic_is_the_mean_over_the_whole_update(tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class Counting(KTO):
+        """Of which every row counts its policy's error."""
+
+        def row_statistic(self, errors):
+            return errors.policy.mean(0)
+
+    monkeypatch.setitem(LOSSES, "kto", Counting)
+
+    def statistic(name, rows, accumulated):
+        settings = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulated}
+        trainer = make_trainer(config(tmp_path / name, loss_type="kto", **settings))
+        return first_inputs(trainer)
+
+    whole = statistic("whole", 8, 1)
+    assert whole.statistic.item() == pytest.approx(whole.errors.policy.mean().item(), rel=1e-6)
+    assert statistic("parts", 2, 4).statistic.item() == pytest.approx(whole.statistic.item(), rel=1e-6)
+
+
+def test_prompts_say_what_the_loss_makes_of_them_and_are_encoded_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(LOSSES, "csft", ConditionalSFT)
+    trainer = make_trainer(config(tmp_path, loss_type="csft"))
+    plain = make_trainer(config(tmp_path))
+    embeds = {}
+    for row, other in zip(trainer.train_dataset, plain.train_dataset, strict=True):
+        is_same = torch.allclose(row["prompt"]["embeds"], other["prompt"]["embeds"], atol=1e-5)
+        assert is_same == bool(row["is_positive"])
+        embeds.setdefault(bool(row["is_positive"]), []).append(row)
+    assert len(embeds) == 2
+    streamed = make_trainer(config(tmp_path, loss_type="csft"), train_dataset=tiny.scored_rows(8).to_iterable_dataset())
+    for row in (row for _, row in zip(range(8), streamed.train_dataset, strict=False)):
+        assert row["prompt_text"].startswith("Weird image. ") != bool(row["is_positive"])
+
+
+def test_what_a_loss_of_pairs_cannot_have_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(LOSSES, "dpo", DPO)
+    with pytest.raises(ValueError, match="`per_device_train_batch_size` is 3, but `loss_type='dpo'` takes pairs"):
+        make_trainer(config(tmp_path, loss_type="dpo", per_device_train_batch_size=3))
+    with pytest.raises(ValueError, match="which the streaming `train_dataset` does not give at once"):
+        make_trainer(config(tmp_path, loss_type="dpo"), train_dataset=paired_rows().to_iterable_dataset())
+    single = tiny.scored_rows(8).remove_columns("prompt").add_column("prompt", [f"{i} birds" for i in range(8)])
+    with pytest.raises(ValueError, match="no prompt of the training data set has two of different scores"):
+        make_trainer(config(tmp_path, loss_type="dpo"), train_dataset=single)
+
+
+def test_a_process_without_a_target_says_so():
+    with pytest.raises(ValueError, match="`MaskedTokenProcess` has no target"):
+        MaskedTokenProcess(7).target(*[torch.zeros(1, 4)] * 3)
+
+
+# ---- Those that are there ----
+
+
+def test_the_table_builds_losses_of_the_settings_that_they_have():
+    settings = {"beta": 2.0, "temperature": 0.5, "learning_rate": 1e-5}
+    assert build_loss("tgo", settings) == TGOLoss(temperature=0.5, beta=2.0)
+    assert build_loss("sft", settings) == SFTLoss(temperature=0.5)
+    assert set(losses.__all__) >= {type(build_loss(name, settings)).__name__ for name in LOSSES}
+
+
+def test_tgo_by_hand():
+    # e_ref - e_theta = 0.2 and -0.1 of the means over two draws; r = 3 (0.2, -0.1) / 0.5 = 1.2, -0.6
+    errors = RowErrors(torch.tensor([[0.2, 0.5], [0.4, 0.3]]), torch.tensor([[0.6, 0.3], [0.4, 0.3]]))
+    inputs = LossInputs(errors, torch.tensor([True, False]), torch.tensor([1.0, 2.0]))
+    rows = TGOLoss(temperature=0.5, beta=3.0)(inputs)
+    assert rows.output.tolist() == pytest.approx([0.4, -0.2], rel=1e-5)
+    assert rows.reward.tolist() == pytest.approx([1.2, -0.6], rel=1e-5)
+    # -log sigmoid(1.2) = 0.263282, -2 log sigmoid(0.6) = 2 x 0.437488
+    assert rows.loss.tolist() == pytest.approx([0.263282, 0.874976], rel=1e-5)
+
+
+def test_sft_by_hand():
+    inputs = LossInputs(RowErrors(torch.tensor([[0.2], [0.4]]), None), torch.tensor([True]), torch.ones(1))
+    rows = SFTLoss(temperature=0.5)(inputs)
+    assert (rows.loss.item(), rows.output.item()) == pytest.approx((0.3, -0.6))
+    assert rows.reward is None
+
+
+def test_what_a_loss_without_a_statistic_is_asked_for_is_a_mistake():
+    with pytest.raises(NotImplementedError):
+        SFTLoss(temperature=1.0).row_statistic(RowErrors(torch.ones(1, 1), None))
+
+
+def test_predictions_hold_what_the_errors_are_of(tmp_path, monkeypatch):
+    monkeypatch.setitem(LOSSES, "mirrored", MirroredTGO)
+    errors = first_inputs(make_trainer(config(tmp_path, loss_type="mirrored", num_likelihood_samples=2))).errors
+    assert isinstance(errors.predictions, Predictions)
+    distance = (errors.predictions.policy - errors.predictions.target) ** 2
+    assert torch.allclose(distance.flatten(2).mean(2), errors.policy, rtol=1e-6)
+    assert not errors.predictions.reference.requires_grad
