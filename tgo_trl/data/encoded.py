@@ -16,7 +16,8 @@ from ..media.readers import MediaReader
 from ..media.sizes import nearest_size
 from ..media.types import Size
 from ..policy.encoders import FrozenEncoders
-from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWriter, fingerprint
+from ..storage.fingerprints import fingerprint
+from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWriter
 from .rows import BadRows, Columns, iterate_rows, undecoded
 from .sampler import Index, padding_like
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..families.base import Family, present
 from ..precision import cast
-from ..storage.shards import component_fingerprint, fingerprint
+from ..storage.fingerprints import component_fingerprint, fingerprint
 
 
 class FrozenEncoders:

@@ -31,7 +31,7 @@ from ..policy.errors import row_errors
 from ..policy.loading import load_pipeline, load_reference_networks, remove_offloading, replace_tokenizer
 from ..policy.policy import Policy, build_policy, check_policy, disable_dropout
 from ..policy.reference import AdapterReference, ModelReference, Reference
-from ..storage.shards import component_fingerprint, tensors_digest
+from ..storage.fingerprints import component_fingerprint, tensors_digest
 from . import checkpoints
 from .arguments import (
     check_arguments,

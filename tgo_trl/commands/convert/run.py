@@ -24,8 +24,8 @@ from ...hub.dataset_upload import check_destination, publish
 from ...media.origin import Origin, find_origin, named_origin
 from ...messages.public import public_name
 from ...storage.files import replace_file
+from ...storage.fingerprints import fingerprint
 from ...storage.parquet import CARD_NAME, ParquetFolder, locks_output_dir, process_state
-from ...storage.shards import fingerprint
 from ...storage.sources import open_dataset
 from .annotations import AnnotatedImage, Annotations, OpenColumns, column_names, read_annotations
 from .card import build_card

@@ -39,8 +39,8 @@ from ...policy.draws import stable_seed
 from ...policy.loading import adapter_scales, attach_adapter, load_pipeline
 from ...precision import as_dtype, default_dtype
 from ...settings import shown
+from ...storage.fingerprints import component_fingerprint, config_fingerprint, fingerprint
 from ...storage.parquet import GENERATION_NAME, ParquetFolder, locks_output_dir, process_state, rows_per_shard
-from ...storage.shards import component_fingerprint, config_fingerprint, fingerprint
 from ...trainer.arguments import check_size
 from ...trainer.sample_grids import cpu_generators
 from .prompts import read_prompts

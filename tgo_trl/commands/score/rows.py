@@ -19,7 +19,8 @@ from ...media.embedding import ColumnError, embed_files
 from ...media.images import encoded_bytes, image_size, load_image
 from ...media.origin import OWN, Origin
 from ...media.videos import frame_size, load_video, video_bytes
-from ...storage.shards import ROWS_PER_SHARD, fingerprint
+from ...storage.fingerprints import fingerprint
+from ...storage.shards import ROWS_PER_SHARD
 
 Row: TypeAlias = dict[str, Any]
 

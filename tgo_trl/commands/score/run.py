@@ -22,6 +22,7 @@ from ...rewards import REWARDS, load_reward
 from ...rewards.base import Reward, checked_scores, reward_name
 from ...rewards.ensemble import Ensemble, Member
 from ...storage.files import replace_file
+from ...storage.fingerprints import fingerprint
 from ...storage.parquet import (
     GENERATION_NAME,
     SCORING_NAME,
@@ -31,7 +32,6 @@ from ...storage.parquet import (
     process_state,
     rows_per_shard,
 )
-from ...storage.shards import fingerprint
 from ...storage.sources import open_dataset
 from .rows import (
     ReadRow,
