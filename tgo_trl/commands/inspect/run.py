@@ -9,7 +9,7 @@ import torch
 from ...media.origin import named_origin
 from ...messages.public import public_name
 from ...storage.files import write_json
-from ...storage.parquet import process_state
+from ...storage.processes import process_state
 from ...storage.sources import open_dataset
 from .images import ImageSummary, summarize_images
 from .plots import plot_baselines, plot_thresholds, plot_weights
