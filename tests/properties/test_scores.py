@@ -9,9 +9,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tgo_trl.data.rows import check_score
+from tgo_trl.labels import NORMALIZATIONS
 from tgo_trl.labels.rule import (
     MAX_FLOAT32,
-    NORMALIZATIONS,
     THRESHOLD_TYPES,
     LabelRule,
     check_finite,

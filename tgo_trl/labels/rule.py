@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import NORMALIZATIONS
 from .thresholds import mean_threshold, percentile_threshold, prompt_baseline, prompt_mean
 from .weights import confidence_weights
 
@@ -17,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 THRESHOLD_TYPES = ("percentile", "mean", "value", "prompt_mean", "prompt_baseline")
 PER_PROMPT = ("prompt_mean", "prompt_baseline")
-NORMALIZATIONS = ("none", "zscore", "robust")
 LOPSIDED_SHARE = 0.05
 MAX_FLOAT32 = torch.finfo(torch.float32).max
 

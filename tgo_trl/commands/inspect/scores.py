@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...labels.rule import NORMALIZATIONS, fit_label_rule
+from ...labels import NORMALIZATIONS
+from ...labels.rule import fit_label_rule
 from ...labels.thresholds import mean_threshold, percentile_threshold, prompt_baseline
 
 PERCENTILES = (10, 25, 50, 75, 90)
