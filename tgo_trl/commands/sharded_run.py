@@ -18,7 +18,8 @@ from accelerate import PartialState
 from datasets import Features
 from tqdm.auto import tqdm
 
-from ..hub.dataset_upload import DatasetAddress, publish
+from ..hub.dataset_upload import publish
+from ..hub.repositories import Destination, open_repository
 from ..storage.files import replace_file
 from ..storage.locks import sole_writer
 from ..storage.parquet import ParquetFolder
@@ -118,7 +119,7 @@ def check_destination(folder: Path, config: DatasetSettings, state: PartialState
         UploadError: if it cannot be written to.
     """
     if config.push_to_hub and state.is_main_process:
-        _address(config).open(folder)
+        _destination(folder, config)
 
 
 def write_dataset(run: ShardedRun[Any], folder: Path, config: DatasetSettings, state: PartialState) -> Path:
@@ -152,7 +153,7 @@ def write_dataset(run: ShardedRun[Any], folder: Path, config: DatasetSettings, s
         replace_file(folder / CARD_NAME, lambda path: path.write_text(text, "utf-8"))
         run.announce(facts)
         if config.push_to_hub:
-            publish(folder, _address(config))
+            publish(folder, _destination(folder, config))
     state.wait_for_everyone()
     return folder
 
@@ -162,8 +163,9 @@ def rows_per_shard(given: int | None, is_video: bool) -> int:
     return given or (VIDEOS_PER_SHARD if is_video else ROWS_PER_SHARD)
 
 
-def _address(config: DatasetSettings) -> DatasetAddress:
-    return DatasetAddress(config.hub_dataset_id, config.hub_private_repo, config.hub_token)
+def _destination(folder: Path, config: DatasetSettings) -> Destination:
+    name = config.hub_dataset_id or folder.resolve().name
+    return open_repository(name, "dataset", config.hub_token, config.hub_private_repo, None, "hub_dataset_id")
 
 
 def _write_missing(

@@ -1,7 +1,6 @@
 """A data set's upload: its shards, its card and its settings, beside the other splits that the repository has."""
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from huggingface_hub import CardData, CommitOperationAdd, CommitOperationDelete,
 
 from ..cards.dataset_card import size_category
 from ..storage.records import CARD_NAME, RECORD_NAMES
-from .repositories import Destination, UploadError, open_repository
+from .repositories import Destination, UploadError
 from .uploads import Operation, Upload, Uploads, folder_operations
 
 SHARD = re.compile(r"data/(?P<split>\w+(\.\w+)*)-\d{5,}(-of-\d{5,})?\.parquet")
@@ -23,31 +22,7 @@ OWN_FIELDS = ("license", "task_categories", "size_categories", "source_datasets"
 """What the cards of this package state besides the data themselves."""
 
 
-@dataclass(frozen=True)
-class DatasetAddress:
-    """Where a data set goes on the Hub.
-
-    Attributes:
-        repo_id: the folder's name, with the token's user, if None.
-        is_private: whether a repository that does not exist yet is made private.
-        token: to upload with, instead of the one that is logged in.
-    """
-
-    repo_id: str | None = None
-    is_private: bool | None = None
-    token: str | None = field(default=None, repr=False)
-
-    def open(self, folder: Path) -> Destination:
-        """The repository of the data set in `folder`.
-
-        Raises:
-            UploadError: if it cannot be written to.
-        """
-        name = self.repo_id or folder.resolve().name
-        return open_repository(name, "dataset", self.token, self.is_private, None, "hub_dataset_id")
-
-
-def publish(folder: Path, address: DatasetAddress) -> str:
+def publish(folder: Path, destination: Destination) -> str:
     """Uploads shards, card and settings to the Hub, and nothing else, in one commit; returns the repository's id.
 
     Shards of an earlier upload of the same split that are not among these are deleted there; everything else stays,
@@ -57,7 +32,6 @@ def publish(folder: Path, address: DatasetAddress) -> str:
         UploadError: if the upload fails; the same command tries again, without doing the work again. Also if the
             repository has other splits, with other columns.
     """
-    destination = address.open(folder)
     shards = sorted((folder / "data").glob("*.parquet"))
     upload = Upload(
         destination,

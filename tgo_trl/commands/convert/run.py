@@ -8,7 +8,7 @@ the images, and a killed run loses a shard of them at most.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,10 +80,11 @@ def convert(config: "ConvertConfig") -> Path:
     return write_dataset(run, folder, config, state)
 
 
+@dataclass
 class _Conversion(ShardedRun[AnnotatedImage]):
     """Images with the scores that come from what was said about them.
 
-    Args:
+    Attributes:
         config: of the command.
         layout: the name of the data set's.
         files: of the images or videos.
@@ -92,27 +93,24 @@ class _Conversion(ShardedRun[AnnotatedImage]):
         kept: the images that have one.
     """
 
+    config: "ConvertConfig"
+    layout: str
+    files: MediaFiles
+    found: Annotations
+    scoring: Scoring
+    kept: Sequence[AnnotatedImage]
+
     record_name = CONVERSION_NAME
     verb = "Writing"
     unit = "image"
 
-    def __init__(
-        self, config: "ConvertConfig", layout: str, files: MediaFiles, found: Annotations, scoring: Scoring,
-        kept: Sequence[AnnotatedImage],
-    ) -> None:  # fmt: skip
-        self.config = config
-        self.layout = layout
-        self.files = files
-        self.found = found
-        self.scoring = scoring
-        self.kept = kept
-        self.num_rows = len(kept)
-        self.shard_rows = config.rows_per_shard or ROWS_PER_SHARD
-        self.features = files.features(kept[0].uid is not None, scoring)
-        self.bad = BadRows(config.on_bad_row == "skip")
+    def __post_init__(self) -> None:
+        self.num_rows = len(self.kept)
+        self.shard_rows = self.config.rows_per_shard or ROWS_PER_SHARD
+        self.features = self.files.features(self.kept[0].uid is not None, self.scoring)
+        self.bad = BadRows(self.config.on_bad_row == "skip")
 
     def settings(self) -> dict[str, Any]:
-        """Everything that the shards are a function of; of rows and images, digests."""
         config, scoring = self.config, self.scoring
         return {
             "layout": self.layout,
@@ -131,41 +129,35 @@ class _Conversion(ShardedRun[AnnotatedImage]):
         }
 
     def blocks(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Sequence[AnnotatedImage]]]:
-        """The images of the wanted shards."""
         for shard, rows in self.ranges(wanted):
             yield shard, self.kept[rows.start : rows.stop]
 
     def rows(
         self, shard: int, items: Sequence[AnnotatedImage], progress: Callable[[int], object]
     ) -> list[dict[str, Any]]:
-        """The rows of images that are not bad."""
         rows = list(self.files.rows(items, self.scoring, self.bad))
         progress(len(rows))
         return rows
 
     def report(self) -> None:
-        """Tells which annotations and which images are bad."""
         self.found.bad.report("annotated", self.found.num_rows)
         self.bad.report("annotated", self.found.num_rows)
 
     def facts(self, folder: ParquetFolder) -> dict[str, Any]:
-        """What was counted.
-
-        Raises:
-            ValueError: if no image can be read.
-        """
         counts = _counts(self.found, self.kept, folder)
         if not counts["images"]:
             raise ValueError(_none_left(self.files.medium, self.bad))
         return {"found": counts}
 
     def card(self, folder: ParquetFolder, facts: Mapping[str, Any]) -> str:
-        """The text of the card."""
         return build_card(folder, self.config.license, self.scoring, facts["found"], self.files.medium)
 
     def announce(self, facts: Mapping[str, Any]) -> None:
-        """Prints what was counted, and the command that comes next."""
-        _print(self.layout, self.found, facts["found"], self.config.output_dir)
+        console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path may hold `[/x]`
+        counted = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in facts["found"].items() if value)
+        console.print(f"Layout: {self.layout}" + (f"; {self.found.reading}." if self.found.reading else "."))
+        console.print(f"Converted: {counted}.")
+        console.print(f"What its scores mean for training: tgo-trl inspect --dataset_name {self.config.output_dir}")
 
 
 def convert_dataset(
@@ -298,11 +290,3 @@ def _counts(found: Annotations, kept: Sequence[AnnotatedImage], shards: ParquetF
     else:
         counts["ratings"] = sum(image.said.counts[0] for image in kept if isinstance(image.said, Ratings))
     return counts
-
-
-def _print(layout: str, found: Annotations, counts: Mapping[str, Any], folder: str) -> None:
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path may hold `[/x]`
-    counted = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items() if value)
-    console.print(f"Layout: {layout}" + (f"; {found.reading}." if found.reading else "."))
-    console.print(f"Converted: {counted}.")
-    console.print(f"What its scores mean for training: tgo-trl inspect --dataset_name {folder}")

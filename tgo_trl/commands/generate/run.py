@@ -12,10 +12,11 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate import PartialState
 from datasets import Features, List, Value
 from datasets import Image as ImageFeature
@@ -80,7 +81,7 @@ def generate(config: "GenerateConfig", pipeline: DiffusionPipeline | None = None
         attach_adapter(pipeline, family, config.adapter_name_or_path)
     size, call = _size(config, family, pipeline), _call(config, pipeline)
     sampler = Sampler(pipeline, family, size, config.batch_size, call)
-    run = _Generation(config, prompts, sampler, state if is_ours else None)
+    run = _Generation(config, prompts, sampler, state.device if is_ours else None)
     return write_dataset(run, folder, config, state)
 
 
@@ -107,34 +108,33 @@ def generate_rows(
     yield from Sampler(pipeline, family, size or family.default_size(pipeline), batch_size, call_kwargs).rows(requests)
 
 
+@dataclass
 class _Generation(ShardedRun[Request]):
     """Images of prompts.
 
-    Args:
+    Attributes:
         config: of the command.
         prompts: the distinct ones.
         sampler: of the images.
-        place: where the sampler's pipeline is put before it works; None leaves it where it is.
+        device: where the sampler's pipeline is put before it works; None leaves it where it is.
     """
+
+    config: "GenerateConfig"
+    prompts: Sequence[str]
+    sampler: Sampler
+    device: torch.device | None
 
     record_name = GENERATION_NAME
     verb = "Drawing"
 
-    def __init__(
-        self, config: "GenerateConfig", prompts: Sequence[str], sampler: Sampler, place: PartialState | None
-    ) -> None:
-        self.config = config
-        self.prompts = prompts
-        self.sampler = sampler
-        self.place = place
-        self.unit = sampler.medium
-        self.num_rows = len(prompts) * config.num_images_per_prompt
-        self.shard_rows = rows_per_shard(config.rows_per_shard, sampler.medium == "video")
-        self.features = _features(sampler.medium)
+    def __post_init__(self) -> None:
+        self.unit = self.sampler.medium
+        self.num_rows = len(self.prompts) * self.config.num_images_per_prompt
+        self.shard_rows = rows_per_shard(self.config.rows_per_shard, self.sampler.medium == "video")
+        self.features = _features(self.sampler.medium)
         self.num_blank = 0
 
     def settings(self) -> dict[str, Any]:
-        """Everything that the shards are a function of, and what a reader of the card wants to know of it."""
         config, pipeline, family = self.config, self.sampler.pipeline, self.sampler.family
         parameters = inspect.signature(pipeline.__call__).parameters
         defaults = {
@@ -166,15 +166,16 @@ class _Generation(ShardedRun[Request]):
         }
 
     def blocks(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Request]]]:
-        """The requests of the wanted shards."""
-        if self.place is not None:
-            _place(self.config, self.sampler.pipeline, self.place)
+        if self.device is not None:
+            if self.config.enable_model_cpu_offload:
+                self.sampler.pipeline.enable_model_cpu_offload(device=self.device)
+            else:
+                self.sampler.pipeline.to(self.device)
         for shard, rows in self.ranges(wanted):
             requests = find_requests(self.prompts, rows, self.config.num_images_per_prompt, self.config.seed)
             yield shard, list(requests)
 
     def rows(self, shard: int, items: Sequence[Request], progress: Callable[[int], object]) -> list[dict[str, Any]]:
-        """The rows of requests, with the files of their images."""
         medium = self.sampler.medium
         encoded = []
         with ThreadPoolExecutor() as pool:
@@ -185,7 +186,6 @@ class _Generation(ShardedRun[Request]):
         return [{**row, medium: files.result()} for row, files in encoded]
 
     def report(self) -> None:
-        """Warns of images without content."""
         if self.num_blank:
             logger.warning(
                 "%d of the images have a single colour. A pipeline's safety checker blacks out what it objects to "
@@ -195,26 +195,17 @@ class _Generation(ShardedRun[Request]):
             )
 
     def facts(self, folder: ParquetFolder) -> dict[str, Any]:
-        """Whose terms may bind the use of the images."""
         return {"model_license": base_license(self.config.model_name_or_path)}
 
     def card(self, folder: ParquetFolder, facts: Mapping[str, Any]) -> str:
-        """The text of the card."""
         return str(build_card(folder, self.config.hub_dataset_id, self.config.license))
 
 
 def _features(medium: str) -> Features:
     number = Value("int64")
-    medium_feature = ImageFeature() if medium == "image" else List(ImageFeature())
-    return Features(
-        {
-            "prompt": Value("string"),
-            medium: medium_feature,
-            "prompt_index": number,
-            "sample_index": number,
-            "seed": number,
-        }
-    )
+    files = ImageFeature() if medium == "image" else List(ImageFeature())
+    numbers = {"prompt_index": number, "sample_index": number, "seed": number}
+    return Features({"prompt": Value("string"), medium: files, **numbers})
 
 
 def _encode(sample: Sample) -> dict[str, Any] | list[dict[str, Any]]:
@@ -257,13 +248,6 @@ def _family(config: "GenerateConfig", family: Family | None, pipeline: Diffusion
             "would not see. Set them in the family object, or leave `family` out."
         )
     return family or build_family(type(pipeline), settings)
-
-
-def _place(config: "GenerateConfig", pipeline: DiffusionPipeline, state: PartialState) -> None:
-    if config.enable_model_cpu_offload:
-        pipeline.enable_model_cpu_offload(device=state.device)
-    else:
-        pipeline.to(state.device)
 
 
 def _size(config: "GenerateConfig", family: Family, pipeline: DiffusionPipeline) -> Size:

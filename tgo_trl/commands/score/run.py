@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,36 +92,35 @@ def score(
     return write_dataset(run, folder, config, state)
 
 
+@dataclass
 class _Scoring(ShardedRun[Row]):
     """Rows with their scores.
 
-    Args:
+    Attributes:
         config: of the command.
         models: the rewards by column.
         reader: of what they are given.
-        rows: of the data set.
+        data: the rows.
         features: of the rows with scores.
     """
+
+    config: "ScoreConfig"
+    models: Mapping[str, Reward]
+    reader: RowReader
+    data: RowBlocks
+    features: Features
+    ensemble: Ensemble | None = None
 
     record_name = SCORING_NAME
     verb = "Scoring"
     unit = "row"
 
-    def __init__(
-        self, config: "ScoreConfig", models: Mapping[str, Reward], reader: RowReader, rows: RowBlocks,
-        features: Features,
-    ) -> None:  # fmt: skip
-        self.config = config
-        self.models = models
-        self.reader = reader
-        self.data = rows
-        split = re.match(r"\w+", config.dataset_split)  # of "train[:100]" the name
-        self.split = split[0] if split else "train"
-        self.num_rows, self.shard_rows = rows.num_rows, rows.shard_rows
-        self.features = features
-        self.bad = BadRows(skip=config.on_bad_row == "skip")
+    def __post_init__(self) -> None:
+        name = re.match(r"\w+", self.config.dataset_split)  # of "train[:100]"
+        self.split = name[0] if name else "train"
+        self.num_rows, self.shard_rows = self.data.num_rows, self.data.shard_rows
+        self.bad = BadRows(skip=self.config.on_bad_row == "skip")
         self.num_seen = 0
-        self.ensemble: Ensemble | None = None
 
     def settings(self) -> dict[str, Any]:
         """Everything that the shards are a function of, but for the rows: each shard's are compared with its own.
@@ -158,15 +158,12 @@ class _Scoring(ShardedRun[Row]):
         }
 
     def blocks(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Row]]]:
-        """The rows of the wanted shards."""
         return self.data.shards(wanted)
 
     def source(self, items: Sequence[Row]) -> str:
-        """A digest of what is scored."""
         return fingerprint(*map(self.reader.content, items))
 
     def rows(self, shard: int, items: Sequence[Row], progress: Callable[[int], object]) -> list[Row]:
-        """The rows that are not bad, with their scores."""
         scored = []
         numbered = enumerate(items, shard * self.shard_rows)
         for _, row, scores in score_rows(numbered, self.models, self.reader, self.bad, self.config.batch_size):
@@ -176,7 +173,6 @@ class _Scoring(ShardedRun[Row]):
         return scored
 
     def report(self) -> None:
-        """Tells which rows are bad."""
         self.bad.report("scored", self.num_seen)
 
     def complete(self, folder: ParquetFolder, state: PartialState) -> None:
@@ -199,11 +195,6 @@ class _Scoring(ShardedRun[Row]):
                 folder.write_table(shard, table, folder.source(shard))
 
     def facts(self, folder: ParquetFolder) -> dict[str, Any]:
-        """The fitted sum, and how many rows were left out.
-
-        Raises:
-            ValueError: if all were.
-        """
         num_scored = sum(pq.read_metadata(path).num_rows for path in folder.written().values())
         if num_scored == 0:
             raise ValueError(
@@ -215,9 +206,8 @@ class _Scoring(ShardedRun[Row]):
         }
 
     def card(self, folder: ParquetFolder, facts: Mapping[str, Any]) -> str:
-        """The text of the card, which also tells how images were sampled that `generate` made."""
         generation = Path(self.config.dataset_name) / GENERATION_NAME
-        if generation.is_file():
+        if generation.is_file():  # how the images were sampled, for the card
             replace_file(folder.folder / GENERATION_NAME, lambda path: path.write_bytes(generation.read_bytes()))
         return str(build_card(folder, self.config.hub_dataset_id, self.config.license))
 
