@@ -539,14 +539,15 @@ def test_a_process_that_is_killed_at_any_time_loses_nothing(tmp_path):
     code = """
 import os, sys
 from tgo_trl.commands.convert import ConvertConfig
-from tgo_trl import conversion
-real = conversion.ParquetFolder.write
-def write(self, shard, rows, features):
+from tgo_trl.commands.convert.run import convert
+from tgo_trl.storage.parquet import ParquetFolder
+real = ParquetFolder.write
+def write(self, shard, rows, features, source):
     if shard == 1:
         os.kill(os.getpid(), 9)
-    real(self, shard, rows, features)
-conversion.ParquetFolder.write = write
-conversion.convert(ConvertConfig(*sys.argv[1:], rows_per_shard=3, disable_tqdm=True))
+    real(self, shard, rows, features, source)
+ParquetFolder.write = write
+convert(ConvertConfig(*sys.argv[1:], rows_per_shard=3, disable_tqdm=True))
 """
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=False)
     assert done.returncode == -9

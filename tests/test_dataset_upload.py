@@ -310,14 +310,16 @@ def test_a_fault_while_looking_costs_no_split(tmp_path, hub, naps, request_name,
 def push(folder, rows):
     """Rows as a finished data set, pushed."""
     from tgo_trl.hub.dataset_upload import publish
-    from tgo_trl.storage.parquet import ParquetFolder, process_state
+    from tgo_trl.hub.repositories import open_repository
+    from tgo_trl.storage.parquet import ParquetFolder
+    from tgo_trl.storage.processes import process_state
 
     shards = ParquetFolder(folder / "written", "scoring.json", num_shards=1)
     if 0 not in shards.begin({"a": 1}, process_state()):
         shards.write(0, list(rows), rows.features)
     text = card(dataset_info=info(("train", rows.num_rows), prompt="string", score="float64"))
     (folder / "written" / "README.md").write_text(str(text))
-    return publish(folder / "written", ConvertConfig("x", "y", **PUSHED))
+    return publish(folder / "written", open_repository("me/rows", "dataset", None, None, None, "hub_dataset_id"))
 
 
 @pytest.mark.parametrize("request_name", ["create", "file", "commit", "tree"])

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from tgo_trl import cli
 from tgo_trl.cli import main
 from tgo_trl.messages.failures import explain, is_disk_full, writing
-from tgo_trl.storage.parquet import replace_file, write_json
+from tgo_trl.storage.files import replace_file, write_json
 
 from .test_cli import error_of, folder, train  # noqa: F401 (fixtures)
 

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from tgo_trl.commands.generate.config import GenerateConfig
 from tgo_trl.commands.generate.prompts import read_prompts
-from tgo_trl.commands.generate.run import generate, generate_rows, image_seed, pipeline_fingerprints
+from tgo_trl.commands.generate.run import generate, generate_rows, pipeline_fingerprints
+from tgo_trl.commands.generate.sampling import image_seed
 from tgo_trl.families import StableDiffusionFamily, WanFamily
 from tgo_trl.media.videos import load_video
 from tgo_trl.policy.draws import stable_seed
@@ -260,7 +261,8 @@ def test_a_killed_run_goes_on_byte_for_byte(folder, tmp_path):
     interrupted, whole = (config(folder, tmp_path / name / "out", **settings) for name in ("killed", "whole"))
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from tgo_trl.commands.generate.run import GenerateConfig, generate\n"
+        "from tgo_trl.commands.generate import GenerateConfig\n"
+        "from tgo_trl.commands.generate.run import generate\n"
         f"generate(GenerateConfig(**{asdict(interrupted)!r}))"
     )
     killed = tmp_path / "killed" / "out"
@@ -291,7 +293,8 @@ def test_two_processes_write_what_one_writes(folder, tmp_path):
     together, alone = (config(folder, tmp_path / name / "out", **settings) for name in ("two", "one"))
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from tgo_trl.commands.generate.run import GenerateConfig, generate\n"
+        "from tgo_trl.commands.generate import GenerateConfig\n"
+        "from tgo_trl.commands.generate.run import generate\n"
         f"generate(GenerateConfig(**{asdict(together)!r}))"
     )
     run_two_processes(code, tmp_path)

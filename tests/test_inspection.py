@@ -17,14 +17,7 @@ from tgo_trl import TGOConfig
 from tgo_trl.cli import main
 from tgo_trl.commands.inspect.config import InspectConfig
 from tgo_trl.commands.inspect.images import summarize_images
-from tgo_trl.commands.inspect.plots import (
-    NEGATIVE,
-    NEUTRAL,
-    POSITIVE,
-    plot_baselines,
-    plot_thresholds,
-    plot_weights,
-)
+from tgo_trl.commands.inspect.plots import NEUTRAL, plot_baselines, plot_thresholds, plot_weights
 from tgo_trl.commands.inspect.run import inspect
 from tgo_trl.commands.inspect.scores import (
     even_threshold,
@@ -39,6 +32,7 @@ from tgo_trl.commands.inspect.suggestions import (
     suggest_threshold,
     suggest_weights,
 )
+from tgo_trl.plots import NEGATIVE, POSITIVE
 
 from .tiny.data import picture
 

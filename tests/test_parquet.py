@@ -14,9 +14,10 @@ from accelerate import PartialState
 from datasets import Features, Value, load_dataset
 from datasets import Image as ImageFeature
 
+from tgo_trl.commands.sharded_run import rows_per_shard
 from tgo_trl.messages.public import public_name
 from tgo_trl.storage.files import replace_file
-from tgo_trl.storage.parquet import ParquetFolder, column, rows_per_shard
+from tgo_trl.storage.parquet import ParquetFolder, column
 
 from .devices import cpu_environment
 from .tiny import picture
@@ -233,7 +234,7 @@ def test_public_names_tell_no_machine(tmp_path):
 def test_launched_processes_know_of_each_other_without_a_gpu(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
-        "from tgo_trl.storage.parquet import process_state\n"
+        "from tgo_trl.storage.processes import process_state\n"
         "state = process_state()\n"
         "from pathlib import Path\n"
         f"folder = Path({str(tmp_path)!r})\n"

@@ -9,7 +9,7 @@ from transformers import TorchAoConfig as TransformersTorchAoConfig
 
 from tgo_trl.policy.loading import load_pipeline
 from tgo_trl.precision import compute_dtype
-from tgo_trl.storage.shards import component_fingerprint
+from tgo_trl.storage.fingerprints import component_fingerprint
 
 from .cases import CASES, perturb
 from .runs import config, first_log, logged, make_trainer

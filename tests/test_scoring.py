@@ -334,7 +334,8 @@ def test_a_killed_run_goes_on_byte_for_byte(folder, tmp_path):
     interrupted, whole = (config(folder, tmp_path / name / "out", "slow") for name in ("killed", "whole"))
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from tgo_trl.commands.score.run import ScoreConfig, score\n"
+        "from tgo_trl.commands.score import ScoreConfig\n"
+        "from tgo_trl.commands.score.run import score\n"
         f"score(ScoreConfig(**{asdict(interrupted)!r}))"
     )
     killed = tmp_path / "killed" / "out"
@@ -354,7 +355,8 @@ def test_two_processes_write_what_one_writes(folder, tmp_path, streaming):
     )
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from tgo_trl.commands.score.run import ScoreConfig, score\n"
+        "from tgo_trl.commands.score import ScoreConfig\n"
+        "from tgo_trl.commands.score.run import score\n"
         f"score(ScoreConfig(**{asdict(together)!r}))"
     )
     run_two_processes(code, tmp_path)

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save
 from torch.utils.data import DataLoader
 
 from tgo_trl.storage import shards
-from tgo_trl.storage.shards import ROWS_PER_SHARD, ShardWriter, component_fingerprint, fingerprint
+from tgo_trl.storage.fingerprints import component_fingerprint, fingerprint
+from tgo_trl.storage.shards import ROWS_PER_SHARD, ShardWriter
 
 from .tiny import clip_tokenizer, stable_diffusion
 

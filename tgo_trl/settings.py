@@ -13,17 +13,23 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Union
 
 import yaml
 
+from .messages import values
+
 MAX_VALUES = 100_000
 """Of a file, aliases spelled out: more is no configuration, but a file that is made to fill the memory."""
 
 MAX_FLOAT32 = 3.4028234663852886e38
+
+shown = partial(values.shown, limit=80)
+"""Settings in messages: names with values take more room than cells of a data set."""
 
 _TAG = "tag:yaml.org,2002:"
 _CORE = {
@@ -205,6 +211,12 @@ def check_finite(name: str, value: Any) -> None:
             check_finite(f"{name}[{shown(key)}]", entry)
 
 
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Raises a ValueError for a setting that is none of its choices."""
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
+
+
 def _fits(value: Any, kind: Any) -> bool:
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
@@ -220,12 +232,6 @@ _TYPE_NAMES = {
     bool: "true or false", float: "a number within the range of floats", int: "a whole number", str: "text",
     dict: "names with values",
 }  # fmt: skip
-
-
-def shown(value: Any, longest: int = 80) -> str:
-    """A value for a message, cut to a sensible length."""
-    text = repr(value)
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 # ---- Reading ----

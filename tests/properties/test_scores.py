@@ -9,9 +9,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tgo_trl.data.rows import check_score
+from tgo_trl.labels import NORMALIZATIONS
 from tgo_trl.labels.checks import MAX_FLOAT32, check_finite
 from tgo_trl.labels.fitting import THRESHOLD_TYPES, fit_label_rule
-from tgo_trl.labels.normalization import NORMALIZATIONS
 from tgo_trl.labels.rule import LabelRule
 from tgo_trl.labels.thresholds import percentile_threshold
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tgo_trl.storage.manifest import MANIFEST_NAME, find_damage, write_manifest
-from tgo_trl.storage.parquet import CARD_NAME, GENERATION_NAME, ParquetFolder
+from tgo_trl.storage.parquet import ParquetFolder
+from tgo_trl.storage.records import CARD_NAME, GENERATION_NAME
 from tgo_trl.storage.shards import Shards, find_shard_damage, save_shard
 
 FEATURES = Features({"prompt": Value("string"), "score": Value("float64")})

@@ -1,20 +1,15 @@
 """The card of a data set that was drawn or scored here."""
 
-import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.parquet as pq
 from datasets import DatasetInfo, Features, List, SplitDict, SplitInfo, Value
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..storage.files import replace_file
-from ..storage.parquet import CARD_NAME, GENERATION_NAME, SCORING_NAME, ParquetFolder
-
-if TYPE_CHECKING:
-    from ..commands.settings import DatasetSettings
+from ..storage.parquet import ParquetFolder
+from ..storage.records import GENERATION_NAME, SCORING_NAME, read_record
 
 COLUMNS = {
     "prompt": "what was asked for",
@@ -30,22 +25,16 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 LARGEST = "n>1M"
 
 
-def write_card(shards: ParquetFolder, config: "DatasetSettings") -> None:
-    """Writes the card of a folder whose shards are all written."""
-    name = (config.hub_dataset_id if config.push_to_hub else None) or shards.folder.resolve().name
-    text = str(build_card(shards, name, config.license))
-    replace_file(shards.folder / CARD_NAME, lambda path: path.write_text(text, "utf-8"))
-
-
-def build_card(shards: ParquetFolder, name: str, license: str | None = None) -> DatasetCard:
+def build_card(shards: ParquetFolder, hub_id: str | None = None, license: str | None = None) -> DatasetCard:
     """The card of a finished folder, from its settings and its shards.
 
     Args:
         shards: all of them written.
-        name: Hub id, or name of the folder.
+        hub_id: of the data set, which is called after its folder if None.
         license: of the data set, as the Hub names it.
     """
     generation, scoring = (read_record(shards.folder, name) for name in (GENERATION_NAME, SCORING_NAME))
+    name = hub_id or shards.folder.resolve().name
     info = dataset_info(shards)
     num_rows = info.splits[shards.split].num_examples
     data = DatasetCardData(
@@ -78,17 +67,6 @@ def build_card(shards: ParquetFolder, name: str, license: str | None = None) -> 
 def size_category(num_rows: int) -> str:
     """What the Hub calls a data set of so many rows."""
     return next((name for limit, name in SIZES if num_rows < limit), LARGEST)
-
-
-def read_record(folder: Path, name: str) -> dict[str, Any] | None:
-    """The settings that a folder was made with, and what was found out on the way; None if there are none."""
-    path = folder / name
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text("utf-8"))
-    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
-        raise ValueError(f"{str(path)!r} holds no settings: it is damaged, or from something else. Delete the folder.")
-    return record
 
 
 def dataset_info(shards: ParquetFolder) -> DatasetInfo:

@@ -42,12 +42,6 @@ def check_at_least(name: str, value: int | None, least: int = 1) -> None:
         raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises a ValueError for a setting that is none of its choices."""
-    if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
-
-
 def as_list(value: Any) -> list[Any] | None:
     """The entries of a setting that is a list, of which a YAML file may give a single one without brackets."""
     if value is None:

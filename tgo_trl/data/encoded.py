@@ -14,7 +14,8 @@ from ..labels.rule import Labels
 from ..losses import Rows
 from ..media.types import Size
 from ..policy.encoders import FrozenEncoders
-from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWriter, fingerprint
+from ..storage.fingerprints import fingerprint
+from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWriter
 from .batch import PreparedRow
 from .columns import undecoded
 from .rows import BadRows, RowSource

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets.data_files import sanitize_patterns
 from datasets.info import DatasetInfo, DatasetInfosDict
@@ -10,14 +10,9 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import CardData, CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetCardData
 
 from ..cards.dataset_card import size_category
-from ..storage.parquet import CARD_NAME, RECORD_NAMES
-from .repositories import Destination, UploadError, open_repository
+from ..storage.records import CARD_NAME, RECORD_NAMES
+from .repositories import Destination, UploadError
 from .uploads import Operation, Upload, Uploads, folder_operations
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
-
-    from ..commands.settings import DatasetSettings
 
 SHARD = re.compile(r"data/(?P<split>\w+(\.\w+)*)-\d{5,}(-of-\d{5,})?\.parquet")
 """Paths of shards; names of splits are as `datasets` allows them."""
@@ -27,17 +22,7 @@ OWN_FIELDS = ("license", "task_categories", "size_categories", "source_datasets"
 """What the cards of this package state besides the data themselves."""
 
 
-def check_destination(config: "DatasetSettings", folder: str, state: "PartialState") -> None:
-    """Opens the repository before the work begins, if the data set in `folder` is to be pushed at its end.
-
-    Raises:
-        UploadError: if it cannot be written to.
-    """
-    if config.push_to_hub and state.is_main_process:
-        _open(Path(folder), config)
-
-
-def publish(folder: Path, config: "DatasetSettings") -> str:
+def publish(folder: Path, destination: Destination) -> str:
     """Uploads shards, card and settings to the Hub, and nothing else, in one commit; returns the repository's id.
 
     Shards of an earlier upload of the same split that are not among these are deleted there; everything else stays,
@@ -47,7 +32,6 @@ def publish(folder: Path, config: "DatasetSettings") -> str:
         UploadError: if the upload fails; the same command tries again, without doing the work again. Also if the
             repository has other splits, with other columns.
     """
-    destination = _open(folder, config)
     shards = sorted((folder / "data").glob("*.parquet"))
     upload = Upload(
         destination,
@@ -58,11 +42,6 @@ def publish(folder: Path, config: "DatasetSettings") -> str:
     )
     Uploads().start(upload, is_awaited=True).result()
     return destination.repo_id
-
-
-def _open(folder: Path, config: "DatasetSettings") -> Destination:
-    name = config.hub_dataset_id or folder.resolve().name
-    return open_repository(name, "dataset", config.hub_token, config.hub_private_repo, None, "hub_dataset_id")
 
 
 def _operations(folder: Path, destination: Destination, head: str) -> list[Operation]:

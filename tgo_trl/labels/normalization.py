@@ -2,9 +2,8 @@
 
 from torch import Tensor
 
+from . import NORMALIZATIONS
 from .thresholds import percentile_threshold
-
-NORMALIZATIONS = ("none", "zscore", "robust")
 
 
 def center_and_scale(scores: Tensor, normalization: str) -> tuple[float, float]:

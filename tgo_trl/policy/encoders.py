@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..families.base import Family, present
 from ..precision import cast
-from ..storage.shards import component_fingerprint, fingerprint
+from ..storage.fingerprints import component_fingerprint, fingerprint
 
 
 class FrozenEncoders:

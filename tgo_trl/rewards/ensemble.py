@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
+from ..labels import NORMALIZATIONS
 from ..labels.thresholds import percentile_threshold
 from .base import Reward, checked_scores, reward_name
-
-NORMALIZATIONS = ("none", "zscore", "robust")
 
 
 @dataclass(frozen=True)

@@ -6,59 +6,26 @@ another name and renamed. Size and SHA-256 of each stand in `.manifest`: one tha
 a run that was killed goes on with the others.
 """
 
-import functools
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from datetime import timedelta
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from accelerate import PartialState
 from datasets import Features
 
 from ..media.embedding import check_embedded, stored_table
 from ..messages.values import shown
 from .files import replace_file, sweep, write_json
-from .locks import sole_writer
 from .manifest import file_damage, file_entry
-from .shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD
+from .records import CARD_NAME
 
 logger = logging.getLogger(__name__)
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-CARD_NAME = "README.md"
-GENERATION_NAME = "generation.json"
-SCORING_NAME = "scoring.json"
-RECORD_NAMES = (GENERATION_NAME, SCORING_NAME, "conversion.json")
-"""The settings of whatever the package writes in shards."""
-
-
-def process_state() -> PartialState:
-    """The process among the others, which wait for each other for as long as the work takes.
-
-    On machines without an accelerator too, where accelerate takes each launched process for the only one unless told.
-    """
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
-
-
-def locks_output_dir(command: Command) -> Command:
-    """The command, which takes a configuration first, as the sole writer of its `output_dir`."""
-
-    @functools.wraps(command)
-    def locked(config: Any, *args: Any, **kwargs: Any) -> Any:
-        is_main = process_state().is_main_process
-        with sole_writer(Path(config.output_dir)) if is_main else nullcontext():
-            return command(config, *args, **kwargs)
-
-    return cast(Command, locked)
 
 
 class ParquetFolder:
@@ -215,11 +182,6 @@ class ParquetFolder:
         differences = list(_differences(before, settings))
         if differences:
             raise ValueError(f"{where} holds data made with other settings: {'; '.join(differences)}. {remedy}")
-
-
-def rows_per_shard(given: int | None, is_video: bool) -> int:
-    """Rows of a shard: as set, or some that take minutes rather than hours."""
-    return given or (VIDEOS_PER_SHARD if is_video else ROWS_PER_SHARD)
 
 
 def column(paths: Iterable[Path], name: str) -> list[Any]:

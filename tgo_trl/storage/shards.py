@@ -5,10 +5,8 @@ written to a temporary file and renamed, so a process that is killed leaves no h
 the first missing one. Each holds a digest of its tensors: one that does not match is encoded anew.
 """
 
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .files import replace_file, sweep
+from .fingerprints import fingerprint, tensors_digest
 from .locks import taking_turns
 
 logger = logging.getLogger(__name__)
@@ -29,55 +27,6 @@ ROWS_PER_SHARD = 64
 VIDEOS_PER_SHARD = 4  # as large as some hundred images
 DIGEST = "digest"
 """The entry of a shard's metadata."""
-
-
-def fingerprint(*parts: object) -> str:
-    """A hex digest of the text or bytes of all parts."""
-    digest = hashlib.blake2b(digest_size=20)
-    for part in parts:
-        data = part if isinstance(part, bytes) else str(part).encode()
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def component_fingerprint(component: Any) -> str:
-    """A digest of a pipeline's component.
-
-    Of weights and configuration of a model, of vocabulary and settings of a tokenizer, of the settings of others.
-    """
-    if isinstance(component, nn.Module):
-        tensors = stored_tensors(sorted(component.state_dict().items()))
-        return fingerprint(type(component).__name__, _config_text(component), tensors_digest(tensors))
-    if hasattr(component, "get_vocab"):
-        return fingerprint(type(component).__name__, _tokenizer_text(component))
-    config = component.to_dict() if hasattr(component, "to_dict") else getattr(component, "config", {})
-    return config_fingerprint(type(component).__name__, config)
-
-
-def config_fingerprint(name: str, config: Mapping[str, Any]) -> str:
-    """A digest of settings, without what `from_pretrained` notes for itself: folders, versions, names of defaults."""
-    kept = {key: value for key, value in config.items() if not key.startswith("_")}
-    return fingerprint(name, json.dumps(kept, sort_keys=True, default=str))
-
-
-def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A hex digest of tensors, with their names, dtypes and shapes, in the order given."""
-    digest = hashlib.blake2b(digest_size=20)
-    for name, tensor in tensors:
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def stored_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The plain tensors behind quantised ones."""
-    for name, tensor in tensors:
-        if is_traceable_wrapper_subclass(tensor):
-            parts = tensor.__tensor_flatten__()[0]
-            yield from stored_tensors((f"{name}.{part}", getattr(tensor, part)) for part in parts)
-        else:
-            yield name, tensor
 
 
 class Shards:
@@ -230,18 +179,3 @@ def find_shard_damage(path: Path) -> str | None:
 
 def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _tokenizer_text(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = json.loads(backend.to_str()) if backend is not None else {"vocabulary": tokenizer.get_vocab()}
-    rules.update(truncation=None, padding=None)  # no settings of its own: each call leaves its arguments here
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    sides = [tokenizer.padding_side, tokenizer.truncation_side]
-    return json.dumps([rules, special, sides, tokenizer.model_max_length], sort_keys=True)
-
-
-def _config_text(component: nn.Module) -> str:
-    config: Any = getattr(component, "config", {})
-    values: Iterable[tuple[str, Any]] = (config.to_dict() if hasattr(config, "to_dict") else dict(config)).items()
-    return str(sorted((name, str(value)) for name, value in values if not name.startswith("_")))

@@ -15,7 +15,7 @@ from datasets.utils.file_utils import xopen
 from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image as Pictures
 
-from .parquet import CARD_NAME, RECORD_NAMES
+from .records import CARD_NAME, RECORD_NAMES
 from .text_tables import MISSING, check_text, suffix_of
 
 FORMATS = {

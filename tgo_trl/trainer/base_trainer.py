@@ -29,7 +29,7 @@ from ..policy.loading import load_pipeline, remove_offloading, replace_tokenizer
 from ..policy.policy import Policy, build_policy, disable_dropout
 from ..policy.reference import AdapterReference, ModelReference, Reference
 from ..policy.sampling import cpu_generators
-from ..storage.shards import component_fingerprint, tensors_digest
+from ..storage.fingerprints import component_fingerprint, tensors_digest
 from . import checkpoints
 from .arguments import resolve_family, resolve_size, resolve_sizes, warn_of_unused_settings
 from .callbacks import EpochCallback, InterruptionCallback, SyncReferenceCallback

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..families.base import adapter_metadata
 from ..policy.policy import Policy
-from ..storage.shards import stored_tensors, tensors_digest
+from ..storage.fingerprints import stored_tensors, tensors_digest
 
 if TYPE_CHECKING:
     from .tgo_config import TGOConfig

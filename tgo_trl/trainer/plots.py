@@ -7,8 +7,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..labels.rule import LabelRule, Labels
+from ..plots import NEGATIVE, POSITIVE, save_figure
 
 SCORE_HISTOGRAM_NAME = "score_histogram.png"
+DOTS_PER_INCH = 120
 
 
 def plot_scores(labels: Labels, rule: LabelRule, path: Path) -> None:
@@ -24,7 +26,7 @@ def plot_scores(labels: Labels, rule: LabelRule, path: Path) -> None:
     axes = figure.subplots()
     sides = [scores[~labels.is_positive].numpy(), scores[labels.is_positive].numpy()]
     names = [f"negative ({len(sides[0])})", f"positive ({len(sides[1])})"]
-    axes.hist(sides, bins=40, stacked=True, label=names, color=["#c44e52", "#4c72b0"])
+    axes.hist(sides, bins=40, stacked=True, label=names, color=[NEGATIVE, POSITIVE])
     axes.axvline(rule.threshold, color="black", linestyle="--", label=f"threshold {rule.threshold:.4g}")
     axes.set(xlabel="score", ylabel="rows")
     weight_axes = axes.twinx()
@@ -33,7 +35,7 @@ def plot_scores(labels: Labels, rule: LabelRule, path: Path) -> None:
     weight_axes.set(ylabel="weight (line)", ylim=(0, None))
     # on the axes in front, or the line would cross it
     weight_axes.legend(*axes.get_legend_handles_labels(), loc="upper left")
-    _save(figure, path)
+    save_figure(figure, path, DOTS_PER_INCH)
 
 
 def plot_grid(
@@ -57,7 +59,7 @@ def plot_grid(
                 axes.set_title(_shorten(column_name), fontsize=8)
             if column == 0:
                 axes.set_ylabel(_shorten(row_name), fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path, DOTS_PER_INCH)
 
 
 def film_strip(frames: Sequence[Image.Image], num_shown: int = 4) -> Image.Image:
@@ -68,11 +70,6 @@ def film_strip(frames: Sequence[Image.Image], num_shown: int = 4) -> Image.Image
     for i, frame in enumerate(shown):
         strip.paste(frame, (i * frame.width, 0))
     return strip
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
 
 
 def _shorten(text: str, length: int = 24) -> str:

@@ -19,7 +19,8 @@ from ..media.readers import ImageReader, MediaReader, VideoReader
 from ..media.types import Size
 from ..policy.draws import EVALUATION_EPOCH
 from ..policy.encoders import FrozenEncoders
-from ..storage.shards import ShardWriter, fingerprint
+from ..storage.fingerprints import fingerprint
+from ..storage.shards import ShardWriter
 from .tgo_config import TGOConfig
 
 PreparedDataset = EncodedDataset | StreamDataset

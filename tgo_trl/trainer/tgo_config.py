@@ -9,14 +9,14 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
+from ..labels import NORMALIZATIONS
 from ..labels.checks import MAX_FLOAT32
 from ..labels.fitting import THRESHOLD_TYPES
-from ..labels.normalization import NORMALIZATIONS
 from ..losses import LOSSES
 from ..messages.public import without_secrets
 from ..noise import DENSITIES
 from ..policy.targets import check_target_names
-from ..settings import as_dictionary, check_finite, check_types, shown
+from ..settings import as_dictionary, check_choice, check_finite, check_types, shown
 
 FAMILY_SETTINGS = (
     "max_sequence_length", "train_guidance_scale", "timestep_density", "logit_mean", "logit_std", "mode_scale",
@@ -29,11 +29,6 @@ _WHOLE = (
     "ref_model_sync_steps", "lora_r", "encode_batch_size", "sample_steps", "sample_num_inference_steps",
 )  # fmt: skip
 _POSITIVE = (*_WHOLE, "beta", "fps", "logit_std", "timestep_shift")
-
-
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
 
 
 def _positive(name: str, value: float) -> None:
@@ -357,14 +352,14 @@ class TGOConfig(TrainingArguments):
         return self.model_init_kwargs
 
     def _check_choices(self) -> None:
-        _choice("on_bad_row", self.on_bad_row, ("error", "skip"))
-        _choice("threshold_type", self.threshold_type, THRESHOLD_TYPES)
-        _choice("score_normalization", self.score_normalization, NORMALIZATIONS)
-        _choice("loss_type", self.loss_type, tuple(LOSSES))
-        _choice("ref_model_sync_strategy", self.ref_model_sync_strategy, ("steps", "epoch"))
+        check_choice("on_bad_row", self.on_bad_row, ("error", "skip"))
+        check_choice("threshold_type", self.threshold_type, THRESHOLD_TYPES)
+        check_choice("score_normalization", self.score_normalization, NORMALIZATIONS)
+        check_choice("loss_type", self.loss_type, tuple(LOSSES))
+        check_choice("ref_model_sync_strategy", self.ref_model_sync_strategy, ("steps", "epoch"))
         if self.timestep_density is not None:
-            _choice("timestep_density", self.timestep_density, DENSITIES)
-        _choice("train_sampling_strategy", self.train_sampling_strategy, ("random", "sequential"))
+            check_choice("timestep_density", self.timestep_density, DENSITIES)
+        check_choice("train_sampling_strategy", self.train_sampling_strategy, ("random", "sequential"))
 
     def _check_numbers(self) -> None:
         if self.temperature is None:

@@ -1,6 +1,5 @@
 """The card of a data set whose scores were converted from what people said."""
 
-import json
 from typing import Any
 
 from datasets.info import DatasetInfosDict
@@ -8,6 +7,7 @@ from huggingface_hub import DatasetCardData
 
 from ...cards.dataset_card import dataset_info
 from ...storage.parquet import ParquetFolder
+from ...storage.records import CONVERSION_NAME, read_record
 from .scores import Scoring
 
 SCORES = {
@@ -48,7 +48,7 @@ def build_card(shards: ParquetFolder, license: str | None, scoring: Scoring, fac
         facts: what was counted, by name.
         medium: `"image"` or `"video"`.
     """
-    settings = json.loads(shards.settings_path.read_text("utf-8"))["settings"]
+    settings = (read_record(shards.folder, CONVERSION_NAME) or {})["settings"]
     source = settings["dataset_name"]
     data = DatasetCardData(
         license=license,

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...settings import as_dictionary
-from ..settings import DatasetSettings, as_list, check_choice
+from ...settings import as_dictionary, check_choice
+from ..settings import DatasetSettings, as_list
 from .layouts import KINDS, LAYOUTS, SCALES, SCORE_TYPES, Layout
 from .tallies import TIES
 

@@ -7,13 +7,11 @@ the images, and a killed run loses a shard of them at most.
 
 import hashlib
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from rich.console import Console
 from tqdm.auto import tqdm
@@ -21,13 +19,13 @@ from tqdm.auto import tqdm
 from ...cards.dataset_card import dataset_info
 from ...data.columns import column_names, undecoded
 from ...data.rows import BadRows
-from ...hub.dataset_upload import check_destination, publish
-from ...media.origin import Origin, find_origin, named_origin
+from ...media.origin import find_origin, named_origin
 from ...messages.public import public_name
-from ...storage.files import replace_file
-from ...storage.parquet import CARD_NAME, ParquetFolder, locks_output_dir, process_state
-from ...storage.shards import fingerprint
+from ...storage.parquet import ParquetFolder
+from ...storage.processes import process_state
+from ...storage.records import CONVERSION_NAME
 from ...storage.sources import open_dataset
+from ..sharded_run import ShardedRun, check_destination, locks_output_dir, write_dataset
 from .annotations import AnnotatedImage, Annotations, OpenColumns, read_annotations
 from .card import build_card
 from .layouts import LAYOUTS, Layout, find_layout
@@ -38,7 +36,6 @@ from .tallies import Comparisons, Ratings
 if TYPE_CHECKING:
     from .config import ConvertConfig
 
-CONVERSION_NAME = "conversion.json"
 WINNERS = {
     "outcomes": ("images_that_won", "images_that_never_won"),
     "votes": ("images_with_votes", "images_without_votes"),
@@ -67,54 +64,101 @@ def convert(config: "ConvertConfig") -> Path:
         ValueError: for settings or rows that cannot work, or a folder that holds data made with other settings.
     """
     state = process_state()
+    folder = Path(config.output_dir)
     open_columns = _opener(config)
     name, layout = named_layout(config.layout, open_columns(None))
     layout = config.adapt(layout)
-    files = MediaFiles(open_columns, layout, _origin(config), config.image_suffix)
-    check_destination(config, config.output_dir, state)
-    with _progress(config, state, "Reading") as progress:
+    origin = named_origin(config.dataset_name, config.image_dir, config.allow_urls)
+    files = MediaFiles(open_columns, layout, origin, config.image_suffix)
+    check_destination(folder, config, state)
+    disable = config.disable_tqdm or not state.is_main_process
+    with tqdm(desc="Reading", unit="row", disable=disable) as progress:
         found = read_annotations(
             open_columns, layout, config.on_bad_row == "skip", progress.update, content=files.content
         )
     scoring = fit_scoring(found, layout, config.score_type, config.ties, config.prior)
-    kept = scored_images(found, scoring)
+    run = _Conversion(config, name, files, found, scoring, scored_images(found, scoring))
+    return write_dataset(run, folder, config, state)
 
-    size = config.rows_per_shard or ROWS_PER_SHARD
-    num_shards = math.ceil(len(kept) / size)
-    shards = ParquetFolder(Path(config.output_dir), CONVERSION_NAME, num_shards=num_shards)
-    settings = {
-        "layout": name,
-        "rows_per_shard": size,
-        "annotations": _digest(kept, scoring),
-        "images": _where_images_are(files.origin, config.image_suffix, open_columns(None), layout),
-    }
-    written = shards.begin({**settings, **_settings(config, layout, scoring)}, state)
-    mine = sorted(set(range(num_shards)) - set(written))[state.process_index :: state.num_processes]
 
-    features = files.features(kept[0].uid is not None, scoring)
-    bad = BadRows(config.on_bad_row == "skip")
-    with _progress(config, state, "Writing", sum(len(kept[i * size : (i + 1) * size]) for i in mine)) as progress:
-        for shard in mine:
-            rows = list(files.rows(kept[shard * size : (shard + 1) * size], scoring, bad))
-            shards.write(shard, rows, features)
-            progress.update(len(rows))
-    found.bad.report("annotated", found.num_rows)
-    bad.report("annotated", found.num_rows)
+@dataclass
+class _Conversion(ShardedRun[AnnotatedImage]):
+    """Images with the scores that come from what was said about them.
 
-    state.wait_for_everyone()
-    if state.is_main_process:
-        shards.check_complete(num_shards)
-        facts = _facts(found, kept, shards)
-        if not facts["images"]:
-            raise ValueError(_none_left(files.medium, bad))
-        shards.finish({"found": facts})
-        text = build_card(shards, config.license, scoring, facts, files.medium)
-        replace_file(shards.folder / CARD_NAME, lambda path: path.write_text(text, "utf-8"))
-        _print(name, found, facts, config.output_dir)
-        if config.push_to_hub:
-            publish(shards.folder, config)
-    state.wait_for_everyone()
-    return shards.folder
+    Attributes:
+        config: of the command.
+        layout: the name of the data set's.
+        files: of the images or videos.
+        found: what was said.
+        scoring: what becomes the score.
+        kept: the images that have one.
+    """
+
+    config: "ConvertConfig"
+    layout: str
+    files: MediaFiles
+    found: Annotations
+    scoring: Scoring
+    kept: Sequence[AnnotatedImage]
+
+    record_name = CONVERSION_NAME
+    verb = "Writing"
+    unit = "image"
+
+    def __post_init__(self) -> None:
+        self.num_rows = len(self.kept)
+        self.shard_rows = self.config.rows_per_shard or ROWS_PER_SHARD
+        self.features = self.files.features(self.kept[0].uid is not None, self.scoring)
+        self.bad = BadRows(self.config.on_bad_row == "skip")
+
+    def settings(self) -> dict[str, Any]:
+        config, scoring = self.config, self.scoring
+        return {
+            "layout": self.layout,
+            "rows_per_shard": self.shard_rows,
+            "annotations": _digest(self.kept, scoring),
+            "images": self.files.place(),
+            "dataset_name": public_name(config.dataset_name),
+            "dataset_config": config.dataset_config,
+            "dataset_split": config.dataset_split,
+            "columns": asdict(self.files.layout),
+            "scale": scoring.scale,
+            "score_type": scoring.score_type,
+            "ties": scoring.ties,
+            "prior": scoring.prior,
+            "on_bad_row": config.on_bad_row,
+        }
+
+    def blocks(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Sequence[AnnotatedImage]]]:
+        for shard, rows in self.ranges(wanted):
+            yield shard, self.kept[rows.start : rows.stop]
+
+    def rows(
+        self, shard: int, items: Sequence[AnnotatedImage], progress: Callable[[int], object]
+    ) -> list[dict[str, Any]]:
+        rows = list(self.files.rows(items, self.scoring, self.bad))
+        progress(len(rows))
+        return rows
+
+    def report(self) -> None:
+        self.found.bad.report("annotated", self.found.num_rows)
+        self.bad.report("annotated", self.found.num_rows)
+
+    def facts(self, folder: ParquetFolder) -> dict[str, Any]:
+        counts = _counts(self.found, self.kept, folder)
+        if not counts["images"]:
+            raise ValueError(_none_left(self.files.medium, self.bad))
+        return {"found": counts}
+
+    def card(self, folder: ParquetFolder, facts: Mapping[str, Any]) -> str:
+        return build_card(folder, self.config.license, self.scoring, facts["found"], self.files.medium)
+
+    def announce(self, facts: Mapping[str, Any]) -> None:
+        console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path may hold `[/x]`
+        counted = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in facts["found"].items() if value)
+        console.print(f"Layout: {self.layout}" + (f"; {self.found.reading}." if self.found.reading else "."))
+        console.print(f"Converted: {counted}.")
+        console.print(f"What its scores mean for training: tgo-trl inspect --dataset_name {self.config.output_dir}")
 
 
 def convert_dataset(
@@ -209,38 +253,7 @@ def _opener(config: "ConvertConfig") -> OpenColumns:
     return open_columns
 
 
-def _origin(config: "ConvertConfig") -> Origin:
-    return named_origin(config.dataset_name, config.image_dir, config.allow_urls)
-
-
-def _progress(config: "ConvertConfig", state: PartialState, verb: str, total: int | None = None) -> Any:
-    disable = config.disable_tqdm or not state.is_main_process
-    return tqdm(total=total, desc=verb, unit="row" if total is None else "image", disable=disable)
-
-
 # ---- Records ----
-
-
-def _settings(config: "ConvertConfig", layout: Layout, scoring: Scoring) -> dict[str, Any]:
-    return {
-        "dataset_name": public_name(config.dataset_name),
-        "dataset_config": config.dataset_config,
-        "dataset_split": config.dataset_split,
-        "columns": asdict(layout),
-        "scale": scoring.scale,
-        "score_type": scoring.score_type,
-        "ties": scoring.ties,
-        "prior": scoring.prior,
-        "on_bad_row": config.on_bad_row,
-    }
-
-
-def _where_images_are(origin: Origin, suffix: str, dataset: Dataset | IterableDataset, layout: Layout) -> str | None:
-    """A digest of where paths of images lead, which tells nobody the path; None if the data set holds the images."""
-    features = dataset.features
-    if features is not None and not any("string" in str(features[name]) for name in layout.images):
-        return None  # so that a run goes on in whatever folder it is started
-    return fingerprint(origin.base.resolve(), suffix)
 
 
 def _digest(images: Sequence[AnnotatedImage], scoring: Scoring) -> str:
@@ -252,9 +265,9 @@ def _digest(images: Sequence[AnnotatedImage], scoring: Scoring) -> str:
     return digest.hexdigest()
 
 
-def _facts(found: Annotations, kept: Sequence[AnnotatedImage], shards: ParquetFolder) -> dict[str, Any]:
+def _counts(found: Annotations, kept: Sequence[AnnotatedImage], shards: ParquetFolder) -> dict[str, Any]:
     num_images = dataset_info(shards).splits[shards.split].num_examples
-    facts: dict[str, Any] = {
+    counts: dict[str, Any] = {
         "rows": found.num_rows,
         "rows_without_label": found.num_unlabelled,
         "rows_of_one_image": found.num_same,
@@ -267,16 +280,8 @@ def _facts(found: Annotations, kept: Sequence[AnnotatedImage], shards: ParquetFo
     comparisons = [image.said for image in kept if isinstance(image.said, Comparisons)]
     if comparisons:
         won, never_won = WINNERS[found.scale]
-        facts[won] = sum(said.wins > 0 for said in comparisons)
-        facts[never_won] = sum(said.wins == 0 for said in comparisons)
+        counts[won] = sum(said.wins > 0 for said in comparisons)
+        counts[never_won] = sum(said.wins == 0 for said in comparisons)
     else:
-        facts["ratings"] = sum(image.said.counts[0] for image in kept if isinstance(image.said, Ratings))
-    return facts
-
-
-def _print(layout: str, found: Annotations, facts: dict[str, Any], folder: str) -> None:
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path may hold `[/x]`
-    counted = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in facts.items() if value)
-    console.print(f"Layout: {layout}" + (f"; {found.reading}." if found.reading else "."))
-    console.print(f"Converted: {counted}.")
-    console.print(f"What its scores mean for training: tgo-trl inspect --dataset_name {folder}")
+        counts["ratings"] = sum(image.said.counts[0] for image in kept if isinstance(image.said, Ratings))
+    return counts

@@ -10,13 +10,30 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from ...labels.thresholds import prompt_baseline
+from ...plots import NEGATIVE, POSITIVE, save_figure
+from .report import Report
+from .rows import Rows
 from .scores import ThresholdRow, WeightRow, distinct, training_weights
 
-NEGATIVE, POSITIVE, NEUTRAL = "#c44e52", "#4c72b0", "#8c8c8c"
+NEUTRAL = "#8c8c8c"
 SHADES = ("#f1a340", "#b35806", "#000000", "#542788", "#8073ac")
 MOST_BARS = 25
 MOST_PROMPTS = 120
 DOTS_PER_INCH = 110
+
+
+def plot_report(rows: Rows, report: Report, folder: Path, beta: float) -> list[str]:
+    """Plots what there are numbers for; returns the names of the pictures."""
+    scores = torch.tensor(rows.scores, dtype=torch.float64)
+    plot_thresholds(scores, report.thresholds, report.threshold, folder / "thresholds.png")
+    names = ["thresholds.png"]
+    if report.weights:
+        plot_weights(scores, report.threshold, report.weights, folder / "weights.png")
+        names.append("weights.png")
+    if report.prompts is not None:
+        plot_baselines(scores, rows.prompts, report.threshold, beta, folder / "prompts.png")
+        names.append("prompts.png")
+    return names
 
 
 def plot_thresholds(scores: Tensor, rows: Sequence[ThresholdRow], threshold: float, path: Path) -> None:
@@ -54,7 +71,7 @@ def plot_thresholds(scores: Tensor, rows: Sequence[ThresholdRow], threshold: flo
         axes.axvline(threshold, color="#d01c8b", linewidth=2.4, label=label)
     axes.set(xlabel="score", ylabel="rows", title="Scores and thresholds")
     figure.legend(loc="outside right center", fontsize=9, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path, DOTS_PER_INCH)
 
 
 def plot_weights(scores: Tensor, threshold: float, rows: Sequence[WeightRow], path: Path) -> None:
@@ -84,7 +101,7 @@ def plot_weights(scores: Tensor, threshold: float, rows: Sequence[WeightRow], pa
         axes.grid(axis="y", color="#e5e5e5")
         axes.legend(title="effective rows", fontsize=9, loc="upper left")
     panels[0].set(ylabel="weight")
-    _save(figure, path)
+    save_figure(figure, path, DOTS_PER_INCH)
 
 
 def plot_baselines(scores: Tensor, prompts: Sequence[str], threshold: float, beta: float, path: Path) -> None:
@@ -122,7 +139,7 @@ def plot_baselines(scores: Tensor, prompts: Sequence[str], threshold: float, bet
     count = f"{len(shown)} of {len(pairs):,}" if len(shown) < len(pairs) else f"{len(pairs)}"
     right.set(xlabel="prompts, by baseline", title=f"Images of {count} prompts")
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path, DOTS_PER_INCH)
 
 
 def _dots(axes: Any, shown: Sequence[tuple[float, Tensor]], threshold: float) -> None:
@@ -140,8 +157,3 @@ def _dots(axes: Any, shown: Sequence[tuple[float, Tensor]], threshold: float) ->
         range(len(shown)), [baseline for baseline, _ in shown], where="mid", color="#1b7837", label="prompt's baseline"
     )
     axes.axhline(threshold, color="black", linestyle="--", label="one threshold for all")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DOTS_PER_INCH)

@@ -1,31 +1,22 @@
 """A report on a scored data set, before hours are spent on training with it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ...media.origin import named_origin
 from ...messages.public import public_name
 from ...storage.files import write_json
-from ...storage.parquet import process_state
+from ...storage.processes import process_state
 from ...storage.sources import open_dataset
-from .images import ImageSummary, summarize_images
-from .plots import plot_baselines, plot_thresholds, plot_weights
-from .rows import Duplicates, PromptLengths, Rows, find_duplicates, prompt_lengths, read_rows
-from .scores import (
-    PromptSummary,
-    ScoreSummary,
-    ThresholdRow,
-    WeightRow,
-    summarize_prompts,
-    summarize_scores,
-    threshold_rows,
-    weight_rows,
-)
+from .images import summarize_images
+from .plots import plot_report
+from .report import Report
+from .rows import Rows, find_duplicates, prompt_lengths, read_rows
+from .scores import summarize_prompts, summarize_scores, threshold_rows, weight_rows
 from .suggestions import (
-    Suggestion,
     suggest_image_size,
     suggest_mending,
     suggest_prompt_mean,
@@ -38,51 +29,6 @@ if TYPE_CHECKING:
     from .config import InspectConfig
 
 REPORT_NAME = "inspection.json"
-
-
-@dataclass(frozen=True)
-class Report:
-    """All that was found; written as JSON.
-
-    Attributes:
-        dataset: its name.
-        num_rows, num_usable, num_prompts: of the data set.
-        problems, first_reasons: unusable rows by kind, and why the first of each is.
-        scores: of the usable rows.
-        thresholds: what each would make positive.
-        threshold: that weights and prompts are looked at with: the given one, else the suggested one, else the median.
-        weights: of each normalisation and coefficient; none if all scores are equal.
-        prompts: within and between; None unless several prompts have several images.
-        lengths: of the prompts.
-        images, duplicates: None if the images were not read.
-        suggestions: for [`TGOConfig`].
-    """
-
-    dataset: str
-    num_rows: int
-    num_usable: int
-    num_prompts: int
-    problems: dict[str, int]
-    first_reasons: dict[str, str]
-    scores: ScoreSummary
-    thresholds: list[ThresholdRow]
-    threshold: float
-    weights: list[WeightRow]
-    prompts: PromptSummary | None
-    lengths: PromptLengths
-    images: ImageSummary | None
-    duplicates: Duplicates | None
-    suggestions: list[Suggestion]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The suggested settings together: a threshold for each prompt replaces one for all."""
-        settings: dict[str, Any] = {}
-        for suggestion in self.suggestions:
-            if suggestion.settings.get("threshold_type") == "prompt_mean":
-                settings = {name: value for name, value in settings.items() if not name.startswith("threshold_")}
-            settings = {**suggestion.settings, **settings}
-        return settings
 
 
 def inspect(config: "InspectConfig") -> Report | None:
@@ -105,7 +51,7 @@ def _inspect(config: "InspectConfig") -> Report:
     report = build_report(rows, config)
     folder = Path(config.output_dir)
     write_json(folder / REPORT_NAME, {**asdict(report), "settings": report.settings})
-    pictures = draw(rows, report, folder, config.beta)
+    pictures = plot_report(rows, report, folder, config.beta)
     print_report(report, [REPORT_NAME, *pictures], config.output_dir)
     return report
 
@@ -151,17 +97,3 @@ def build_report(rows: Rows, config: "InspectConfig") -> Report:
         duplicates=find_duplicates(rows) if rows.files else None,
         suggestions=[*suggestions, *suggest_image_size(images)],
     )
-
-
-def draw(rows: Rows, report: Report, folder: Path, beta: float) -> list[str]:
-    """Draws the pictures that there are numbers for; returns their names."""
-    scores = torch.tensor(rows.scores, dtype=torch.float64)
-    plot_thresholds(scores, report.thresholds, report.threshold, folder / "thresholds.png")
-    drawn = ["thresholds.png"]
-    if report.weights:
-        plot_weights(scores, report.threshold, report.weights, folder / "weights.png")
-        drawn.append("weights.png")
-    if report.prompts is not None:
-        plot_baselines(scores, rows.prompts, report.threshold, beta, folder / "prompts.png")
-        drawn.append("prompts.png")
-    return drawn

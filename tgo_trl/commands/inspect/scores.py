@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...labels.normalization import NORMALIZATIONS, center_and_scale
+from ...labels import NORMALIZATIONS
+from ...labels.normalization import center_and_scale
 from ...labels.thresholds import mean_threshold, percentile_threshold, prompt_baseline
 from ...labels.weights import confidence_weights
 

@@ -1,18 +1,17 @@
 """The report of an inspection in the terminal."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from .run import Report
+from .report import Report
 
 NOTABLE_SHARE = 0.02
 
 
-def print_report(report: "Report", files: Sequence[str], folder: str) -> None:
+def print_report(report: Report, files: Sequence[str], folder: str) -> None:
     """Prints tables of all that was found, and the suggested settings with reasons."""
     console = Console(highlight=False, markup=False, emoji=False)  # a path or a reason may hold `[/x]`
     for table in (_data_table(report), _threshold_table(report), _weight_table(report), _prompt_table(report)):
@@ -27,7 +26,7 @@ def print_report(report: "Report", files: Sequence[str], folder: str) -> None:
     console.print(f"Written to {folder}: {', '.join(files)}")
 
 
-def _data_table(report: "Report") -> Table:
+def _data_table(report: Report) -> Table:
     table = Table(title=f"Data: {report.dataset}", show_header=False)
     table.add_row("rows", f"{report.num_rows:,}")
     for kind, number in report.problems.items():
@@ -58,7 +57,7 @@ def _data_table(report: "Report") -> Table:
     return table
 
 
-def _threshold_table(report: "Report") -> Table:
+def _threshold_table(report: Report) -> Table:
     table = Table("threshold", "score", "positive rows", title="Thresholds")
     for row in report.thresholds:
         note = (
@@ -75,7 +74,7 @@ def _threshold_table(report: "Report") -> Table:
     return table
 
 
-def _weight_table(report: "Report") -> Table:
+def _weight_table(report: Report) -> Table:
     table = Table(
         "scores", "c", "min  25 %  50 %  75 %  max", "effective\nrows", "weight of\nlargest 1 %",
         "weight of\npositives",
@@ -94,7 +93,7 @@ def _weight_table(report: "Report") -> Table:
     return table
 
 
-def _prompt_table(report: "Report") -> Table:
+def _prompt_table(report: Report) -> Table:
     table = Table(title="Is one threshold enough for all prompts?", show_header=False)
     found = report.prompts
     if found is None:

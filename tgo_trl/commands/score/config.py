@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...settings import as_dictionary
-from ..settings import DatasetSettings, as_list, check_at_least, check_choice
-
-NORMALIZATIONS = ("none", "zscore", "robust")
+from ...labels import NORMALIZATIONS
+from ...settings import as_dictionary, check_choice
+from ..settings import DatasetSettings, as_list, check_at_least
 
 
 @dataclass

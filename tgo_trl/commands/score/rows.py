@@ -21,7 +21,7 @@ from ...media.embedding import ColumnError, embed_files
 from ...media.origin import OWN, Origin
 from ...media.readers import ImageReader, MediaReader, VideoReader
 from ...media.types import Sample, VideoFormat
-from ...storage.shards import fingerprint
+from ...storage.fingerprints import fingerprint
 
 Row: TypeAlias = dict[str, Any]
 

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import PartialState
 from datasets import Dataset, Features, IterableDataset, Value
-from tqdm.auto import tqdm
 
-from ...cards.dataset_card import read_record, write_card
+from ...cards.dataset_card import build_card
 from ...data.columns import features_of, undecoded
 from ...data.rows import BadRows
-from ...hub.dataset_upload import check_destination, publish
 from ...media.embedding import ColumnError
 from ...media.origin import find_origin, named_origin
 from ...messages.public import public_name, public_value
@@ -23,17 +22,12 @@ from ...rewards import REWARDS, load_reward
 from ...rewards.base import Reward, checked_scores, reward_name
 from ...rewards.ensemble import Ensemble, Member
 from ...storage.files import replace_file
-from ...storage.parquet import (
-    GENERATION_NAME,
-    SCORING_NAME,
-    ParquetFolder,
-    column,
-    locks_output_dir,
-    process_state,
-    rows_per_shard,
-)
-from ...storage.shards import fingerprint
+from ...storage.fingerprints import fingerprint
+from ...storage.parquet import ParquetFolder, column
+from ...storage.processes import process_state
+from ...storage.records import GENERATION_NAME, SCORING_NAME, read_record
 from ...storage.sources import open_dataset
+from ..sharded_run import ShardedRun, check_destination, locks_output_dir, rows_per_shard, write_dataset
 from .rows import ReadRow, Row, RowBlocks, RowReader, find_reader, read_ahead
 
 if TYPE_CHECKING:
@@ -65,6 +59,7 @@ def score(
         ValueError: for settings that cannot work, a folder that holds data made with other settings, or a bad row.
     """
     state = process_state()
+    folder = Path(config.output_dir)
     if dataset is not None:
         origin = find_origin(dataset, config.image_dir, config.allow_urls, copies=True)
     else:
@@ -73,7 +68,7 @@ def score(
         dataset = open_dataset(
             config.dataset_name, config.dataset_config, config.dataset_split, config.dataset_streaming
         )
-    check_destination(config, config.output_dir, state)
+    check_destination(folder, config, state)
     models = dict(zip(config.reward_columns(), _load_rewards(config, rewards), strict=True))
     features = features_of(dataset)
     reader = find_reader(
@@ -81,29 +76,129 @@ def score(
         origin, is_copied=True,
     )  # fmt: skip
     rows = RowBlocks(dataset, features, rows_per_shard(config.rows_per_shard, reader.is_video))
-    features = _with_scores(features, config.new_columns())
+    run = _Scoring(config, models, reader, rows, _with_scores(features, config.new_columns()))
     _try(models, reader, rows.first)
+    return write_dataset(run, folder, config, state)
 
-    split = re.match(r"\w+", config.dataset_split)  # of "train[:100]" the name
-    shards = ParquetFolder(Path(config.output_dir), SCORING_NAME, split[0] if split else "train", rows.num_shards)
-    written = shards.begin(_settings(config, models, reader, rows), state)
-    _write_missing(config, shards, set(written), models, reader, rows, features, state)
 
-    state.wait_for_everyone()
-    if rows.num_shards is None:
-        num_shards = len(shards.written())
-        state.wait_for_everyone()
-        if state.is_main_process:
-            shards.seal(num_shards)
-        state.wait_for_everyone()
-        shards.num_shards = num_shards
-    ensemble = _add_ensemble(config, shards, state)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        shards.check_complete(shards.num_shards or 0)
-        _finish(config, shards, rows, ensemble)
-    state.wait_for_everyone()
-    return shards.folder
+@dataclass
+class _Scoring(ShardedRun[Row]):
+    """Rows with their scores.
+
+    Attributes:
+        config: of the command.
+        models: the rewards by column.
+        reader: of what they are given.
+        data: the rows.
+        features: of the rows with scores.
+    """
+
+    config: "ScoreConfig"
+    models: Mapping[str, Reward]
+    reader: RowReader
+    data: RowBlocks
+    features: Features
+    ensemble: Ensemble | None = None
+
+    record_name = SCORING_NAME
+    verb = "Scoring"
+    unit = "row"
+
+    def __post_init__(self) -> None:
+        name = re.match(r"\w+", self.config.dataset_split)  # of "train[:100]"
+        self.split = name[0] if name else "train"
+        self.num_rows, self.shard_rows = self.data.num_rows, self.data.shard_rows
+        self.bad = BadRows(skip=self.config.on_bad_row == "skip")
+        self.num_seen = 0
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the shards are a function of, but for the rows: each shard's are compared with its own.
+
+        Those of the first stand for all where the folder is looked at first.
+        """
+        config, reader, rows = self.config, self.reader, self.data
+        kwargs: Any = config.reward_kwargs or {}
+        earlier = read_record(Path(config.dataset_name), SCORING_NAME)
+        return {
+            "dataset": public_name(config.dataset_name),
+            "dataset_config": config.dataset_config,
+            "dataset_split": config.dataset_split,
+            "num_rows": rows.num_rows,
+            "columns": list(rows.features),
+            "content": fingerprint(*map(reader.content, rows.first)),
+            "reader": reader.settings(),
+            "rewards": [
+                _describe(spec, column, reward, kwargs.get(spec, {}))
+                for spec, (column, reward) in zip(config.rewards, self.models.items(), strict=True)
+            ],
+            "earlier_rewards": [*earlier["settings"]["earlier_rewards"], *earlier["settings"]["rewards"]]
+            if earlier
+            else [],
+            "ensemble": None
+            if config.ensemble_weights is None
+            else {
+                "column": config.ensemble_column,
+                "weights": config.ensemble_weights,
+                "normalization": config.ensemble_normalization,
+            },
+            "batch_size": config.batch_size,
+            "rows_per_shard": rows.shard_rows,
+            "on_bad_row": config.on_bad_row,
+        }
+
+    def blocks(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Row]]]:
+        return self.data.shards(wanted)
+
+    def source(self, items: Sequence[Row]) -> str:
+        return fingerprint(*map(self.reader.content, items))
+
+    def rows(self, shard: int, items: Sequence[Row], progress: Callable[[int], object]) -> list[Row]:
+        scored = []
+        numbered = enumerate(items, shard * self.shard_rows)
+        for _, row, scores in score_rows(numbered, self.models, self.reader, self.bad, self.config.batch_size):
+            scored.append({**row, **scores})
+            progress(1)
+        self.num_seen += len(items)
+        return scored
+
+    def report(self) -> None:
+        self.bad.report("scored", self.num_seen)
+
+    def complete(self, folder: ParquetFolder, state: PartialState) -> None:
+        """Fills the column of the weighted sum, whose normalisation is fitted on all rows."""
+        config, written = self.config, folder.written()
+        if config.ensemble_weights is None:
+            return
+        names = config.reward_columns()
+        members = {
+            name: Member(weight=weight, normalization=config.ensemble_normalization)
+            for name, weight in zip(names, config.ensemble_weights, strict=True)
+        }
+        self.ensemble = Ensemble(members).fit({name: column(written.values(), name) for name in names})
+        for shard, path in list(written.items())[state.process_index :: state.num_processes]:
+            table = pq.ParquetFile(path).read()
+            position = table.schema.get_field_index(config.ensemble_column)
+            if table[position].null_count:
+                sums = self.ensemble.combine({name: table[name].to_pylist() for name in names})
+                table = table.set_column(position, table.schema.field(position), pa.array(sums, pa.float64()))
+                folder.write_table(shard, table, folder.source(shard))
+
+    def facts(self, folder: ParquetFolder) -> dict[str, Any]:
+        num_scored = sum(pq.read_metadata(path).num_rows for path in folder.written().values())
+        if num_scored == 0:
+            raise ValueError(
+                f"No row of {self.config.dataset_name!r} could be scored, so there is no data set to write."
+            )
+        return {
+            "ensemble": None if self.ensemble is None else self.ensemble.version,
+            "num_left_out": None if self.num_rows is None else self.num_rows - num_scored,
+        }
+
+    def card(self, folder: ParquetFolder, facts: Mapping[str, Any]) -> str:
+        generation = Path(self.config.dataset_name) / GENERATION_NAME
+        if generation.is_file():  # how the images were sampled, for the card
+            replace_file(folder.folder / GENERATION_NAME, lambda path: path.write_bytes(generation.read_bytes()))
+        return str(build_card(folder, self.config.hub_dataset_id, self.config.license))
 
 
 def score_dataset(
@@ -243,30 +338,6 @@ def _describe(spec: str, column: str, reward: Reward, kwargs: Mapping[str, Any])
     }
 
 
-def _add_ensemble(config: "ScoreConfig", shards: ParquetFolder, state: PartialState) -> Ensemble | None:
-    """Fills the column of the weighted sum, whose normalisation is fitted on all rows."""
-    if config.ensemble_weights is None:
-        return None
-    names = config.reward_columns()
-    written = shards.written()
-    members = {
-        name: Member(weight=weight, normalization=config.ensemble_normalization)
-        for name, weight in zip(names, config.ensemble_weights, strict=True)
-    }
-    ensemble = Ensemble(members).fit({name: column(written.values(), name) for name in names})
-    for shard, path in list(written.items())[state.process_index :: state.num_processes]:
-        table = pq.ParquetFile(path).read()
-        position = table.schema.get_field_index(config.ensemble_column)
-        if table[position].null_count:
-            sums = ensemble.combine({name: table[name].to_pylist() for name in names})
-            table = table.set_column(position, table.schema.field(position), pa.array(sums, pa.float64()))
-            shards.write_table(shard, table, shards.source(shard))
-    return ensemble
-
-
-# ---- The folder ----
-
-
 def _check_folders(config: "ScoreConfig") -> None:
     source, target = Path(config.dataset_name), Path(config.output_dir)
     if source.exists() and target.resolve() in (source.resolve(), source.resolve().parent):
@@ -274,101 +345,3 @@ def _check_folders(config: "ScoreConfig") -> None:
             f"`output_dir` is {config.output_dir!r}, where the data set itself is. Set another folder: the rows are "
             "copied there with their scores."
         )
-
-
-def _settings(
-    config: "ScoreConfig", models: Mapping[str, Reward], reader: RowReader, rows: RowBlocks
-) -> dict[str, Any]:
-    """Everything that the shards are a function of, but for the rows: each shard's are compared with its own.
-
-    Those of the first stand for all where the folder is looked at first.
-    """
-    kwargs: Any = config.reward_kwargs or {}
-    earlier = read_record(Path(config.dataset_name), SCORING_NAME)
-    return {
-        "dataset": public_name(config.dataset_name),
-        "dataset_config": config.dataset_config,
-        "dataset_split": config.dataset_split,
-        "num_rows": rows.num_rows,
-        "columns": list(rows.features),
-        "content": fingerprint(*map(reader.content, rows.first)),
-        "reader": reader.settings(),
-        "rewards": [
-            _describe(spec, column, reward, kwargs.get(spec, {}))
-            for spec, (column, reward) in zip(config.rewards, models.items(), strict=True)
-        ],
-        "earlier_rewards": [*earlier["settings"]["earlier_rewards"], *earlier["settings"]["rewards"]]
-        if earlier
-        else [],
-        "ensemble": None
-        if config.ensemble_weights is None
-        else {
-            "column": config.ensemble_column,
-            "weights": config.ensemble_weights,
-            "normalization": config.ensemble_normalization,
-        },
-        "batch_size": config.batch_size,
-        "rows_per_shard": rows.shard_rows,
-        "on_bad_row": config.on_bad_row,
-    }
-
-
-def _write_missing(
-    config: "ScoreConfig", shards: ParquetFolder, written: set[int], models: Mapping[str, Reward], reader: RowReader,
-    rows: RowBlocks, features: Features, state: PartialState,
-) -> None:  # fmt: skip
-    bad = BadRows(skip=config.on_bad_row == "skip")
-    num_seen = 0
-    if rows.num_shards is None:
-        mine, total = None, None
-    else:
-        missing = sorted(set(range(rows.num_shards)) - written)
-        mine = set(missing[state.process_index :: state.num_processes])
-        total = sum(min(rows.shard_rows, (rows.num_rows or 0) - shard * rows.shard_rows) for shard in mine)
-
-    def wanted(shard: int) -> bool:  # those that are written, to see that they are of these rows
-        if mine is None or shard in written:
-            return bool(shard % state.num_processes == state.process_index)
-        return shard in mine
-
-    show_progress = state.is_main_process and not config.disable_tqdm and total != 0
-    with tqdm(total=total, desc="Scoring", unit="row", disable=not show_progress) as progress:
-        for shard, block in rows.shards(wanted):
-            source = fingerprint(*map(reader.content, block))
-            if shard in written:
-                _check_source(shards, shard, source)
-                continue
-            scored = []
-            numbered = enumerate(block, shard * rows.shard_rows)
-            for _, row, scores in score_rows(numbered, models, reader, bad, config.batch_size):
-                scored.append({**row, **scores})
-                progress.update()
-            shards.write(shard, scored, features, source)
-            pa.default_memory_pool().release_unused()  # as much as the files of a shard, which images need
-            num_seen += len(block)
-    bad.report("scored", num_seen)
-
-
-def _check_source(shards: ParquetFolder, shard: int, source: str) -> None:
-    if shards.source(shard) != source:
-        raise ValueError(
-            f"{shards.written()[shard].name} in {str(shards.folder)!r} holds the scores of other prompts or images "
-            "than the data set has there now. Set another `output_dir`, or delete the folder to begin anew."
-        )
-
-
-def _finish(config: "ScoreConfig", shards: ParquetFolder, rows: RowBlocks, ensemble: Ensemble | None) -> None:
-    num_scored = sum(pq.read_metadata(path).num_rows for path in shards.written().values())
-    if num_scored == 0:
-        raise ValueError(f"No row of {config.dataset_name!r} could be scored, so there is no data set to write.")
-    facts = {
-        "ensemble": None if ensemble is None else ensemble.version,
-        "num_left_out": None if rows.num_rows is None else rows.num_rows - num_scored,
-    }
-    shards.finish(facts)
-    generation = Path(config.dataset_name) / GENERATION_NAME
-    if generation.is_file():  # how the images were drawn, for the card
-        replace_file(shards.folder / GENERATION_NAME, lambda path: path.write_bytes(generation.read_bytes()))
-    write_card(shards, config)
-    if config.push_to_hub:
-        publish(shards.folder, config)
