@@ -5,7 +5,7 @@ import types
 
 from PIL import Image
 
-from tgo_trl.trainer.trackers import report_picture
+from tgo_trl.trainer.trackers import log_picture
 
 
 def test_pictures_go_to_the_reporters_that_the_run_reports_to(tmp_path, monkeypatch):
@@ -20,8 +20,8 @@ def test_pictures_go_to_the_reporters_that_the_run_reports_to(tmp_path, monkeypa
     trainer = types.SimpleNamespace(
         callback_handler=types.SimpleNamespace(callbacks=[]), args=types.SimpleNamespace(report_to=["trackio"])
     )
-    report_picture(trainer, "samples", path, 7)
+    log_picture(trainer, "samples", path, 7)
     assert logged == [{"samples": ("trackio", str(path)), "train/global_step": 7}]
     trainer.args.report_to = ["wandb", "tensorboard"]
-    report_picture(trainer, "samples", path, 8)
+    log_picture(trainer, "samples", path, 8)
     assert logged[1:] == [{"samples": ("wandb", str(path)), "train/global_step": 8}]

@@ -198,7 +198,7 @@ def test_a_row_with_two_faults_counts_once():
 
 def test_what_was_skipped_is_reported(caplog):
     _, bad = read(rows([1.0, None, 3.0]), skip=True)
-    bad.report("training", 3)
+    bad.warn("training", 3)
     assert caplog.messages == [
         "Skipped 1 of 3 rows of the training data set. Row 1, column 'score': the score is a `NoneType`, not a number."
     ]
@@ -207,7 +207,7 @@ def test_what_was_skipped_is_reported(caplog):
 
 def test_the_report_gives_the_first_five_reasons(caplog):
     _, bad = read(rows([None] * 7), skip=True)
-    bad.report("training", 7)
+    bad.warn("training", 7)
     (message,) = caplog.messages
     assert message.startswith("Skipped 7 of 7 rows")
     assert [f"Row {row}," in message for row in range(7)] == [True] * 5 + [False] * 2
@@ -216,5 +216,5 @@ def test_the_report_gives_the_first_five_reasons(caplog):
 
 def test_nothing_skipped_is_nothing_reported(caplog):
     _, bad = read(rows([1.0, 2.0]), skip=True)
-    bad.report("training", 2)
+    bad.warn("training", 2)
     assert caplog.messages == []

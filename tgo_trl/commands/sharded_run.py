@@ -68,7 +68,7 @@ class ShardedRun(ABC, Generic[Item]):
     def rows(self, shard: int, items: Sequence[Item], progress: Callable[[int], object]) -> Sequence[Mapping[str, Any]]:
         """The rows of a shard; `progress` is told the number of those that are made, while they are."""
 
-    def report(self) -> None:
+    def warn(self) -> None:
         """Tells what was wrong with items; every process does, once its shards are written."""
 
     def complete(self, folder: ParquetFolder, state: PartialState) -> None:
@@ -139,7 +139,7 @@ def write_dataset(run: ShardedRun[Any], folder: Path, config: DatasetSettings, s
     shards = ParquetFolder(folder, run.record_name, run.split, run.num_shards)
     written = set(shards.begin(run.settings(), state))
     _write_missing(run, shards, written, state, state.is_main_process and not config.disable_tqdm)
-    run.report()
+    run.warn()
     state.wait_for_everyone()
     if shards.num_shards is None:
         _seal(shards, state)

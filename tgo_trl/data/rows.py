@@ -50,7 +50,7 @@ class BadRows:
         self.rows.append(row)
         self.reasons.append(message)
 
-    def report(self, name: str, num_rows: int) -> None:
+    def warn(self, name: str, num_rows: int) -> None:
         """Warns with how many rows were left out, and why the first ones were."""
         if self.rows:
             shown = " ".join(self.reasons[:5]) + (" ..." if len(self.rows) > 5 else "")

@@ -116,7 +116,7 @@ class StreamDataset(TorchIterableDataset[PreparedRow]):
                 "prompt_text": self.loss.prompt(prompt, is_positive),
             }
             yield size, prepared
-        bad.report("streamed", row + 1)
+        bad.warn("streamed", row + 1)
 
 
 def scan_stream(stream: IterableDataset, columns: Columns, bad: BadRows) -> tuple[list[float], list[str]]:

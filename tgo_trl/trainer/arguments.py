@@ -46,7 +46,7 @@ def check_arguments(
     if train_dataset is None:
         raise ValueError("`train_dataset` is required")
     named = _named_datasets(train_dataset, eval_dataset)
-    _check_layout(args)
+    _check_launch(args)
     if isinstance(train_dataset, IterableDataset):
         _check_stream(args)
     if LOSSES[args.loss_type].rows == "pairs":
@@ -108,7 +108,7 @@ def _check_pairs(args: TGOConfig, datasets: Mapping[str, object]) -> None:
             )
 
 
-def _check_layout(args: TGOConfig) -> None:
+def _check_launch(args: TGOConfig) -> None:
     check_strategy(args)
     accelerator_config: Any = args.accelerator_config
     if accelerator_config.dispatch_batches:

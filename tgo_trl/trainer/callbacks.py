@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..labels.rule import LabelRule, Labels
 from .plots import SCORE_HISTOGRAM_NAME, plot_scores
 from .tgo_config import TGOConfig
-from .trackers import report_picture
+from .trackers import log_picture
 
 
 class EpochCallback(TrainerCallback):
@@ -95,7 +95,7 @@ class SyncReferenceCallback(TrainerCallback):
             self._sync(args.ref_model_mixup_alpha)
 
 
-class ScoreReportCallback(TrainerCallback):
+class ScoreLogCallback(TrainerCallback):
     """Reports threshold and share of positive rows, with a histogram of the scores, when training begins.
 
     Args:
@@ -123,4 +123,4 @@ class ScoreReportCallback(TrainerCallback):
         if state.is_world_process_zero and self.labels is not None:
             path = self.folder / SCORE_HISTOGRAM_NAME
             plot_scores(self.labels, self.rule, path)
-            report_picture(self.trainer, "score_histogram", path, state.global_step)
+            log_picture(self.trainer, "score_histogram", path, state.global_step)

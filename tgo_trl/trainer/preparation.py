@@ -71,7 +71,7 @@ class DataPreparer:
             return self._encode(source, None)
         bad = BadRows(source.skip_bad)
         scores, prompts = scan_stream(dataset, self.columns, bad)
-        bad.report(source.name, len(scores) + len(bad.rows))
+        bad.warn(source.name, len(scores) + len(bad.rows))
         rule = self._fit(scores, prompts)
         block = training_block(self.args, len(self.sizes))
         return StreamDataset(source, rule, 0, True, self.loss, block, fingerprint(*scores, *prompts)), rule
@@ -112,7 +112,7 @@ class DataPreparer:
         rows = zip(positions, kept.prompts, labels.is_positive.tolist(), strict=True)
         texts = {position: self.loss.prompt(prompt, is_positive) for position, prompt, is_positive in rows}
         prompts = encode_prompts(texts, self.encoders, writer, batch_size, name)
-        bad.report(name, len(source.dataset))
+        bad.warn(name, len(source.dataset))
         encoded = EncodedDataset(scanned, images, prompts, positions, labels).select(self.loss.rows)
         if not len(encoded):
             raise ValueError(f"`loss_type={self.args.loss_type!r}` {MISSING[self.loss.rows].format(name=name)}")

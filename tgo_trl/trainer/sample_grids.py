@@ -13,7 +13,7 @@ from ..policy.draws import stable_seed
 from ..policy.reference import Reference
 from .optimizer_modes import OptimizerMode
 from .plots import film_strip, plot_grid
-from .trackers import report_picture
+from .trackers import log_picture
 
 SAMPLES_FOLDER = "samples"
 
@@ -67,26 +67,26 @@ class SampleGridCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Draws a grid when it is time, and at the last update, while the reporters still listen."""
         if state.global_step % self.every_steps == 0 or control.should_training_stop:
-            self._draw(args, state)
+            self._show(args, state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Draws the last grid of a run that was stopped between two updates."""
         if self._last_step != state.global_step:
-            self._draw(args, state)
+            self._show(args, state)
 
-    def _draw(self, args: TrainingArguments, state: TrainerState) -> None:
+    def _show(self, args: TrainingArguments, state: TrainerState) -> None:
         self._last_step = state.global_step
         with self.trainer.optimizer_mode.averaged():  # in every process
             if state.is_world_process_zero and args.output_dir is not None:
-                self._draw_grid(Path(args.output_dir), state)
+                self._plot(Path(args.output_dir), state)
 
-    def _draw_grid(self, output_dir: Path, state: TrainerState) -> None:
+    def _plot(self, output_dir: Path, state: TrainerState) -> None:
         rows = [self._base or self._samples(from_reference=True), self._samples()]
         path = output_dir / SAMPLES_FOLDER / f"step-{state.global_step:06d}.png"
         plot_grid(rows, ["reference", f"step {state.global_step}"], self.prompts, path)
-        report_picture(self.trainer, "samples", path, state.global_step)
+        log_picture(self.trainer, "samples", path, state.global_step)
 
     def _samples(self, from_reference: bool = False) -> list[Image.Image]:
         seeds = [stable_seed(self.seed, i) for i in range(len(self.prompts))]

@@ -30,7 +30,7 @@ from ..policy.errors import row_errors
 from ..policy.loading import load_reference_networks
 from .arguments import check_arguments, check_optimizer, default_args, training_dtype
 from .base_trainer import BaseTrainer
-from .callbacks import ScoreReportCallback
+from .callbacks import ScoreLogCallback
 from .course import describe_optimizer
 from .feasibility import check_best_metric_of, check_feasible
 from .metrics import MetricSums, add_error_metrics, add_likelihood_metrics, add_reward_metrics
@@ -187,7 +187,7 @@ class TGOTrainer(BaseTrainer):
         )
         self._guard = UpdateGuard(self.accelerator, args.on_bad_row == "skip")
         self.strategy.prepare_reference(self.reference)
-        self.add_callback(ScoreReportCallback(self, self.label_rule, self.train_labels, args.output_path))
+        self.add_callback(ScoreLogCallback(self, self.label_rule, self.train_labels, args.output_path))
         self._add_own_callbacks()
         if self.is_world_process_zero():
             print_summary(summary_rows(self.label_rule, self.train_labels, args.beta, self.temperature))

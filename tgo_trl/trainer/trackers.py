@@ -11,7 +11,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import CallbackHandler
 
 
-class ReportingTrainer(Protocol):
+class LoggingTrainer(Protocol):
     """What tells where a run reports to; every `Trainer` does."""
 
     callback_handler: CallbackHandler
@@ -21,7 +21,7 @@ class ReportingTrainer(Protocol):
         """Its settings."""
 
 
-def report_picture(trainer: ReportingTrainer, name: str, path: Path, step: int) -> None:
+def log_picture(trainer: LoggingTrainer, name: str, path: Path, step: int) -> None:
     """Sends a PNG to tensorboard, wandb and trackio, as far as the run reports to them.
 
     Args:

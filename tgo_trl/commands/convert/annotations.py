@@ -13,10 +13,8 @@ from ...data.rows import BadRows, check_prompt, read_cell
 from ...media.images import encoded_bytes
 from .layouts import Layout
 from .pairs import PairReader, check_choices, find_pair_reader
-from .tallies import Comparisons, Ratings, compare_all
+from .tallies import Comparisons, Ratings, Tally, compare_all
 from .words import UnknownWordError, as_number, is_good, is_missing, is_set, spelt
-
-Said = Comparisons | Ratings
 
 LABELS_SHOWN = 5
 
@@ -33,7 +31,7 @@ class AnnotatedImage:
         identity: what tells it apart: a name, a path, or a digest of its content.
         uid: the same, if that is more than its content.
         row, slot: of its first appearance: the row of the data set, and which of the row's images.
-        said: about it.
+        tally: of what was said about it.
     """
 
     prompt: str
@@ -41,7 +39,7 @@ class AnnotatedImage:
     uid: str | None
     row: int
     slot: int
-    said: Said
+    tally: Tally
 
 
 @dataclass
@@ -100,19 +98,19 @@ def read_annotations(
         for slot, (prompt, key, said) in enumerate(reader.read(row, example)):
             image = images.get((prompt, key.identity))
             if image is None:
-                fresh: Said = Ratings() if layout.kind == "ratings" else Comparisons()
+                fresh: Tally = Ratings() if layout.kind == "ratings" else Comparisons()
                 image = images[prompt, key.identity] = AnnotatedImage(prompt, key.identity, key.name, row, slot, fresh)
             if isinstance(said, float):  # the rest of its ranking is in other rows
                 group = "" if layout.group is None else str(example[layout.group])
                 rankings.setdefault((prompt, group), []).append((image, said))
             else:
-                _count(image.said, said)
+                _count(image.tally, said)
     for members in rankings.values():
         ranks = [rank for _, rank in members]
         for i, outcome in compare_all(ranks, layout.lower_is_better, [id(image) for image, _ in members]):
-            _count(members[i][0].said, [outcome])
+            _count(members[i][0].tally, [outcome])
     found.images = list(images.values())
-    if found.labels and not any(isinstance(image.said, Comparisons) and image.said.wins for image in found.images):
+    if found.labels and not any(isinstance(image.tally, Comparisons) and image.tally.wins for image in found.images):
         shown = ", ".join(map(repr, found.labels)) + (" ..." if len(found.labels) == LABELS_SHOWN else "")
         raise ValueError(
             f"No label is {layout.positive!r}, so that every image would lose; there are {shown}. Set `positive_label` "
@@ -172,7 +170,7 @@ class _RowReader:
             label = spelt(example[layout.annotations[0]])
             if label not in found.labels and len(found.labels) < LABELS_SHOWN:
                 found.labels.append(label)
-        return [(prompt, key, spoken) for key, spoken in zip(keys, said, strict=True)]
+        return [(prompt, key, annotation) for key, annotation in zip(keys, said, strict=True)]
 
     def _annotations(self, open_columns: OpenColumns) -> Iterator[dict[str, Any]]:
         """The rows with what was said alone; unreadable ones are told where they are counted."""
@@ -297,12 +295,12 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _count(said: Said, spoken: Sequence[Any]) -> None:
-    if isinstance(said, Ratings):
-        said.add(spoken)
+def _count(tally: Tally, annotation: Sequence[Any]) -> None:
+    if isinstance(tally, Ratings):
+        tally.add(annotation)
     else:
-        for outcome in spoken:
+        for outcome in annotation:
             if isinstance(outcome, Comparisons):
-                said.merge(outcome)
+                tally.merge(outcome)
             else:
-                said.add(outcome)
+                tally.add(outcome)

@@ -8,7 +8,7 @@ from huggingface_hub import DatasetCardData
 from ...cards.dataset_card import dataset_info
 from ...storage.parquet import ParquetFolder
 from ...storage.records import CONVERSION_NAME, read_record
-from .scores import Scoring
+from .scores import ScoreRule
 
 SCORES = {
     "wins": "how often the image was preferred; a tie is no win",
@@ -38,13 +38,13 @@ COUNTS = {
 TIES = {"half": "half a win", "drop": "no comparison", "zero": "a loss"}
 
 
-def build_card(shards: ParquetFolder, license: str | None, scoring: Scoring, facts: dict[str, Any], medium: str) -> str:
+def build_card(shards: ParquetFolder, license: str | None, rule: ScoreRule, facts: dict[str, Any], medium: str) -> str:
     """The text of the card.
 
     Args:
         shards: all of them written.
         license: of the data set, as the Hub names it.
-        scoring: that the scores come from.
+        rule: that the scores come from.
         facts: what was counted, by name.
         medium: `"image"` or `"video"`.
     """
@@ -58,10 +58,10 @@ def build_card(shards: ParquetFolder, license: str | None, scoring: Scoring, fac
     )
     # No `configs`, for the reason that `dataset_card` has: other data in the same place would not be seen.
     DatasetInfosDict({"default": dataset_info(shards)}).to_dataset_card_data(data)
-    numbers = {"prior": scoring.prior, "twice": 2 * scoring.prior, "prior_mean": scoring.prior_mean}
-    meaning = {**SCORES, **MANY_JUDGES.get(scoring.scale, {})}[scoring.score_type].format(**numbers)
-    has_ties = scoring.kind != "ratings" and scoring.scale == "outcomes"
-    ties = f" In rates, a tie is {TIES[scoring.ties]}." if has_ties else ""
+    numbers = {"prior": rule.prior, "twice": 2 * rule.prior, "prior_mean": rule.prior_mean}
+    meaning = {**SCORES, **MANY_JUDGES.get(rule.scale, {})}[rule.score_type].format(**numbers)
+    has_ties = rule.kind != "ratings" and rule.scale == "outcomes"
+    ties = f" In rates, a tie is {TIES[rule.ties]}." if has_ties else ""
     counts = "\n".join(f"| {name.replace('_', ' ')} | {value:,} |" for name, value in facts.items())
     return f"""---
 {data.to_yaml()}
@@ -79,7 +79,7 @@ dataset = load_dataset("path/to/this/folder", split="{shards.split}")
 
 ## Score
 
-`score` is {meaning}.{ties} The columns beside it are what else was said about the {medium}.{COUNTS[scoring.scale]}
+`score` is {meaning}.{ties} The columns beside it are what else was said about the {medium}.{COUNTS[rule.scale]}
 
 | counted | |
 | --- | --- |

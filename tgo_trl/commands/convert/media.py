@@ -19,7 +19,7 @@ from ...media.signatures import HEAD, IMAGE, VIDEO, media
 from ...storage.fingerprints import fingerprint
 from .annotations import AnnotatedImage, OpenColumns, image_cells
 from .layouts import Layout
-from .scores import Scoring
+from .scores import ScoreRule
 
 ROWS_LOOKED_AT = 20
 
@@ -65,7 +65,7 @@ class MediaFiles:
         """What tells an image or video from others: its file, which must be of the medium, or its pixels."""
         return encoded_bytes(cell) if isinstance(cell, Image.Image) else file_bytes(self._located(cell), self.medium)
 
-    def rows(self, images: Iterable[AnnotatedImage], scoring: Scoring, bad: BadRows) -> Iterator[dict[str, Any]]:
+    def rows(self, images: Iterable[AnnotatedImage], rule: ScoreRule, bad: BadRows) -> Iterator[dict[str, Any]]:
         """The rows of the scored data set, without those whose image is bad."""
         for image in images:
             try:
@@ -73,18 +73,18 @@ class MediaFiles:
             except (ValueError, OSError) as error:
                 bad.add(image.row, ", ".join(self.layout.images), str(error))
                 continue
-            values = scoring.values(image.said)
+            values = rule.values(image.tally)
             assert values is not None
             file_cell = {"bytes": file, "path": None}
             yield {"prompt": image.prompt, self.medium: file_cell, "image_uid": image.uid, **values}
 
-    def features(self, has_names: bool, scoring: Scoring) -> Features:
+    def features(self, has_names: bool, rule: ScoreRule) -> Features:
         """The features of these rows."""
         features: dict[str, Any] = {"prompt": Value("string")}
         features[self.medium] = Video() if self.medium == VIDEO else ImageFeature()
         if has_names:
             features["image_uid"] = Value("string")
-        return Features(features | {name: Value(kind) for name, kind in scoring.columns.items()})
+        return Features(features | {name: Value(kind) for name, kind in rule.columns.items()})
 
     def place(self) -> str | None:
         """A digest of where paths lead, which tells nobody the path; None if the data set holds the images."""

@@ -30,7 +30,7 @@ from .annotations import AnnotatedImage, Annotations, OpenColumns, read_annotati
 from .card import build_card
 from .layouts import LAYOUTS, Layout, find_layout
 from .media import MediaFiles
-from .scores import Scoring, fit_scoring
+from .scores import ScoreRule, fit_score_rule
 from .tallies import Comparisons, Ratings
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def convert(config: "ConvertConfig") -> Path:
         found = read_annotations(
             open_columns, layout, config.on_bad_row == "skip", progress.update, content=files.content
         )
-    scoring = fit_scoring(found, layout, config.score_type, config.ties, config.prior)
-    run = _Conversion(config, name, files, found, scoring, scored_images(found, scoring))
+    rule = fit_score_rule(found, layout, config.score_type, config.ties, config.prior)
+    run = _Conversion(config, name, files, found, rule, scored_images(found, rule))
     return write_dataset(run, folder, config, state)
 
 
@@ -90,7 +90,7 @@ class _Conversion(ShardedRun[AnnotatedImage]):
         layout: the name of the data set's.
         files: of the images or videos.
         found: what was said.
-        scoring: what becomes the score.
+        rule: what becomes the score.
         kept: the images that have one.
     """
 
@@ -98,7 +98,7 @@ class _Conversion(ShardedRun[AnnotatedImage]):
     layout: str
     files: MediaFiles
     found: Annotations
-    scoring: Scoring
+    rule: ScoreRule
     kept: Sequence[AnnotatedImage]
 
     record_name = CONVERSION_NAME
@@ -108,24 +108,24 @@ class _Conversion(ShardedRun[AnnotatedImage]):
     def __post_init__(self) -> None:
         self.num_rows = len(self.kept)
         self.shard_rows = self.config.rows_per_shard or ROWS_PER_SHARD
-        self.features = self.files.features(self.kept[0].uid is not None, self.scoring)
+        self.features = self.files.features(self.kept[0].uid is not None, self.rule)
         self.bad = BadRows(self.config.on_bad_row == "skip")
 
     def settings(self) -> dict[str, Any]:
-        config, scoring = self.config, self.scoring
+        config, rule = self.config, self.rule
         return {
             "layout": self.layout,
             "rows_per_shard": self.shard_rows,
-            "annotations": _digest(self.kept, scoring),
+            "annotations": _digest(self.kept, rule),
             "images": self.files.place(),
             "dataset_name": public_name(config.dataset_name),
             "dataset_config": config.dataset_config,
             "dataset_split": config.dataset_split,
             "columns": asdict(self.files.layout),
-            "scale": scoring.scale,
-            "score_type": scoring.score_type,
-            "ties": scoring.ties,
-            "prior": scoring.prior,
+            "scale": rule.scale,
+            "score_type": rule.score_type,
+            "ties": rule.ties,
+            "prior": rule.prior,
             "on_bad_row": config.on_bad_row,
         }
 
@@ -136,13 +136,13 @@ class _Conversion(ShardedRun[AnnotatedImage]):
     def rows(
         self, shard: int, items: Sequence[AnnotatedImage], progress: Callable[[int], object]
     ) -> list[dict[str, Any]]:
-        rows = list(self.files.rows(items, self.scoring, self.bad))
+        rows = list(self.files.rows(items, self.rule, self.bad))
         progress(len(rows))
         return rows
 
-    def report(self) -> None:
-        self.found.bad.report("annotated", self.found.num_rows)
-        self.bad.report("annotated", self.found.num_rows)
+    def warn(self) -> None:
+        self.found.bad.warn("annotated", self.found.num_rows)
+        self.bad.warn("annotated", self.found.num_rows)
 
     def facts(self, folder: ParquetFolder) -> dict[str, Any]:
         counts = _counts(self.found, self.kept, folder)
@@ -151,7 +151,7 @@ class _Conversion(ShardedRun[AnnotatedImage]):
         return {"found": counts}
 
     def card(self, folder: ParquetFolder, facts: Mapping[str, Any]) -> str:
-        return build_card(folder, self.config.license, self.scoring, facts["found"], self.files.medium)
+        return build_card(folder, self.config.license, self.rule, facts["found"], self.files.medium)
 
     def announce(self, facts: Mapping[str, Any]) -> None:
         console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path may hold `[/x]`
@@ -189,13 +189,13 @@ def convert_dataset(
     layout.check()
     files = MediaFiles(open_columns, layout, find_origin(dataset, image_dir or None, allow_urls, True), image_suffix)
     found = read_annotations(open_columns, layout, on_bad_row == "skip", content=files.content)
-    scoring = fit_scoring(found, layout, score_type, ties, prior)
-    kept = scored_images(found, scoring)
-    features = files.features(kept[0].uid is not None, scoring)
+    rule = fit_score_rule(found, layout, score_type, ties, prior)
+    kept = scored_images(found, rule)
+    features = files.features(kept[0].uid is not None, rule)
     bad = BadRows(on_bad_row == "skip")
-    rows = list(files.rows(kept, scoring, bad))
-    found.bad.report("annotated", found.num_rows)
-    bad.report("annotated", found.num_rows)
+    rows = list(files.rows(kept, rule, bad))
+    found.bad.warn("annotated", found.num_rows)
+    bad.warn("annotated", found.num_rows)
     if not rows:
         raise ValueError(_none_left(files.medium, bad))
     return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
@@ -214,13 +214,13 @@ def named_layout(name: str, dataset: Dataset | IterableDataset) -> tuple[str, La
     return name, LAYOUTS[name]
 
 
-def scored_images(found: Annotations, scoring: Scoring) -> list[AnnotatedImage]:
+def scored_images(found: Annotations, rule: ScoreRule) -> list[AnnotatedImage]:
     """The images that something was said about.
 
     Raises:
         ValueError: if there are none.
     """
-    kept = [image for image in found.images if scoring.values(image.said) is not None]
+    kept = [image for image in found.images if rule.values(image.tally) is not None]
     if not kept:
         raise ValueError(
             f"None of the {found.num_rows} rows says anything about an image: {found.num_unlabelled} have no label, "
@@ -256,11 +256,11 @@ def _opener(config: "ConvertConfig") -> OpenColumns:
 # ---- Records ----
 
 
-def _digest(images: Sequence[AnnotatedImage], scoring: Scoring) -> str:
+def _digest(images: Sequence[AnnotatedImage], rule: ScoreRule) -> str:
     """Of all that the shards hold, images by what tells them apart."""
     digest = hashlib.blake2b(digest_size=16)
     for image in images:
-        row = [image.prompt, image.identity, image.row, image.slot, scoring.values(image.said)]
+        row = [image.prompt, image.identity, image.row, image.slot, rule.values(image.tally)]
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
 
@@ -277,11 +277,11 @@ def _counts(found: Annotations, kept: Sequence[AnnotatedImage], shards: ParquetF
         "images_skipped": len(kept) - num_images,
         "prompts": len({image.prompt for image in kept}),
     }
-    comparisons = [image.said for image in kept if isinstance(image.said, Comparisons)]
+    comparisons = [image.tally for image in kept if isinstance(image.tally, Comparisons)]
     if comparisons:
         won, never_won = WINNERS[found.scale]
         counts[won] = sum(said.wins > 0 for said in comparisons)
         counts[never_won] = sum(said.wins == 0 for said in comparisons)
     else:
-        counts["ratings"] = sum(image.said.counts[0] for image in kept if isinstance(image.said, Ratings))
+        counts["ratings"] = sum(image.tally.counts[0] for image in kept if isinstance(image.tally, Ratings))
     return counts

@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .annotations import Annotations, Said
+from .annotations import Annotations
 from .layouts import SCORE_TYPES, Layout
-from .tallies import Comparisons, Ratings
+from .tallies import Comparisons, Ratings, Tally
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoreRule:
     """How what was said becomes a score.
 
     Attributes:
@@ -41,25 +41,25 @@ class Scoring:
         means = {f"mean_{name}": "float64" for name in self.names}
         return {"score": "float64", "ratings": "int64", **means, "bayesian": "float64"}
 
-    def values(self, said: Said) -> dict[str, Any] | None:
+    def values(self, tally: Tally) -> dict[str, Any] | None:
         """The values of these columns; None for an image that nothing was said about."""
-        if isinstance(said, Comparisons):
+        if isinstance(tally, Comparisons):
             scores = {
-                "wins": said.wins,
-                "win_rate": said.win_rate(self.ties),
-                "smoothed_win_rate": said.win_rate(self.ties, self.prior),
+                "wins": tally.wins,
+                "win_rate": tally.win_rate(self.ties),
+                "smoothed_win_rate": tally.win_rate(self.ties, self.prior),
             }
-            columns = {**scores, "ties": said.ties, "comparisons": said.total}
+            columns = {**scores, "ties": tally.ties, "comparisons": tally.total}
             has_score = scores["win_rate"] is not None
         else:
-            scores = {"mean": said.mean(), "bayesian": said.mean(0, self.prior, self.prior_mean)}
-            means = {f"mean_{name}": said.mean(i) for i, name in enumerate(self.names)}
-            columns = {**means, "bayesian": scores["bayesian"], "ratings": said.counts[0] if said.counts else 0}
+            scores = {"mean": tally.mean(), "bayesian": tally.mean(0, self.prior, self.prior_mean)}
+            means = {f"mean_{name}": tally.mean(i) for i, name in enumerate(self.names)}
+            columns = {**means, "bayesian": scores["bayesian"], "ratings": tally.counts[0] if tally.counts else 0}
             has_score = scores["mean"] is not None
         return {"score": float(scores[self.score_type]), **columns} if has_score else None  # type: ignore[arg-type]
 
 
-def fit_scoring(found: Annotations, layout: Layout, score_type: str | None, ties: str, prior: float) -> Scoring:
+def fit_score_rule(found: Annotations, layout: Layout, score_type: str | None, ties: str, prior: float) -> ScoreRule:
     """How to score; takes the mean of all ratings from what was found.
 
     Raises:
@@ -70,8 +70,8 @@ def fit_scoring(found: Annotations, layout: Layout, score_type: str | None, ties
         raise ValueError(
             f"`score_type` is {score_type!r}, but {layout.kind} can become {', '.join(map(repr, choices))}."
         )
-    ratings = [image.said for image in found.images if isinstance(image.said, Ratings) and image.said.counts]
-    count = sum(said.counts[0] for said in ratings)
-    prior_mean = math.fsum(said.sums[0] for said in ratings) / count if count else 0.0
+    ratings = [image.tally for image in found.images if isinstance(image.tally, Ratings) and image.tally.counts]
+    count = sum(tally.counts[0] for tally in ratings)
+    prior_mean = math.fsum(tally.sums[0] for tally in ratings) / count if count else 0.0
     names = layout.annotations if layout.kind == "ratings" else ()
-    return Scoring(layout.kind, score_type or choices[0], ties, prior, names, prior_mean, found.scale)
+    return ScoreRule(layout.kind, score_type or choices[0], ties, prior, names, prior_mean, found.scale)

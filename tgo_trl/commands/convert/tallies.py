@@ -79,6 +79,10 @@ class Ratings:
         return (self.sums[column] + prior * prior_mean) / (self.counts[column] + prior)
 
 
+Tally = Comparisons | Ratings
+"""What was said about one image, counted."""
+
+
 def compare_all(
     values: Sequence[float], lower_is_better: bool = False, images: Sequence[object] | None = None
 ) -> list[tuple[int, float]]:

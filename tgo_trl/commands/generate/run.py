@@ -185,7 +185,7 @@ class _Generation(ShardedRun[Request]):
                 progress(1)
         return [{**row, medium: files.result()} for row, files in encoded]
 
-    def report(self) -> None:
+    def warn(self) -> None:
         if self.num_blank:
             logger.warning(
                 "%d of the images have a single colour. A pipeline's safety checker blacks out what it objects to "

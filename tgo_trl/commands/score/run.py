@@ -161,8 +161,8 @@ class _Scoring(ShardedRun[Row]):
         self.num_seen += len(items)
         return scored
 
-    def report(self) -> None:
-        self.bad.report("scored", self.num_seen)
+    def warn(self) -> None:
+        self.bad.warn("scored", self.num_seen)
 
     def complete(self, folder: ParquetFolder, state: PartialState) -> None:
         """Fills the column of the weighted sum, whose normalisation is fitted on all rows."""
@@ -234,7 +234,7 @@ def score_dataset(
     bad = BadRows(skip=on_bad_row == "skip")
     rows = score_rows(enumerate(undecoded(dataset)), models, reader, bad, batch_size)
     kept = [(index, scores) for index, _, scores in rows]
-    bad.report("given", len(dataset))
+    bad.warn("given", len(dataset))
     scored = dataset.select([index for index, _ in kept])
     for name in models:
         scored = scored.add_column(name, [scores[name] for _, scores in kept])
