@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import nn
 from transformers import TrainingArguments
 
@@ -66,6 +66,17 @@ class Replication:
         Entered by every process.
         """
         yield
+
+
+STRATEGIES: dict[DistributedType, type[Replication]] = {
+    DistributedType.MULTI_GPU: Replication,
+}
+"""By accelerate's name; whatever is not named replicates, as `DistributedDataParallel` does on any device."""
+
+
+def build_strategy(accelerator: Accelerator) -> Replication:
+    """The strategy of a run."""
+    return STRATEGIES.get(accelerator.distributed_type, Replication)(accelerator)
 
 
 def leave_quantized_weights_to_each_process(policy: Policy) -> None:

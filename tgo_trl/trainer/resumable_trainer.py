@@ -23,7 +23,7 @@ from ..labels.rule import LabelRule
 from ..media.types import Size
 from ..messages.failures import writing
 from ..policy.alterations import check_networks, unwrap_networks
-from ..policy.distributed import Replication
+from ..policy.distributed import Replication, build_strategy
 from ..policy.policy import Policy
 from ..policy.reference import Reference
 from ..storage.locks import sole_writer
@@ -81,7 +81,7 @@ class ResumableTrainer(Trainer):
     @cached_property
     def strategy(self) -> Replication:
         """How weights are spread over processes."""
-        return Replication(self.accelerator)
+        return build_strategy(self.accelerator)
 
     @property
     def policy(self) -> Policy:
