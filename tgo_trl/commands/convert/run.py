@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 from rich.console import Console
@@ -28,13 +28,11 @@ from ...storage.sources import open_dataset
 from ..sharded_run import ShardedRun, check_destination, locks_output_dir, write_dataset
 from .annotations import AnnotatedImage, Annotations, OpenColumns, read_annotations
 from .card import build_card
+from .config import ConvertConfig
 from .layouts import LAYOUTS, Layout, find_layout
 from .media import MediaFiles
 from .scores import ScoreRule, fit_score_rule
 from .tallies import Comparisons, Ratings
-
-if TYPE_CHECKING:
-    from .config import ConvertConfig
 
 WINNERS = {
     "outcomes": ("images_that_won", "images_that_never_won"),
@@ -46,7 +44,7 @@ ROWS_PER_SHARD = 1000
 
 
 @locks_output_dir
-def convert(config: "ConvertConfig") -> Path:
+def convert(config: ConvertConfig) -> Path:
     """Writes the scored data set; goes on where a run with the same settings stopped.
 
     Every process of a distributed launch calls this; they share the writing.
@@ -94,7 +92,7 @@ class _Conversion(ShardedRun[AnnotatedImage]):
         kept: the images that have one.
     """
 
-    config: "ConvertConfig"
+    config: ConvertConfig
     layout: str
     files: MediaFiles
     found: Annotations
@@ -239,7 +237,7 @@ def _none_left(medium: str, bad: BadRows) -> str:
 # ---- Opening ----
 
 
-def _opener(config: "ConvertConfig") -> OpenColumns:
+def _opener(config: ConvertConfig) -> OpenColumns:
     source = (config.dataset_name, config.dataset_config, config.dataset_split, config.dataset_streaming)
     dataset = open_dataset(*source)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -37,11 +37,9 @@ from ...storage.parquet import ParquetFolder
 from ...storage.processes import process_state
 from ...storage.records import GENERATION_NAME
 from ..sharded_run import ShardedRun, check_destination, locks_output_dir, rows_per_shard, write_dataset
+from .config import GenerateConfig
 from .prompts import read_prompts
 from .sampling import Request, Sampler, find_requests
-
-if TYPE_CHECKING:
-    from .config import GenerateConfig
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ PACKAGES = ("diffusers", "torch", "transformers")
 
 
 @locks_output_dir
-def generate(config: "GenerateConfig", pipeline: DiffusionPipeline | None = None, family: Family | None = None) -> Path:
+def generate(config: GenerateConfig, pipeline: DiffusionPipeline | None = None, family: Family | None = None) -> Path:
     """Samples a data set; goes on where a run with the same settings stopped.
 
     Every process of a distributed launch calls this; they share the work.
@@ -119,7 +117,7 @@ class _Generation(ShardedRun[Request]):
         device: where the sampler's pipeline is put before it works; None leaves it where it is.
     """
 
-    config: "GenerateConfig"
+    config: GenerateConfig
     prompts: Sequence[str]
     sampler: Sampler
     device: torch.device | None
@@ -229,7 +227,7 @@ def _is_blank(sample: Sample) -> bool:
 # ---- The pipeline ----
 
 
-def _load(config: "GenerateConfig", family: Family | None, state: PartialState) -> DiffusionPipeline:
+def _load(config: GenerateConfig, family: Family | None, state: PartialState) -> DiffusionPipeline:
     kwargs = dict(config.model_init_kwargs or {}) if isinstance(config.model_init_kwargs, Mapping) else {}
     names = {"dtype", "torch_dtype"} & kwargs.keys()
     if names and config.dtype is not None:
@@ -239,7 +237,7 @@ def _load(config: "GenerateConfig", family: Family | None, state: PartialState) 
     return load_pipeline(config.model_name_or_path, kwargs, None, family)
 
 
-def _family(config: "GenerateConfig", family: Family | None, pipeline: DiffusionPipeline) -> Family:
+def _family(config: GenerateConfig, family: Family | None, pipeline: DiffusionPipeline) -> Family:
     named = {name: getattr(config, name) for name in ("num_frames", "max_sequence_length")}
     settings = {name: value for name, value in named.items() if value is not None}
     if family is not None and settings:
@@ -250,7 +248,7 @@ def _family(config: "GenerateConfig", family: Family | None, pipeline: Diffusion
     return family or build_family(type(pipeline), settings)
 
 
-def _size(config: "GenerateConfig", family: Family, pipeline: DiffusionPipeline) -> Size:
+def _size(config: GenerateConfig, family: Family, pipeline: DiffusionPipeline) -> Size:
     if config.height is None or config.width is None:
         return family.default_size(pipeline)
     size = (config.height, config.width)
@@ -258,7 +256,7 @@ def _size(config: "GenerateConfig", family: Family, pipeline: DiffusionPipeline)
     return size
 
 
-def _call(config: "GenerateConfig", pipeline: DiffusionPipeline) -> dict[str, Any]:
+def _call(config: GenerateConfig, pipeline: DiffusionPipeline) -> dict[str, Any]:
     """The arguments of the pipeline's call that the settings set."""
     named = {name: getattr(config, name) for name in ("num_inference_steps", "guidance_scale", "negative_prompt")}
     given = {name: value for name, value in named.items() if value is not None}

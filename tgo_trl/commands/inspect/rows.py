@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -20,9 +20,7 @@ from ...media.images import encoded_bytes, image_size
 from ...media.origin import Origin
 from ...media.types import Size
 from ...messages.values import cut
-
-if TYPE_CHECKING:
-    from .config import InspectConfig
+from .config import InspectConfig
 
 REMEDY = "Set `prompt_column`, `image_column` and `score_column`, or `skip_images` if there are no images."
 
@@ -81,7 +79,7 @@ class PromptLengths:
     num_long: int
 
 
-def read_rows(dataset: Dataset | IterableDataset, config: "InspectConfig", origin: Origin) -> Rows:
+def read_rows(dataset: Dataset | IterableDataset, config: InspectConfig, origin: Origin) -> Rows:
     """Prompt, score, and image's size and hash of each row; images are not decoded.
 
     Raises:
@@ -138,7 +136,7 @@ def _spread(lengths: list[int]) -> tuple[int, int, int, int]:
 
 
 def _read(
-    row: int, example: dict[str, Any], config: "InspectConfig", origin: Origin, rows: Rows
+    row: int, example: dict[str, Any], config: InspectConfig, origin: Origin, rows: Rows
 ) -> tuple[str, float, tuple[Size, bytes] | None] | None:
     """Prompt, score, and size and hash of the image, or None, with the reason noted, if training could not use it."""
     values: list[Any] = []

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,6 +10,7 @@ from ...messages.public import public_name
 from ...storage.files import write_json
 from ...storage.processes import process_state
 from ...storage.sources import open_dataset
+from .config import InspectConfig
 from .images import summarize_images
 from .plots import plot_report
 from .report import Report
@@ -25,13 +25,10 @@ from .suggestions import (
 )
 from .text import print_report
 
-if TYPE_CHECKING:
-    from .config import InspectConfig
-
 REPORT_NAME = "inspection.json"
 
 
-def inspect(config: "InspectConfig") -> Report | None:
+def inspect(config: InspectConfig) -> Report | None:
     """Reads the data set, prints the report, and writes it with its pictures to `config.output_dir`.
 
     Of a distributed launch, the main process does all that; the others wait, and return None.
@@ -45,7 +42,7 @@ def inspect(config: "InspectConfig") -> Report | None:
     return report
 
 
-def _inspect(config: "InspectConfig") -> Report:
+def _inspect(config: InspectConfig) -> Report:
     dataset = open_dataset(config.dataset_name, config.dataset_config, config.dataset_split, config.dataset_streaming)
     rows = read_rows(dataset, config, named_origin(config.dataset_name, config.image_dir, config.allow_urls))
     report = build_report(rows, config)
@@ -56,7 +53,7 @@ def _inspect(config: "InspectConfig") -> Report:
     return report
 
 
-def build_report(rows: Rows, config: "InspectConfig") -> Report:
+def build_report(rows: Rows, config: InspectConfig) -> Report:
     """The report on rows.
 
     Raises:

@@ -6,16 +6,14 @@ They are rules of thumb. Where nothing speaks against a default, none is given.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from .config import InspectConfig
 from .images import ImageSummary
 from .rows import LONG_PROMPT, Rows, find_duplicates, prompt_lengths
 from .scores import PromptSummary, ScoreSummary, ThresholdRow, WeightRow, even_threshold, weight_rows
-
-if TYPE_CHECKING:
-    from .config import InspectConfig
 
 DEFAULT_COEFFICIENT = 5.0
 EVEN = 0.1
@@ -42,7 +40,7 @@ class Suggestion:
     reason: str
 
 
-def suggest_mending(rows: Rows, config: "InspectConfig") -> Iterator[Suggestion]:
+def suggest_mending(rows: Rows, config: InspectConfig) -> Iterator[Suggestion]:
     """What is wrong with rows, prompts and columns."""
     num_bad = len(set().union(*rows.problems.values()))
     if num_bad:

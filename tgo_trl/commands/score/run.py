@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,10 +28,8 @@ from ...storage.processes import process_state
 from ...storage.records import GENERATION_NAME, SCORING_NAME, read_record
 from ...storage.sources import open_dataset
 from ..sharded_run import ShardedRun, check_destination, locks_output_dir, rows_per_shard, write_dataset
+from .config import ScoreConfig
 from .rows import ReadRow, Row, RowBlocks, RowReader, find_reader, read_ahead
-
-if TYPE_CHECKING:
-    from .config import ScoreConfig
 
 PIXELS_PER_CALL = 256_000_000
 """Of all images of a reward's batch, which are in memory together: 1 GB. One image may have more."""
@@ -39,7 +37,7 @@ PIXELS_PER_CALL = 256_000_000
 
 @locks_output_dir
 def score(
-    config: "ScoreConfig",
+    config: ScoreConfig,
     dataset: Dataset | IterableDataset | None = None,
     rewards: Mapping[str, Reward] | None = None,
 ) -> Path:
@@ -93,7 +91,7 @@ class _Scoring(ShardedRun[Row]):
         features: of the rows with scores.
     """
 
-    config: "ScoreConfig"
+    config: ScoreConfig
     models: Mapping[str, Reward]
     reader: RowReader
     data: RowBlocks
@@ -299,7 +297,7 @@ def _with_scores(features: Features, names: Sequence[str]) -> Features:
 # ---- Rewards ----
 
 
-def _load_rewards(config: "ScoreConfig", rewards: Mapping[str, Reward] | None) -> list[Reward]:
+def _load_rewards(config: ScoreConfig, rewards: Mapping[str, Reward] | None) -> list[Reward]:
     kwargs: Any = config.reward_kwargs or {}
     if rewards is None:
         return [load_reward(spec, **kwargs.get(spec, {})) for spec in config.rewards]
@@ -338,7 +336,7 @@ def _describe(spec: str, column: str, reward: Reward, kwargs: Mapping[str, Any])
     }
 
 
-def _check_folders(config: "ScoreConfig") -> None:
+def _check_folders(config: ScoreConfig) -> None:
     source, target = Path(config.dataset_name), Path(config.output_dir)
     if source.exists() and target.resolve() in (source.resolve(), source.resolve().parent):
         raise ValueError(
