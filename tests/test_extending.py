@@ -178,3 +178,33 @@ def test_every_section_is_followed():
 @pytest.mark.parametrize("link", re.findall(r"\]\((\.\./[^)#]+|\w[\w/]+\.md)\)", PAGE))
 def test_links_lead_somewhere(link):
     assert (ROOT / "docs" / link).resolve().is_file()
+
+
+# ---- What CONTRIBUTING names ----
+
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
+WALKS = GUIDE[GUIDE.index("## How the code is laid out") : GUIDE.index("### Words")]
+SOURCE = "\n".join(path.read_text() for path in (ROOT / "tgo_trl").rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`([\w/*]+(?:\.py|/))`", WALKS))))
+def test_files_and_rooms_of_the_guide_are_there(name):
+    places = (ROOT, ROOT / "tgo_trl", *(path for path in (ROOT / "tgo_trl").rglob("*") if path.is_dir()))
+    assert any(next(place.glob(name.rstrip("/")), None) for place in places)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(re.findall(r"`([A-Z]\w+|[a-z]+_\w+|\w+\.\w+)`", WALKS)) - {"encoding_version"})
+)
+def test_names_of_the_guide_are_defined(name):
+    last = name.rpartition(".")[2]
+    is_file = re.fullmatch(r"[\w/]+\.py", name)
+    assert is_file or re.search(rf"(def|class) {last}\b", SOURCE), name
+
+
+@pytest.mark.parametrize("walk", ["A row's way to a gradient", "A score's way to the report"])
+def test_the_walks_have_ten_stations(walk):
+    text = WALKS[WALKS.index(walk) :]
+    assert re.findall(
+        r"^(\d+)\. ", text[: text.index("\n### ", 1) if "\n### " in text[1:] else None], re.MULTILINE
+    ) == [str(i) for i in range(1, 11)]

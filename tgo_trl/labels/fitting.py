@@ -45,6 +45,7 @@ def fit_label_rule(
         ValueError: if scores are not finite or all equal, if the split is one-sided, if prompts with a single image
             meet a threshold per prompt, or if a name is unknown or `value` missing.
     """
+    # Scores that can be told apart, and the units in which the weights act.
     raw = check_finite(scores)
     if raw.min() == raw.max():
         raise ValueError(
@@ -57,6 +58,8 @@ def fit_label_rule(
             "`score_normalization='robust'` divides by the interquartile range, which is 0 here: at least half of the "
             "scores are equal. Use 'zscore' or 'none'."
         )
+
+    # The threshold, in score units: one for all rows, or one per prompt.
     per_prompt: dict[str, float] = {}
     if threshold_type in PER_PROMPT:
         rows = range(len(raw))
@@ -73,6 +76,8 @@ def fit_label_rule(
         thresholds = percentile_threshold(raw, percentile)
     else:
         raise ValueError(f"`threshold_type` is {threshold_type!r}; it must be one of {', '.join(THRESHOLD_TYPES)}.")
+
+    # What it makes of the rows that it was fitted on.
     num_positive = int((raw >= thresholds).sum())
     _check_split(num_positive, len(raw), thresholds.mean().item(), raw)
     return LabelRule(

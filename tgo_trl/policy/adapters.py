@@ -41,6 +41,7 @@ def check_policy(
         ValueError: if settings and pipeline do not fit together.
         TypeError: if `peft_config` is no `LoraConfig`.
     """
+    # Who says what the adapter is: the pipeline, `peft_config`, or the settings.
     networks = family.networks(pipeline)
     found = _existing_adapter(pipeline, networks)
     if peft_config is not None:
@@ -61,6 +62,8 @@ def check_policy(
             "every trained network, as its model card says (for the second one of Wan 2.2, "
             "`load_lora_weights(..., load_into_transformer_2=True)`), or into none."
         )
+
+    # Whether each network can be trained with it.
     for name, network in networks.items():
         _check_network(name, network, args.use_peft)
         if found:

@@ -38,6 +38,7 @@ def load_pipeline(
         TypeError: if `model` is neither.
         ValueError: for settings that cannot be honoured.
     """
+    # A pipeline that is there is taken as it is.
     if isinstance(model, DiffusionPipeline):
         if init_kwargs is not None:
             logger.warning(
@@ -55,6 +56,8 @@ def load_pipeline(
             f"`model` must be a diffusers pipeline, a Hub id or a folder, got `{type(model).__name__}`. A network "
             "alone (a UNet, say) lacks the encoders and the scheduler that training needs: pass its pipeline."
         )
+
+    # A name, with keyword arguments that run no code.
     kwargs = dict(init_kwargs or {})
     _check_no_code(kwargs)
     if quantization_config is not None and "quantization_config" in kwargs:
@@ -69,6 +72,8 @@ def load_pipeline(
                 "the pipeline, and pass that folder."
             )
         return load_single_file(model, _with_dtype(kwargs, [], dtype))
+
+    # Of a repository, the class is known before anything is loaded, and with it the networks to be quantised.
     family_class = type(family) if family is not None else find_published_family(_class_name(model, kwargs))
     quantization_config = quantization_config or kwargs.pop("quantization_config", None)
     quantized: list[str] = []

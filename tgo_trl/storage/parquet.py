@@ -68,6 +68,7 @@ class ParquetFolder:
             ValueError: if there are shards that were made with other settings, or of which none are known, or files
                 of another split.
         """
+        # What is there must be of this run.
         self._check_split()
         written = list(self.written())
         if written:
@@ -79,6 +80,7 @@ class ParquetFolder:
             if not written:
                 (self.folder / CARD_NAME).unlink(missing_ok=True)  # of a data set that was here before
                 write_json(self.settings_path, {"settings": settings})
+        # Each process looks through its share of the shards; then all agree on what is left.
         self._remove_damaged(written[state.process_index :: state.num_processes])
         state.wait_for_everyone()
         whole = list(self.written())

@@ -87,6 +87,8 @@ def read_annotations(
     present = column_names(open_columns(None))
     remedy = "Set `layout`, or name its columns with `prompt_column`, `image_columns` and `annotation_columns`."
     check_columns("The data set", present, sorted(layout.required), remedy)
+
+    # Row by row: the images that are new, and what was said about each.
     reader = _RowReader(layout.present_in(present), open_columns, skip_bad, content)
     found, layout = reader.found, reader.layout
     images: dict[tuple[str, str], AnnotatedImage] = {}
@@ -105,6 +107,8 @@ def read_annotations(
                 rankings.setdefault((prompt, group), []).append((image, said))
             else:
                 _count(image.tally, said)
+
+    # Ranks mean something only beside the others of their ranking, which may lie in any row.
     for members in rankings.values():
         ranks = [rank for _, rank in members]
         for i, outcome in compare_all(ranks, layout.lower_is_better, [id(image) for image, _ in members]):

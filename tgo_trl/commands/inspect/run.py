@@ -62,6 +62,8 @@ def build_report(rows: Rows, config: InspectConfig) -> Report:
     if not rows.scores:
         reasons = " ".join(f"{kind}: {reason}." for kind, reason in rows.first_reasons.items())
         raise ValueError(f"None of the {rows.num_rows} rows can be used. {reasons}".rstrip())
+
+    # Thresholds, then the weights and the prompts at the one that is suggested.
     scores = torch.tensor(rows.scores, dtype=torch.float64)
     summary = summarize_scores(scores)
     thresholds = threshold_rows(scores, config.threshold_value)
@@ -76,6 +78,8 @@ def build_report(rows: Rows, config: InspectConfig) -> Report:
         per_prompt = suggest_prompt_mean(prompts)
         units = suggest_weights(scores, summary, threshold) if weights else None
         suggestions += [found for found in (split, units, per_prompt) if found is not None]
+
+    # What does not depend on the scores.
     images = summarize_images(rows.sizes) if rows.sizes else None
     return Report(
         dataset=public_name(config.dataset_name),
