@@ -193,18 +193,16 @@ def test_files_and_rooms_of_the_guide_are_there(name):
     assert any(next(place.glob(name.rstrip("/")), None) for place in places)
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(re.findall(r"`([A-Z]\w+|[a-z]+_\w+|\w+\.\w+)`", WALKS)) - {"encoding_version"})
-)
+NAMES = sorted(set(re.findall(r"`([A-Z]\w+|[a-z]+_\w+|\w+\.\w+)`", WALKS)) - {"encoding_version"})
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_names_of_the_guide_are_defined(name):
     last = name.rpartition(".")[2]
-    is_file = re.fullmatch(r"[\w/]+\.py", name)
-    assert is_file or re.search(rf"(def|class) {last}\b", SOURCE), name
+    assert last == "py" or re.search(rf"(def|class) {last}\b", SOURCE), name
 
 
 @pytest.mark.parametrize("walk", ["A row's way to a gradient", "A score's way to the report"])
 def test_the_walks_have_ten_stations(walk):
-    text = WALKS[WALKS.index(walk) :]
-    assert re.findall(
-        r"^(\d+)\. ", text[: text.index("\n### ", 1) if "\n### " in text[1:] else None], re.MULTILINE
-    ) == [str(i) for i in range(1, 11)]
+    text = WALKS[WALKS.index(walk) :].partition("\n### ")[0]
+    assert re.findall(r"^(\d+)\. ", text, re.MULTILINE) == [str(i) for i in range(1, 11)]
