@@ -14,12 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tgo_trl import TGOConfig
-from tgo_trl.commands.generate import GenerateConfig
-from tgo_trl.commands.generate.run import generate
-from tgo_trl.commands.score import ScoreConfig
-from tgo_trl.commands.score.run import score
-from tgo_trl.commands.train import TrainArguments
-from tgo_trl.commands.train.run import train
+from tgo_trl.commands.generate import GenerateConfig, generate
+from tgo_trl.commands.score import ScoreConfig, score
+from tgo_trl.commands.train import TrainArguments, train
 from tgo_trl.parser import SettingsParser
 
 
