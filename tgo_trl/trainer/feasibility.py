@@ -11,7 +11,6 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
-from ..data.encoded import EncodedDataset
 from ..losses import LOSSES
 from ..messages.failures import EXTRAS
 from .tgo_config import TGOConfig
@@ -71,7 +70,12 @@ def check_best_metric_of(args: TGOConfig, prepared: Any) -> None:
     sets = prepared if isinstance(prepared, dict) else {"": prepared}
     for name, dataset in sets.items():
         metric = _bare(args).removeprefix(f"{name}_" if name else "")
-        if isinstance(dataset, EncodedDataset) and metric in (*SIDES, "rewards/margins") and _of(name, args):
+        if (
+            dataset is not None
+            and dataset.labels is not None
+            and metric in (*SIDES, "rewards/margins")
+            and _of(name, args)
+        ):
             needed = {True, False} if metric == "rewards/margins" else {metric.endswith("chosen")}
             missing = needed - set(dataset.labels.is_positive.tolist())
             if missing:

@@ -4,20 +4,21 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-from ..data.encoded import EncodedDataset
 from ..data.sampler import RowSampler
+from ..data.stream import StreamDataset
 from ..families import Family
 from ..labels.rule import LabelRule
 from ..media.types import Size
@@ -206,8 +207,8 @@ class ResumableTrainer(Trainer):
             self.changes = saved.changes + [f"from update {saved.updates + 1} on: {change}" for change in self._changes]
             self._resumed, self._last_saved = saved.progress, saved.updates
             self._progress = Progress(saved.progress.epoch, saved.progress.rows, self._progress.block)
-        elif not isinstance(self.train_dataset, EncodedDataset):
-            self.train_dataset.skip = 0  # type: ignore[union-attr]
+        elif isinstance(self.train_dataset, StreamDataset):
+            self.train_dataset.skip = 0
         if self.is_world_process_zero():
             for folder in (self.args.output_path, *checkpoints.checkpoints(self.args.output_path)):
                 checkpoints.remove_left_over(folder)
@@ -269,6 +270,20 @@ class ResumableTrainer(Trainer):
         super()._run_epoch(  # type: ignore[no-untyped-call]
             epoch=epoch, steps_in_epoch=steps_in_epoch, num_update_steps_per_epoch=num_update_steps_per_epoch, **kwargs
         )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor | None]:
+        """The batches of one update, and how many rows they hold over all processes; None at the end of an epoch."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._random_state is not None:
+            self._load_rng_state(self._random_state)
+            self._random_state = None
+        if not batches:
+            return batches, None
+        self._progress = self._progress.after(batches, self.accelerator.num_processes, self._row_sampler is None)
+        num_rows = torch.stack([batch["valid"].sum() for batch in batches]).sum().to(device)
+        return batches, self.accelerator.reduce(num_rows, "sum")
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # between the backward passes of an update and the optimizer's step

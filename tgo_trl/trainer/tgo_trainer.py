@@ -245,18 +245,10 @@ class TGOTrainer(BaseTrainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
-        """The batches of one update, and how many rows they hold over all processes."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self._random_state is not None:
-            self._load_rng_state(self._random_state)
-            self._random_state = None
-        if not batches:
-            return batches, None
-        self._progress = self._progress.after(batches, self.accelerator.num_processes, self._row_sampler is None)
-        num_rows = torch.stack([batch["valid"].sum() for batch in batches]).sum().to(device)
-        num_rows = self.accelerator.reduce(num_rows, "sum")
-        if self.loss.has_statistic:
+    ) -> tuple[list[dict[str, Any]], Tensor | None]:
+        """As [`ResumableTrainer.get_batch_samples`], with what the loss asks of all of them."""
+        batches, num_rows = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if num_rows is not None and self.loss.has_statistic:
             self._statistic = self._update_statistic(batches, num_rows)
         return batches, num_rows
 
