@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..media.types import Sample, Size
 from ..precision import compute_dtype
-from .masked_tokens import MaskedTokenFamily, as_grid, token_logits
+from .base_tokens import MaskedTokenFamily, as_grid, token_logits
 
 
 @dataclass(frozen=True)

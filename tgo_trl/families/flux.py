@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor
 
 from ..precision import compute_dtype
-from .flow import FlowMatchingFamily
+from .base_flow import FlowMatchingFamily
 
 DEFAULT_GUIDANCE = 3.5
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..media.types import Size
 from ..precision import compute_dtype
-from .flow import FlowMatchingFamily
+from .base_flow import FlowMatchingFamily
 
 
 @dataclass(frozen=True)

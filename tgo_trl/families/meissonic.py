@@ -10,7 +10,7 @@ from torch import Tensor
 from ..media.types import Size
 from ..models import MeissonicPipeline
 from ..precision import compute_dtype
-from .masked_tokens import MaskedTokenFamily, as_grid, token_logits
+from .base_tokens import MaskedTokenFamily, as_grid, token_logits
 
 
 @dataclass(frozen=True)

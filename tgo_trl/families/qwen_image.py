@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..media.types import Sample, Size
 from ..precision import compute_dtype
 from .base import posterior, posterior_sample, present_modules
-from .flow import FlowMatchingFamily
+from .base_flow import FlowMatchingFamily
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..media.types import Sample, Size
 from ..precision import compute_dtype
-from .flow import FlowMatchingFamily
+from .base_flow import FlowMatchingFamily
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..media.types import Size
 from ..noise import DiffusionProcess, NoiseProcess
 from ..precision import compute_dtype
-from .latents import LatentFamily
+from .base_latents import LatentFamily
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..precision import compute_dtype
 from .base import present_modules
-from .flow import FlowMatchingFamily
+from .base_flow import FlowMatchingFamily
 
 
 @dataclass(frozen=True)

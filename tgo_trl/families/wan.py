@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..media.types import Sample, Size, VideoFormat
 from ..precision import compute_dtype
 from .base import adapter_metadata, adapter_state_dict, load_whole_adapter, posterior_sample, strip_prefix
-from .flow import FlowMatchingFamily
+from .base_flow import FlowMatchingFamily
 
 ADAPTER_FILES = {"transformer": LORA_WEIGHT_NAME_SAFE, "transformer_2": "pytorch_lora_weights_2.safetensors"}
 """`load_lora_weights` puts one file into one of the two."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..media.types import Size
 from ..precision import compute_dtype
 from .base import posterior
-from .flow import FlowMatchingFamily
+from .base_flow import FlowMatchingFamily
 
 
 @dataclass(frozen=True)
