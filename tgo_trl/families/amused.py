@@ -24,11 +24,6 @@ class AmusedFamily(MaskedTokenFamily):
 
     lora_target_modules = ("to_q", "to_k", "to_v")
 
-    def default_size(self, pipeline: DiffusionPipeline) -> Size:
-        """The network's sample size in pixels."""
-        side = int(pipeline.transformer.config.sample_size * pipeline.vae_scale_factor)
-        return side, side
-
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
         """CLIP's last hidden states but one `[B, tokens, features]`, and its projected pooled one `[B, features]`.
 

@@ -37,11 +37,6 @@ class SanaFamily(FlowMatchingFamily):
                 "(TrigFlow), which has no flow-matching likelihood. Use a Sana or Sana 1.5 model."
             )
 
-    def default_size(self, pipeline: DiffusionPipeline) -> Size:
-        """The transformer's sample size in pixels: 512, 1024, 2048 or 4096 for the published ones."""
-        side = int(pipeline.transformer.config.sample_size * pipeline.vae_scale_factor)
-        return side, side
-
     def size_multiple(self, pipeline: DiffusionPipeline) -> int:
         """32, which the pipeline asks for, or more if autoencoder and patches shrink by more."""
         return max(32, int(pipeline.vae_scale_factor * pipeline.transformer.config.patch_size))
