@@ -51,6 +51,9 @@ class WanFamily(FlowMatchingFamily):
         """`num_frames` at `fps`."""
         return VideoFormat(self.num_frames, self.fps)
 
+    clip = video_format
+    """The older name."""
+
     def check(self, pipeline: DiffusionPipeline) -> None:
         """Also refuses image-to-video networks, half a pair of networks, and a number of frames that does not fit."""
         super().check(pipeline)
