@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from tgo_trl.families.flow import flow_schedule
+from tgo_trl.families.base_flow import flow_schedule
 from tgo_trl.noise import FlowMatchingProcess, build_density
 
 from .tiny.flux import build as build_flux

@@ -29,7 +29,7 @@ from transformers import (
 
 from tgo_trl.media.images import load_image
 from tgo_trl.rewards.aesthetic import Aesthetic, linear_head, openai_pixels
-from tgo_trl.rewards.base import hub_file, load_weights
+from tgo_trl.rewards.base import hub_file, load_pt_file
 from tgo_trl.rewards.clip_score import ClipScore
 from tgo_trl.rewards.hpsv2 import HPSv2, hps_pixels
 from tgo_trl.rewards.open_clip import clip_from_open_clip
@@ -468,7 +468,7 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Runs()}, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=r"'weights.pt' cannot be read as a file of weights"):
-        load_weights(tmp_path / "weights.pt")
+        load_pt_file(tmp_path / "weights.pt")
     assert not (tmp_path / "ran.txt").exists()
 
 

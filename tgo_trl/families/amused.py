@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..media.types import Sample, Size
 from ..precision import compute_dtype
-from .masked_tokens import MaskedTokenFamily, as_grid, token_logits
+from .base_tokens import MaskedTokenFamily, as_grid, token_logits
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,6 @@ class AmusedFamily(MaskedTokenFamily):
     """`AmusedPipeline`, of 256 or 512 pixels."""
 
     lora_target_modules = ("to_q", "to_k", "to_v")
-
-    def default_size(self, pipeline: DiffusionPipeline) -> Size:
-        """The network's sample size in pixels."""
-        side = int(pipeline.transformer.config.sample_size * pipeline.vae_scale_factor)
-        return side, side
 
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
         """CLIP's last hidden states but one `[B, tokens, features]`, and its projected pooled one `[B, features]`.

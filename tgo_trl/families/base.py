@@ -263,10 +263,19 @@ def present(pipeline: DiffusionPipeline, names: Sequence[str]) -> dict[str, Any]
     return {name: component for name, component in found.items() if component is not None}
 
 
-def present_modules(network: nn.Module, names: Sequence[str]) -> list[str]:
-    """Those of the named modules that the network has."""
+def default_square(pipeline: DiffusionPipeline, network: str) -> Size:
+    """The pipeline's `default_sample_size`, or else the named network's `sample_size`, as a square in pixels."""
+    has_own = hasattr(pipeline, "default_sample_size")
+    latents = pipeline.default_sample_size if has_own else getattr(pipeline, network).config.sample_size
+    side = int(latents * pipeline.vae_scale_factor)
+    return side, side
+
+
+def parts_of_last_block(network: Any, names: Sequence[str]) -> list[str]:
+    """The full names of those of the named modules that the last of `transformer_blocks` has."""
+    last = f"transformer_blocks.{len(network.transformer_blocks) - 1}"
     known = {name for name, _ in network.named_modules()}
-    return [name for name in names if name in known]
+    return [f"{last}.{name}" for name in names if f"{last}.{name}" in known]
 
 
 def adapter_state_dict(network: nn.Module, adapter_name: str) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor
 
 from ..precision import compute_dtype
-from .flow import FlowMatchingFamily
+from .base_flow import FlowMatchingFamily
 
 DEFAULT_GUIDANCE = 3.5
 
@@ -27,6 +27,7 @@ class FluxFamily(FlowMatchingFamily):
     train_guidance_scale: float | None = None
 
     network_names = ("transformer",)
+    latent_patch = 2
     training_settings = (*FlowMatchingFamily.training_settings, "train_guidance_scale")
     prompt_encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     lora_target_modules = (
@@ -50,10 +51,6 @@ class FluxFamily(FlowMatchingFamily):
     def longest_prompt(self, pipeline: DiffusionPipeline) -> int:
         """512, above which the pipeline refuses to be called."""
         return 512
-
-    def size_multiple(self, pipeline: DiffusionPipeline) -> int:
-        """Latents are packed two by two."""
-        return 2 * int(pipeline.vae_scale_factor)
 
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
         """T5's hidden states `[B, max_sequence_length, features]` and CLIP's pooled one `[B, features]`."""

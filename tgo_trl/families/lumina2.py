@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..media.types import Size
 from ..precision import compute_dtype
-from .flow import FlowMatchingFamily
+from .base_flow import FlowMatchingFamily
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Lumina2Family(FlowMatchingFamily):
     max_sequence_length: int = 256
 
     network_names = ("transformer",)
+    latent_patch = 2
     prompt_encoders = ("text_encoder", "tokenizer")
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -35,10 +36,6 @@ class Lumina2Family(FlowMatchingFamily):
     def longest_prompt(self, pipeline: DiffusionPipeline) -> int:
         """The positions that the network has for prompts."""
         return int(pipeline.transformer.config.axes_lens[0]) - 1
-
-    def size_multiple(self, pipeline: DiffusionPipeline) -> int:
-        """Tokens are two by two latents."""
-        return 2 * int(pipeline.vae_scale_factor)
 
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
         """Gemma's hidden states `[B, max_sequence_length, features]`, and int64 `mask`: 1 for tokens, 0 for padding."""

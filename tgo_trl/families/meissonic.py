@@ -7,10 +7,9 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..media.types import Size
 from ..models import MeissonicPipeline
 from ..precision import compute_dtype
-from .masked_tokens import MaskedTokenFamily, as_grid, token_logits
+from .base_tokens import MaskedTokenFamily, as_grid, token_logits
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,6 @@ class MeissonicFamily(MaskedTokenFamily):
     def load(cls, model: str, **kwargs: Any) -> DiffusionPipeline:
         """The published repositories name classes that diffusers does not have, and so cannot load."""
         return MeissonicPipeline.from_pretrained(model, **kwargs)
-
-    def default_size(self, pipeline: DiffusionPipeline) -> Size:
-        """What the network was trained at, in pixels."""
-        side = int(pipeline.default_sample_size * pipeline.vae_scale_factor)
-        return side, side
 
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
         """CLIP's last hidden states but one `[B, 77, features]`, and its projected pooled one `[B, features]`."""

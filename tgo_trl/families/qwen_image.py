@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from ..media.types import Sample, Size
 from ..precision import compute_dtype
-from .base import posterior, posterior_sample, present_modules
-from .flow import FlowMatchingFamily
+from .base import parts_of_last_block, posterior_sample
+from .base_flow import FlowMatchingFamily
+from .base_latents import standardized
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class QwenImageFamily(FlowMatchingFamily):
     max_sequence_length: int = 512
 
     network_names = ("transformer",)
+    latent_patch = 2
     prompt_encoders = ("text_encoder", "tokenizer")
     # Without `add_q_proj` and `to_add_out`: nothing reads the text that leaves the last block, so that their adapters
     # could learn nothing there.
@@ -49,17 +51,11 @@ class QwenImageFamily(FlowMatchingFamily):
 
     def unread_parts(self, network: Any) -> list[str]:
         """The last block's own way of the text, which ends there, and with it what the text asks of the image."""
-        last = f"transformer_blocks.{len(network.transformer_blocks) - 1}"
-        parts = ("attn.to_add_out", "attn.add_q_proj", "attn.norm_added_q", "txt_mlp")
-        return present_modules(network, [f"{last}.{part}" for part in parts])
-
-    def size_multiple(self, pipeline: DiffusionPipeline) -> int:
-        """Latents are packed two by two."""
-        return 2 * int(pipeline.vae_scale_factor)
+        return parts_of_last_block(network, ["attn.to_add_out", "attn.add_q_proj", "attn.norm_added_q", "txt_mlp"])
 
     def encode_images(self, pipeline: DiffusionPipeline, pixels: Tensor, geometry: Tensor) -> dict[str, Tensor]:
         """Mean and standard deviation of the posterior, float32 `[B, C, H, W]` each; to the autoencoder, of videos."""
-        encoded = posterior(pipeline.vae.encode(pixels.to(pipeline.vae.dtype).unsqueeze(2)).latent_dist)
+        encoded = super().encode_images(pipeline, pixels.unsqueeze(2), geometry)
         return {name: tensor.squeeze(2) for name, tensor in encoded.items()}
 
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
@@ -73,10 +69,7 @@ class QwenImageFamily(FlowMatchingFamily):
 
     def clean(self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], posterior_noise: Tensor) -> Tensor:
         """`z = (mean + std * noise - latents_mean) / latents_std`, float32 `[B, C, H, W]`."""
-        config, device = pipeline.vae.config, posterior_noise.device
-        mean = torch.tensor(config.latents_mean, dtype=torch.float32, device=device)[:, None, None]
-        std = torch.tensor(config.latents_std, dtype=torch.float32, device=device)[:, None, None]
-        return (posterior_sample(image, posterior_noise) - mean) / std
+        return standardized(posterior_sample(image, posterior_noise), pipeline.vae.config)
 
     def predict(
         self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]

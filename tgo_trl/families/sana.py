@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..media.types import Sample, Size
 from ..precision import compute_dtype
-from .flow import FlowMatchingFamily
+from .base_flow import FlowMatchingFamily
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,6 @@ class SanaFamily(FlowMatchingFamily):
                 "The transformer takes the guidance scale as an input: this is Sana-Sprint, a consistency model "
                 "(TrigFlow), which has no flow-matching likelihood. Use a Sana or Sana 1.5 model."
             )
-
-    def default_size(self, pipeline: DiffusionPipeline) -> Size:
-        """The transformer's sample size in pixels: 512, 1024, 2048 or 4096 for the published ones."""
-        side = int(pipeline.transformer.config.sample_size * pipeline.vae_scale_factor)
-        return side, side
 
     def size_multiple(self, pipeline: DiffusionPipeline) -> int:
         """32, which the pipeline asks for, or more if autoencoder and patches shrink by more."""

@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor
 
-from ..media.types import Size
 from ..noise import DiffusionProcess, NoiseProcess
 from ..precision import compute_dtype
-from .latents import LatentFamily
+from .base_latents import LatentFamily
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,6 @@ class StableDiffusionFamily(LatentFamily):
         """The training schedule behind the pipeline's sampler, zero terminal SNR included."""
         schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         return DiffusionProcess(schedule.alphas_cumprod, schedule.config.prediction_type)
-
-    def default_size(self, pipeline: DiffusionPipeline) -> Size:
-        """The UNet's sample size in pixels."""
-        side = int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
-        return side, side
 
     def size_multiple(self, pipeline: DiffusionPipeline) -> int:
         """8, which the pipeline asks for, or more if the autoencoder shrinks by more."""

@@ -8,8 +8,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..precision import compute_dtype
-from .base import present_modules
-from .flow import FlowMatchingFamily
+from .base import parts_of_last_block
+from .base_flow import FlowMatchingFamily
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class StableDiffusion3Family(FlowMatchingFamily):
 
     def unread_parts(self, network: Any) -> list[str]:
         """What the text asks of the image in the last block, which no text leaves."""
-        last = f"transformer_blocks.{len(network.transformer_blocks) - 1}"
-        return present_modules(network, [f"{last}.attn.add_q_proj", f"{last}.attn.norm_added_q"])
+        return parts_of_last_block(network, ["attn.add_q_proj", "attn.norm_added_q"])
 
     def size_multiple(self, pipeline: DiffusionPipeline) -> int:
         """The transformer takes patches of the latents."""

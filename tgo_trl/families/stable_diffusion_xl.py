@@ -8,9 +8,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..media.types import Size
 from ..precision import compute_dtype
 from .base import posterior_sample
+from .base_latents import standardized
 from .stable_diffusion import StableDiffusionFamily
 
 
@@ -30,11 +30,6 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
                 "network was trained with epsilon- or v-prediction on DDPM's schedule, set `pipeline.scheduler` to "
                 "one such as `EulerDiscreteScheduler`; otherwise it cannot be trained here."
             )
-
-    def default_size(self, pipeline: DiffusionPipeline) -> Size:
-        """The pipeline's default, 1024 pixels for the published ones."""
-        side = int(pipeline.default_sample_size * pipeline.vae_scale_factor)
-        return side, side
 
     def encode_images(self, pipeline: DiffusionPipeline, pixels: Tensor, geometry: Tensor) -> dict[str, Tensor]:
         """Mean and standard deviation of the posterior, and what the UNet is told of the image.
@@ -60,11 +55,7 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
         config = pipeline.vae.config
         latents = posterior_sample(image, posterior_noise)
         if config.latents_mean is not None and config.latents_std is not None:
-            center, spread = (
-                torch.tensor(values, dtype=torch.float32, device=latents.device).reshape(-1, 1, 1)
-                for values in (config.latents_mean, config.latents_std)
-            )
-            latents = (latents - center) / spread
+            latents = standardized(latents, config)
         return latents * float(config.scaling_factor)
 
     def predict(

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..media.types import Sample, Size, VideoFormat
 from ..precision import compute_dtype
 from .base import adapter_metadata, adapter_state_dict, load_whole_adapter, posterior_sample, strip_prefix
-from .flow import FlowMatchingFamily
+from .base_flow import FlowMatchingFamily
+from .base_latents import standardized
 
 ADAPTER_FILES = {"transformer": LORA_WEIGHT_NAME_SAFE, "transformer_2": "pytorch_lora_weights_2.safetensors"}
 """`load_lora_weights` puts one file into one of the two."""
@@ -49,6 +50,9 @@ class WanFamily(FlowMatchingFamily):
     def video_format(self) -> VideoFormat:
         """`num_frames` at `fps`."""
         return VideoFormat(self.num_frames, self.fps)
+
+    clip = video_format
+    """The older name."""
 
     def check(self, pipeline: DiffusionPipeline) -> None:
         """Also refuses image-to-video networks, half a pair of networks, and a number of frames that does not fit."""
@@ -107,12 +111,7 @@ class WanFamily(FlowMatchingFamily):
 
     def clean(self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], posterior_noise: Tensor) -> Tensor:
         """`z = (mean + std * noise - latents_mean) / latents_std`, float32 `[B, C, F, H, W]`."""
-        sample, config = posterior_sample(image, posterior_noise), pipeline.vae.config
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=sample.device).reshape(1, -1, 1, 1, 1)
-            for values in (config.latents_mean, config.latents_std)
-        )
-        return (sample - mean) / std
+        return standardized(posterior_sample(image, posterior_noise), pipeline.vae.config)
 
     def conditions(
         self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], prompt: Mapping[str, Tensor]

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from ..media.types import Size
 from ..precision import compute_dtype
-from .base import posterior
-from .flow import FlowMatchingFamily
+from .base_flow import FlowMatchingFamily
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class ZImageFamily(FlowMatchingFamily):
     max_sequence_length: int = 512
 
     network_names = ("transformer",)
+    latent_patch = 2
     prompt_encoders = ("text_encoder", "tokenizer")
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -47,13 +47,9 @@ class ZImageFamily(FlowMatchingFamily):
         """The positions that the network has for prompts."""
         return int(pipeline.transformer.config.axes_lens[0]) - 1
 
-    def size_multiple(self, pipeline: DiffusionPipeline) -> int:
-        """Tokens are two by two latents."""
-        return 2 * int(pipeline.vae_scale_factor)
-
     def encode_images(self, pipeline: DiffusionPipeline, pixels: Tensor, geometry: Tensor) -> dict[str, Tensor]:
         """Mean of the autoencoder's posterior, float32 `[B, C, H, W]`."""
-        return {"mean": posterior(pipeline.vae.encode(pixels.to(pipeline.vae.dtype)).latent_dist)["mean"]}
+        return {"mean": super().encode_images(pipeline, pixels, geometry)["mean"]}
 
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
         """Qwen's hidden states `[B, max_sequence_length, features]`, and bool `mask`: False for padding."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
-from .base import ModelReward, load_images, load_weights
-from .clip_score import load_complete, normalize
+from .base import ModelReward, load_images, load_pt_file
+from .networks import load_complete, normalize
 
 
 class Aesthetic(ModelReward):
@@ -50,7 +50,7 @@ class Aesthetic(ModelReward):
     def _load(self) -> None:
         self._tower, _ = load_complete(CLIPVisionModelWithProjection, self.backbone, None)
         self._tower.requires_grad_(False).to(device=self.device, dtype=self.dtype)
-        self._head = linear_head(load_weights(self._weights_file(self.filename))).requires_grad_(False).to(self.device)
+        self._head = linear_head(load_pt_file(self._weights_file(self.filename))).requires_grad_(False).to(self.device)
         width = self._tower.config.projection_dim
         if self._head[0].in_features != width:
             raise ValueError(

@@ -1,5 +1,6 @@
 """What a reward is, and what the reward models here share: batches, devices, Hub files, checked scores."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from ..data.rows import check_score
 from ..media.images import load_image
 from ..messages.public import public_name
 from ..precision import as_dtype, default_dtype
+
+logger = logging.getLogger(__name__)
 
 Reward: TypeAlias = Callable[[Sequence[str], Sequence[Any]], Sequence[float]]
 """`N` prompts and `N` images (for a video reward: lists of frames) to `N` scores, higher is better."""
@@ -103,6 +106,35 @@ class ModelReward(ABC):
         """A file of the repository that `model_id` names, or of the folder."""
         path, self._commit = hub_file(self.model_id, filename, self.revision)
         return path
+
+
+class PromptReward(ModelReward):
+    """A reward model that reads the first tokens of prompts, and says of the first prompt it cuts that it does."""
+
+    _tokenizer: Any
+    _max_tokens: int
+    _has_warned = False
+
+    def _tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Token ids and mask, int64 `[N, max_tokens]`: padded to one length, so no row depends on the others'."""
+        texts, length = [self._clean(prompt) for prompt in prompts], self._max_tokens
+        tokens = self._tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        cut = [prompt for prompt, e in zip(prompts, tokens.encodings or (), strict=False) if e.overflowing]
+        if cut and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%s reads the first %d tokens of a prompt and ignores the rest, %s",
+                self.name, length, self._name_cut(cut[0]),
+            )  # fmt: skip
+        return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
+
+    def _clean(self, prompt: str) -> str:
+        """The prompt as the tokenizer gets it."""
+        return prompt
+
+    def _name_cut(self, prompt: str) -> str:
+        """How the warning ends that a prompt is cut."""
+        return f"as of {shorten(prompt)} (said once)."
 
 
 class UserReward:
@@ -201,7 +233,7 @@ def hub_file(model_id: str, filename: str, revision: str | None = None) -> tuple
     return path, parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
 
 
-def load_weights(path: Path) -> Any:
+def load_pt_file(path: Path) -> Any:
     """What a `.pt` or `.pth` file holds, on the CPU. Such files are pickles; only tensors and containers are read.
 
     Raises:

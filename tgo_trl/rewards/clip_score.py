@@ -1,49 +1,19 @@
 """CLIP score: the cosine between the embeddings of a prompt and an image, and what other CLIP rewards share with it."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from ..messages.public import public_name
-from .base import ModelReward, hub_file, load_images, shorten
-
-logger = logging.getLogger(__name__)
-
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+from .base import PromptReward, load_images
+from .networks import load_complete
 
 
-def load_complete(model_class: Any, model_id: str, revision: str | None) -> tuple[Any, str | None]:
-    """A network of transformers, float32, on the CPU, in evaluation mode, and the commit it is from if known.
-
-    Raises:
-        ValueError: if the repository lacks weights, which transformers would draw at random.
-    """
-    _, commit = hub_file(model_id, "config.json", revision)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)  # or a tower that is not used is reported, weight by weight
-    try:
-        model, report = model_class.from_pretrained(
-            model_id, revision=commit or revision or "main", dtype=torch.float32, output_loading_info=True
-        )
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    if report["missing_keys"]:
-        raise ValueError(
-            f"{model_id!r} lacks weights of a `{model_class.__name__}`, such as {min(report['missing_keys'])!r}. Name "
-            "a model of that kind."
-        )
-    return model, commit
-
-
-class ClipScore(ModelReward):
+class ClipScore(PromptReward):
     r"""`cos(text, image) = t \cdot v / (|t| |v|)`, without factor and without clipping at 0.
 
     Peers differ in the backbone and in factors (2.5 in the CLIPScore paper, 100 in torchmetrics, which also clips).
@@ -67,12 +37,12 @@ class ClipScore(ModelReward):
         if type(self) is ClipScore and backbone != "openai/clip-vit-large-patch14":
             self.license = f"see {public_name(backbone)}"
         self._scale = 1.0
-        self._has_warned = False
 
     def _load(self) -> None:
-        self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**self._processor_source())
+        self._tokenizer = AutoTokenizer.from_pretrained(**self._processor_source())
         self._load_preprocessing()
         self._model = self._load_model()
+        self._max_tokens = self._model.config.text_config.max_position_embeddings
         self._scale = self._read_scale(self._model)  # before bfloat16 rounds it
         self._model.requires_grad_(False).eval().to(device=self.device, dtype=self.dtype)
 
@@ -98,10 +68,6 @@ class ClipScore(ModelReward):
         """What the cosine is multiplied by."""
         return 1.0
 
-    def _clean(self, prompt: str) -> str:
-        """The prompt as the tokenizer gets it."""
-        return prompt
-
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Float32 `[N, 3, height, width]` of RGB images."""
         pixels: Tensor = self._image_processor(images=list(images), return_tensors="pt")["pixel_values"]
@@ -114,27 +80,3 @@ class ClipScore(ModelReward):
         # Normalised again: in bfloat16 the model's own division leaves lengths that are off by up to 0.4 %.
         text, image = (F.normalize(e.float(), dim=-1) for e in (outputs.text_embeds, outputs.image_embeds))
         return self._scale * (text * image).sum(-1)
-
-    def _tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Token ids and mask, int64 `[N, 77]`, padded to one length so that no row depends on the others'."""
-        tokens = self._tokenizer(
-            [self._clean(prompt) for prompt in prompts],
-            padding="max_length",
-            truncation=True,
-            max_length=self._model.config.text_config.max_position_embeddings,
-            return_tensors="pt",
-        )
-        cut = [prompt for prompt, e in zip(prompts, tokens.encodings or (), strict=False) if e.overflowing]
-        if cut and not self._has_warned:
-            self._has_warned = True
-            logger.warning(
-                "%s reads the first %d tokens of a prompt and ignores the rest, as of %s (said once).",
-                self.name, tokens["input_ids"].shape[1], shorten(cut[0]),
-            )  # fmt: skip
-        return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
-
-
-def normalize(pixels: Tensor) -> Tensor:
-    """CLIP's input of `[3, height, width]` in [0, 1]."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_MEAN, OPENAI_STD))
-    return (pixels - mean) / std

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..labels import NORMALIZATIONS
-from ..labels.thresholds import percentile_threshold
+from ..labels.normalization import center_and_scale
 from .base import Reward, checked_scores, reward_name
 
 
@@ -163,15 +163,11 @@ class Ensemble:
 def _fit(name: str, scores: torch.Tensor, normalization: str) -> tuple[float, float]:
     if len(scores) == 0:
         raise ValueError(f"There are no scores of {name!r} to fit a centre and a scale on.")
-    if normalization == "zscore":
-        center, scale = scores.mean(), scores.std(correction=0)
-    else:
-        center = percentile_threshold(scores, 50)
-        scale = percentile_threshold(scores, 75) - percentile_threshold(scores, 25)
+    center, scale = center_and_scale(scores, normalization)
     if scores.min() == scores.max() or not scale > 0:
         raise ValueError(
             f"The {len(scores)} scores of {name!r} have no spread to divide by ({normalization}): "
             + ("all" if scores.min() == scores.max() else "half or more")
             + " are equal. Use other rows, another normalisation, or leave the reward out."
         )
-    return float(center), float(scale)
+    return center, scale

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import load_weights
-from .clip_score import ClipScore, normalize
+from .base import load_pt_file
+from .clip_score import ClipScore
+from .networks import normalize
 from .open_clip import clip_from_open_clip
 
 STRAIGHT_QUOTES = str.maketrans(dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'") | dict.fromkeys("“”„‟", '"'))
@@ -60,7 +61,7 @@ class HPSv2(ClipScore):
         return f"{super().version}/{self.filename}"
 
     def _load_model(self) -> Any:
-        weights = load_weights(self._weights_file(self.filename))
+        weights = load_pt_file(self._weights_file(self.filename))
         if not isinstance(weights, dict) or "state_dict" not in weights:
             raise ValueError(f"{self.filename!r} has no 'state_dict'. Name a checkpoint of HPS v2, as on xswu/HPSv2.")
         return clip_from_open_clip(

@@ -1,7 +1,6 @@
 """ImageReward: a BLIP that reads prompt and image together, trained on rankings by people (arXiv 2304.05977)."""
 
 import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,15 +10,12 @@ from torch import Tensor
 from transformers import AddedToken, BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from .aesthetic import linear_head, openai_pixels
-from .base import ModelReward, load_images, load_weights
+from .base import PromptReward, load_images, load_pt_file
 from .networks import network_from_weights
-
-logger = logging.getLogger(__name__)
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the network's outputs on the authors' data; scores come out with mean 0 and standard deviation 1 there."""
 
-MAX_TOKENS = 35
 HEAD_WIDTH = 64
 """Of an attention head in every vision transformer of BLIP; the weights do not show it."""
 
@@ -41,7 +37,7 @@ _BLOCK_NAMES = {
 }
 
 
-class ImageReward(ModelReward):
+class ImageReward(PromptReward):
     r"""`(MLP(h) - \mu) / \sigma` of the state `h` at the first token of a prompt that attends to the image.
 
     The image's shorter side is resized to 224 pixels (bicubic) and the centre is cropped; prompts are cut after 35
@@ -55,6 +51,7 @@ class ImageReward(ModelReward):
 
     name = "imagereward"
     license = "Apache-2.0"
+    _max_tokens = 35
 
     def __init__(
         self,
@@ -65,10 +62,9 @@ class ImageReward(ModelReward):
     ) -> None:
         super().__init__(model_id, **kwargs)
         self.tokenizer = tokenizer
-        self._has_warned = False
 
     def _load(self) -> None:
-        weights = load_weights(self._weights_file("ImageReward.pt"))
+        weights = load_pt_file(self._weights_file("ImageReward.pt"))
         config = json.loads(self._weights_file("med_config.json").read_text())
         self._tokenizer = BertTokenizer.from_pretrained(self.tokenizer)
         self._tokenizer.add_tokens([AddedToken(token, special=True) for token in ("[DEC]", "[ENC]")])
@@ -90,19 +86,8 @@ class ImageReward(ModelReward):
         outputs: Tensor = self._head(read[:, 0].float())
         return (outputs[:, 0] - MEAN) / STD
 
-    def _tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Token ids and mask, int64 `[N, 35]`, padded to one length so that no row depends on the others'."""
-        tokens = self._tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-        )
-        cut = [prompt for prompt, e in zip(prompts, tokens.encodings or (), strict=False) if e.overflowing]
-        if cut and not self._has_warned:
-            self._has_warned = True
-            logger.warning(
-                "%s reads the first %d tokens of a prompt and ignores the rest, of this one and maybe of others: %r",
-                self.name, MAX_TOKENS, cut[0],
-            )  # fmt: skip
-        return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
+    def _name_cut(self, prompt: str) -> str:
+        return f"of this one and maybe of others: {prompt!r}"
 
 
 def blip_from_original(weights: Mapping[str, Tensor], med_config: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -1,11 +1,41 @@
-"""Networks of transformers from weights that were published in another layout."""
+"""Networks of transformers with all of their weights, also from another layout, and the pixels that CLIP's take."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from .base import hub_file
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def load_complete(model_class: Any, model_id: str, revision: str | None) -> tuple[Any, str | None]:
+    """A network of transformers, float32, on the CPU, in evaluation mode, and the commit it is from if known.
+
+    Raises:
+        ValueError: if the repository lacks weights, which transformers would draw at random.
+    """
+    _, commit = hub_file(model_id, "config.json", revision)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)  # or a tower that is not used is reported, weight by weight
+    try:
+        model, report = model_class.from_pretrained(
+            model_id, revision=commit or revision or "main", dtype=torch.float32, output_loading_info=True
+        )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{model_id!r} lacks weights of a `{model_class.__name__}`, such as {min(report['missing_keys'])!r}. Name "
+            "a model of that kind."
+        )
+    return model, commit
 
 
 def network_from_weights(
@@ -44,3 +74,9 @@ def network_from_weights(
                 f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''})."
             )
     return network.requires_grad_(False).eval()
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """CLIP's input of `[3, height, width]` in [0, 1]."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_MEAN, OPENAI_STD))
+    return (pixels - mean) / std

@@ -18,9 +18,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLModel
 
 from ..media.types import Size
-from .base import ModelReward, load_images, load_weights
-from .clip_score import normalize
-from .networks import network_from_weights
+from .base import ModelReward, load_images, load_pt_file
+from .networks import network_from_weights, normalize
 
 AXES = ("VQ", "MQ", "TA")
 REWARD_TOKENS = tuple(f"<|{axis}_reward|>" for axis in AXES)
@@ -128,7 +127,7 @@ class VideoReward(ModelReward):
                 f"The tokenizer of {self.version!r} has no tokens {', '.join(missing)}. Name VideoReward's."
             )
         self._reward_ids = torch.tensor([vocabulary[token] for token in REWARD_TOKENS], device=self.device)
-        weights = load_weights(self._weights_file(f"{self.checkpoint}/model.pth"))
+        weights = load_pt_file(self._weights_file(f"{self.checkpoint}/model.pth"))
         network, head = qwen_from_original(
             weights, AutoConfig.from_pretrained(self.base), settings["peft_lora_config"], self.dtype
         )

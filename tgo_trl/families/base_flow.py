@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from ..noise import FlowMatchingProcess, NoiseProcess, build_density
-from .latents import LatentFamily
+from .base_latents import LatentFamily
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from ..media.types import Size
 from ..noise import MaskedTokenProcess, NoiseProcess
-from .base import Family
+from .base import Family, default_square
 
 GOOD_AESTHETIC_SCORE = 6.0
 """What both kinds of network were told of every training image, and their pipelines tell them by default."""
@@ -25,6 +26,10 @@ class MaskedTokenFamily(Family):
     def process(self, pipeline: DiffusionPipeline) -> NoiseProcess:
         """Tokens masked on the cosine schedule; the last of the network's tokens stands for "masked"."""
         return MaskedTokenProcess(int(pipeline.transformer.config.vocab_size) - 1)
+
+    def default_size(self, pipeline: DiffusionPipeline) -> Size:
+        """The pipeline's default, or else the network's sample size, in pixels."""
+        return default_square(pipeline, "transformer")
 
     def size_multiple(self, pipeline: DiffusionPipeline) -> int:
         """A token, or two of them on each side if the network takes four as one."""
