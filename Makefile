@@ -12,7 +12,7 @@ LOWEST := .venv-lowest
 PYTEST := -m pytest -n $(WORKERS) -m "not slow and not long"
 READY := $(VENV)/.ready-$(subst /,_,$(TORCH))
 # Parts that the paper's equations live in: every branch of them is tested.
-FULLY_COVERED := tgo_trl/losses/*,tgo_trl/labels/thresholds.py,tgo_trl/labels/weights.py,tgo_trl/noise/*
+FULLY_COVERED := tgo_trl/losses/*,tgo_trl/labels/*,tgo_trl/noise/*
 
 .PHONY: help setup demo test test-slow test-long test-latest test-lowest pins lint types benchmark clean
 
