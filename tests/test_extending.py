@@ -206,3 +206,9 @@ def test_names_of_the_guide_are_defined(name):
 def test_the_walks_have_ten_stations(walk):
     text = WALKS[WALKS.index(walk) :].partition("\n### ")[0]
     assert re.findall(r"^(\d+)\. ", text, re.MULTILINE) == [str(i) for i in range(1, 11)]
+
+
+def test_the_readme_lists_the_rooms():
+    readme = (ROOT / "README.md").read_text()
+    listed = re.findall(r"^\| `(\w+)/` \|", readme[readme.index("## The rooms") :], re.MULTILINE)
+    assert sorted(listed) == sorted(path.parent.name for path in (ROOT / "tgo_trl").glob("*/__init__.py"))

@@ -28,7 +28,7 @@ from ..policy.encoders import FrozenEncoders
 from ..policy.loading import load_pipeline, remove_offloading, replace_tokenizer
 from ..policy.policy import Policy, build_policy, disable_dropout
 from ..policy.reference import AdapterReference, ModelReference, Reference
-from ..policy.sampling import cpu_generators
+from ..policy.sampling import cpu_generators, quiet
 from ..storage.fingerprints import component_fingerprint, tensors_digest
 from . import checkpoints
 from .arguments import resolve_family, resolve_size, resolve_sizes, warn_of_unused_settings
@@ -182,20 +182,18 @@ class BaseTrainer(ResumableTrainer):
                 f"`loss_type={self.args.loss_type!r}` with `use_peft=False` keeps no copy of the network, so there is "
                 "no reference to draw from. Draw before training."
             )
-        quiet = dict(getattr(self.pipeline, "_progress_bar_config", {}))
         was_training = self.model.training
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.encoders.summon()
         reference = self.sampled_reference if from_reference else None
         sampling = nullcontext() if reference is None else reference.sampling(self.pipeline)
+        self.encoders.summon()
         try:
             with self.optimizer_mode.averaged(), self.strategy.whole(), sampling, self.encoders.decoding():
                 self.model.eval()
-                return self.family.sample(self.pipeline, prompts, cpu_generators(seeds), self.size, **kwargs)
+                with quiet(self.pipeline):
+                    return self.family.sample(self.pipeline, prompts, cpu_generators(seeds), self.size, **kwargs)
         finally:
             self.model.train(was_training)
             self._release_encoders()
-            self.pipeline.set_progress_bar_config(**quiet)
 
     def _release_encoders(self) -> None:
         """Makes room on the device, where training does without encoders."""

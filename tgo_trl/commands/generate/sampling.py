@@ -13,7 +13,7 @@ from torch import nn
 from ...families import Family
 from ...media.types import Size
 from ...policy.draws import stable_seed
-from ...policy.sampling import cpu_generators
+from ...policy.sampling import cpu_generators, quiet
 from ...settings import shown
 
 
@@ -124,17 +124,14 @@ def _sampling(pipeline: DiffusionPipeline, seed: int) -> Iterator[None]:
 
     What a sampler draws without the generators that it is given comes from `seed`.
     """
-    quiet = dict(getattr(pipeline, "_progress_bar_config", {}))
     training = [part for part in pipeline.components.values() if isinstance(part, nn.Module) and part.training]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    pipeline.set_progress_bar_config(disable=True)
     for part in training:
         part.eval()
     try:
-        with torch.random.fork_rng(devices):
+        with quiet(pipeline), torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             yield
     finally:
         for part in training:
             part.train()
-        pipeline.set_progress_bar_config(**quiet)
