@@ -14,6 +14,7 @@ from tgo_trl.losses.tgo import tgo_loss
 from tgo_trl.noise import MaskedTokenProcess
 
 from . import tiny
+from .cases import CASES
 from .runs import assert_close, config, logged, make_trainer, trained_weights
 
 # ---- On paper: equations of `docs/extending.md`, with betas that act at the size of a tiny model's errors ----
@@ -248,8 +249,13 @@ def test_what_a_loss_of_pairs_cannot_have_is_refused(tmp_path, monkeypatch):
         make_trainer(config(tmp_path, loss_type="dpo"), train_dataset=single)
 
 
-def test_a_process_without_a_target_says_so():
-    with pytest.raises(ValueError, match="`MaskedTokenProcess` has no target"):
+def test_losses_that_read_predictions_are_refused_where_tokens_are_predicted(tmp_path, monkeypatch):
+    monkeypatch.setitem(LOSSES, "dspo", DSPO)
+    (case,) = (case for case in CASES if case.name == "amused")
+    args = case.config(tmp_path, loss_type="dspo", per_device_train_batch_size=2)
+    with pytest.raises(ValueError, match="`loss_type='dspo'` subtracts predictions from their target, and this"):
+        make_trainer(args, model=case.build(), train_dataset=case.rows(4))
+    with pytest.raises(NotImplementedError):
         MaskedTokenProcess(7).target(*[torch.zeros(1, 4)] * 3)
 
 

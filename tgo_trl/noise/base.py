@@ -1,6 +1,7 @@
 """What every noise process offers: a time, a corruption, and an error that stands in for the log-likelihood."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,6 +12,9 @@ class NoiseProcess(ABC):
     A process knows nothing of networks. It is a pure function of its arguments: all randomness comes in as `quantile`
     and `noise`, which [`~tgo_trl.policy.draws.draw_rows`] draws.
     """
+
+    has_target: ClassVar[bool] = True
+    """Whether predictions can be subtracted from what they should be; logits of tokens cannot."""
 
     @abstractmethod
     def time(self, quantile: Tensor) -> Tensor:
@@ -42,12 +46,8 @@ class NoiseProcess(ABC):
         """
 
     def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """What the network is trained to predict, float32 `[B, ...]`, for losses that read predictions.
-
-        Raises:
-            ValueError: if predictions are compared with nothing of their own shape, as the logits of tokens are.
-        """
-        raise ValueError(f"`{type(self).__name__}` has no target that predictions could be subtracted from.")
+        """What the network is trained to predict, float32 `[B, ...]`, if [`has_target`]."""
+        raise NotImplementedError
 
     @abstractmethod
     def temperature(self, num_elements: int) -> float:

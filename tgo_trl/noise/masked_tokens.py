@@ -1,6 +1,7 @@
 """Masked tokens with the cosine schedule (MaskGIT, arXiv 2202.04200): aMUSEd, Meissonic."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class MaskedTokenProcess(NoiseProcess):
     Args:
         mask_token_id: the token that stands for "masked".
     """
+
+    has_target: ClassVar[bool] = False
 
     def __init__(self, mask_token_id: int) -> None:
         self.mask_token_id = mask_token_id

@@ -77,7 +77,7 @@ class Corrupted:
         return self.by_row(errors)
 
     def target(self) -> Tensor:
-        """What should be predicted, float32 `[K * B, ...]`; raises as [`NoiseProcess.target`] does."""
+        """What should be predicted, float32 `[K * B, ...]`."""
         return self.noise_process.target(self.clean, self.draw.noise, self.time)
 
     def by_row(self, values: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def row_errors(
         with_predictions: keep what the errors are of.
 
     Raises:
-        ValueError: `with_predictions`, for a noise process or a reference that has none.
+        ValueError: `with_predictions`, if the reference has none.
     """
     if not with_predictions:
         # The reference goes first: its networks may be the policy's own, whose graph is then the last to be built.

@@ -13,6 +13,7 @@ from ..families import Family, build_family
 from ..losses import LOSSES
 from ..media.sizes import aspect_ratio_sizes, check_size
 from ..media.types import Size
+from ..noise import NoiseProcess
 from ..policy.alterations import check_networks, unwrap_networks
 from ..policy.distributed import check_strategy
 from ..policy.policy import Policy
@@ -165,6 +166,15 @@ def resolve_family(args: TGOConfig, family: Family | None, pipeline: DiffusionPi
     family.check(pipeline)
     check_networks(pipeline, family, args.use_peft)
     return family
+
+
+def check_loss(loss_type: str, process: NoiseProcess) -> None:
+    """Raises a ValueError for a loss that reads what the network's predictions do not have."""
+    if LOSSES[loss_type].reads_predictions and not process.has_target:
+        raise ValueError(
+            f"`loss_type={loss_type!r}` subtracts predictions from their target, and this pipeline predicts tokens, "
+            "which have none. Use a loss that reads errors alone, such as 'tgo'."
+        )
 
 
 def resolve_size(args: TGOConfig, family: Family, pipeline: DiffusionPipeline) -> Size:

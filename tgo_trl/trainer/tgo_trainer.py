@@ -28,7 +28,7 @@ from ..policy.draws import EVALUATION_EPOCH, Draw, draw_rows
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
 from ..policy.loading import load_reference_networks
-from .arguments import check_arguments, check_optimizer, default_args, training_dtype
+from .arguments import check_arguments, check_loss, check_optimizer, default_args, training_dtype
 from .base_trainer import BaseTrainer
 from .callbacks import ScoreLogCallback
 from .course import describe_optimizer
@@ -138,6 +138,7 @@ class TGOTrainer(BaseTrainer):
 
         # The pipeline, and whether settings fit it.
         self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
+        check_loss(args.loss_type, self.denoiser.noise_process)
         check_policy(self.pipeline, self.family, args, peft_config)
         ref_networks = None
         if ref_model is not None:
@@ -307,6 +308,10 @@ class TGOTrainer(BaseTrainer):
     @torch.no_grad()
     def _update_statistic(self, batches: Sequence[dict[str, Any]], num_rows: Tensor) -> Tensor:
         """The mean of what the loss asks of each row, over the rows of an update in all processes."""
+        self.model.train()  # as in the step, which has not begun
+        begin = getattr(self.optimizer, "train", None)
+        if callable(begin):
+            begin()
         total = torch.zeros((), device=num_rows.device)
         for batch in batches:
             inputs = self._prepare_inputs(batch)
