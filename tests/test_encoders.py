@@ -195,6 +195,24 @@ def test_a_change_in_the_code_of_somebody_elses_family_is_a_change(monkeypatch):
         assert other not in before
 
 
+def test_versions_and_sources_of_all_bases_count(monkeypatch):
+    class Mixin:
+        def encode_prompts(self, pipeline, prompts):
+            return super().encode_prompts(pipeline, prompts)
+
+    class OtherFamily(Mixin, StableDiffusionFamily):
+        pass
+
+    before = recipes(encoders(family=OtherFamily()))
+    monkeypatch.setattr(StableDiffusionFamily, "encoding_version", 2, raising=False)
+    assert recipes(encoders(family=OtherFamily())) != before
+    monkeypatch.delattr(StableDiffusionFamily, "encoding_version")
+    assert recipes(encoders(family=OtherFamily())) == before
+    source = inspect.getsource
+    monkeypatch.setattr("inspect.getsource", lambda cls: source(cls) + ("# new" if cls is Mixin else ""))
+    assert recipes(encoders(family=OtherFamily())) != before
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_is_encoded_has_a_version(case):
     # Of whoever changes what a family encodes, this asks to raise its `encoding_version`, and then to record anew:

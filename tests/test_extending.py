@@ -33,7 +33,6 @@ def follow(folder, section):
         if kind is None:
             path = folder / place
             path.parent.mkdir(exist_ok=True)
-            (path.parent / "__init__.py").touch()
             path.write_text(code)
             continue
         position, table, name = kind.groups()
@@ -143,7 +142,7 @@ def test_a_command_is_a_folder_and_a_row(tmp_path):
         {"prompt": "two birds", "length": 9},
         {"prompt": "a", "length": 1},
     ]
-    assert (tmp_path / "out" / "README.md").read_text() == "The lengths of 3 prompts."
+    assert (tmp_path / "out" / "README.md").read_text().endswith("\n---\n\nThe lengths of 3 prompts.\n")
 
 
 STRATEGY = """

@@ -533,3 +533,12 @@ def test_the_example_of_the_docs(tmp_path, monkeypatch):
     assert shown == {path.name for path in (DOCS / "inspect").iterdir()} == {
         path.name for path in (tmp_path / "inspection").iterdir() if path.suffix == ".png"
     }  # fmt: skip
+
+
+def test_weights_that_training_would_refuse_are_refused(tmp_path):
+    rows = Dataset.from_dict({"prompt": ["a", "b", "c", "d"], "score": [-1e38, -1e37, 1e37, 1e38]})
+    rows.to_parquet(str(tmp_path / "rows.parquet"))
+    settings = {"output_dir": str(tmp_path / "out"), "skip_images": True, "disable_tqdm": True}
+    with pytest.raises(ValueError, match="The weight of rows 0, 3 is not finite in float32"):
+        inspect(InspectConfig(str(tmp_path / "rows.parquet"), **settings))
+    assert not (tmp_path / "out" / "inspection.json").exists()

@@ -390,3 +390,26 @@ def test_the_mean_of_each_prompt_labels_its_rows():
 def test_a_single_image_has_no_mean_but_its_own():
     with pytest.raises(ValueError, match=r"`threshold_type='prompt_mean'` estimates a threshold from several images"):
         fit_label_rule([1.0, 2.0, 3.0], ["a", "a", "b"], threshold_type="prompt_mean")
+
+
+# ---- Arithmetic alone ----
+
+
+def test_a_rule_at_a_threshold_by_hand():
+    scores = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    rule = LabelRule.at(torch.tensor(2.0, dtype=torch.float64), scores, confidence_coef=3.0, center=1.0, scale=2.0)
+    assert (rule.threshold_type, rule.threshold, rule.num_rows, rule.num_positive) == ("value", 2, 3, 2)
+    assert not rule.is_one_sided
+    labels = rule.labels(scores, [""] * 3)
+    assert labels.is_positive.tolist() == [False, True, True]
+    assert labels.weights.tolist() == [2.5, 1, 4]  # 1 + 3 |s - 2| / 2
+    assert LabelRule.at(torch.tensor(5.0, dtype=torch.float64), scores).is_one_sided
+
+
+def test_a_rule_at_a_threshold_neither_warns_nor_refuses(caplog):
+    scores = torch.tensor([0.0] * 99 + [1e300], dtype=torch.float64)
+    rule = LabelRule.at(torch.tensor(1.0, dtype=torch.float64), scores)
+    assert rule.labels(scores, [""] * 100).weights[-1] == math.inf
+    assert not caplog.records
+    with pytest.raises(ValueError, match="infinite"):
+        rule.apply(scores, [""] * 100)

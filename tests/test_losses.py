@@ -197,6 +197,9 @@ def test_pairs_are_the_best_and_the_worst_of_a_prompt_and_share_one_draw(tmp_pat
         assert better == max(of_prompt, key=lambda i: scores[i])
         assert worse == min(of_prompt, key=lambda i: scores[i])
     assert batch["is_positive"].tolist() == [True, False, True, False]
+    draw = trainer._errors(trainer.model, batch)[1]
+    assert torch.equal(draw.noise[::2], draw.noise[1::2])
+    assert [row for _, row, _ in draw.keys] == batch["row"]  # by which each is found in a table
     predictions = first_inputs(trainer).errors.predictions
     # the target of an epsilon network is the noise itself
     assert torch.equal(predictions.target[:, ::2], predictions.target[:, 1::2])
@@ -223,6 +226,29 @@ def test_the_statistic_is_the_mean_over_the_whole_update(tmp_path, monkeypatch):
     assert statistic("parts", 2, 4).statistic.item() == pytest.approx(whole.statistic.item(), rel=1e-6)
 
 
+def test_a_row_that_is_left_out_is_left_out_of_the_statistic(tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class Broken(KTO):
+        """Of which the first row's number is NaN."""
+
+        def row_statistic(self, errors):
+            values = errors.policy.mean(0)
+            return torch.cat([values.new_full((1,), torch.nan), values[1:]])
+
+    monkeypatch.setitem(LOSSES, "kto", Broken)
+    settings = {"loss_type": "kto", "per_device_train_batch_size": 8, "on_bad_row": "skip"}
+    inputs = first_inputs(make_trainer(config(tmp_path, **settings)))
+    assert inputs.statistic.item() == pytest.approx(inputs.errors.policy[0, 1:].mean().item(), rel=1e-6)
+
+
+def test_an_evaluation_has_no_statistic_and_is_a_function_of_the_weights(tmp_path, monkeypatch):
+    monkeypatch.setitem(LOSSES, "kto", KTO)
+    trainer = make_trainer(config(tmp_path, loss_type="kto", learning_rate=0.0, temperature=0.01))
+    before = trainer.evaluate(tiny.scored_rows(4))["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate(tiny.scored_rows(4))["eval_loss"] == before
+
+
 def test_prompts_say_what_the_loss_makes_of_them_and_are_encoded_so(tmp_path, monkeypatch):
     monkeypatch.setitem(LOSSES, "csft", ConditionalSFT)
     trainer = make_trainer(config(tmp_path, loss_type="csft"))
@@ -244,6 +270,9 @@ def test_what_a_loss_of_pairs_cannot_have_is_refused(tmp_path, monkeypatch):
         make_trainer(config(tmp_path, loss_type="dpo", per_device_train_batch_size=3))
     with pytest.raises(ValueError, match="which the streaming `train_dataset` does not give at once"):
         make_trainer(config(tmp_path, loss_type="dpo"), train_dataset=paired_rows().to_iterable_dataset())
+    trainer = make_trainer(config(tmp_path, loss_type="dpo"), train_dataset=paired_rows())
+    with pytest.raises(ValueError, match="which the streaming evaluation data set does not give at once"):
+        trainer.evaluate(paired_rows().to_iterable_dataset())
     single = tiny.scored_rows(8).remove_columns("prompt").add_column("prompt", [f"{i} birds" for i in range(8)])
     with pytest.raises(ValueError, match="no prompt of the training data set has two of different scores"):
         make_trainer(config(tmp_path, loss_type="dpo"), train_dataset=single)

@@ -133,3 +133,14 @@ def test_groups_keep_the_epochs_order():
     grouped = [position for _, position in RowSampler(8, 5, block=2, epoch=2, groups=GROUPS) if position >= 0]
     for name in set(GROUPS):
         assert [p for p in grouped if GROUPS[p] == name] == [p for p in plain if GROUPS[p] == name]
+
+
+def test_rows_that_belong_together_stay_together_also_after_a_run_that_stopped_between_them():
+    sampler = RowSampler(8, 0, rows_per_item=2)
+    order = [position for _, position in sampler]
+    assert sorted(order) == list(range(8))
+    assert order != list(range(8))
+    assert all(worse == better + 1 and better % 2 == 0 for better, worse in zip(order[::2], order[1::2], strict=True))
+    sampler.done = {0: sampler.first(0, 3)}  # of batches of one row or of three
+    assert [position for _, position in sampler] == order[4:]
+    assert sampler.num_left(0) == 4

@@ -65,8 +65,7 @@ def test_a_stream_gives_what_map_style_data_gives(tmp_path):
     streamed, stream_rule = preparer.training_set(scored_rows(8).to_iterable_dataset())
     assert isinstance(streamed, StreamDataset)
     assert stream_rule == rule
-    assert (streamed.is_encoded, streamed.labels, streamed.sizes, streamed.example_prompt) == (False, None, None, None)
-    assert encoded.is_encoded
+    assert (streamed.labels, streamed.example_prompt) == (None, None)
     assert (encoded.sizes, encoded.example_prompt) == ([(16, 16)] * 8, scored_rows(8)["prompt"][0])
     for i, row in enumerate(itertools.islice(streamed, 8)):
         assert {*row, *encoded[i]} == set(FIELDS)

@@ -8,6 +8,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from tgo_trl.families.wan import WanFamily
+from tgo_trl.media.types import VideoFormat
 from tgo_trl.policy.policy import build_policy
 
 from .cases import PROMPTS
@@ -222,3 +223,13 @@ def test_samples_are_the_frames_of_a_video_per_prompt_each_from_its_own_generato
     assert [size for size, _ in first] == [(48, 32)] * 5
     assert first != second
     assert sample(PROMPTS[::-1], [2, 1]) == [second, first]
+
+
+def test_a_family_of_ones_own_says_what_a_video_is_by_the_older_name_too():
+    class Slower(WanFamily):
+        @property
+        def clip(self):
+            return VideoFormat(9, 4.0)
+
+    assert Slower(num_frames=5, fps=8).video_format == VideoFormat(9, 4.0)
+    assert (WanFamily(num_frames=5, fps=8).video_format, WanFamily().medium) == (VideoFormat(5, 8), "video")

@@ -1,4 +1,4 @@
-"""The card of a data set that was drawn or scored here."""
+"""The card of a data set that was sampled or scored here."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -37,17 +37,14 @@ def build_card(shards: ParquetFolder, hub_id: str | None = None, license: str | 
     name = hub_id or shards.folder.resolve().name
     info = dataset_info(shards)
     num_rows = info.splits[shards.split].num_examples
-    data = DatasetCardData(
+    head = card_head(
+        info,
         license=license,
         task_categories=[generation["settings"]["task"]] if generation else None,
         size_categories=size_category(num_rows),
         source_datasets=_source_id(scoring),
         tags=["tgo_trl", *(["synthetic"] if generation else []), *(["reward"] if scoring else [])],
     )
-    # No `configs`: the names of the shards say it all, and a folder whose card has `configs` is cached by `datasets`
-    # under its card alone, so that other data in the same place would not be seen
-    # (https://github.com/huggingface/datasets/pull/6487).
-    DatasetInfosDict({"default": info}).to_dataset_card_data(data)
     parts = [
         f"# {name}",
         _introduction(num_rows, generation, scoring),
@@ -61,7 +58,22 @@ def build_card(shards: ParquetFolder, hub_id: str | None = None, license: str | 
     if scoring:
         parts += ["## Scores", _scores_text(scoring)]
     parts += ["## License", license_note(generation, scoring, license)]
-    return DatasetCard("---\n" + data.to_yaml() + "\n---\n\n" + "\n\n".join(parts) + "\n")
+    return DatasetCard(head + "\n\n".join(parts) + "\n")
+
+
+def card_head(info: DatasetInfo, **fields: Any) -> str:
+    """What a card begins with: its metadata, in YAML, which an upload needs.
+
+    Args:
+        info: as [`dataset_info`] gives it.
+        fields: of `DatasetCardData`, such as `license` and `tags`.
+    """
+    data = DatasetCardData(**fields)
+    # No `configs`: the names of the shards say it all, and a folder whose card has `configs` is cached by `datasets`
+    # under its card alone, so that other data in the same place would not be seen
+    # (https://github.com/huggingface/datasets/pull/6487).
+    DatasetInfosDict({"default": info}).to_dataset_card_data(data)
+    return f"---\n{data.to_yaml()}\n---\n\n"
 
 
 def size_category(num_rows: int) -> str:

@@ -110,12 +110,9 @@ class EncodedDataset(TorchDataset[PreparedRow]):
     at `position`.
 
     Attributes:
-        is_encoded: True, as it is False of a [`~tgo_trl.data.stream.StreamDataset`].
         labels: of the rows, in order.
         rows_per_item: rows that belong together: two of a pair.
     """
-
-    is_encoded = True
 
     def __init__(
         self, scanned: ScannedRows, images: EncodedImages, prompts: EncodedPrompts, positions: Sequence[int],
@@ -245,18 +242,18 @@ def _encode_one_size(
         pixels, geometry = (torch.stack(parts) for parts in zip(*values, strict=True))
         return {**encoders.images(pixels, geometry), READABLE: torch.tensor(readable)}
 
-    recipe = fingerprint(encoders.image_recipe, reader, size)
+    recipe = fingerprint(encoders.image_recipe, reader.recipe, size)
     description = f"Encoding {source.name} {reader.kind}s ({size[1]} x {size[0]})"
     per_shard = ROWS_PER_SHARD if reader.kind == "image" else VIDEOS_PER_SHARD
     write = partial(writer.write, scanned.keys, encode, recipe, batch_size, description, per_shard)
     shards = write()
     unread = [i for i, readable in enumerate(shards.column(READABLE).tolist()) if not readable]
-    found = {i: read(i) for i in unread}
-    mended = [i for i, value in found.items() if not isinstance(value, str)]
+    reasons = {i: value for i in unread if isinstance(value := read(i), str)}
+    mended = [i for i in unread if i not in reasons]
     if mended:  # an earlier run could not read them, for want of a decoder or of memory
         shards.remove(mended)
         shards = write()
-    return shards, {i: value for i, value in found.items() if isinstance(value, str)}
+    return shards, reasons
 
 
 def encode_prompts(

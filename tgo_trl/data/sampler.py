@@ -24,7 +24,7 @@ class RowSampler(Sampler[Index]):
     """Yields `(epoch, position)` of every row, in the epoch's order.
 
     Rows of several groups are yielded in blocks of one group. A block is an update's rows, however they are laid out in
-    batches and over processes, so that the updates do not depend on the layout.
+    batches and over processes, so that the updates do not depend on how they are spread.
 
     Args:
         num_rows: rows of the data set.
@@ -60,7 +60,11 @@ class RowSampler(Sampler[Index]):
         return self._padded([position for position in range(self.num_rows) if position not in done])
 
     def first(self, epoch: int, count: int) -> frozenset[int]:
-        """The rows among the first `count` that a whole iteration of the epoch yields, padding among them."""
+        """The rows among the first `count` that a whole iteration of the epoch yields, padding among them.
+
+        Of what belongs together, all is among them or nothing: a run may go on with pairs that had none before.
+        """
+        count = -(-count // self.rows_per_item) * self.rows_per_item
         positions = (position for block in self._blocks(self._order(epoch)) for position in block)
         return frozenset(position for position in islice(positions, count) if position >= 0)
 

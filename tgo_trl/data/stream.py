@@ -33,13 +33,11 @@ class StreamDataset(TorchIterableDataset[PreparedRow]):
         fingerprint: a digest of the rows' prompts and scores, where they have been looked through.
 
     Attributes:
-        is_encoded: False, as it is True of an [`~tgo_trl.data.encoded.EncodedDataset`].
-        labels, sizes, example_prompt: None, which a stream does not know beforehand.
+        labels, example_prompt: None, which a stream does not know beforehand.
         skip: rows, padding included, that a resumed run has been trained on already.
     """
 
-    is_encoded = False
-    labels = sizes = example_prompt = None
+    labels = example_prompt = None
 
     def __init__(
         self, source: RowSource, rule: LabelRule, epoch: int, repeat: bool, loss: type[Loss], block: int,

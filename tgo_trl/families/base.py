@@ -29,8 +29,9 @@ class Family(ABC):
     """
 
     encoding_version: ClassVar[int] = 1
-    """To be raised whenever [`encode_images`] or [`encode_prompts`] begin to return something else, so that what was
-    cached before is encoded anew. Nothing else about the code matters: it may be moved, renamed and formatted."""
+    """To be raised, by whoever changes what its `encode_images` or `encode_prompts` return, so that what was cached
+    before is encoded anew. Versions of all bases count. Nothing else about the code does: it may be moved and
+    formatted."""
     task: ClassVar[str] = "text-to-image"
     """The Hub's pipeline tag."""
     network_names: ClassVar[tuple[str, ...]]
@@ -57,8 +58,13 @@ class Family(ABC):
         return self.clip
 
     @property
+    def medium(self) -> str:
+        """`"image"` or `"video"`, what it is trained on."""
+        return "image" if self.video_format is None else "video"
+
+    @property
     def clip(self) -> VideoFormat | None:
-        """The older name of [`video_format`], which a family of somebody else's may still define."""
+        """The older name of [`video_format`], by which families say what it is."""
         return None
 
     def check(self, pipeline: DiffusionPipeline) -> None:

@@ -47,12 +47,9 @@ class WanFamily(FlowMatchingFamily):
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
 
     @property
-    def video_format(self) -> VideoFormat:
+    def clip(self) -> VideoFormat:
         """`num_frames` at `fps`."""
         return VideoFormat(self.num_frames, self.fps)
-
-    clip = video_format
-    """The older name."""
 
     def check(self, pipeline: DiffusionPipeline) -> None:
         """Also refuses image-to-video networks, half a pair of networks, and a number of frames that does not fit."""

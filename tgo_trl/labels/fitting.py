@@ -53,7 +53,7 @@ def fit_label_rule(
             "Score the images with a scorer that tells them apart, or check that `score_column` names the right column."
         )
     center, scale = center_and_scale(raw, normalization)
-    if scale == 0:
+    if normalization == "robust" and scale == 0:
         raise ValueError(
             "`score_normalization='robust'` divides by the interquartile range, which is 0 here: at least half of the "
             "scores are equal. Use 'zscore' or 'none'."
@@ -77,29 +77,26 @@ def fit_label_rule(
     else:
         raise ValueError(f"`threshold_type` is {threshold_type!r}; it must be one of {', '.join(THRESHOLD_TYPES)}.")
 
-    # What it makes of the rows that it was fitted on.
-    num_positive = int((raw >= thresholds).sum())
-    _check_split(num_positive, len(raw), thresholds.mean().item(), raw)
-    return LabelRule(
+    rule = LabelRule.at(
+        thresholds,
+        raw,
         threshold_type=threshold_type,
-        threshold=thresholds.mean().item(),
         percentile=percentile if threshold_type == "percentile" else None,
         confidence_coef=confidence_coef,
         center=center,
         scale=scale,
         beta=beta,
-        num_rows=len(raw),
-        num_positive=num_positive,
         num_prompts=len(set(prompts)),
-        score_mean=raw.mean().item(),
-        score_std=raw.std(correction=0).item(),
         prompt_thresholds=per_prompt,
     )
+    _check_split(rule, raw)
+    return rule
 
 
-def _check_split(num_positive: int, num_rows: int, threshold: float, raw: Tensor) -> None:
+def _check_split(rule: LabelRule, raw: Tensor) -> None:
+    num_positive, num_rows, threshold = rule.num_positive, rule.num_rows, rule.threshold
     share = num_positive / num_rows
-    if num_positive in (0, num_rows):
+    if rule.is_one_sided:
         side = "positive" if num_positive else "negative"
         raise ValueError(
             f"The threshold {threshold:.6g} makes all {num_rows} rows {side} (scores run from {raw.min().item():.6g} "

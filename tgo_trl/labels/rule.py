@@ -64,6 +64,47 @@ class LabelRule:
     score_std: float
     prompt_thresholds: dict[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def at(
+        cls, thresholds: Tensor, scores: Tensor, *, threshold_type: str = "value", percentile: float | None = None,
+        confidence_coef: float = 5.0, center: float = 0.0, scale: float = 1.0, beta: float = 1.0, num_prompts: int = 1,
+        prompt_thresholds: Mapping[str, float] | None = None,
+    ) -> "LabelRule":  # fmt: skip
+        """The rule of given thresholds, without any check.
+
+        Args:
+            thresholds: float64, a scalar or one per row `[N]`, in score units.
+            scores: float64 `[N]`, in score units.
+            threshold_type: how they were found.
+            percentile: `p`, where it was used.
+            confidence_coef: `c`, per normalised score unit.
+            center: of the normalisation.
+            scale: likewise.
+            beta: of the per-prompt baseline, in normalised score units.
+            num_prompts: distinct ones among the rows.
+            prompt_thresholds: of each prompt, where there is one per prompt.
+        """
+        return cls(
+            threshold_type=threshold_type,
+            threshold=thresholds.mean().item(),
+            percentile=percentile,
+            confidence_coef=confidence_coef,
+            center=center,
+            scale=scale,
+            beta=beta,
+            num_rows=len(scores),
+            num_positive=int((scores >= thresholds).sum()),
+            num_prompts=num_prompts,
+            score_mean=scores.mean().item(),
+            score_std=scores.std(correction=0).item(),
+            prompt_thresholds=dict(prompt_thresholds or {}),
+        )
+
+    @property
+    def is_one_sided(self) -> bool:
+        """Whether all rows that it was fitted on are positive, or all negative."""
+        return self.num_positive in (0, self.num_rows)
+
     def apply(self, scores: Sequence[float] | Tensor, prompts: Sequence[str]) -> Labels:
         """Labels of rows, those the rule was fitted on or others.
 

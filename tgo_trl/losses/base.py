@@ -2,7 +2,7 @@
 
 A loss knows no model, no data set and no trainer. It says in class attributes what it needs, and the trainer brings it:
 
-| loss | `rows` | `needs_reference` | `reads_predictions` | `statistic` | `prompt` |
+| loss | `rows` | `needs_reference` | `reads_predictions` | `has_statistic` | `prompt` |
 |---|---|---|---|---|---|
 | TGO, repelling | scored | yes | | | |
 | TGO, mirrored negatives | scored | yes | yes: the target is mirrored at the reference's prediction | | |
@@ -63,8 +63,8 @@ class LossInputs:
         errors: of policy and reference.
         is_positive: bool `[B]`, the label `l = [s >= tau]`.
         weight: float32 `[B]`, the confidence weight `w >= 1`.
-        statistic: a scalar, the mean of [`Loss.row_statistic`] over all rows of the whole update, or of the last one in
-            an evaluation; None without one.
+        statistic: a scalar, the mean of [`Loss.row_statistic`] over all rows of the whole update; None without
+            [`Loss.has_statistic`], and in an evaluation, which has no updates.
     """
 
     errors: RowErrors
@@ -122,4 +122,4 @@ class Loss(ABC):
 
     @abstractmethod
     def __call__(self, inputs: LossInputs) -> RowLosses:
-        """The loss of each row. Permuting the rows permutes it: no row depends on the batch it came in."""
+        """The loss of each row, which depends on no other but for its pair and the statistic."""

@@ -20,6 +20,13 @@ class MediaReader(ABC):
 
     kind: ClassVar[str]
     """What the column holds, in messages."""
+    version: ClassVar[int] = 1
+    """To be raised whenever [`read`] begins to return something else, so that what was cached is encoded anew."""
+
+    @property
+    def recipe(self) -> str:
+        """What tells one way of reading from another, whatever the code is called."""
+        return f"{self.kind} {self.version}"
 
     @abstractmethod
     def content(self, value: Any) -> bytes:
@@ -89,6 +96,11 @@ class VideoReader(MediaReader):
     video_format: VideoFormat
 
     kind = "video"
+
+    @property
+    def recipe(self) -> str:
+        """Also of the frames that are read."""
+        return f"{super().recipe} {self.video_format.num_frames} {self.video_format.fps}"
 
     def content(self, value: Any) -> bytes:
         """The video file, or size and pixels of all frames."""

@@ -1,4 +1,4 @@
-"""One pass of policy and reference over the same draw."""
+"""How the networks of a pipeline are asked to denoise."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

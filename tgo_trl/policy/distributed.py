@@ -63,7 +63,7 @@ class Replication:
     def whole(self) -> Iterator[None]:
         """Within, all weights of policy and reference are there, to be saved, loaded, moved or sampled from.
 
-        Entered by every process.
+        Entered by every process; a second one within it, as of whatever samples in one process alone, does nothing.
         """
         yield
 

@@ -23,7 +23,7 @@ class Draw:
         quantile: float32 `[B]`, uniform in [0, 1); the process turns it into a time.
         noise: float32 `[B, ...]`, standard normal, corrupts the clean sample.
         posterior_noise: float32 `[B, ...]`, standard normal, picks the clean sample from the image encoder's posterior.
-        keys: `(epoch, row, sample)` of each, which the rest is a function of, with the seed.
+        keys: `(epoch, row, sample)` of each, which tell the draws of one data set apart.
     """
 
     quantile: Tensor
@@ -48,7 +48,7 @@ def draw_rows(
     Returns:
         A [`Draw`] with `B = num_samples * len(rows)`.
     """
-    keys = [(epoch, row, sample) for sample in range(num_samples) for epoch, row in zip(epochs, rows, strict=True)]
+    keys = draw_keys(epochs, rows, num_samples)
     quantiles, noises, posterior_noises = [], [], []
     for key in keys:
         generator = torch.Generator().manual_seed(stable_seed(seed, *key))
@@ -58,7 +58,12 @@ def draw_rows(
     quantile, noise, posterior_noise = (
         _move(torch.stack(parts), device) for parts in (quantiles, noises, posterior_noises)
     )
-    return Draw(quantile, noise, posterior_noise, tuple(keys))
+    return Draw(quantile, noise, posterior_noise, keys)
+
+
+def draw_keys(epochs: Sequence[int], rows: Sequence[int], num_samples: int) -> tuple[tuple[int, int, int], ...]:
+    """`(epoch, row, sample)` of each draw, in the order of [`draw_rows`]."""
+    return tuple((epoch, row, sample) for sample in range(num_samples) for epoch, row in zip(epochs, rows, strict=True))
 
 
 def shuffled_rows(seed: int, epoch: int, num_rows: int) -> list[int]:

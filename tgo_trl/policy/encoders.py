@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from abc import ABC
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -115,14 +116,15 @@ class FrozenEncoders:
 
 
 def _code_version(family: type[Family]) -> list[str]:
-    """What tells one way of encoding from another: a family's name and version.
+    """What tells one way of encoding from another: a family's name, and the versions of all that it is made of.
 
     Of code that is not this package's, whose author may not think of the version, the source too.
     """
     package = Family.__module__.partition(".")[0]
-    bases = [base for base in family.__mro__ if issubclass(base, Family)]
+    bases = [base for base in family.__mro__ if base not in (object, ABC)]
+    versions = [str(vars(base)["encoding_version"]) for base in bases if "encoding_version" in vars(base)]
     foreign = [base for base in bases if base.__module__.partition(".")[0] != package]
-    return [family.__qualname__, str(family.encoding_version), *map(_source, foreign)]
+    return [family.__qualname__, *versions, *map(_source, foreign)]
 
 
 def _source(cls: type) -> str:

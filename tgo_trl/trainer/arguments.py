@@ -1,4 +1,4 @@
-"""Checks of what a user passes to the trainer, before anything is loaded or encoded."""
+"""Checks of what a user passes to the trainer: before anything is loaded, and then against the pipeline."""
 
 import logging
 from collections.abc import Mapping

@@ -31,7 +31,7 @@ from ..policy.reference import AdapterReference, ModelReference, Reference
 from ..policy.sampling import cpu_generators, quiet
 from ..storage.fingerprints import component_fingerprint, tensors_digest
 from . import checkpoints
-from .arguments import resolve_family, resolve_size, resolve_sizes, warn_of_unused_settings
+from .arguments import check_optimizer, resolve_family, resolve_size, resolve_sizes, warn_of_unused_settings
 from .callbacks import EpochCallback, InterruptionCallback, SyncReferenceCallback
 from .course import Course, course_settings, weights_digest
 from .nonfinite import check_finite_tensors
@@ -87,14 +87,18 @@ class BaseTrainer(ResumableTrainer):
     def _build_policy(
         self, args: TGOConfig, dtype: torch.dtype, peft_config: PeftConfig | None,
         ref_networks: dict[str, nn.Module] | None, needs_reference: bool,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> tuple[Policy, bool]:  # fmt: skip
         """The policy, and whether it begins with an adapter that was trained before; sets the references.
 
-        Called when nothing can fail any more, so that bad data leave the user's pipeline without an adapter.
+        Called when the data are prepared, so that bad ones leave the user's pipeline without an adapter.
         """
         # An adapter is initialised at random: seed before it is created, as TRL does.
         set_seed(args.seed)
         policy, was_trained = build_policy(self.pipeline, self.family, args, peft_config, dtype)
+        if was_trained:
+            warn_of_unused_settings(args, str(policy.adapter_name))
+        check_optimizer(optimizer, policy)
         if args.disable_dropout:
             disable_dropout(policy)
         keep_copy = was_trained or args.sync_ref_model
@@ -104,7 +108,6 @@ class BaseTrainer(ResumableTrainer):
             self.sampled_reference = AdapterReference(policy, keep_copy=was_trained)
         leave_quantized_weights_to_each_process(policy)
         if was_trained:
-            warn_of_unused_settings(args, str(policy.adapter_name))
             check_finite_tensors(policy.adapter_state(str(policy.adapter_name)).items(), "The pipeline's adapter")
         return policy, was_trained
 
@@ -276,7 +279,7 @@ class BaseTrainer(ResumableTrainer):
     def _example_prompt(self) -> str:
         """For the card's snippet."""
         prompts = self.args.sample_prompts
-        return str(prompts[0]) if prompts else "a photo"
+        return str(prompts[0]) if prompts else getattr(self.train_dataset, "example_prompt", None) or "a photo"
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Opens the repository to push to, unless that was done when the trainer was made."""

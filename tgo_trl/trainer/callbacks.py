@@ -102,14 +102,12 @@ class ScoreLogCallback(TrainerCallback):
         trainer: that logs.
         rule: fitted on the training set.
         labels: of the training set; None of a stream.
-        folder: of the histogram.
     """
 
-    def __init__(self, trainer: Trainer, rule: LabelRule, labels: Labels | None, folder: Path) -> None:
+    def __init__(self, trainer: Trainer, rule: LabelRule, labels: Labels | None) -> None:
         self.trainer = trainer
         self.rule = rule
         self.labels = labels
-        self.folder = folder
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -121,6 +119,6 @@ class ScoreLogCallback(TrainerCallback):
             {"threshold": self.rule.threshold, "positive_share": self.rule.num_positive / self.rule.num_rows}
         )
         if state.is_world_process_zero and self.labels is not None:
-            path = self.folder / SCORE_HISTOGRAM_NAME
+            path = Path(str(args.output_dir)) / SCORE_HISTOGRAM_NAME
             plot_scores(self.labels, self.rule, path)
             log_picture(self.trainer, "score_histogram", path, state.global_step)

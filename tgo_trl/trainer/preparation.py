@@ -24,13 +24,13 @@ from ..storage.shards import ShardWriter
 from .tgo_config import TGOConfig
 
 PreparedDataset = EncodedDataset | StreamDataset
+"""Both have `labels`, `example_prompt` and `fingerprint`."""
 
 MISSING = {
     "positives": "uses positive rows only, and the {name} data set has none.",
     "pairs": "compares images of one prompt, and no prompt of the {name} data set has two of different scores.",
 }
 """Why no row of a data set that has some is trained on, by what the loss takes."""
-"""Both have `is_encoded`, `labels`, `sizes`, `example_prompt` and `fingerprint`."""
 
 
 def training_block(args: TGOConfig, num_sizes: int) -> int:
@@ -81,6 +81,11 @@ class DataPreparer:
         source = self._source(dataset, name)
         if not isinstance(dataset, IterableDataset):
             return self._encode(source, rule)[0]
+        if self.loss.rows == "pairs":
+            raise ValueError(
+                f"`loss_type={self.args.loss_type!r}` compares all images of a prompt, which the streaming {name} data "
+                "set does not give at once. Load it without `streaming=True`."
+            )
         if rule.threshold_type in PER_PROMPT:
             raise ValueError(
                 f"`threshold_type='{rule.threshold_type}'` needs all images of a prompt at once, which the "
@@ -104,6 +109,7 @@ class DataPreparer:
         fitted = rule or self._fit(scanned.scores, scanned.prompts)
         writer, batch_size = self._writer(), self.args.encode_batch_size
         images, positions = encode_images(source, scanned, bad, self.encoders, writer, batch_size)
+        bad.warn(name, len(source.dataset))
         self.encoders.release()  # those of images and of prompts need not be on the device together
         kept = scanned.take(positions)
         if rule is None and len(positions) < len(scanned.rows):  # without the images that could not be read
@@ -112,7 +118,6 @@ class DataPreparer:
         rows = zip(positions, kept.prompts, labels.is_positive.tolist(), strict=True)
         texts = {position: self.loss.prompt(prompt, is_positive) for position, prompt, is_positive in rows}
         prompts = encode_prompts(texts, self.encoders, writer, batch_size, name)
-        bad.warn(name, len(source.dataset))
         encoded = EncodedDataset(scanned, images, prompts, positions, labels).select(self.loss.rows)
         if not len(encoded):
             raise ValueError(f"`loss_type={self.args.loss_type!r}` {MISSING[self.loss.rows].format(name=name)}")

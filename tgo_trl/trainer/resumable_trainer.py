@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,8 @@ logger = logging.getLogger(__name__)
 class ResumableTrainer(Trainer):
     """Checkpoints, resumes and signals, in terms of rows instead of batches.
 
-    A subclass calls [`_prepare_run`] before `Trainer.__init__`, and sets the attributes below.
+    A subclass calls [`_prepare_run`] before `Trainer.__init__`, and sets the attributes below, `_course`, `_guard` and,
+    if its rows have an order, `_row_sampler`.
 
     Attributes:
         pipeline: whose networks are trained.
@@ -79,7 +79,7 @@ class ResumableTrainer(Trainer):
         self.changes: list[str] = []  # of the whole run, for its record
         self._last_saved = 0
 
-    @cached_property
+    @property
     def strategy(self) -> Replication:
         """How weights are spread over processes."""
         return build_strategy(self.accelerator)

@@ -1,4 +1,4 @@
-"""Sample grids: the same prompts and seeds drawn from reference and policy while training goes on."""
+"""Sample grids: the same prompts and seeds, sampled from reference and policy while training goes on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import CallbackHandler
 
 from ..media.types import Sample
+from ..policy.distributed import Replication
 from ..policy.draws import stable_seed
 from ..policy.reference import Reference
 from .optimizer_modes import OptimizerMode
@@ -29,6 +30,10 @@ class SamplingTrainer(Protocol):
     def args(self) -> TrainingArguments:
         """Its settings."""
 
+    @property
+    def strategy(self) -> Replication:
+        """How its weights are spread over processes."""
+
     def is_world_process_zero(self) -> bool:
         """Whether this process is the one that writes."""
 
@@ -39,7 +44,7 @@ class SamplingTrainer(Protocol):
 
 
 class SampleGridCallback(TrainerCallback):
-    """Draws a grid every `every_steps` updates and at the end of training, as PNG and to the reporters.
+    """Samples a grid every `every_steps` updates and at the end of training, as PNG and to the reporters.
 
     The PNGs lie in `output_dir/samples`. The first row is the reference, the second the policy; each column is a prompt
     with a seed of its own, the same in every grid. Of videos it shows some frames.
@@ -61,24 +66,27 @@ class SampleGridCallback(TrainerCallback):
         self.seed = seed
         self.kwargs = kwargs
         self._last_step: int | None = None
-        # Supervised training of all weights keeps no copy of the network: it is drawn from while it is as it was.
-        self._base = self._samples() if trainer.sampled_reference is None and trainer.is_world_process_zero() else None
+        # Supervised training of all weights keeps no copy of the network: it is sampled from while it is as it was.
+        self._base: list[Image.Image] | None = None
+        if trainer.sampled_reference is None:
+            with trainer.strategy.whole():  # in every process
+                self._base = self._samples() if trainer.is_world_process_zero() else None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Draws a grid when it is time, and at the last update, while the reporters still listen."""
+        """Samples a grid when it is time, and at the last update, while the reporters still listen."""
         if state.global_step % self.every_steps == 0 or control.should_training_stop:
             self._show(args, state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Draws the last grid of a run that was stopped between two updates."""
+        """Samples the last grid of a run that was stopped between two updates."""
         if self._last_step != state.global_step:
             self._show(args, state)
 
     def _show(self, args: TrainingArguments, state: TrainerState) -> None:
         self._last_step = state.global_step
-        with self.trainer.optimizer_mode.averaged():  # in every process
+        with self.trainer.optimizer_mode.averaged(), self.trainer.strategy.whole():  # in every process
             if state.is_world_process_zero and args.output_dir is not None:
                 self._plot(Path(args.output_dir), state)
 

@@ -1,8 +1,9 @@
-"""[`TGOTrainer`]: wires data, policy, reference and objective into `transformers.Trainer`. Knows no model."""
+"""[`TGOTrainer`]: wires data, policy, reference and loss into `transformers.Trainer`. Knows no model."""
 
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -18,17 +19,18 @@ from ..data.batch import FIELDS
 from ..data.collator import RowCollator
 from ..data.encoded import EncodedDataset
 from ..data.sampler import RowSampler
+from ..data.stream import StreamDataset
 from ..families import Family
 from ..labels.rule import LabelRule, Labels
 from ..losses import LossInputs, RowErrors, build_loss
 from ..losses.likelihood import log_likelihood
 from ..media.types import Size
 from ..policy.adapters import check_policy
-from ..policy.draws import EVALUATION_EPOCH, Draw, draw_rows
+from ..policy.draws import EVALUATION_EPOCH, Draw, draw_keys, draw_rows
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
 from ..policy.loading import load_reference_networks
-from .arguments import check_arguments, check_loss, check_optimizer, default_args, training_dtype
+from .arguments import check_arguments, check_loss, default_args, training_dtype
 from .base_trainer import BaseTrainer
 from .callbacks import ScoreLogCallback
 from .course import describe_optimizer
@@ -157,12 +159,13 @@ class TGOTrainer(BaseTrainer):
         self.loss = build_loss(args.loss_type, {**vars(args), "temperature": self.temperature})
         eval_set = self._prepare_evaluation(eval_dataset)
         check_best_metric_of(args, eval_set)
-        self._keep_encoders = not train_set.is_encoded
+        self._keep_encoders = isinstance(train_set, StreamDataset)
         self._release_encoders()
 
         # What is trained, and what it is compared with.
-        policy, was_trained = self._build_policy(args, dtype, peft_config, ref_networks, self.loss.needs_reference)
-        check_optimizer(optimizers[0], policy)
+        policy, was_trained = self._build_policy(
+            args, dtype, peft_config, ref_networks, self.loss.needs_reference, optimizers[0]
+        )
         settings = {
             "temperature": self.temperature,
             "optimizer": describe_optimizer(optimizers, optimizer_cls_and_kwargs),
@@ -188,7 +191,7 @@ class TGOTrainer(BaseTrainer):
         )
         self._guard = UpdateGuard(self.accelerator, args.on_bad_row == "skip")
         self.strategy.prepare_reference(self.reference)
-        self.add_callback(ScoreLogCallback(self, self.label_rule, self.train_labels, args.output_path))
+        self.add_callback(ScoreLogCallback(self, self.label_rule, self.train_labels))
         self._add_own_callbacks()
         if self.is_world_process_zero():
             print_summary(summary_rows(self.label_rule, self.train_labels, args.beta, self.temperature))
@@ -250,7 +253,7 @@ class TGOTrainer(BaseTrainer):
         """As [`ResumableTrainer.get_batch_samples`], with what the loss asks of all of them."""
         batches, num_rows = super().get_batch_samples(epoch_iterator, num_batches, device)
         if num_rows is not None and self.loss.has_statistic:
-            self._statistic = self._update_statistic(batches, num_rows)
+            self._statistic = self._update_statistic(batches, device)
         return batches, num_rows
 
     # ---- Loss ----
@@ -273,7 +276,9 @@ class TGOTrainer(BaseTrainer):
         valid, is_positive = inputs["valid"], inputs["is_positive"]
         sums = self._sums["train" if self.model.training else "eval"]
         errors, draw = self._errors(model, inputs)
-        rows = self.loss(LossInputs(errors, is_positive, inputs["weight"], self._statistic))
+        statistic = self._statistic if self.model.training else None  # an evaluation is a function of the weights
+        rows = self.loss(LossInputs(errors, is_positive, inputs["weight"], statistic))
+        assert (rows.reward is None) == (errors.reference is None)
         self._look_for_bad_rows(inputs["row"], rows.loss, valid)
         if self._guard.skip:  # what is left out is left out of the metrics too
             valid = valid & rows.loss.isfinite()
@@ -302,24 +307,26 @@ class TGOTrainer(BaseTrainer):
         if self.loss.rows == "pairs":  # both of a pair have the draw of the better one
             rows = [row for row in rows[::2] for _ in range(2)]
         draw = draw_rows(self.args.seed, inputs["epoch"], rows, shape, num_samples, inputs["valid"].device)
+        draw = replace(draw, keys=draw_keys(inputs["epoch"], inputs["row"], num_samples))
         corrupted = self.denoiser.corrupt(image, prompt, draw)
         return row_errors(model, self.reference, corrupted, self.loss.reads_predictions), draw
 
     @torch.no_grad()
-    def _update_statistic(self, batches: Sequence[dict[str, Any]], num_rows: Tensor) -> Tensor:
+    def _update_statistic(self, batches: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
         """The mean of what the loss asks of each row, over the rows of an update in all processes."""
         self.model.train()  # as in the step, which has not begun
         begin = getattr(self.optimizer, "train", None)
         if callable(begin):
             begin()
-        total = torch.zeros((), device=num_rows.device)
+        sums = torch.zeros(2, device=device)
         for batch in batches:
             inputs = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
                 values = self.loss.row_statistic(self._errors(self.model_wrapped, inputs)[0])
-            total += values.where(inputs["valid"], 0).sum()
-        mean: Tensor = self.accelerator.reduce(total, "sum") / num_rows
-        return mean
+            kept = inputs["valid"] & values.isfinite() if self._guard.skip else inputs["valid"]
+            sums += torch.stack([values.where(kept, 0).sum(), kept.sum()])
+        totals: Tensor = self.accelerator.reduce(sums, "sum")
+        return totals[0] / totals[1]
 
     def _look_for_bad_rows(self, rows: Sequence[int], row_loss: Tensor, valid: Tensor) -> None:
         if self.model.training:
@@ -411,7 +418,7 @@ class TGOTrainer(BaseTrainer):
     @property
     def method(self) -> str:
         """How it is trained, after "trained with", for the card."""
-        return self.loss.method.format(media="image" if self.family.video_format is None else "video")
+        return self.loss.method.format(media=self.family.medium)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Name and value of each line of the card's table."""
@@ -425,11 +432,6 @@ class TGOTrainer(BaseTrainer):
             "likelihood samples": args.num_likelihood_samples,
             **super().hyperparameters(),
         }
-
-    def _example_prompt(self) -> str:
-        if self.args.sample_prompts or not isinstance(self.train_dataset, EncodedDataset):
-            return super()._example_prompt()
-        return self.train_dataset.prompt_texts[0]
 
     def _release_encoders(self) -> None:
         if not self._keep_encoders:  # a stream needs them at every step

@@ -2,10 +2,7 @@
 
 from typing import Any
 
-from datasets.info import DatasetInfosDict
-from huggingface_hub import DatasetCardData
-
-from ...cards.dataset_card import dataset_info
+from ...cards.dataset_card import card_head, dataset_info
 from ...storage.parquet import ParquetFolder
 from ...storage.records import CONVERSION_NAME, read_record
 from .scores import ScoreRule
@@ -50,24 +47,19 @@ def build_card(shards: ParquetFolder, license: str | None, rule: ScoreRule, fact
     """
     settings = (read_record(shards.folder, CONVERSION_NAME) or {})["settings"]
     source = settings["dataset_name"]
-    data = DatasetCardData(
+    head = card_head(
+        dataset_info(shards),
         license=license,
         task_categories=[f"text-to-{medium}"],
         source_datasets=[source] if "/" in source else None,
         tags=["tgo_trl", "human-feedback"],
     )
-    # No `configs`, for the reason that `dataset_card` has: other data in the same place would not be seen.
-    DatasetInfosDict({"default": dataset_info(shards)}).to_dataset_card_data(data)
     numbers = {"prior": rule.prior, "twice": 2 * rule.prior, "prior_mean": rule.prior_mean}
     meaning = {**SCORES, **MANY_JUDGES.get(rule.scale, {})}[rule.score_type].format(**numbers)
     has_ties = rule.kind != "ratings" and rule.scale == "outcomes"
     ties = f" In rates, a tie is {TIES[rule.ties]}." if has_ties else ""
     counts = "\n".join(f"| {name.replace('_', ' ')} | {value:,} |" for name, value in facts.items())
-    return f"""---
-{data.to_yaml()}
----
-
-# {shards.folder.resolve().name}
+    return f"""{head}# {shards.folder.resolve().name}
 
 {facts["images"]:,} {medium}s of `{source}` ({settings["dataset_split"]}), each with its prompt and a score, by tgo_trl.
 

@@ -40,7 +40,7 @@ WINNERS = {
     "shares": ("images_with_votes", "images_without_votes"),
 }
 """What images with and without wins are called: one vote of 26 is no victory."""
-ROWS_PER_SHARD = 1000
+IMAGES_PER_SHARD = 1000
 
 
 @locks_output_dir
@@ -105,7 +105,7 @@ class _Conversion(ShardedRun[AnnotatedImage]):
 
     def __post_init__(self) -> None:
         self.num_rows = len(self.kept)
-        self.shard_rows = self.config.rows_per_shard or ROWS_PER_SHARD
+        self.shard_rows = self.config.rows_per_shard or IMAGES_PER_SHARD
         self.features = self.files.features(self.kept[0].uid is not None, self.rule)
         self.bad = BadRows(self.config.on_bad_row == "skip")
 

@@ -1,4 +1,4 @@
-"""`tgo-trl generate`: draws images for prompts, as a data set."""
+"""`tgo-trl generate`: samples images for prompts, as a data set."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +12,13 @@ OWN_ARGUMENTS = ("prompt", "generator", "num_images_per_prompt", "num_videos_per
 
 @dataclass
 class GenerateConfig(DatasetSettings):
-    """What is drawn, and how; see [`~tgo_trl.commands.generate.run.generate`].
+    """What is sampled, and how; see [`~tgo_trl.commands.generate.run.generate`].
 
     Attributes:
         model_name_or_path: Hub id or folder of the pipeline.
         prompts: a text file with a prompt a line; a `.json`, `.jsonl`, `.csv` or `.tsv` file; or a data set, as
-            [`~tgo_trl.storage.sources.open_dataset`] takes it. Repeated prompts are drawn once: ask for more images of
-            each instead.
+            [`~tgo_trl.storage.sources.open_dataset`] takes it. Repeated prompts are sampled once: ask for more images
+            of each instead.
         output_dir: where the data set goes. A run that was killed goes on there.
         adapter_name_or_path: Hub id or folder of a LoRA adapter.
         model_init_kwargs: keyword arguments for `DiffusionPipeline.from_pretrained`, such as `revision` and `variant`.

@@ -55,7 +55,7 @@ class Sampler:
     @property
     def medium(self) -> str:
         """`"image"` or `"video"`, and the column of either."""
-        return "image" if self.family.video_format is None else "video"
+        return self.family.medium
 
     def rows(self, requests: Iterable[Request]) -> Iterator[dict[str, Any]]:
         """A row of each request, as it is sampled, with PIL images."""

@@ -1,6 +1,6 @@
 """What a data set's scores would do in training: thresholds, weights, and how much of them is the prompt's doing.
 
-Everything is computed as training does it, by [`fit_label_rule`].
+Everything is computed as training does it, by the same [`LabelRule`].
 """
 
 from collections import Counter
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...labels import NORMALIZATIONS
 from ...labels.normalization import center_and_scale
+from ...labels.rule import LabelRule
 from ...labels.thresholds import mean_threshold, percentile_threshold, prompt_baseline
-from ...labels.weights import confidence_weights
 
 PERCENTILES = (10, 25, 50, 75, 90)
 COEFFICIENTS = (0.0, 1.0, 5.0, 10.0)
@@ -179,11 +179,11 @@ def weight_rows(
 def training_weights(scores: Tensor, threshold: float, coefficient: float, normalization: str) -> Tensor | None:
     """The weights of training, float64 `[N]`; None if the scores do not allow the normalisation."""
     center, scale = center_and_scale(scores, normalization)
-    is_positive = scores >= threshold
-    if scale == 0 or is_positive.all() or not is_positive.any():
+    thresholds = torch.tensor(threshold, dtype=torch.float64)
+    rule = LabelRule.at(thresholds, scores, confidence_coef=coefficient, center=center, scale=scale)
+    if scale == 0 or rule.is_one_sided:
         return None
-    z, z_threshold = (scores - center) / scale, torch.tensor((threshold - center) / scale, dtype=torch.float64)
-    return confidence_weights(z, z_threshold, coefficient).float().double()
+    return rule.apply(scores, [""] * len(scores)).weights.double()
 
 
 def summarize_prompts(scores: Tensor, prompts: Sequence[str], threshold: float, beta: float) -> PromptSummary | None:

@@ -187,15 +187,15 @@ class _Scoring(ShardedRun[Row]):
             raise ValueError(
                 f"No row of {self.config.dataset_name!r} could be scored, so there is no data set to write."
             )
+        generation = Path(self.config.dataset_name) / GENERATION_NAME
+        if generation.is_file():  # how the images were sampled, for the card
+            replace_file(folder.folder / GENERATION_NAME, lambda path: path.write_bytes(generation.read_bytes()))
         return {
             "ensemble": None if self.ensemble is None else self.ensemble.version,
             "num_left_out": None if self.num_rows is None else self.num_rows - num_scored,
         }
 
     def card(self, folder: ParquetFolder, facts: Mapping[str, Any]) -> str:
-        generation = Path(self.config.dataset_name) / GENERATION_NAME
-        if generation.is_file():  # how the images were sampled, for the card
-            replace_file(folder.folder / GENERATION_NAME, lambda path: path.write_bytes(generation.read_bytes()))
         return str(build_card(folder, self.config.hub_dataset_id, self.config.license))
 
 
