@@ -5,9 +5,9 @@
         --dataset_name username/scored-images --score_column score
     python examples/train.py --config recipes/sd15.yaml --tiny
 
-The command line overrides the recipe. `tgo-trl train --config recipes/sd15.yaml` does the same without a script, goes on
-by itself where it was stopped, and opens no file outside the data set's folder; this one is there to be read, and to be
-changed into your own.
+The command line overrides the recipe. `tgo-trl train --config recipes/sd15.yaml` does the same without a script, goes
+on by itself where it was stopped, and opens no file outside the data set's folder; this one is there to be read, and to
+be changed into your own.
 
 The data are rows of a prompt, an image (or a video) and a score, of which higher is better. They may come from the
 model itself, as in the paper (`tgo-trl generate`, then `tgo-trl score`), from other models, or from people's ratings.

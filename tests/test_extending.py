@@ -210,4 +210,5 @@ def test_the_walks_have_ten_stations(walk):
 def test_the_readme_lists_the_rooms():
     readme = (ROOT / "README.md").read_text()
     listed = re.findall(r"^\| `(\w+)/` \|", readme[readme.index("## The rooms") :], re.MULTILINE)
-    assert sorted(listed) == sorted(path.parent.name for path in (ROOT / "tgo_trl").glob("*/__init__.py"))
+    rooms = {path.parent.name for path in (ROOT / "tgo_trl").glob("*/__init__.py")}
+    assert sorted(listed) == sorted(rooms - {"processes"})  # an older path of one

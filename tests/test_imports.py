@@ -280,6 +280,9 @@ def test_the_older_paths_of_public_names_lead_to_the_same():
     from tgo_trl.config import TGOConfig
     from tgo_trl.data.collator import RowCollator
     from tgo_trl.families import Clip, VideoFormat
+    from tgo_trl.noise import DiffusionProcess, NoiseProcess
+    from tgo_trl.processes import DiffusionProcess as OlderDiffusion
+    from tgo_trl.processes import Process
     from tgo_trl.sampling import SampleGridCallback
     from tgo_trl.trainer import TGOTrainer
 
@@ -287,6 +290,7 @@ def test_the_older_paths_of_public_names_lead_to_the_same():
     assert TGOTrainer is tgo_trl.TGOTrainer
     assert SampleGridCallback is tgo_trl.SampleGridCallback
     assert Clip is VideoFormat
+    assert (Process, OlderDiffusion) == (NoiseProcess, DiffusionProcess)
     assert RowCollator.__module__ == "tgo_trl.data.collator"
 
 
