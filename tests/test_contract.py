@@ -314,7 +314,11 @@ def test_the_trainer_runs_changes_samples_and_releases_the_encoders(case, tmp_pa
     trainer.encoders._place = lambda names, device: moved.append((set(names), device))
     trainer.train()
     weight = trainer.train_labels.weights.mean().item()
-    assert first_log(trainer)["rewards/margins"] == 0
+    first = first_log(trainer)
+    assert first["rewards/margins"] == 0
+    assert {value for name, value in first.items() if name.startswith("drift/")} == {1.0}
+    expected = 0.0 if trainer.denoiser.noise_process.has_target else None  # logits are not subtracted
+    assert first.get("prediction_difference") == expected
     assert logged(trainer)[0] == pytest.approx(weight * math.log(2), rel=1e-5)
     assert np.isfinite(logged(trainer)).all()
     assert not moved  # everything was encoded before training began, and the encoders stay where they are

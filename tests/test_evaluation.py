@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from tgo_trl.trainer.feasibility import METRICS, OF_A_REFERENCE
+
 from . import tiny
 from .runs import assert_equal, config, make_trainer, metrics, streamed, trained_weights
 from .test_trainer import TEMPERATURE, PlainTraining
@@ -86,6 +88,27 @@ def test_evaluation_equals_plain_pytorch(tmp_path):
     assert evaluation["eval_rewards/chosen"] == pytest.approx(reward[positive].mean().item(), rel=1e-3, abs=1e-4)
     assert evaluation["eval_rewards/rejected"] == pytest.approx(reward[~positive].mean().item(), rel=1e-3, abs=1e-4)
     assert evaluation["eval_logps/chosen"] == pytest.approx(likelihood[positive].mean().item(), rel=1e-4)
+
+
+def test_drift_is_the_ratio_of_all_draws_of_positive_rows(tmp_path):
+    """Eight rows in batches of 3, with five draws each, against plain PyTorch draw by draw."""
+    data = held_out(8)
+    plain = PlainTraining(data, num_samples=5)
+    args = config(tmp_path, per_device_eval_batch_size=3, num_likelihood_samples=5)
+    trainer = perturbed(make_trainer(args, eval_dataset=data), 1.0)
+    evaluation = trainer.evaluate()
+    inputs = plain.inputs(list(range(8)), epoch=-1)
+    plain.num_samples = 1  # so that draws are not averaged
+    with torch.no_grad():
+        mine, theirs = (plain.errors(unet, *inputs) for unet in (trainer.pipeline.unet.eval(), plain.pipeline.unet))
+    positive = plain.is_positive.repeat(5)
+    for i in range(4):
+        mask = positive & (inputs[2] // 250 == i)
+        assert mask.sum() > 1
+        expected = mine[mask].sum() / theirs[mask].sum()
+        assert abs(expected - 1) > 1e-2
+        assert expected != pytest.approx((mine[mask] / theirs[mask]).mean().item(), rel=1e-4)
+        assert evaluation[f"eval_drift/quartile_{i + 1}"] == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_two_evaluations_are_identical(tmp_path):
@@ -210,6 +233,10 @@ def test_a_one_sided_data_set_logs_no_nan(tmp_path, low, high, present, absent):
     assert all(math.isfinite(value) for value in evaluation.values())
     assert f"eval_rewards/{present}" in evaluation
     assert not any(absent in name or "margins" in name for name in evaluation)
+    of_positives = {"eval_rewards/displaced", "eval_weights/balance"}
+    assert of_positives & evaluation.keys() == (of_positives if present == "chosen" else set())
+    assert any(name.startswith("eval_drift/") for name in evaluation) == (present == "chosen")
+    assert evaluation["eval_prediction_difference"] > 0
 
 
 def test_sft_evaluates_the_positive_rows(tmp_path):
@@ -219,7 +246,9 @@ def test_sft_evaluates_the_positive_rows(tmp_path):
     expected = plain.errors(plain.pipeline.unet, *plain.inputs(positive, -1)).mean().item()
     for dataset in (data, streamed(data)):
         trainer = make_trainer(config(tmp_path, loss_type="sft"), eval_dataset=dataset)
-        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-4)
+        evaluation = trainer.evaluate()
+        assert evaluation["eval_loss"] == pytest.approx(expected, rel=1e-4)
+        assert not any(name.startswith(OF_A_REFERENCE) for name in (key[5:] for key in evaluation))
 
 
 def test_predict_takes_a_raw_data_set(tmp_path):
@@ -266,3 +295,10 @@ def test_predictions_of_batches_that_are_not_concatenated(tmp_path):
     assert [len(part) for part in parts.predictions] == [4, 2]
     assert np.concatenate(parts.predictions) == pytest.approx(whole.predictions)
     assert np.concatenate(parts.label_ids) == pytest.approx(whole.label_ids)
+
+
+def test_an_evaluation_reports_the_metrics_that_can_be_the_best(tmp_path):
+    args = config(tmp_path, num_likelihood_samples=5)
+    evaluation = perturbed(make_trainer(args, eval_dataset=held_out(8))).evaluate()
+    names = {name.removeprefix("eval_") for name in evaluation}
+    assert names - {"epoch", "model_preparation_time"} == set(METRICS)

@@ -7,6 +7,7 @@ import torch
 
 from . import tiny
 from .runs import config, make_trainer, streamed
+from .tiny import amused
 
 EVALUATING = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
 BEST = {**EVALUATING, "load_best_model_at_end": True}
@@ -44,6 +45,22 @@ REFUSED = {
     "rewards of sft": (
         {**BEST, "loss_type": "sft", "metric_for_best_model": "rewards/margins", "compute_metrics": None},
         "`metric_for_best_model` is 'rewards/margins'",
+    ),
+    "drift of sft": (
+        {**BEST, "loss_type": "sft", "metric_for_best_model": "drift/quartile_4", "compute_metrics": None},
+        "`metric_for_best_model` is 'drift/quartile_4', and an evaluation has no such metric",
+    ),
+    "weights of sft": (
+        {**BEST, "loss_type": "sft", "metric_for_best_model": "weights/balance", "compute_metrics": None},
+        "`metric_for_best_model` is 'weights/balance', and an evaluation has no such metric",
+    ),
+    "drift without positives": (
+        {**BEST, "metric_for_best_model": "drift/quartile_4", "eval_dataset": low()}, "has no positive row",
+    ),
+    "differences of tokens": (
+        {**BEST, "metric_for_best_model": "a_prediction_difference", "model": amused.build,
+         "eval_dataset": {"a": tiny.scored_rows(4, seed=1)}},
+        "'a_prediction_difference', and this pipeline predicts tokens",
     ),
     "the best only": (
         {**EVALUATING, "save_strategy": "best", "metric_for_best_model": "accuracy", "compute_metrics": None},
@@ -94,7 +111,7 @@ REFUSED = {
         {"lr_scheduler_kwargs": "min_lr=1"}, "`lr_scheduler_kwargs` is no JSON",
     ),
 }  # fmt: skip
-ARGUMENTS = ("eval_dataset", "compute_metrics", "optimizer_cls_and_kwargs")
+ARGUMENTS = ("eval_dataset", "compute_metrics", "optimizer_cls_and_kwargs", "model")
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED)
@@ -102,6 +119,8 @@ def test_what_cannot_work_is_refused_when_the_trainer_is_made(tmp_path, changes,
     arguments = {"eval_dataset": tiny.scored_rows(4, seed=1), "compute_metrics": count}
     arguments |= {name: value for name, value in changes.items() if name in ARGUMENTS}
     settings = {name: value for name, value in changes.items() if name not in ARGUMENTS}
+    if "model" in arguments:
+        arguments["model"] = arguments["model"]()
     with pytest.raises(ValueError, match=f"(?s){message}"):
         make_trainer(config(tmp_path, **settings), **arguments)
     if "row" not in message:  # which rows are positive is known when they are read
@@ -116,6 +135,11 @@ WORKS = {
         **BEST, "metric_for_best_model": "a_rewards/margins", "greater_is_better": True,
         "eval_dataset": {"a": tiny.scored_rows(8, seed=1), "b": low()},
     },
+    "the least displaced": {
+        **BEST, "metric_for_best_model": "rewards/displaced", "greater_is_better": False,
+        "eval_dataset": tiny.scored_rows(8, seed=1),
+    },
+    "the least difference": {**BEST, "metric_for_best_model": "prediction_difference", "greater_is_better": False},
     "an own metric": {**BEST, "metric_for_best_model": "n"},
     "a plateau": {**EVALUATING, "lr_scheduler_type": "reduce_lr_on_plateau"},
     "a schedule with arguments": {
@@ -154,3 +178,17 @@ def test_a_warm_up_that_never_ends_is_warned_of(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         make_trainer(config(tmp_path, warmup_steps=5, max_steps=2))
     assert "The warm-up takes 5 updates, and the run ends after 2" in caplog.text
+
+
+@pytest.mark.parametrize("metric", ["drift/quartile_4", "rewards/displaced", "prediction_difference"])
+def test_the_worst_for_the_best_is_warned_of(tmp_path, caplog, metric):
+    for name, sets in (
+        (metric, tiny.scored_rows(8, seed=1)),
+        (f"eval_b_{metric}", {"a": low(), "b": tiny.scored_rows(8, seed=1)}),
+    ):
+        for greater in (None, False):
+            caplog.clear()
+            args = config(tmp_path, **BEST, metric_for_best_model=name, greater_is_better=greater)
+            with caplog.at_level(logging.WARNING):
+                make_trainer(args, eval_dataset=sets)
+            assert ("the worst would be taken for the best" in caplog.text) == (greater is None)

@@ -6,7 +6,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from tgo_trl.trainer.metrics import MetricSums, add_error_metrics, add_likelihood_metrics, add_reward_metrics
+from tgo_trl.trainer.metrics import (
+    MetricSums,
+    add_drift_metrics,
+    add_error_metrics,
+    add_likelihood_metrics,
+    add_reward_metrics,
+    add_weight_metrics,
+)
 
 
 class TwoProcesses:
@@ -106,6 +113,7 @@ def test_reward_metrics_by_hand(accelerator):
             "rewards/rejected": -1.25,  # (-3 + 0.5) / 2
             "rewards/margins": 1.75,  # 0.5 + 1.25
             "rewards/accuracies": 0.5,  # 2 > 0 and -3 < 0 are right, -1 and 0.5 are not
+            "rewards/displaced": 0.5,  # -1 of 2 and -1
             "saturation/chosen": (sigmoid(2) + sigmoid(-1)) / 2,
             "saturation/rejected": (sigmoid(3) + sigmoid(-0.5)) / 2,
         },
@@ -118,7 +126,7 @@ def test_metrics_at_the_start(accelerator):
     sums = MetricSums()
     add_reward_metrics(sums, *tensors([0.0, 0.0], [True, False], [True, True]))
     means = sums.pop_means(accelerator)
-    assert (means["rewards/accuracies"], means["rewards/margins"]) == (0.0, 0.0)
+    assert (means["rewards/accuracies"], means["rewards/margins"], means["rewards/displaced"]) == (0.0, 0.0, 0.0)
     assert (means["saturation/chosen"], means["saturation/rejected"]) == (0.5, 0.5)
 
 
@@ -128,9 +136,14 @@ def test_one_sided_batches_leave_the_other_side_out(label, absent, accelerator):
     reward, is_positive, valid = tensors([1.0, 2.0], [label, label], [True, True])
     add_reward_metrics(sums, reward, is_positive, valid)
     add_likelihood_metrics(sums, reward, is_positive, valid)
+    add_drift_metrics(sums, reward, reward, torch.tensor([0.1, 0.2]), is_positive, valid)
+    add_weight_metrics(sums, reward, is_positive, valid)
     means = sums.pop_means(accelerator)
     present = "chosen" if label else "rejected"
-    assert set(means) == {"rewards/accuracies", f"rewards/{present}", f"saturation/{present}", f"logps/{present}"}
+    of_positives = {"rewards/displaced", "drift/quartile_1", "weights/balance"} if label else set()
+    assert set(means) == of_positives | {
+        "rewards/accuracies", f"rewards/{present}", f"saturation/{present}", f"logps/{present}",
+    }  # fmt: skip
     assert all(math.isfinite(value) for value in means.values())
     assert not any(absent in name for name in means)
 
@@ -170,3 +183,49 @@ def test_quartiles_without_draws_are_left_out(accelerator):
     sums = MetricSums()
     add_error_metrics(sums, *tensors([1.0, 3.0], [0.8, 0.9], [True, True], [True, True]))
     assert sums.pop_means(accelerator) == {"error_difference/quartile_4": 2.0}
+
+
+def test_a_ratio_is_one_of_sums(accelerator):
+    sums = MetricSums()
+    sums.add_ratio("drift", *tensors([3.0, math.nan, 1.0], [1.0, 1.0, 4.0], [True, False, True]))
+    sums.add_ratio("drift", *tensors([6.0], [3.0], [True]))
+    sums.add_ratio("none", *tensors([6.0], [3.0], [False]))
+    # (3 + 1 + 6) / (1 + 4 + 3); the mean of the rows' ratios would be (3 + 1 / 4 + 2) / 3 = 1.75
+    assert sums.pop_means(accelerator) == {"drift": 1.25}
+
+
+def test_drift_by_quartile_of_time(accelerator):
+    sums = MetricSums()
+    add_drift_metrics(
+        sums,
+        policy_error=torch.tensor([1.0, 3.0, 9.0, 2.0, 6.0, 99.0], requires_grad=True),
+        reference_error=torch.tensor([2.0, 2.0, 1.0, 4.0, 0.5, 1.0]),
+        quantile=torch.tensor([0.0, 0.2499, 0.25, 0.5, 1 - 2**-24, 0.6]),
+        is_positive=torch.tensor([True, True, False, True, True, True]),
+        valid=torch.tensor([True, True, True, True, True, False]),
+    )
+    assert sums.pop_means(accelerator) == {
+        "drift/quartile_1": 1.0,  # (1 + 3) / (2 + 2)
+        "drift/quartile_3": 0.5,  # quartile 2 has a negative row alone; the row at 0.6 is padding
+        "drift/quartile_4": 12.0,
+    }
+
+
+def test_ratios_of_two_processes():
+    # Process 0 has drifts of 4 / 1 and 1 / 1, process 1 of 1 / 8; weights 3 and 1 against 6, and 2.
+    first, second, capture = MetricSums(), MetricSums(), Capture()
+    add_drift_metrics(first, *tensors([4.0, 1.0, 7.0], [1.0, 1.0, 7.0], [0.9] * 3, [True, True, False], [True] * 3))
+    add_weight_metrics(first, *tensors([3.0, 1.0, 6.0], [True, True, False], [True, True, True]))
+    add_drift_metrics(second, *tensors([1.0, 50.0], [8.0, 1.0], [0.8, 0.8], [True, True], [True, False]))
+    add_weight_metrics(second, *tensors([2.0, 100.0], [False, False], [True, False]))
+    assert second.pop_means(capture) == {"drift/quartile_4": 0.125}  # no positive weight to divide by
+    assert first.pop_means(TwoProcesses(capture.sent)) == {
+        "drift/quartile_4": pytest.approx(0.6),  # (4 + 1 + 1) / (1 + 1 + 8)
+        "weights/balance": 2.0,  # (6 + 2) / (3 + 1)
+    }
+
+
+def test_weights_of_both_sides_by_hand(accelerator):
+    sums = MetricSums()
+    add_weight_metrics(sums, *tensors([4.0, 1.0, 3.0, 9.0], [True, False, False, False], [True, True, True, False]))
+    assert sums.pop_means(accelerator) == {"weights/balance": 1.0}  # (1 + 3) / 4

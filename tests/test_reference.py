@@ -391,3 +391,7 @@ def test_a_reference_that_holds_no_network_trains_the_same(tmp_path):
     for trainer in (first, again):
         assert_equal(trained_weights(trainer), trained_weights(plain))
         assert logged(trainer) == logged(plain)
+        # errors are all that is remembered
+        assert logged(trainer, "prediction_difference") == []
+        assert logged(trainer, "rewards/displaced") == logged(plain, "rewards/displaced")
+    assert len(logged(plain, "prediction_difference")) == 4

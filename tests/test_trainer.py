@@ -142,7 +142,11 @@ def test_metrics_are_the_means_of_plain_pytorch(tmp_path):
     rows = [0, 1, 2, 3]
     with torch.no_grad():
         reward = plain.rewards(unet, reference, rows)
-        likelihood = -plain.errors(unet, *plain.inputs(rows, 0)) / TEMPERATURE
+        clean, noise, time, embeds = plain.inputs(rows, 0)
+        likelihood = -plain.errors(unet, clean, noise, time, embeds) / TEMPERATURE
+        alpha = plain.alphas[time][:, None, None, None]
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        told = [network(noisy, time, encoder_hidden_states=embeds).sample for network in (unet, reference)]
     positive = plain.is_positive[rows]
     assert positive.any()
     assert not positive.all()
@@ -152,6 +156,9 @@ def test_metrics_are_the_means_of_plain_pytorch(tmp_path):
         "rewards/rejected": reward[~positive].mean(),
         "rewards/margins": reward[positive].mean() - reward[~positive].mean(),
         "rewards/accuracies": ((reward > 0) == positive).float().mean(),
+        "rewards/displaced": (reward[positive] < 0).float().mean(),
+        "prediction_difference": ((told[0] - told[1]) ** 2).mean(),
+        "weights/balance": plain.weight[rows][~positive].sum() / plain.weight[rows][positive].sum(),
         "logps/chosen": likelihood[positive].mean(),
         "logps/rejected": likelihood[~positive].mean(),
         "saturation/chosen": reward[positive].sigmoid().mean(),
@@ -191,6 +198,9 @@ def test_first_loss_is_ln_2_times_the_mean_weight(tmp_path, settings):
     assert first["loss"] == pytest.approx(math.log(2) * 11, rel=1e-6)
     assert first["rewards/chosen"] == first["rewards/rejected"] == first["rewards/margins"] == 0
     assert first["saturation/chosen"] == first["saturation/rejected"] == 0.5
+    assert first["prediction_difference"] == first["rewards/displaced"] == 0
+    assert {value for name, value in first.items() if name.startswith("drift/")} == {1.0}
+    assert first["weights/balance"] == 1
     assert first["grad_norm"] > 0
 
 
@@ -270,6 +280,31 @@ def test_errors_of_the_reference_hold_no_gradient(tmp_path, settings):
     assert errors.policy.requires_grad
     assert not errors.reference.requires_grad
     assert torch.equal(errors.policy, errors.reference)
+
+
+@pytest.mark.parametrize("settings", [{}, {"bf16": True}, {"use_peft": False}])
+def test_errors_are_the_same_bits_with_and_without_predictions(tmp_path, settings):
+    trainer = make_trainer(config(tmp_path, **settings))
+    with torch.no_grad():
+        for weight in trainer.policy.parameters():
+            if weight.requires_grad:
+                weight.add_(0.05)
+    batch = next(iter(trainer.get_train_dataloader()))
+    draw = draw_rows(SEED, batch["epoch"], batch["row"], (4, 8, 8), 2, torch.device("cpu"))
+    corrupted = trainer.denoiser.corrupt(batch["image"], batch["prompt"], draw)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bool(settings.get("bf16"))):
+        errors = row_errors(trainer.model, trainer.reference, corrupted)
+        kept = row_errors(trainer.model, trainer.reference, corrupted, with_predictions=True)
+        assert torch.equal(errors.reference, trainer.reference.errors(trainer.model, corrupted))
+    assert torch.equal(errors.policy, kept.policy)
+    assert torch.equal(errors.reference, kept.reference)
+    assert not torch.equal(errors.policy, errors.reference)
+    difference = (kept.predictions.policy - kept.predictions.reference).float().square().mean((2, 3, 4))
+    torch.testing.assert_close(errors.prediction_difference, difference.detach())
+    assert torch.equal(errors.prediction_difference, kept.prediction_difference)
+    assert errors.prediction_difference.shape == (2, 4)
+    assert not errors.prediction_difference.requires_grad
+    assert row_errors(trainer.model, None, corrupted).prediction_difference is None
 
 
 def test_full_fine_tuning_gives_every_weight_of_the_network_gradient(tmp_path):

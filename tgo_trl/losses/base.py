@@ -48,11 +48,14 @@ class RowErrors:
         policy: float32 `[K, B]`; holds gradient.
         reference: float32 `[K, B]`, without gradient; None without a reference.
         predictions: what the errors are of, for losses that read them.
+        prediction_difference: float32 `[K, B]`, `<(v_theta - v_ref)^2>`, the mean over the numbers of a draw, without
+            gradient, for the metrics; None without a reference, or where its predictions are not there to subtract.
     """
 
     policy: Tensor
     reference: Tensor | None
     predictions: Predictions | None = None
+    prediction_difference: Tensor | None = None
 
 
 @dataclass(frozen=True)

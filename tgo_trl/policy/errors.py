@@ -21,15 +21,20 @@ def row_errors(
     Raises:
         ValueError: `with_predictions`, if the reference has none.
     """
-    if not with_predictions:
-        # The reference goes first: its networks may be the policy's own, whose graph is then the last to be built.
-        reference_errors = None if reference is None else reference.errors(model, corrupted)
-        return RowErrors(corrupted.errors(corrupted.predictions(model)), reference_errors)
-    target = corrupted.by_row(corrupted.target())
-    theirs = None if reference is None else reference.predictions(model, corrupted)
+    # The reference goes first: its networks may be the policy's own, whose graph is then the last to be built.
+    theirs, reference_errors = None, None
+    if reference is not None:
+        can_subtract = reference.has_predictions and corrupted.noise_process.has_target
+        if with_predictions or can_subtract:  # what its errors are of: no pass more
+            theirs = reference.predictions(model, corrupted)
+            reference_errors = corrupted.errors(theirs)
+        else:
+            reference_errors = reference.errors(model, corrupted)
     mine = corrupted.predictions(model)
-    return RowErrors(
-        corrupted.errors(mine),
-        None if theirs is None else corrupted.errors(theirs),
-        Predictions(corrupted.by_row(mine), None if theirs is None else corrupted.by_row(theirs), target),
-    )
+    errors = corrupted.errors(mine)
+    difference = None if theirs is None else corrupted.difference(mine, theirs)
+    if not with_predictions:
+        return RowErrors(errors, reference_errors, prediction_difference=difference)
+    told = None if theirs is None else corrupted.by_row(theirs)
+    predictions = Predictions(corrupted.by_row(mine), told, corrupted.by_row(corrupted.target()))
+    return RowErrors(errors, reference_errors, predictions, difference)

@@ -5,6 +5,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -20,6 +21,9 @@ from .policy import Policy
 
 class Reference(ABC):
     """What the policy is compared with: asked for errors or predictions, whether networks or a file answer."""
+
+    has_predictions: ClassVar[bool] = False
+    """Whether it can give predictions, and not errors alone, as a table of remembered ones would."""
 
     @abstractmethod
     def errors(self, model: nn.Module, corrupted: Corrupted) -> Tensor:
@@ -67,6 +71,8 @@ class Reference(ABC):
 
 class NetworkReference(Reference):
     """A reference of networks that are there, and are called at each step."""
+
+    has_predictions: ClassVar[bool] = True
 
     @abstractmethod
     @contextmanager

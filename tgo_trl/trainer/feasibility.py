@@ -13,16 +13,30 @@ from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 from ..losses import LOSSES
 from ..messages.failures import EXTRAS
+from ..noise import NoiseProcess
 from .tgo_config import TGOConfig
 
 logger = logging.getLogger(__name__)
 
 SIDES = tuple(f"{kind}/{side}" for kind in ("logps", "rewards", "saturation") for side in ("chosen", "rejected"))
+DRIFT = tuple(f"drift/quartile_{i}" for i in (1, 2, 3, 4))
+DIFFERENCE = "prediction_difference"
 METRICS = (
-    "loss", *SIDES, "rewards/margins", "rewards/accuracies",
+    "loss", *SIDES, "rewards/margins", "rewards/accuracies", "rewards/displaced", DIFFERENCE, *DRIFT, "weights/balance",
     *(f"error_difference/quartile_{i}" for i in (1, 2, 3, 4)), "runtime", "samples_per_second", "steps_per_second",
 )  # fmt: skip
 """What an evaluation reports, `compute_metrics` aside."""
+OF_A_REFERENCE = ("rewards/", "saturation/", "error_difference/", "drift/", "weights/", DIFFERENCE)
+"""How the names of those begin that a loss without a reference does not have."""
+OF_NEGATIVES = ("logps/rejected", "rewards/rejected", "saturation/rejected", "rewards/margins")
+"""Those that take negative rows."""
+LESS_IS_BETTER = ("rewards/displaced", DIFFERENCE, *DRIFT)
+NEEDED_SIDES = {
+    **{name: {name.endswith("chosen")} for name in SIDES},
+    "rewards/margins": {True, False},
+    **{name: {True} for name in ("rewards/displaced", "weights/balance", *DRIFT)},
+}
+"""Labels of the rows without which there is no such metric."""
 
 OF_THE_WHOLE_MODEL = ("galore", "apollo", "lomo", "adalomo")
 """Optimizers that transformers makes only when it has the model."""
@@ -37,6 +51,12 @@ def check_feasible(
     if needs_best_metric(args):
         sets = list(eval_dataset) if isinstance(eval_dataset, Mapping) else None
         _check_best_metric(args, sets, compute_metrics is not None)
+        if args.greater_is_better and _is_one_of(args, LESS_IS_BETTER, sets):
+            logger.warning(
+                "`metric_for_best_model` is %r, of which less is better, and `greater_is_better` is True, as it is by "
+                "default for all but losses: the worst would be taken for the best. Set `greater_is_better=False`.",
+                args.metric_for_best_model,
+            )
     if optimizers[0] is None:
         _check_optimizer(args, optimizer_cls_and_kwargs)
     if optimizers[1] is None:
@@ -58,6 +78,16 @@ def needs_best_metric(args: TGOConfig) -> bool:
     return args.metric_for_best_model is not None and (is_best or args.lr_scheduler_type in by_metric)
 
 
+def check_best_metric_for(args: TGOConfig, eval_dataset: object, process: NoiseProcess) -> None:
+    """Raises a ValueError if a pipeline with this noise process cannot give `metric_for_best_model`."""
+    sets = list(eval_dataset) if isinstance(eval_dataset, Mapping) else None
+    if needs_best_metric(args) and not process.has_target and _is_one_of(args, [DIFFERENCE], sets):
+        raise ValueError(
+            f"`metric_for_best_model` is {args.metric_for_best_model!r}, and this pipeline predicts tokens, whose "
+            "logits are not subtracted. Set another metric, such as 'drift/quartile_4'."
+        )
+
+
 def check_best_metric_of(args: TGOConfig, prepared: Any) -> None:
     """Raises a ValueError if the labelled evaluation rows cannot give `metric_for_best_model`.
 
@@ -70,25 +100,23 @@ def check_best_metric_of(args: TGOConfig, prepared: Any) -> None:
     sets = prepared if isinstance(prepared, dict) else {"": prepared}
     for name, dataset in sets.items():
         metric = _bare(args).removeprefix(f"{name}_" if name else "")
-        if (
-            dataset is not None
-            and dataset.labels is not None
-            and metric in (*SIDES, "rewards/margins")
-            and _of(name, args)
-        ):
-            needed = {True, False} if metric == "rewards/margins" else {metric.endswith("chosen")}
-            missing = needed - set(dataset.labels.is_positive.tolist())
+        if dataset is not None and dataset.labels is not None and metric in NEEDED_SIDES and _of(name, args):
+            missing = NEEDED_SIDES[metric] - set(dataset.labels.is_positive.tolist())
             if missing:
                 side = "positive" if missing == {True} else "negative"
                 raise ValueError(
                     f"`metric_for_best_model` is {args.metric_for_best_model!r}, but the evaluation data set"
-                    f"{f' {name!r}' if name else ''} has no {side} row, of which it is a mean. Set another metric, "
+                    f"{f' {name!r}' if name else ''} has no {side} row, which it is made of. Set another metric, "
                     "such as 'loss', or add such rows."
                 )
 
 
 def _of(name: str, args: TGOConfig) -> bool:
     return not name or _bare(args).startswith(f"{name}_")
+
+
+def _is_one_of(args: TGOConfig, metrics: Sequence[str], sets: Sequence[str] | None) -> bool:
+    return _bare(args) in (metrics if sets is None else [f"{name}_{metric}" for name in sets for metric in metrics])
 
 
 def _bare(args: TGOConfig) -> str:
@@ -121,9 +149,11 @@ def _check_best_metric(args: TGOConfig, sets: Sequence[str] | None, has_more: bo
     metric, known = _bare(args), list(METRICS)
     loss = LOSSES[args.loss_type]
     if not loss.needs_reference:
-        known = [name for name in known if not name.startswith(("rewards", "saturation", "error"))]
+        known = [name for name in known if not name.startswith(OF_A_REFERENCE)]
     if loss.rows == "positives":
-        known = [name for name in known if "rejected" not in name]
+        known = [name for name in known if name not in OF_NEGATIVES]
+    if loss.rows != "scored":
+        known = [name for name in known if name != "weights/balance"]
     if sets is not None:
         known = [f"{name}_{metric}" for name in sets for metric in known]
     if metric in known or (has_more and (sets is None or any(metric.startswith(f"{name}_") for name in sets))):

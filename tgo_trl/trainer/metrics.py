@@ -1,5 +1,7 @@
 """Training metrics as TRL names them, gathered on the device without waiting for it."""
 
+from collections.abc import Iterator
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -10,10 +12,10 @@ QUARTILES = 4
 
 
 class MetricSums:
-    """Sums and counts of per-row values; means are taken once, over all rows of all processes.
+    """Sums of per-row values, and of what they are divided by; that is done once, over all rows of all processes.
 
-    A mean of means would weigh rows by the size of the batch they came in; a side without rows logs nothing instead of
-    NaN.
+    A mean of means would weigh rows by the size of the batch they came in, and a mean of ratios those most whose
+    denominator is next to 0; a side without rows logs nothing instead of NaN.
     """
 
     def __init__(self) -> None:
@@ -21,18 +23,26 @@ class MetricSums:
 
     def add(self, name: str, values: Tensor, mask: Tensor) -> None:
         """Adds the values `[B]` of the rows where `mask` `[B]` is True. Every process must add the same names."""
-        pair = torch.stack([values.detach().float().where(mask, 0).sum(), mask.sum().float()])
+        self._add(name, _sum_over(values, mask), mask.sum().float())
+
+    def add_ratio(self, name: str, numerator: Tensor, denominator: Tensor, mask: Tensor) -> None:
+        """As [`add`], for the sum of the numerators `[B]` over that of the denominators `[B]`, which are at least 0."""
+        self._add(name, _sum_over(numerator, mask), _sum_over(denominator, mask))
+
+    def _add(self, name: str, total: Tensor, divisor: Tensor) -> None:
+        pair = torch.stack([total, divisor])
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def pop_means(self, accelerator: Accelerator) -> dict[str, float]:
-        """The mean of each name over all processes; names without rows are left out. Starts anew."""
+        """The mean or ratio of each name over all processes; names without rows are left out. Starts anew."""
         if not self._sums:
             return {}
         names = list(self._sums)
         sums = torch.stack([self._sums[name] for name in names])
         totals: Tensor = accelerator.reduce(sums, "sum")
         self._sums = {}
-        means = {name: total / count for name, (total, count) in zip(names, totals.tolist(), strict=True) if count > 0}
+        pairs = zip(names, totals.tolist(), strict=True)
+        means = {name: total / divisor for name, (total, divisor) in pairs if divisor > 0}
         if "rewards/chosen" in means and "rewards/rejected" in means:
             means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
         return means
@@ -49,6 +59,7 @@ def add_reward_metrics(sums: MetricSums, reward: Tensor, is_positive: Tensor, va
 
     - `rewards/chosen`, `rewards/rejected`: mean implicit reward of positive and negative rows.
     - `rewards/accuracies`: share of rows whose reward has the sign of their label.
+    - `rewards/displaced`: share of positive rows whose reward is negative: less likely than under the reference.
     - `saturation/chosen`, `saturation/rejected`: mean of `sigmoid(+-r)`: 0.5 at the start, 1 where the loss is spent.
 
     Args:
@@ -59,6 +70,7 @@ def add_reward_metrics(sums: MetricSums, reward: Tensor, is_positive: Tensor, va
     """
     toward = toward_label(reward, is_positive)
     sums.add("rewards/accuracies", (toward > 0).float(), valid)
+    sums.add("rewards/displaced", (reward < 0).float(), valid & is_positive)
     for side, mask in (("chosen", valid & is_positive), ("rejected", valid & ~is_positive)):
         sums.add(f"rewards/{side}", reward, mask)
         sums.add(f"saturation/{side}", toward.sigmoid(), mask)
@@ -79,6 +91,55 @@ def add_error_metrics(
         valid: bool `[B]`, False for padding.
     """
     toward = toward_label(difference, is_positive)
+    for name, mask in _by_quartile("error_difference", quantile, valid):
+        sums.add(name, toward, mask)
+
+
+def add_drift_metrics(
+    sums: MetricSums,
+    policy_error: Tensor,
+    reference_error: Tensor,
+    quantile: Tensor,
+    is_positive: Tensor,
+    valid: Tensor,
+) -> None:
+    """Adds `drift/quartile_1..4`: policy error over reference error of positive rows, by quartile of time.
+
+    A ratio of sums, exactly 1 at the start. The temperature is one number for all times, but the reference's error is
+    not: late, where it is small, the same reward allows a change that is large beside it.
+
+    Args:
+        sums: what to add to.
+        policy_error: `e_theta` `[B]`, of each draw.
+        reference_error: `e_ref` `[B]`, of each draw.
+        quantile: `[B]`, the draw's quantile of time in [0, 1).
+        is_positive: bool `[B]`, the labels.
+        valid: bool `[B]`, False for padding.
+    """
+    for name, mask in _by_quartile("drift", quantile, valid & is_positive):
+        sums.add_ratio(name, policy_error, reference_error, mask)
+
+
+def add_weight_metrics(sums: MetricSums, weight: Tensor, is_positive: Tensor, valid: Tensor) -> None:
+    """Adds `weights/balance`: the total weight of negative rows over that of positive rows.
+
+    Above 1, the loss begins on a hill: near the reference its curvature has the sign of the positives' weight less the
+    negatives'.
+
+    Args:
+        sums: what to add to.
+        weight: `[B]`, the confidence weight `w >= 1`.
+        is_positive: bool `[B]`, the labels.
+        valid: bool `[B]`, False for padding.
+    """
+    sums.add_ratio("weights/balance", weight.where(~is_positive, 0), weight.where(is_positive, 0), valid)
+
+
+def _by_quartile(name: str, quantile: Tensor, mask: Tensor) -> Iterator[tuple[str, Tensor]]:
     quartile = (quantile * QUARTILES).long()
     for i in range(QUARTILES):
-        sums.add(f"error_difference/quartile_{i + 1}", toward, valid & (quartile == i))
+        yield f"{name}/quartile_{i + 1}", mask & (quartile == i)
+
+
+def _sum_over(values: Tensor, mask: Tensor) -> Tensor:
+    return values.detach().float().where(mask, 0).sum()

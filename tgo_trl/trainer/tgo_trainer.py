@@ -34,8 +34,15 @@ from .arguments import check_arguments, check_loss, default_args, training_dtype
 from .base_trainer import BaseTrainer
 from .callbacks import ScoreLogCallback
 from .course import describe_optimizer
-from .feasibility import check_best_metric_of, check_feasible
-from .metrics import MetricSums, add_error_metrics, add_likelihood_metrics, add_reward_metrics
+from .feasibility import check_best_metric_for, check_best_metric_of, check_feasible
+from .metrics import (
+    MetricSums,
+    add_drift_metrics,
+    add_error_metrics,
+    add_likelihood_metrics,
+    add_reward_metrics,
+    add_weight_metrics,
+)
 from .nonfinite import UpdateGuard
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
 from .summary import print_summary, summary_rows
@@ -141,6 +148,7 @@ class TGOTrainer(BaseTrainer):
         # The pipeline, and whether settings fit it.
         self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
         check_loss(args.loss_type, self.denoiser.noise_process)
+        check_best_metric_for(args, eval_dataset, self.denoiser.noise_process)
         check_policy(self.pipeline, self.family, args, peft_config)
         ref_networks = None
         if ref_model is not None:
@@ -285,11 +293,17 @@ class TGOTrainer(BaseTrainer):
         add_likelihood_metrics(sums, log_likelihood(errors.policy.mean(0), self.temperature), is_positive, valid)
         if rows.reward is not None:
             add_reward_metrics(sums, rows.reward, is_positive, valid)
+            if self.loss.rows == "scored":
+                add_weight_metrics(sums, inputs["weight"], is_positive, valid)
         if errors.reference is not None:
             num_samples = self.args.num_likelihood_samples
             difference = (errors.reference - errors.policy).flatten()
             positives, valids = is_positive.repeat(num_samples), valid.repeat(num_samples)
             add_error_metrics(sums, difference, draw.quantile, positives, valids)
+            policy, reference = errors.policy.flatten(), errors.reference.flatten()
+            add_drift_metrics(sums, policy, reference, draw.quantile, positives, valids)
+        if errors.prediction_difference is not None:
+            sums.add("prediction_difference", errors.prediction_difference.mean(0), valid)
         if not self.model.training:
             sums.add("loss", rows.loss, valid)
         total = rows.loss.where(valid, 0).sum()
