@@ -27,6 +27,7 @@ from tgo_trl.commands.inspect.scores import (
     weight_rows,
 )
 from tgo_trl.commands.inspect.suggestions import (
+    suggest_balance,
     suggest_image_size,
     suggest_prompt_mean,
     suggest_threshold,
@@ -167,10 +168,58 @@ def test_long_tails_get_the_largest_coefficient_that_leaves_enough_rows():
     tried = [5.0, 2.0, 1.0, 0.5, 0.2, 0.1]
     rows = weight_rows(scores, scores.median().item(), tried, ["robust"])
     enough = [row.coefficient for row in rows if row.effective_share >= 0.6]
-    assert coefficient == max(enough) < 5
+    even = [row.coefficient for row in rows if row.positive_share >= 0.4]
+    assert coefficient == max(set(enough) & set(even)) < max(enough) < 5
+    assert "Negative rows have 78.9 % of the weight, and win at the start" in suggestion.reason
+    assert suggest_balance(scores, scores.median().item(), suggestion.settings) is None  # said once
+    # a long upper tail: positives have most of the weight already, and nothing is said of it
+    suggestion = suggested_weights(-scores)
+    assert suggestion.settings["confidence_coef"] == max(enough)
+    assert "Negative rows" not in suggestion.reason
     mostly_equal = torch.cat([torch.zeros(1800, dtype=torch.float64), normal(200).abs() ** 6])
     suggestion = suggest_weights(mostly_equal, summarize_scores(mostly_equal), 1e-9)
     assert suggestion.settings["score_normalization"] == "zscore"  # no interquartile range
+
+
+def test_a_smaller_coefficient_is_suggested_where_negatives_win():
+    # Around 0, weights 1 + c s: positives 2 (1 + 0.1 c), negatives 1 + 2 c and 1 + 0.6 c.
+    scores = tensor([-2.0, -0.6, 0.1, 0.1])
+    suggestion = suggest_balance(scores, 0.0, {})
+    # c = 5: 3 of 18, c = 1: 2.2 of 6.8, c = 0.5: 2.1 of 5.4, c = 0.2: 2.04 of 4.56, which is more than 0.4
+    assert suggestion.settings == {"confidence_coef": 0.2}
+    assert "With `confidence_coef=5` for each score unit, negative rows have 83.3 % of the weight" in suggestion.reason
+    assert "the loss begins on a hill" in suggestion.reason
+    assert suggestion.reason.endswith("0.2 leaves them 55.3 %.")
+    assert suggest_balance(-scores, 0.0, {}) is None
+    assert suggest_balance(scores, 0.0, {"score_normalization": "zscore", "confidence_coef": 0.1}) is None
+    # Standard deviations, 0.857, are smaller than score units here.
+    standard = suggest_balance(scores, 0.0, {"score_normalization": "zscore"})
+    assert standard.settings == {"confidence_coef": 0.2}
+    assert "for each standard deviation, negative rows" in standard.reason
+
+
+def test_few_positive_rows_are_no_matter_of_the_coefficient():
+    # 1 + 5 |s - 0.5| = 3.5, 3.5, 8.5: 200 * 3.5 + 38 * 8.5 = 1023 of 3438
+    wins = tensor([0.0] * 690 + [1.0] * 200 + [2.0] * 38)
+    suggestion = suggest_balance(wins, 0.5, {})
+    assert suggestion.settings == {}
+    assert "negative rows have 70.2 % of the weight" in suggestion.reason
+    # At the mean, 276 / 928: 1 + 5 |s - mean| = 2.487, 4.513, 9.513; 690 * 2.487 = 1716 of 2980
+    assert suggestion.reason.endswith(
+        "With 25.6 % of the rows positive, no `confidence_coef` mends that. A threshold at the mean, "
+        "`threshold_type='mean'`, leaves them 57.6 %."
+    )
+    # One good row of ten, in small units: 1.25 of 12.5, and at the mean 1.45 of 10.9.
+    few = suggest_balance(tensor([0.0] * 9 + [0.1]), 0.05, {})
+    assert few.reason.endswith("no `confidence_coef` mends that: add rows that score above the threshold, or lower it.")
+
+
+def test_the_balance_is_in_the_report_once(tmp_path):
+    scores = [-(score**2) for score in (0.2, 0.4, 0.5, 0.6, 0.7, 0.9, 1.1, 1.6, 1.9, 2.2)]
+    report = report_on(dataset(scores).remove_columns("image"), tmp_path, skip_images=True)
+    said = [found for found in report.suggestions if "on a hill" in found.reason]
+    assert len(said) == 1
+    assert as_arguments(report.settings, tmp_path).confidence_coef == said[0].settings["confidence_coef"] < 5
 
 
 # ---- Prompts ----

@@ -17,6 +17,7 @@ from .report import Report
 from .rows import Rows, find_duplicates, prompt_lengths, read_rows
 from .scores import summarize_prompts, summarize_scores, threshold_rows, weight_rows
 from .suggestions import (
+    suggest_balance,
     suggest_image_size,
     suggest_mending,
     suggest_prompt_mean,
@@ -77,7 +78,10 @@ def build_report(rows: Rows, config: InspectConfig) -> Report:
         prompts = summarize_prompts(scores, rows.prompts, threshold, config.beta)
         per_prompt = suggest_prompt_mean(prompts)
         units = suggest_weights(scores, summary, threshold) if weights else None
-        suggestions += [found for found in (split, units, per_prompt) if found is not None]
+        balance = None
+        if weights and not (per_prompt and per_prompt.settings):  # around a mean, both sides lie equally far
+            balance = suggest_balance(scores, threshold, {} if units is None else units.settings)
+        suggestions += [found for found in (split, units, balance, per_prompt) if found is not None]
 
     # What does not depend on the scores.
     images = summarize_images(rows.sizes) if rows.sizes else None

@@ -4,12 +4,13 @@ They are rules of thumb. Where nothing speaks against a default, none is given.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from ...labels.thresholds import mean_threshold
 from .config import InspectConfig
 from .images import ImageSummary
 from .rows import LONG_PROMPT, Rows, find_duplicates, prompt_lengths
@@ -22,6 +23,12 @@ FEW_EFFECTIVE = 0.5
 """Below this effective share of rows, a few rows outweigh the rest; of a normal distribution it is 0.73 for c = 5."""
 ENOUGH_EFFECTIVE = 0.6
 EXCESS_FLIPS = 0.1
+LOPSIDED = 0.4
+"""Below this share of all weight on positive rows, negatives win: at a half, chance would say so of any data set."""
+UNITS = {"none": "score unit", "zscore": "standard deviation", "robust": "interquartile range"}
+"""What `confidence_coef` is for each of, by normalisation."""
+COEFFICIENTS = (5.0, 2.0, 1.0, 0.5, 0.2, 0.1)
+"""Values of `confidence_coef` that are tried."""
 MIN_IMAGES = 4
 """Of each prompt, for a baseline of its own."""
 SQUARE_LOSS = 0.1
@@ -144,18 +151,58 @@ def _suggest_lighter_tail(scores: Tensor, threshold: float, standard: WeightRow)
         f"rows have {_percent(standard.top_share)} of the weight, and all count as much as "
         f"{_percent(standard.effective_share)} of them would with equal weights"
     )
-    for coefficient in (5.0, 2.0, 1.0, 0.5, 0.2, 0.1):
-        rows = weight_rows(scores, threshold, [coefficient], ["robust"]) or weight_rows(
-            scores, threshold, [coefficient], ["zscore"]
-        )
-        if rows[0].effective_share >= ENOUGH_EFFECTIVE:
-            break
-    row = rows[0]
-    unit = "interquartile range" if row.normalization == "robust" else "standard deviation"
+    rows = weight_rows(scores, threshold, COEFFICIENTS, ["robust"]) or weight_rows(
+        scores, threshold, COEFFICIENTS, ["zscore"]
+    )
+    enough = [row for row in rows if row.effective_share >= ENOUGH_EFFECTIVE] or rows[-1:]
+    even = [row for row in enough if row.positive_share >= LOPSIDED]
+    row = (even or enough)[0]
+    left = _percent(row.effective_share)
+    if even and min(standard.positive_share, enough[0].positive_share) < LOPSIDED:
+        reason += f". {_negatives_win(standard).capitalize()}"
+        left += f" of the rows, and negative ones {_percent(1 - row.positive_share)} of the weight"
     return Suggestion(
         {"score_normalization": row.normalization, "confidence_coef": row.coefficient},
-        f"{reason}. {row.coefficient:g} for each {unit} leaves {_percent(row.effective_share)}. Better still, bound "
-        "the scores where they come from.",
+        f"{reason}. {row.coefficient:g} for each {UNITS[row.normalization]} leaves {left}. Better still, bound the "
+        "scores where they come from.",
+    )
+
+
+def suggest_balance(scores: Tensor, threshold: float, settings: Mapping[str, Any]) -> Suggestion | None:
+    """A smaller `confidence_coef`, or a note, if negative rows have far more of the weight than positive ones.
+
+    Near the reference, the curvature of the loss is about `beta / T` times the positives' weight less the negatives'.
+
+    Args:
+        scores: float64 `[N]`, not all equal.
+        threshold: in score units, with rows on both sides.
+        settings: what is suggested already, by name.
+    """
+    kind = settings.get("score_normalization", "none")
+    coefficient = settings.get("confidence_coef", DEFAULT_COEFFICIENT)
+    (row,) = weight_rows(scores, threshold, [coefficient], [kind])
+    if row.positive_share >= LOPSIDED:
+        return None
+    reason = f"With `confidence_coef={coefficient:g}` for each {UNITS[kind]}, {_negatives_win(row)}"
+    smaller = [] if "confidence_coef" in settings else [c for c in COEFFICIENTS if c < coefficient]
+    even = [tried for tried in weight_rows(scores, threshold, smaller, [kind]) if tried.positive_share >= LOPSIDED]
+    if even:
+        found, share = even[0].coefficient, _percent(1 - even[0].positive_share)
+        return Suggestion({"confidence_coef": found}, f"{reason}. {found:g} leaves them {share}.")
+    share = _percent((scores >= threshold).double().mean().item())
+    reason = f"{reason}. With {share} of the rows positive, no `confidence_coef` mends that"
+    mean = mean_threshold(scores).item()
+    around = weight_rows(scores, mean, [coefficient], [kind])  # distances to the mean sum to the same on both sides
+    if around and around[0].positive_share >= LOPSIDED:
+        share = _percent(1 - around[0].positive_share)
+        return Suggestion({}, f"{reason}. A threshold at the mean, `threshold_type='mean'`, leaves them {share}.")
+    return Suggestion({}, f"{reason}: add rows that score above the threshold, or lower it.")
+
+
+def _negatives_win(row: WeightRow) -> str:
+    return (
+        f"negative rows have {_percent(1 - row.positive_share)} of the weight, and win at the start: the loss begins "
+        "on a hill, and falls wherever the policy leaves the reference, toward good images or not"
     )
 
 
