@@ -82,12 +82,19 @@ def main(script_args: TrainArguments, training_args: TGOConfig) -> None:
     # Then the log, every `logging_steps` updates:
     #   loss                   begins at ln 2 x the mean weight, and falls.
     #   rewards/margins        mean r of positive rows less that of negative ones: begins at exactly 0, and rises.
-    #   rewards/accuracies     share of rows whose r has the sign of their label: rises above 0.5. If it does not
-    #                          while rewards move, the scores say little about the images.
+    #   rewards/accuracies     share of rows whose r has the sign of their label. May stay near 0.5 in a good run: r of
+    #                          good and bad rows falls together, that of bad ones further.
     #   saturation/*           mean of the sigmoid. Stays at 0.5: nothing learns, so raise `learning_rate`, or lower
     #                          `temperature`. Near 1: nothing is left to learn from, so raise `temperature`.
     #   error_difference/*     by how much the policy's errors moved as asked, by quarter of the timesteps. Positive in
     #                          one of them only: the others are noise; raise `num_likelihood_samples`, or the batch.
+    # And what shows a run that goes wrong, while its loss falls and its margin rises:
+    #   drift/*                error of the policy over that of the reference, on positive rows, by quarter of the
+    #                          timesteps: 1 at the start. Far above, mostly in the last: it no longer denoises them.
+    #   rewards/displaced      share of positive rows with r < 0. Near 1, the policy has left all of them behind.
+    #   prediction_difference  mean square of policy's less reference's prediction. Grows without end: nothing holds it.
+    #   weights/balance        weight of negative rows over that of positive ones. Above 1, the negatives win at the
+    #                          start. Bound the scores, or lower `confidence_coef`; then lower `learning_rate`.
     # The grids in `samples/` show the reference above the policy, at the same seeds: the last word is yours.
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 
