@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from tgo_trl import TGOConfig
 from tgo_trl.labels.weights import weight_balance
 from tgo_trl.losses import LossInputs, Predictions, RowErrors, TGOLoss
 from tgo_trl.losses.likelihood import log_ratio, relative_log_ratio
@@ -304,3 +307,25 @@ def test_a_run_with_a_recipe_is_gone_on_with_by_its_settings(tmp_path):
     changed = make_trainer(config(tmp_path, **{**RECIPES["robust"], "negative_weight": 1.0}, **saving, max_steps=4))
     with pytest.raises(ValueError, match=r"`negative_weight` was 0\.3, is 1\.0"):
         changed.train(resume_from_checkpoint=True)
+
+
+# ---- The page ----
+
+PAGE = (Path(__file__).parents[1] / "docs" / "losses.md").read_text()
+
+
+def test_the_page_names_settings_that_are_there():
+    rows = re.findall(r"^\| `(.+?)` \|", PAGE[PAGE.index("## Settings") :], re.MULTILINE)
+    names = {name for row in re.findall(r"^\| (`.+?) \|", PAGE, re.MULTILINE) for name in re.findall(r"`(\w+):", row)}
+    settings = {field.name for field in dataclasses.fields(TGOConfig)}
+    terms = {field.name for field in dataclasses.fields(TGOLoss)} - {"temperature", "beta"}
+    assert len(rows) >= 8
+    assert names <= settings
+    assert terms | {"time_range"} <= names
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_page_says_what_a_recipe_sets(recipe):
+    text = PAGE[PAGE.index(f"`recipe: {recipe}`") :]
+    for name, value in RECIPES[recipe].items():
+        assert f"`{name}: {value}`" in text
