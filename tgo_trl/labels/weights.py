@@ -23,3 +23,15 @@ def confidence_weights(scores: Tensor, threshold: Tensor, coefficient: float) ->
             "at last below 0. Pass a number >= 0."
         )
     return 1 + coefficient * (scores - threshold).abs()
+
+
+def weight_balance(is_positive: Tensor, weights: Tensor) -> float:
+    """`W+ / W-`, the weight of all positive rows over that of all negative ones.
+
+    Below 1 the negative ones win at the start, where the curvature of the loss has the sign of `W+ - W-`.
+
+    Args:
+        is_positive: bool `[N]`, with rows on both sides.
+        weights: float `[N]`.
+    """
+    return (weights[is_positive].double().sum() / weights[~is_positive].double().sum()).item()

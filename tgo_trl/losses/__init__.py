@@ -23,7 +23,7 @@ def build_loss(loss_type: str, settings: Mapping[str, Any]) -> Loss:
         settings: by name; others than the loss's are passed over.
     """
     loss = LOSSES[loss_type]
-    return loss(**{field.name: settings[field.name] for field in fields(loss)})
+    return loss(**{field.name: settings[field.name] for field in fields(loss) if field.name in settings})
 
 
 __all__ = [

@@ -107,12 +107,20 @@ class Loss(ABC):
     """Which rows it takes."""
     needs_reference: ClassVar[bool] = True
     """Whether the reference is asked too."""
-    reads_predictions: ClassVar[bool] = False
-    """Whether it reads predictions beside errors, which takes memory; token models have no target to compare with."""
     has_statistic: ClassVar[bool] = False
     """Whether it needs a mean over the whole update, which takes another forward pass over its rows beforehand."""
 
     temperature: float
+
+    @property
+    def reads_predictions(self) -> bool:
+        """Whether it reads predictions beside errors, which takes memory; logits of tokens have no target."""
+        return False
+
+    @property
+    def reads_relative_errors(self) -> bool:
+        """Whether an error is taken for the variance of a Gaussian, which that of a token model is not."""
+        return False
 
     @classmethod
     def prompt(cls, prompt: str, is_positive: bool) -> str:

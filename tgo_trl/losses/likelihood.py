@@ -37,6 +37,26 @@ def log_ratio(policy_error: Tensor, reference_error: Tensor, temperature: float)
     return (reference_error - policy_error) / temperature
 
 
+def relative_log_ratio(policy_error: Tensor, reference_error: Tensor, temperature: float) -> Tensor:
+    """Log-ratio under a Gaussian with the reference's own variance, `(e_ref - e_theta) / (T e_ref)`.
+
+    A Gaussian of variance `sigma^2` in each of `D` numbers has the log-likelihood `-D e / (2 sigma^2)`, and a constant.
+    The paper's surrogate has one `sigma^2 = T D / 2` for all times, and `T = 0.001 * 16384 / D` makes it 8.192. The
+    variance that the reference shows at a row and a time is `e_ref`: with `sigma^2 = T D e_ref / 2` the ratio is
+    relative to it, and near the noise, where errors are small, it allows no larger a step than elsewhere. `T = 2 / D`
+    would be the likelihood itself, of a single draw; the paper's `T` is 8.192 times as tolerant, at any `D`.
+
+    Args:
+        policy_error: float32 `[..., B]`, holds gradient.
+        reference_error: float32 `[..., B]`, above 0, computed on the same draw, without gradient.
+        temperature: `T > 0`, without unit.
+
+    Returns:
+        float32 `[..., B]`, zero where the policy equals the reference.
+    """
+    return (reference_error - policy_error) / (temperature * reference_error)
+
+
 def implicit_reward(log_ratio: Tensor, beta: float) -> Tensor:
     """Implicit reward of each row, `r = beta (log pi_theta(y|x) - log pi_ref(y|x))`.
 

@@ -42,7 +42,11 @@ class FlowMatchingProcess(NoiseProcess):
 
     def error(self, prediction: Tensor, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """Mean squared error of the velocity over all non-batch dimensions, in float32, `[B]`."""
-        return (prediction.float() - (noise - clean)).square().flatten(1).mean(1)
+        return (prediction.float() - self.target(clean, noise, time)).square().flatten(1).mean(1)
+
+    def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """The velocity `eps - x`, float32 `[B, ...]`."""
+        return noise - clean
 
     def temperature(self, num_elements: int) -> float:
         """`T = 0.001 * 16384 / D`, as for diffusion."""

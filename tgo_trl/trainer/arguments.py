@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from diffusers import DiffusionPipeline
 
 from ..families import Family, build_family
-from ..losses import LOSSES
+from ..losses import LOSSES, build_loss
 from ..media.sizes import aspect_ratio_sizes, check_size
 from ..media.types import Size
 from ..noise import NoiseProcess
@@ -168,12 +168,22 @@ def resolve_family(args: TGOConfig, family: Family | None, pipeline: DiffusionPi
     return family
 
 
-def check_loss(loss_type: str, process: NoiseProcess) -> None:
+def check_loss(args: TGOConfig, process: NoiseProcess) -> None:
     """Raises a ValueError for a loss that reads what the network's predictions do not have."""
-    if LOSSES[loss_type].reads_predictions and not process.has_target:
+    if process.has_target:
+        return
+    loss = build_loss(args.loss_type, {**vars(args), "temperature": 1.0, "negative_weight": 1.0})
+    if loss.reads_predictions:
         raise ValueError(
-            f"`loss_type={loss_type!r}` subtracts predictions from their target, and this pipeline predicts tokens, "
-            "which have none. Use a loss that reads errors alone, such as 'tgo'."
+            f"`loss_type={args.loss_type!r}` subtracts predictions from their target, and this pipeline predicts "
+            "tokens, which have none. Use a loss that reads errors alone, without `negatives='mirror'` or "
+            "`trust_region`."
+        )
+    if loss.reads_relative_errors:
+        raise ValueError(
+            "`error_scale='relative'` takes the reference's error for a variance, and that of this pipeline is a "
+            "negative log-likelihood of tokens already. Leave it 'absolute'; `negative_weight`, `negative_margin`, "
+            "`label_smoothing`, `sft_weight` and `time_range` exist for tokens too."
         )
 
 

@@ -12,7 +12,8 @@ from ..data.encoded import EncodedDataset, encode_images, encode_prompts, scan_r
 from ..data.rows import BadRows, RowSource
 from ..data.stream import StreamDataset, scan_stream
 from ..labels.fitting import fit_label_rule
-from ..labels.rule import PER_PROMPT, LabelRule
+from ..labels.rule import PER_PROMPT, LabelRule, Labels
+from ..labels.weights import weight_balance
 from ..losses import LOSSES
 from ..media.origin import find_origin
 from ..media.readers import ImageReader, MediaReader, VideoReader
@@ -52,6 +53,9 @@ class DataPreparer:
         args: the run's settings.
         encoders: of the pipeline.
         sizes: of the images; each is brought to the nearest.
+
+    Attributes:
+        weight_balance: of all training rows, see [`~tgo_trl.labels.weights.weight_balance`].
     """
 
     def __init__(self, args: TGOConfig, encoders: FrozenEncoders, sizes: Sequence[Size]) -> None:
@@ -73,6 +77,7 @@ class DataPreparer:
         scores, prompts = scan_stream(dataset, self.columns, bad)
         bad.warn(source.name, len(scores) + len(bad.rows))
         rule = self._fit(scores, prompts)
+        self._weigh(rule.apply(scores, prompts))
         block = training_block(self.args, len(self.sizes))
         return StreamDataset(source, rule, 0, True, self.loss, block, fingerprint(*scores, *prompts)), rule
 
@@ -115,6 +120,8 @@ class DataPreparer:
         if rule is None and len(positions) < len(scanned.rows):  # without the images that could not be read
             fitted = self._fit(kept.scores, kept.prompts)
         labels = fitted.apply(kept.scores, kept.prompts)
+        if rule is None:
+            self._weigh(labels)
         rows = zip(positions, kept.prompts, labels.is_positive.tolist(), strict=True)
         texts = {position: self.loss.prompt(prompt, is_positive) for position, prompt, is_positive in rows}
         prompts = encode_prompts(texts, self.encoders, writer, batch_size, name)
@@ -122,6 +129,9 @@ class DataPreparer:
         if not len(encoded):
             raise ValueError(f"`loss_type={self.args.loss_type!r}` {MISSING[self.loss.rows].format(name=name)}")
         return encoded, fitted
+
+    def _weigh(self, labels: Labels) -> None:
+        self.weight_balance = weight_balance(labels.is_positive, labels.weights)
 
     def _fit(self, scores: list[float], prompts: list[str]) -> LabelRule:
         args = self.args

@@ -1,5 +1,8 @@
 """The table that is printed before training: what the scores were turned into."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -7,7 +10,9 @@ from ..labels.rule import LabelRule, Labels
 from ..labels.thresholds import percentile_threshold
 
 
-def summary_rows(rule: LabelRule, labels: Labels | None, beta: float, temperature: float) -> list[tuple[str, str]]:
+def summary_rows(
+    rule: LabelRule, labels: Labels | None, beta: float, temperature: float, objective: Mapping[str, Any] | None = None
+) -> list[tuple[str, str]]:
     """Name and value of each line.
 
     Args:
@@ -15,6 +20,7 @@ def summary_rows(rule: LabelRule, labels: Labels | None, beta: float, temperatur
         labels: of the training rows; None for a stream, whose rows are labelled as they come.
         beta: of the loss.
         temperature: `T`.
+        objective: settings of the loss that are not the paper's, by name.
     """
     lines = [
         ("rows", f"{rule.num_rows:,}"),
@@ -26,6 +32,7 @@ def summary_rows(rule: LabelRule, labels: Labels | None, beta: float, temperatur
         quantiles = [percentile_threshold(labels.weights, p).item() for p in (0, 25, 50, 75, 100)]
         lines.append(("weight min / 25 % / 50 % / 75 % / max", " / ".join(f"{q:.3g}" for q in quantiles)))
     lines.append(("effective scale beta / T", f"{beta / temperature:.4g} (beta {beta:g}, T {temperature:.4g})"))
+    lines += [(name, str(value)) for name, value in (objective or {}).items()]
     return lines
 
 

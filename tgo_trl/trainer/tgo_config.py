@@ -13,10 +13,12 @@ from ..labels import NORMALIZATIONS
 from ..labels.checks import MAX_FLOAT32
 from ..labels.fitting import THRESHOLD_TYPES
 from ..losses import LOSSES
+from ..losses.tgo import ERROR_SCALES, NEGATIVES
 from ..messages.public import without_secrets
 from ..noise import DENSITIES
 from ..policy.targets import check_target_names
 from ..settings import as_dictionary, check_choice, check_finite, check_types, shown
+from .objective import RECIPES, check_objective, negative_weight, recipe_settings
 
 FAMILY_SETTINGS = (
     "max_sequence_length", "train_guidance_scale", "timestep_density", "logit_mean", "logit_std", "mode_scale",
@@ -137,6 +139,30 @@ class TGOConfig(TrainingArguments):
             `T` of the log-likelihood surrogate `-error / T`. `"auto"`, or `None`, is 0.001 for latents of 16,384
             numbers, as in the paper (Stable Diffusion 1.5 at 512 pixels), and moves inversely with the number of
             numbers.
+        recipe (`str`, *optional*):
+            A named combination of the settings below that was measured as a whole; `"robust"` keeps nearer to the data.
+            It sets those that are left at their defaults, and the table before training says which.
+        error_scale (`str`, *optional*, defaults to `"absolute"`):
+            `"absolute"`: errors over `T`, as in the paper. `"relative"`: over `T e_ref`, the reference's error of the
+            row at that time, so that a step near the noise, where errors are tiny, is no larger than elsewhere.
+        negatives (`str`, *optional*, defaults to `"repel"`):
+            `"repel"`: negative rows are made less likely, as in the paper. `"mirror"`: their mirror image at the
+            reference's prediction is made more likely, which is bounded.
+        mirror_strength (`float`, *optional*, defaults to `1.0`):
+            `s`, with `negatives="mirror"`: how far the policy may go, in steps that the data ask for.
+        negative_weight (`float` or `"balanced"`, *optional*, defaults to `1.0`):
+            Times which negative rows count. `"balanced"` is the weight of all positive rows over that of all negative
+            ones, at most 1. Near 0, what is left is close to supervised fine-tuning.
+        negative_margin (`float`, *optional*):
+            `m`: negative rows whose implicit reward is below `-m` give no gradient any more.
+        label_smoothing (`float`, *optional*, defaults to `0.0`):
+            The share of labels that may be wrong, below 0.5.
+        trust_region (`float`, *optional*, defaults to `0.0`):
+            `lambda` in the penalty `lambda beta / T` times the mean squared difference of the predictions.
+        sft_weight (`float`, *optional*, defaults to `0.0`):
+            `gamma` in the term `gamma beta / T` times weight and error of the positive rows.
+        time_range (`list[float]`, *optional*):
+            Two shares of the way from data to noise, between which training looks; all of it by default.
         num_likelihood_samples (`int`, *optional*, defaults to `1`):
             Draws of time and noise per row and step, averaged inside the sigmoid. They share one forward pass, so
             memory grows with them.
@@ -264,6 +290,26 @@ class TGOConfig(TrainingArguments):
     temperature: float | str | None = field(  # of `float | str` HfArgumentParser would take the float alone
         default="auto", metadata={"help": "T of the log-likelihood surrogate -error / T, or 'auto'."}
     )
+    recipe: str | None = field(
+        default=None, metadata={"help": "A named combination of the settings below.", "choices": list(RECIPES)}
+    )
+    error_scale: str = field(
+        default="absolute", metadata={"help": "What errors are measured by.", "choices": list(ERROR_SCALES)}
+    )
+    negatives: str = field(
+        default="repel", metadata={"help": "What negative rows ask for.", "choices": list(NEGATIVES)}
+    )
+    mirror_strength: float = field(default=1.0, metadata={"help": "How far mirrored negatives may lead."})
+    negative_weight: float | str | None = field(  # as `temperature`
+        default=1.0, metadata={"help": "Times which negative rows count, or 'balanced'."}
+    )
+    negative_margin: float | None = field(default=None, metadata={"help": "Negative rows beyond it give no gradient."})
+    label_smoothing: float = field(default=0.0, metadata={"help": "Share of labels that may be wrong."})
+    trust_region: float = field(default=0.0, metadata={"help": "Weight of the distance to the reference."})
+    sft_weight: float = field(default=0.0, metadata={"help": "Weight of the error of positive rows."})
+    time_range: list[float] | None = field(
+        default=None, metadata={"help": "Two shares of the way from data to noise, to train between."}
+    )
     num_likelihood_samples: int = field(default=1, metadata={"help": "Draws of time and noise per row and step."})
     sync_ref_model: bool = field(default=False, metadata={"help": "Move the reference towards the policy."})
     ref_model_mixup_alpha: float = field(default=0.6, metadata={"help": "Share of the policy in the new reference."})
@@ -309,6 +355,7 @@ class TGOConfig(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.lora_target_modules is not None:
             check_target_names("lora_target_modules", self.lora_target_modules)
+        self._apply_recipe()
         self._check_choices()
         self._check_numbers()
         self._check_ranges()
@@ -351,6 +398,11 @@ class TGOConfig(TrainingArguments):
         assert not isinstance(self.model_init_kwargs, str)
         return self.model_init_kwargs
 
+    def _apply_recipe(self) -> None:
+        defaults = {item.name: item.default for item in fields(TGOConfig)}
+        for name, value in recipe_settings(self.recipe, vars(self), defaults).items():
+            setattr(self, name, value)
+
     def _check_choices(self) -> None:
         check_choice("on_bad_row", self.on_bad_row, ("error", "skip"))
         check_choice("threshold_type", self.threshold_type, THRESHOLD_TYPES)
@@ -372,6 +424,7 @@ class TGOConfig(TrainingArguments):
                     f"`temperature` is {self.temperature}, by which errors and `beta` ({self.beta}) are divided: the "
                     "quotient is infinite in float32. Values around 0.001 are usual."
                 )
+        self.negative_weight = negative_weight(self.negative_weight)
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None:
@@ -398,6 +451,7 @@ class TGOConfig(TrainingArguments):
             raise ValueError(f"`logit_mean` is {self.logit_mean}; it must be finite.")
 
     def _check_combinations(self) -> None:
+        check_objective(vars(self))
         self._check_size()
         self._check_density()
         if isinstance(self.sample_prompts, str):

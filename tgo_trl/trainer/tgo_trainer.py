@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -147,7 +147,7 @@ class TGOTrainer(BaseTrainer):
 
         # The pipeline, and whether settings fit it.
         self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
-        check_loss(args.loss_type, self.denoiser.noise_process)
+        check_loss(args, self.denoiser.noise_process)
         check_best_metric_for(args, eval_dataset, self.denoiser.noise_process)
         check_policy(self.pipeline, self.family, args, peft_config)
         ref_networks = None
@@ -164,7 +164,8 @@ class TGOTrainer(BaseTrainer):
         train_set, self.label_rule = self.preparer.training_set(train_dataset)
         self.train_labels: Labels | None = train_set.labels
         self.temperature = self._resolve_temperature(args, train_set)
-        self.loss = build_loss(args.loss_type, {**vars(args), "temperature": self.temperature})
+        resolved = {"temperature": self.temperature, "negative_weight": self._resolve_negative_weight(args)}
+        self.loss = build_loss(args.loss_type, {**vars(args), **resolved})
         eval_set = self._prepare_evaluation(eval_dataset)
         check_best_metric_of(args, eval_set)
         self._keep_encoders = isinstance(train_set, StreamDataset)
@@ -202,7 +203,8 @@ class TGOTrainer(BaseTrainer):
         self.add_callback(ScoreLogCallback(self, self.label_rule, self.train_labels))
         self._add_own_callbacks()
         if self.is_world_process_zero():
-            print_summary(summary_rows(self.label_rule, self.train_labels, args.beta, self.temperature))
+            objective = self._objective() | ({} if args.recipe is None else {"recipe": args.recipe})
+            print_summary(summary_rows(self.label_rule, self.train_labels, args.beta, self.temperature, objective))
 
     # ---- Set-up ----
 
@@ -218,6 +220,11 @@ class TGOTrainer(BaseTrainer):
             image = self.encoders.images(pixels[None], geometry[None])
         num_elements = math.prod(self.family.latent_shape(image))
         return self.denoiser.noise_process.temperature(num_elements * math.prod(self.size) // math.prod(size))
+
+    def _resolve_negative_weight(self, args: TGOConfig) -> float:
+        if isinstance(args.negative_weight, float):
+            return args.negative_weight
+        return min(1.0, self.preparer.weight_balance)
 
     def _prepare_evaluation(
         self, dataset: RawDataset | Mapping[str, RawDataset] | None
@@ -321,6 +328,9 @@ class TGOTrainer(BaseTrainer):
         if self.loss.rows == "pairs":  # both of a pair have the draw of the better one
             rows = [row for row in rows[::2] for _ in range(2)]
         draw = draw_rows(self.args.seed, inputs["epoch"], rows, shape, num_samples, inputs["valid"].device)
+        if self.args.time_range is not None:
+            first, last = self.args.time_range
+            draw = replace(draw, quantile=first + (last - first) * draw.quantile)
         draw = replace(draw, keys=draw_keys(inputs["epoch"], inputs["row"], num_samples))
         corrupted = self.denoiser.corrupt(image, prompt, draw)
         return row_errors(model, self.reference, corrupted, self.loss.reads_predictions), draw
@@ -434,6 +444,17 @@ class TGOTrainer(BaseTrainer):
         """How it is trained, after "trained with", for the card."""
         return self.loss.method.format(media=self.family.medium)
 
+    def _objective(self) -> dict[str, Any]:
+        """The settings of the loss that are not the paper's, by name."""
+        values = {item.name: (getattr(self.loss, item.name), item.default) for item in fields(self.loss)}
+        shown = {name: value for name, (value, usual) in values.items() if usual is not MISSING and value != usual}
+        if self.args.time_range is not None:
+            shown["time_range"] = "{:g} to {:g}".format(*self.args.time_range)
+        return {
+            name.replace("_", " "): f"{value:.4g}" if isinstance(value, float) else value
+            for name, value in shown.items()
+        }
+
     def hyperparameters(self) -> dict[str, Any]:
         """Name and value of each line of the card's table."""
         args = self.args
@@ -444,6 +465,7 @@ class TGOTrainer(BaseTrainer):
             "confidence coefficient": args.confidence_coef,
             "score normalisation": args.score_normalization,
             "likelihood samples": args.num_likelihood_samples,
+            **self._objective(),
             **super().hyperparameters(),
         }
 

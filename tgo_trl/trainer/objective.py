@@ -1,0 +1,113 @@
+"""Settings of the objective: named recipes of them, and which go together."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from ..losses import LOSSES
+from ..losses.tgo import ERROR_SCALES, NEGATIVES, TGOLoss
+from ..settings import check_choice
+
+BALANCED = "balanced"
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "robust": {"error_scale": "relative", "negative_weight": 0.3, "beta": 0.3},
+}
+"""Settings that were measured together, by name; a setting that the user has moved from its default stays."""
+
+MOST_SMOOTHING = 0.5
+
+
+def recipe_settings(recipe: str | None, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe sets: its settings, but for those that the user has set otherwise than by default.
+
+    Args:
+        recipe: a key of [`RECIPES`]; None for none.
+        settings: the user's, by name.
+        defaults: by name.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if recipe is None:
+        return {}
+    check_choice("recipe", recipe, tuple(RECIPES))
+    return {name: value for name, value in RECIPES[recipe].items() if settings[name] == defaults[name]}
+
+
+def negative_weight(value: float | str | None) -> float | str:
+    """`alpha` as a number, or `"balanced"`; 1 if not set.
+
+    Raises:
+        ValueError: if it is neither, or below 0.
+    """
+    if value is None:
+        return 1.0
+    if value == BALANCED:
+        return BALANCED
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"`negative_weight` is {value!r}; it must be a number, or {BALANCED!r}.") from None
+    if not 0 <= number < math.inf:
+        raise ValueError(f"`negative_weight` is {value}; it must be at least 0 and finite.")
+    return number
+
+
+def check_objective(settings: Mapping[str, Any]) -> None:
+    """Raises a ValueError for settings of the objective that are out of range, or mean nothing together.
+
+    Args:
+        settings: by name, those of [`~tgo_trl.TGOConfig`].
+    """
+    check_choice("error_scale", settings["error_scale"], ERROR_SCALES)
+    check_choice("negatives", settings["negatives"], NEGATIVES)
+    for name in ("mirror_strength", "negative_margin"):
+        if settings[name] is not None and not 0 < settings[name] < math.inf:
+            raise ValueError(f"`{name}` is {settings[name]}; it must be greater than 0 and finite.")
+    for name in ("trust_region", "sft_weight"):
+        if not 0 <= settings[name] < math.inf:
+            raise ValueError(f"`{name}` is {settings[name]}; it must be at least 0 and finite.")
+    if not 0 <= settings["label_smoothing"] < MOST_SMOOTHING:
+        raise ValueError(
+            f"`label_smoothing` is {settings['label_smoothing']}, the share of labels that may be wrong; it must be at "
+            "least 0 and below 0.5, where labels say nothing."
+        )
+    _check_times(settings["time_range"])
+    _check_used(settings)
+    if settings["negatives"] == "mirror":
+        for name, unset in (("negative_margin", None), ("label_smoothing", 0.0)):
+            if settings[name] != unset:
+                raise ValueError(
+                    f"`{name}` is {settings[name]}, which holds back how hard negative rows push away. With "
+                    f"`negatives='mirror'` they pull, to their mirror image. Set one of the two."
+                )
+    elif settings["mirror_strength"] != 1:
+        raise ValueError(
+            f"`mirror_strength` is {settings['mirror_strength']}, which only mirrored negatives have. Set "
+            "`negatives='mirror'` too, or leave it out."
+        )
+
+
+def _check_times(times: Any) -> None:
+    if times is None:
+        return
+    if len(times) != 2 or not 0 <= times[0] < times[1] <= 1:
+        raise ValueError(
+            f"`time_range` is {times}; it must be two shares of the way from data to noise, such as [0.3, 1.0]."
+        )
+
+
+def _check_used(settings: Mapping[str, Any]) -> None:
+    """That the loss has the settings that are not as they are by default."""
+    loss_type = settings["loss_type"]
+    own = {field.name for field in fields(LOSSES[loss_type])}
+    for field in fields(TGOLoss):
+        if field.name in own or field.name in ("temperature", "beta"):
+            continue
+        if settings[field.name] != field.default:
+            raise ValueError(
+                f"`{field.name}` is {settings[field.name]!r}, which `loss_type={loss_type!r}` has no use for. Leave it "
+                "out."
+            )
