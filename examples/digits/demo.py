@@ -58,6 +58,8 @@ class Options:
     batch_size: int = 64
     learning_rate: float = 1e-3
     beta: float = 3.0
+    recipe: str = ""
+    seed: int = 0
     num_seeds: int = 6
     images_per_seed: int = 500
     num_inference_steps: int = 20
@@ -111,10 +113,11 @@ def make_scored_dataset(options: Options) -> Dataset:
 
 def train(loss_type: str, dataset: Dataset, options: Options) -> TGOTrainer:
     """Trains an adapter and saves it to `output_dir/<loss_type>`."""
+    has_recipe = options.recipe and loss_type == "tgo"
     args = TGOConfig(
         str(options.output_dir / loss_type),
         loss_type=loss_type,
-        beta=options.beta,
+        **({"recipe": options.recipe} if has_recipe else {"beta": options.beta}),
         max_steps=options.num_updates,
         per_device_train_batch_size=options.batch_size,
         learning_rate=options.learning_rate,
@@ -130,7 +133,7 @@ def train(loss_type: str, dataset: Dataset, options: Options) -> TGOTrainer:
         sample_steps=max(1, options.num_updates // 3),
         sample_num_inference_steps=options.num_inference_steps,
         sample_guidance_scale=1.0,
-        seed=0,
+        seed=options.seed,
         use_cpu=True,  # and so float32, as stock diffusers draws: bfloat16 moves some pixels by a third of their range
     )
     trainer = TGOTrainer(load_base(), args, dataset)
