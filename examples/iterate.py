@@ -13,10 +13,9 @@ import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tgo_trl import TGOConfig
-from tgo_trl.commands.generate import GenerateConfig, generate
-from tgo_trl.commands.score import ScoreConfig, score
-from tgo_trl.commands.train import TrainArguments, train
+from tgo_trl import GenerateConfig, ScoreConfig, TGOConfig, generate, score
+from tgo_trl.commands.train import TrainArguments
+from tgo_trl.commands.train.run import train
 from tgo_trl.parser import SettingsParser
 
 

@@ -4,6 +4,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .commands.convert.config import ConvertConfig
+    from .commands.convert.run import convert
+    from .commands.generate.config import GenerateConfig
+    from .commands.generate.run import generate
+    from .commands.inspect.config import InspectConfig
+    from .commands.inspect.run import inspect
+    from .commands.score.config import ScoreConfig
+    from .commands.score.run import score
     from .families import Family
     from .models import MeissonicPipeline
     from .trainer.sample_grids import SampleGridCallback
@@ -13,14 +21,25 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "ConvertConfig": "commands.convert.config",
     "Family": "families",
+    "GenerateConfig": "commands.generate.config",
+    "InspectConfig": "commands.inspect.config",
     "MeissonicPipeline": "models",
     "SampleGridCallback": "trainer.sample_grids",
+    "ScoreConfig": "commands.score.config",
     "TGOConfig": "trainer.tgo_config",
     "TGOTrainer": "trainer.tgo_trainer",
+    "convert": "commands.convert.run",
+    "generate": "commands.generate.run",
+    "inspect": "commands.inspect.run",
+    "score": "commands.score.run",
 }
 
-__all__ = ["Family", "MeissonicPipeline", "SampleGridCallback", "TGOConfig", "TGOTrainer", "__version__"]
+__all__ = [
+    "ConvertConfig", "Family", "GenerateConfig", "InspectConfig", "MeissonicPipeline", "SampleGridCallback",
+    "ScoreConfig", "TGOConfig", "TGOTrainer", "__version__", "convert", "generate", "inspect", "score",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
