@@ -87,3 +87,25 @@ def test_demo_from_end_to_end_at_a_small_size(digits, tmp_path, capsys):
     for name in ("before_after.png", "accuracy.png", "tgo/score_histogram.png", "tgo/README.md", "scored/state.json"):
         assert (tmp_path / name).stat().st_size > 0
     assert "largest pixel difference 0 of 255" in capsys.readouterr().out
+
+
+def test_the_log_of_a_metric_leaves_out_what_is_not_of_it(digits):
+    import good_and_bad
+
+    history = [{"loss": 1.0, "step": 1}, {"drift/quartile_4": 2.0, "step": 2}, {"drift/quartile_4": 3.0, "step": 4}]
+    assert good_and_bad.log_of(history, "drift/quartile_4") == ([2, 4], [2.0, 3.0])
+    assert good_and_bad.log_of(history, "loss") == ([1], [1.0])
+
+
+@pytest.mark.slow
+def test_good_and_bad_runs_are_drawn_at_a_small_size(digits, tmp_path, capsys):
+    demo, _ = digits
+    import good_and_bad
+    from PIL import Image
+
+    path = good_and_bad.main(demo.Options(tmp_path, num_images=80, num_updates=4, batch_size=8, num_inference_steps=2))
+    assert Image.open(path).size == (1100, 572)
+    for name, settings in (("paper", ("absolute", 3.0, 1.0)), ("robust", ("relative", 0.3, 0.3))):
+        saved = json.loads((tmp_path / name / "tgo" / "tgo_config.json").read_text())["config"]
+        assert (saved["error_scale"], saved["beta"], saved["negative_weight"]) == settings
+    assert str(path) in capsys.readouterr().out

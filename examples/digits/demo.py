@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,31 +112,31 @@ def make_scored_dataset(options: Options) -> Dataset:
     return Dataset.load_from_disk(options.output_dir / "scored")
 
 
-def train(loss_type: str, dataset: Dataset, options: Options) -> TGOTrainer:
-    """Trains an adapter and saves it to `output_dir/<loss_type>`."""
+def train(loss_type: str, dataset: Dataset, options: Options, **settings: Any) -> TGOTrainer:
+    """Trains an adapter and saves it to `output_dir/<loss_type>`; `settings` take the place of the demo's."""
     has_recipe = options.recipe and loss_type == "tgo"
-    args = TGOConfig(
-        str(options.output_dir / loss_type),
-        loss_type=loss_type,
+    defaults = {
+        "loss_type": loss_type,
         **({"recipe": options.recipe} if has_recipe else {"beta": options.beta}),
-        max_steps=options.num_updates,
-        per_device_train_batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=20,
-        logging_steps=50,
-        save_strategy="no",
-        gradient_checkpointing=False,
-        report_to="none",
-        encode_batch_size=64,
-        encoding_cache_dir=str(options.output_dir / "encodings"),
-        sample_prompts=[prompts_of(digit)[digit % 4] for digit in range(10)],
-        sample_steps=max(1, options.num_updates // 3),
-        sample_num_inference_steps=options.num_inference_steps,
-        sample_guidance_scale=1.0,
-        seed=options.seed,
-        use_cpu=True,  # and so float32, as stock diffusers draws: bfloat16 moves some pixels by a third of their range
-    )
+        "max_steps": options.num_updates,
+        "per_device_train_batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 20,
+        "logging_steps": 50,
+        "save_strategy": "no",
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "encode_batch_size": 64,
+        "encoding_cache_dir": str(options.output_dir / "encodings"),
+        "sample_prompts": [prompts_of(digit)[digit % 4] for digit in range(10)],
+        "sample_steps": max(1, options.num_updates // 3),
+        "sample_num_inference_steps": options.num_inference_steps,
+        "sample_guidance_scale": 1.0,
+        "seed": options.seed,
+        "use_cpu": True,  # and so float32, as stock diffusers draws: bfloat16 moves pixels by a third of their range
+    }
+    args = TGOConfig(str(options.output_dir / loss_type), **{**defaults, **settings})
     trainer = TGOTrainer(load_base(), args, dataset)
     trainer.train()
     trainer.save_model()
