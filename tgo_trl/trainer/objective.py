@@ -7,7 +7,7 @@ from typing import Any
 
 from ..losses import LOSSES
 from ..losses.tgo import ERROR_SCALES, NEGATIVES, TGOLoss
-from ..settings import check_choice
+from ..settings import check_choice, shown
 
 BALANCED = "balanced"
 
@@ -48,8 +48,8 @@ def negative_weight(value: float | str | None) -> float | str:
         return BALANCED
     try:
         number = float(value)
-    except ValueError:
-        raise ValueError(f"`negative_weight` is {value!r}; it must be a number, or {BALANCED!r}.") from None
+    except (TypeError, ValueError):
+        raise ValueError(f"`negative_weight` is {shown(value)}; it must be a number, or {BALANCED!r}.") from None
     if not 0 <= number < math.inf:
         raise ValueError(f"`negative_weight` is {value}; it must be at least 0 and finite.")
     return number
@@ -93,9 +93,10 @@ def check_objective(settings: Mapping[str, Any]) -> None:
 def _check_times(times: Any) -> None:
     if times is None:
         return
-    if len(times) != 2 or not 0 <= times[0] < times[1] <= 1:
+    is_pair = isinstance(times, (list, tuple)) and len(times) == 2
+    if not is_pair or not all(isinstance(time, (int, float)) for time in times) or not 0 <= times[0] < times[1] <= 1:
         raise ValueError(
-            f"`time_range` is {times}; it must be two shares of the way from data to noise, such as [0.3, 1.0]."
+            f"`time_range` is {shown(times)}; it must be two shares of the way from data to noise, such as [0.3, 1.0]."
         )
 
 
