@@ -214,7 +214,7 @@ def check_finite(name: str, value: Any) -> None:
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raises a ValueError for a setting that is none of its choices."""
     if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
+        raise ValueError(f"`{name}` is {shown(value)}; it must be one of {', '.join(map(repr, choices))}.")
 
 
 def _fits(value: Any, kind: Any) -> bool:
