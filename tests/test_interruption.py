@@ -27,6 +27,8 @@ torch.set_num_threads(1)
 folder, number, at, mode = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 if mode == "ignored":
     signal.signal(number, signal.SIG_IGN)
+else:  # as in a terminal, whatever these tests were started from
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 class Signal(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == at - 1 and state.is_world_process_zero:
