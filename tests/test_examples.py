@@ -54,9 +54,8 @@ def test_all_recipes_are_tried():
     assert {path.stem for path in (ROOT / "recipes").iterdir()} == {*PUBLISHED}
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "sd15" else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_recipe(name, tmp_path):
     kind, downloads = PUBLISHED[name]
     printed = run(tmp_path, "--config", recipe(name), "--tiny", "--lora_r", "3")

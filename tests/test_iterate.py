@@ -62,6 +62,7 @@ def test_each_round_goes_on_from_the_last(rounds, tmp_path):
     assert args.output_dir == str(tmp_path / "out")  # the caller's settings are left alone
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(rounds, tmp_path):
     args = config(tmp_path, save_strategy="steps", save_steps=1)
     first, second = iterate.run_rounds(rounds, args)

@@ -106,6 +106,7 @@ def test_architectures_have_the_published_number_of_parameters(name, num_paramet
         assert sum(p.numel() for p in CASES[name].build().parameters()) == num_parameters
 
 
+@pytest.mark.slow
 def test_row_of_stable_diffusion():
     model, size, parameters, trained, weights, training, _, quantized, encoders = row(CASES["sd15"])
     assert (model, size, parameters, weights) == ("Stable Diffusion 1.5", "512 px", "0.86", "1.7")

@@ -152,13 +152,9 @@ def test_a_loss_to_come_trains_without_a_change_anywhere_else(tmp_path, loss_typ
     assert trainer.evaluate(paired_rows())["eval_loss"] > 0
 
 
-@pytest.mark.parametrize("layout", [(4, 1), (2, 2)])
-def test_losses_of_pairs_and_of_whole_updates_do_not_depend_on_the_layout(tmp_path, loss_type, layout):
-    rows, accumulated = layout
+def test_losses_of_pairs_and_of_whole_updates_do_not_depend_on_the_layout(tmp_path, loss_type):
     whole, _ = train(tmp_path / "whole", loss_type, per_device_train_batch_size=4)
-    parts, _ = train(
-        tmp_path / "parts", loss_type, per_device_train_batch_size=rows, gradient_accumulation_steps=accumulated
-    )
+    parts, _ = train(tmp_path / "parts", loss_type, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     assert logged(parts) == pytest.approx(logged(whole), rel=1e-5)
     assert_close(trained_weights(parts), trained_weights(whole), 1e-3)  # Adam makes steps of 1e-2 of whatever gradient
 

@@ -86,7 +86,7 @@ SETTINGS = {
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param(case, id=name, marks=[] if name in ("adapter", "moving reference", "full") else [pytest.mark.slow])
+        pytest.param(case, id=name, marks=[] if name in ("adapter", "full") else [pytest.mark.slow])
         for name, case in SETTINGS.items()
     ],
 )

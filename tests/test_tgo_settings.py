@@ -232,14 +232,18 @@ def test_what_tokens_have_trains(tmp_path):
 
 # ---- Runs ----
 
-SETTINGS = [
-    {"error_scale": "relative"}, {"negatives": "mirror", "mirror_strength": 4.0}, {"negative_weight": 0.3},
-    {"negative_margin": 0.5}, {"label_smoothing": 0.1}, {"trust_region": 1.0}, {"sft_weight": 1.0},
-    {"time_range": [0.3, 0.6]}, {"recipe": "robust"},
+QUICK = [{"negatives": "mirror", "mirror_strength": 4.0}, {"recipe": "robust"}]
+OTHERS = [
+    {"error_scale": "relative"}, {"negative_weight": 0.3}, {"negative_margin": 0.5}, {"label_smoothing": 0.1},
+    {"trust_region": 1.0}, {"sft_weight": 1.0}, {"time_range": [0.3, 0.6]},
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
+@pytest.mark.parametrize(
+    "settings",
+    [*QUICK, *(pytest.param(settings, marks=pytest.mark.slow) for settings in OTHERS)],
+    ids=lambda settings: next(iter(settings)),
+)
 def test_each_setting_changes_the_run_and_does_not_depend_on_the_layout(tmp_path, settings):
     def weights(name, **changes):
         trainer = make_trainer(config(tmp_path / name, temperature=0.01, **changes))
@@ -264,7 +268,7 @@ def test_training_looks_at_the_times_that_it_is_told(tmp_path):
     assert len(quantile) == 16
 
 
-@pytest.mark.parametrize("name", ["flux", "wan", "stable_diffusion_xl"])
+@pytest.mark.parametrize("name", ["flux", pytest.param("wan", marks=pytest.mark.slow)])
 def test_mirrored_negatives_train_on_every_kind_of_target(tmp_path, name):
     case = next(case for case in CASES if case.name.startswith(name))
     settings = {"negatives": "mirror", "mirror_strength": 4.0, "trust_region": 0.1, "error_scale": "relative"}
