@@ -14,6 +14,7 @@ from tgo_trl.labels.weights import weight_balance
 from tgo_trl.losses import LossInputs, Predictions, RowErrors, TGOLoss
 from tgo_trl.losses.likelihood import log_ratio, relative_log_ratio
 from tgo_trl.losses.tgo import mirrored_error, prediction_difference, smoothed_logistic_loss, tgo_loss
+from tgo_trl.trainer.course import Course
 from tgo_trl.trainer.objective import RECIPES
 
 from . import tiny
@@ -327,6 +328,12 @@ def test_a_run_with_a_recipe_is_gone_on_with_by_its_settings(tmp_path):
     changed = make_trainer(config(tmp_path, **{**RECIPES["robust"], "negative_weight": 1.0}, **saving, max_steps=4))
     with pytest.raises(ValueError, match=r"`negative_weight` was 0\.3, is 1\.0"):
         changed.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_before_these_settings_is_one_of_their_defaults():
+    older, now = Course({"beta": 1.0}), {"beta": 1.0, "error_scale": "absolute", "sft_weight": 0.0}
+    assert older.differences(Course(now)) == []
+    assert older.differences(Course({**now, "sft_weight": 0.5})) == ["`sft_weight` was 0.0, is 0.5"]
 
 
 # ---- The page ----

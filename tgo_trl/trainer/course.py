@@ -1,12 +1,13 @@
 """What the course of a run depends on, so that a run that goes on can tell whether it is the same run."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ..families.base import adapter_metadata
+from ..losses import TGOLoss
 from ..policy.policy import Policy
 from ..storage.fingerprints import stored_tensors, tensors_digest
 
@@ -37,6 +38,10 @@ OPTIMIZER = ("optim", "optim_args", "optim_target_modules", "optimizer", "use_pe
 """Settings without which a saved optimizer state means nothing."""
 
 
+OFF = {item.name: item.default for item in fields(TGOLoss) if item.default is not MISSING}
+"""Settings of the objective as they are by default, and as they were in a run of a version that did not have them."""
+
+
 @dataclass(frozen=True)
 class Course:
     """Everything that decides which weights a run ends with, but for its length.
@@ -53,11 +58,8 @@ class Course:
     def differences(self, now: "Course") -> list[str]:
         """What differs between this course, which was saved, and the one now; a clause each."""
         names = sorted(self.settings.keys() | now.settings.keys())
-        changed = [
-            f"`{name}` was {self.settings.get(name)}, is {now.settings.get(name)}"
-            for name in names
-            if self.settings.get(name) != now.settings.get(name)
-        ]
+        values = [(name, *(it.settings.get(name, OFF.get(name)) for it in (self, now))) for name in names]
+        changed = [f"`{name}` was {was}, is {is_now}" for name, was, is_now in values if was != is_now]
         parts = [part for part, digest in now.fingerprints.items() if self.fingerprints.get(part) != digest]
         return changed + [f"{part} are others" for part in parts]
 
