@@ -310,6 +310,8 @@ def test_sft_by_hand():
     rows = SFTLoss(temperature=0.5)(inputs)
     assert (rows.loss.item(), rows.output.item()) == pytest.approx((0.3, -0.6))
     assert rows.reward is None
+    assert not SFTLoss(temperature=0.5).reads_predictions
+    assert not SFTLoss(temperature=0.5).reads_relative_errors
 
 
 def test_what_a_loss_without_a_statistic_is_asked_for_is_a_mistake():
