@@ -67,6 +67,11 @@ def implicit_reward(log_ratio: Tensor, beta: float) -> Tensor:
     return beta * log_ratio
 
 
+def squared_difference(one: Tensor, other: Tensor) -> Tensor:
+    """`<(one - other)^2>`, the mean over the numbers of each draw, taken in float32: `[K, B, ...]` to `[K, B]`."""
+    return (one.float() - other.float()).square().flatten(2).mean(2)
+
+
 def toward_label(value: Tensor, is_positive: Tensor) -> Tensor:
     """`+value` for positive rows, `-value` for negative rows; shapes broadcast."""
     return value.where(is_positive, -value)

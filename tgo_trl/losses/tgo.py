@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .base import Loss, LossInputs, Predictions, RowLosses
-from .likelihood import implicit_reward, log_ratio, relative_log_ratio, toward_label
+from .likelihood import implicit_reward, log_ratio, relative_log_ratio, squared_difference, toward_label
 
 ERROR_SCALES = ("absolute", "relative")
 NEGATIVES = ("repel", "mirror")
@@ -90,13 +90,13 @@ class TGOLoss(Loss):
 
     def _log_ratio(self, policy: Tensor, reference: Tensor) -> Tensor:
         """`log pi_theta - log pi_ref` of errors `[K, B]`, averaged over the draws, `[B]`."""
-        if self.error_scale == "relative":
+        if self.reads_relative_errors:
             return relative_log_ratio(policy, reference, self.temperature).mean(0)
         return log_ratio(policy.mean(0), reference.mean(0), self.temperature)
 
     def _scaled(self, values: Tensor, reference: Tensor) -> Tensor:
         """Values in error units `[K, B]` over `T`, or over `T e_ref`, averaged over the draws, `[B]`."""
-        if self.error_scale == "relative":
+        if self.reads_relative_errors:
             return (values / (self.temperature * reference)).mean(0)
         return values.mean(0) / self.temperature
 
@@ -143,25 +143,14 @@ def mirrored_error(predictions: Predictions, is_positive: Tensor, strength: floa
         is_positive: bool `[B]`, the labels.
         strength: `s > 0`.
     """
-    step, residual = _step(predictions), _residual(predictions)
+    assert predictions.reference is not None
+    reference = predictions.reference.float()
+    step, residual = predictions.policy.float() - reference, predictions.target - reference
     sign = torch.where(is_positive, 1.0, -1.0).reshape(1, -1, *[1] * (step.dim() - 2))
-    return _mean_square(residual - sign * step / strength)
+    return squared_difference(residual, sign * step / strength)
 
 
 def prediction_difference(predictions: Predictions) -> Tensor:
     """`<d^2>`, how far the policy's predictions are from the reference's, float32 `[K, B]`."""
-    return _mean_square(_step(predictions))
-
-
-def _step(predictions: Predictions) -> Tensor:
     assert predictions.reference is not None
-    return predictions.policy.float() - predictions.reference.float()
-
-
-def _residual(predictions: Predictions) -> Tensor:
-    assert predictions.reference is not None
-    return predictions.target - predictions.reference.float()
-
-
-def _mean_square(values: Tensor) -> Tensor:
-    return values.square().flatten(2).mean(2)
+    return squared_difference(predictions.policy, predictions.reference)

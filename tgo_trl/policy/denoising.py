@@ -76,11 +76,6 @@ class Corrupted:
         errors = self.noise_process.error(predictions, self.clean, self.draw.noise, self.time)
         return self.by_row(errors)
 
-    @torch.no_grad()
-    def difference(self, mine: Tensor, theirs: Tensor) -> Tensor:
-        """Mean square of the difference of two models' predictions, float32 `[K, B]`, without gradient."""
-        return self.by_row((mine.float() - theirs.float()).square().flatten(1).mean(1))
-
     def target(self) -> Tensor:
         """What should be predicted, float32 `[K * B, ...]`."""
         return self.noise_process.target(self.clean, self.draw.noise, self.time)

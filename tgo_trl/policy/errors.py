@@ -3,6 +3,7 @@
 from torch import nn
 
 from ..losses import Predictions, RowErrors
+from ..losses.likelihood import squared_difference
 from .denoising import Corrupted
 from .reference import Reference
 
@@ -32,9 +33,12 @@ def row_errors(
             reference_errors = reference.errors(model, corrupted)
     mine = corrupted.predictions(model)
     errors = corrupted.errors(mine)
-    difference = None if theirs is None else corrupted.difference(mine, theirs)
+    mine = corrupted.by_row(mine)
+    difference = None
+    if theirs is not None:
+        theirs = corrupted.by_row(theirs)
+        difference = squared_difference(mine.detach(), theirs)
     if not with_predictions:
         return RowErrors(errors, reference_errors, prediction_difference=difference)
-    told = None if theirs is None else corrupted.by_row(theirs)
-    predictions = Predictions(corrupted.by_row(mine), told, corrupted.by_row(corrupted.target()))
+    predictions = Predictions(mine, theirs, corrupted.by_row(corrupted.target()))
     return RowErrors(errors, reference_errors, predictions, difference)

@@ -335,16 +335,19 @@ class BaseTrainer(ResumableTrainer):
             message = f"{message}, checkpoint"
             self.uploads.start(folder_upload(self.uploads, to, run, checkpoint, message, name, is_background=True))
 
-    def _finish_current_push(self) -> None:
+    def _unpushed(self) -> str | None:
+        """What is not on the Hub although it was to be, once all uploads have ended."""
         self.uploads.finish()
-        failures = sum_up(self.uploads.failures)
+        return sum_up(self.uploads.failures)
+
+    def _finish_current_push(self) -> None:
+        failures = self._unpushed()
         if failures is not None:
             logger.warning("%s", failures)
 
     def check_pushed(self) -> None:
         """Raises an UploadError if something that was to be on the Hub, such as the last checkpoint, is not there."""
-        self.uploads.finish()
-        failures = sum_up(self.uploads.failures)
+        failures = self._unpushed()
         if failures is not None:
             raise UploadError(failures)
 

@@ -63,9 +63,6 @@ def check_objective(settings: Mapping[str, Any]) -> None:
     """
     check_choice("error_scale", settings["error_scale"], ERROR_SCALES)
     check_choice("negatives", settings["negatives"], NEGATIVES)
-    for name in ("mirror_strength", "negative_margin"):
-        if settings[name] is not None and not 0 < settings[name] < math.inf:
-            raise ValueError(f"`{name}` is {settings[name]}; it must be greater than 0 and finite.")
     for name in ("trust_region", "sft_weight"):
         if not 0 <= settings[name] < math.inf:
             raise ValueError(f"`{name}` is {settings[name]}; it must be at least 0 and finite.")

@@ -30,7 +30,7 @@ _WHOLE = (
     "resolution", "height", "width", "num_frames", "max_sequence_length", "num_likelihood_samples",
     "ref_model_sync_steps", "lora_r", "encode_batch_size", "sample_steps", "sample_num_inference_steps",
 )  # fmt: skip
-_POSITIVE = (*_WHOLE, "beta", "fps", "logit_std", "timestep_shift")
+_POSITIVE = (*_WHOLE, "beta", "fps", "logit_std", "timestep_shift", "mirror_strength", "negative_margin")
 
 
 def _positive(name: str, value: float) -> None:

@@ -324,14 +324,14 @@ class TGOTrainer(BaseTrainer):
         """Errors of policy and reference on the draw of each row, `[K, B]`, and the draw."""
         image, prompt = self._conditions(inputs)
         shape, num_samples = self.family.latent_shape(image), self.args.num_likelihood_samples
-        rows = inputs["row"]
-        if self.loss.rows == "pairs":  # both of a pair have the draw of the better one
-            rows = [row for row in rows[::2] for _ in range(2)]
-        draw = draw_rows(self.args.seed, inputs["epoch"], rows, shape, num_samples, inputs["valid"].device)
+        epochs, rows, is_paired = inputs["epoch"], inputs["row"], self.loss.rows == "pairs"
+        drawn = [row for row in rows[::2] for _ in range(2)] if is_paired else rows
+        draw = draw_rows(self.args.seed, epochs, drawn, shape, num_samples, inputs["valid"].device)
+        if is_paired:  # both of a pair have the draw of the better one, and each its own errors
+            draw = replace(draw, keys=draw_keys(epochs, rows, num_samples))
         if self.args.time_range is not None:
             first, last = self.args.time_range
             draw = replace(draw, quantile=first + (last - first) * draw.quantile)
-        draw = replace(draw, keys=draw_keys(inputs["epoch"], inputs["row"], num_samples))
         corrupted = self.denoiser.corrupt(image, prompt, draw)
         return row_errors(model, self.reference, corrupted, self.loss.reads_predictions), draw
 
