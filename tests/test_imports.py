@@ -34,6 +34,7 @@ BELOW = {
     "messages": {"messages"},
     "media": {"media", "messages"},
     "storage": {"storage", "media", "messages"},
+    "measures": {"measures", "media"},
     "models": {"models"},
     "families": {"families", "models", "media", "noise", "precision"},
     "hub": {"hub", "cards", "storage", "messages"},

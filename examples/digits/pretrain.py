@@ -8,6 +8,10 @@ Every part learns from the `generator` split of `digits.py` alone, offline and o
 2. The UNet and the text encoder learn to predict the noise, by the plain denoising loss, from captions of which 30 %
    name a wrong digit. So the base draws clean digits but obeys at most 70 % of prompts: alignment has to undo that.
 
+A second base learned from right captions alone, with the first one's VAE (`--vae examples/digits/base`):
+
+    python examples/digits/pretrain.py --output_dir examples/digits/base_obedient --wrong_caption_rate 0 --vae examples/digits/base
+
 Nothing here uses `tgo_trl`.
 """
 
@@ -155,9 +159,9 @@ def latents_of(vae: AutoencoderKL, pixels: Tensor, generator: torch.Generator) -
     return torch.cat(latents) * vae.config.scaling_factor
 
 
-def draw_captions(digits: Tensor, generator: torch.Generator) -> Tensor:
-    """Rows of CAPTIONS [N] for scans that show `digits` [N]: 30 % name one of the nine other digits, 10 % name none."""
-    wrong = torch.rand(len(digits), generator=generator) < WRONG_CAPTION_RATE
+def draw_captions(digits: Tensor, wrong_rate: float, generator: torch.Generator) -> Tensor:
+    """Rows of CAPTIONS [N] for scans of `digits` [N]: a share names one of the nine other digits, and 10 % name none."""
+    wrong = torch.rand(len(digits), generator=generator) < wrong_rate
     offset = torch.randint(1, len(DIGIT_NAMES), digits.shape, generator=generator)
     named = torch.where(wrong, (digits + offset) % len(DIGIT_NAMES), digits)
     template = torch.randint(len(TEMPLATES), digits.shape, generator=generator)
@@ -172,6 +176,7 @@ def train_denoiser(
     latents: Tensor,
     digits: Tensor,
     num_steps: int,
+    wrong_rate: float,
     generator: torch.Generator,
 ) -> nn.ModuleDict:
     """The moving average of `denoiser` = {unet, text_encoder}, trained to predict the noise in `latents` [N, 4, 4, 4].
@@ -179,6 +184,7 @@ def train_denoiser(
     Args:
         tokens: one row per caption in CAPTIONS, [41, MAX_TOKENS].
         digits: what the scan behind each row of `latents` shows, [N].
+        wrong_rate: the share of captions that name another digit.
     """
     average = copy.deepcopy(denoiser).requires_grad_(False)
     optimizer = torch.optim.AdamW(denoiser.parameters(), fused=True)
@@ -189,7 +195,7 @@ def train_denoiser(
         time_ = draw_times(scheduler.config.num_train_timesteps, DENOISER_BATCH_SIZE, generator)
         noisy = scheduler.add_noise(latents[rows], noise, time_)
         # There are only 41 captions, so each is encoded once per step however large the batch.
-        text = denoiser["text_encoder"](tokens).last_hidden_state[draw_captions(digits[rows], generator)]
+        text = denoiser["text_encoder"](tokens).last_hidden_state[draw_captions(digits[rows], wrong_rate, generator)]
         loss = F.mse_loss(denoiser["unet"](noisy, time_, text).sample, noise)
         take_step(optimizer, denoiser.parameters(), loss)
         move_average(average, denoiser, min(EMA_DECAY, (1 + step) / (10 + step)))
@@ -231,20 +237,34 @@ def move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 
-def pretrain(vae_steps: int, denoiser_steps: int, seed: int) -> StableDiffusionPipeline:
-    """The trained base pipeline. The same arguments give the same weights on the same machine."""
+def pretrain(
+    vae_steps: int, denoiser_steps: int, seed: int, wrong_rate: float = WRONG_CAPTION_RATE, vae_of: Path | None = None
+) -> StableDiffusionPipeline:
+    """The trained base pipeline. The same arguments give the same weights on the same machine.
+
+    Args:
+        vae_steps: updates of the VAE.
+        denoiser_steps: updates of UNet and text encoder.
+        seed: of weights and draws.
+        wrong_rate: the share of captions that name another digit than the scan shows.
+        vae_of: a pipeline whose VAE is taken as it is.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     scans = load_scans("generator")
     pixels, digits = to_pixels(scans.images), torch.tensor(scans.digits)
-    tokenizer, scheduler, vae = byte_tokenizer(), new_scheduler(), new_vae()
-    train_vae(vae, pixels, vae_steps, generator)
+    tokenizer, scheduler = byte_tokenizer(), new_scheduler()
+    if vae_of is None:
+        vae = new_vae()
+        train_vae(vae, pixels, vae_steps, generator)
+    else:
+        vae = AutoencoderKL.from_pretrained(vae_of, subfolder="vae").eval().requires_grad_(False)
 
     latents = torch.cat([latents_of(vae, pixels, generator) for _ in range(NUM_JITTERED_COPIES)])
     tokens = tokenizer(CAPTIONS, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
     denoiser = nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)})
     digits = digits.repeat(NUM_JITTERED_COPIES)
-    average = train_denoiser(denoiser, tokens, scheduler, latents, digits, denoiser_steps, generator)
+    average = train_denoiser(denoiser, tokens, scheduler, latents, digits, denoiser_steps, wrong_rate, generator)
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=average["text_encoder"],
@@ -263,9 +283,11 @@ def main() -> None:
     parser.add_argument("--vae_steps", type=int, default=2000)
     parser.add_argument("--denoiser_steps", type=int, default=4500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--wrong_caption_rate", type=float, default=WRONG_CAPTION_RATE)
+    parser.add_argument("--vae", type=Path, help="a pipeline whose VAE is taken as it is")
     args = parser.parse_args()
     start = time.monotonic()
-    pipeline = pretrain(args.vae_steps, args.denoiser_steps, args.seed)
+    pipeline = pretrain(args.vae_steps, args.denoiser_steps, args.seed, args.wrong_caption_rate, args.vae)
     pipeline.save_pretrained(args.output_dir)
     print(f"Saved to {args.output_dir} after {(time.monotonic() - start) / 60:.1f} minutes.")
 

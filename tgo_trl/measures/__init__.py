@@ -1,0 +1,5 @@
+"""What is measured of samples, whatever drew them."""
+
+from .variety import thumbnails, variety
+
+__all__ = ["thumbnails", "variety"]

@@ -1,0 +1,61 @@
+"""How different the samples of one prompt are: what a policy loses that has found one picture which scores well."""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..media.types import Sample
+
+THUMBNAIL = 32
+"""Side of the pictures that are compared, in pixels: composition, pose and colour, without texture."""
+MOST_FRAMES = 4
+"""Frames of a video that are compared, evenly spread."""
+
+
+def variety(features: Tensor, groups: Sequence[Hashable]) -> float:
+    """Mean Euclidean distance of two samples of the same group, averaged over groups, in the units of `features`.
+
+    0 where all samples of a prompt are the same picture. Compare it with that of the reference on the same prompts and
+    seeds, or of real data: alone it says little.
+
+    Args:
+        features: float `[N, D]`, one row per sample.
+        groups: what each sample is of, its prompt for instance; groups of one sample are passed over.
+
+    Raises:
+        ValueError: if no group has two samples, or there is not one group per row.
+    """
+    if len(groups) != len(features):
+        raise ValueError(f"There are {len(features)} samples and {len(groups)} groups; each sample has one.")
+    rows: dict[Hashable, list[int]] = {}
+    for i, group in enumerate(groups):
+        rows.setdefault(group, []).append(i)
+    distances = [torch.pdist(features[chosen].double()).mean() for chosen in rows.values() if len(chosen) > 1]
+    if not distances:
+        raise ValueError(
+            "Variety is the distance between two samples of the same prompt, and every prompt has one sample. Draw two "
+            "or more of each."
+        )
+    return float(torch.stack(distances).mean())
+
+
+def thumbnails(samples: Sequence[Sample]) -> Tensor:
+    """Samples as small pictures in one row each, float32 `[N, D]` in [0, 1], over the square root of D.
+
+    So that the distance of two rows is the root mean square difference of their pixels. Of a video, some frames.
+
+    Args:
+        samples: images, or videos as lists of frames, of the same number of frames.
+    """
+    rows = []
+    for sample in samples:
+        frames = sample if isinstance(sample, list) else [sample]
+        last = len(frames) - 1
+        shown = [frames[round(i)] for i in np.linspace(0, last, min(MOST_FRAMES, len(frames)))]
+        small = [frame.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX) for frame in shown]
+        rows.append(torch.from_numpy(np.stack([np.asarray(frame) for frame in small])).flatten())
+    pixels = torch.stack(rows).float() / 255
+    return pixels / pixels.shape[1] ** 0.5
