@@ -130,6 +130,7 @@ CASES: dict[str, dict[str, Any]] = {
     "full": {"max_steps": 2, "use_peft": False, "learning_rate": 1e-2},
     "sft": {"max_steps": 2, "loss_type": "sft"},
     "resumed": {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "stop": 3, "sync_ref_model": True},
+    "averaged": {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "stop": 3, "ema_decay": 0.3},
     "evaluated before": {"max_steps": 2, "eval_first": True},
 }
 """Runs of 11 rows, in updates of 8: the second update of an epoch has 3."""

@@ -156,7 +156,7 @@ class BaseTrainer(ResumableTrainer):
 
     @torch.no_grad()
     def sync_reference(self, alpha: float) -> None:
-        """Moves the reference: `ref = alpha * policy + (1 - alpha) * ref`."""
+        """Moves the reference: `ref = alpha * policy + (1 - alpha) * ref`, where an averaged policy is its average."""
         if self.reference is None:
             raise ValueError(f"There is no reference to synchronise (`loss_type={self.args.loss_type!r}`).")
         policy = self.policy
@@ -268,6 +268,8 @@ class BaseTrainer(ResumableTrainer):
             "seed": args.seed,
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         }
+        if args.ema_decay is not None:
+            shown["EMA of the weights"] = f"decay {args.ema_decay:g}"
         if video_format is not None:
             shown["frames"] = f"{video_format.num_frames} at {video_format.fps:g} per second"
         if policy.lora_config is not None:

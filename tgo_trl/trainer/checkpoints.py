@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "tgo_config.json"
 REFERENCE_NAME = "reference.safetensors"
+RAW_WEIGHTS_NAME = "raw_weights"
 TRAINER_STATE_NAME = "trainer_state.json"
 
 
@@ -51,6 +52,7 @@ class RunRecord:
         progress: how far it has come.
         updates: that were made.
         changes: what was set otherwise from some update on, a sentence each.
+        averaged_updates: those that the average of the weights counts; None without one.
     """
 
     config: dict[str, Any]
@@ -61,6 +63,7 @@ class RunRecord:
     progress: Progress = field(default_factory=Progress)
     updates: int = 0
     changes: list[str] = field(default_factory=list)
+    averaged_updates: int | None = None
 
     def write(self, folder: Path) -> None:
         """Writes `tgo_config.json`."""
@@ -73,6 +76,7 @@ class RunRecord:
             "progress": asdict(self.progress),
             "updates": self.updates,
             "changes": self.changes,
+            "averaged_updates": self.averaged_updates,
         }
         (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
@@ -90,6 +94,7 @@ class RunRecord:
             progress=Progress(**values["progress"]),
             updates=values["updates"],
             changes=values["changes"],
+            averaged_updates=values.get("averaged_updates"),  # which older versions do not have
         )
 
 

@@ -57,8 +57,11 @@ def check_feasible(
                 "default for all but losses: the worst would be taken for the best. Set `greater_is_better=False`.",
                 args.metric_for_best_model,
             )
-    if optimizers[0] is None:
-        _check_optimizer(args, optimizer_cls_and_kwargs)
+    optimizer = optimizers[0]
+    if optimizer is None:
+        optimizer = _check_optimizer(args, optimizer_cls_and_kwargs)
+    if args.ema_decay is not None:
+        _check_average(args, optimizer)
     if optimizers[1] is None:
         _check_schedule(args)
     for name in args.report_to or ():
@@ -166,7 +169,19 @@ def _check_best_metric(args: TGOConfig, sets: Sequence[str] | None, has_more: bo
     )
 
 
-def _check_optimizer(args: TGOConfig, given: Any) -> None:
+def _check_average(args: TGOConfig, optimizer: Any) -> None:
+    """Whether the average of the weights is the only one."""
+    if all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval")):
+        name = (optimizer if isinstance(optimizer, type) else type(optimizer)).__name__
+        raise ValueError(
+            f"`ema_decay` is {args.ema_decay}, and {name} stands for an average of its own (it has `train()` and "
+            "`eval()`, as schedule-free optimizers do). Leave `ema_decay` out, or set another optimizer, such as "
+            "`optim='adamw_torch'`."
+        )
+
+
+def _check_optimizer(args: TGOConfig, given: Any) -> Any:
+    """The optimizer's class; None if it can only be made with the model."""
     setting = "optim_args"
     if given is not None:
         setting = "optimizer_cls_and_kwargs"
@@ -175,7 +190,7 @@ def _check_optimizer(args: TGOConfig, given: Any) -> None:
         optimizer_class, kwargs = given
     else:
         if any(part in str(getattr(args.optim, "value", args.optim)) for part in OF_THE_WHOLE_MODEL):
-            return
+            return None
         optimizer_class, kwargs = _optimizer_of(args)
     try:
         inspect.signature(optimizer_class).bind([], **kwargs)
@@ -183,6 +198,7 @@ def _check_optimizer(args: TGOConfig, given: Any) -> None:
         raise ValueError(
             f"`{setting}` does not fit {getattr(optimizer_class, '__name__', optimizer_class)} ({error})."
         ) from error
+    return optimizer_class
 
 
 def _optimizer_of(args: TGOConfig) -> tuple[Any, dict[str, Any]]:

@@ -5,7 +5,7 @@ and at the latest before anything is saved. The optimizer does not take such an 
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,15 +35,17 @@ class UpdateGuard:
     Args:
         accelerator: of the run.
         skip: whether such updates are left out and counted, instead of ending the run.
+        made: called for each update that was not bad, once that is known, before the optimizer takes its next step.
 
     Attributes:
         num_left_out: updates that were.
         asked_to_stop: whether any process has told [`before_step`] so.
     """
 
-    def __init__(self, accelerator: Accelerator, skip: bool) -> None:
+    def __init__(self, accelerator: Accelerator, skip: bool, made: Callable[[], None] = lambda: None) -> None:
         self.accelerator = accelerator
         self.skip = skip
+        self._made = made
         self.num_left_out = 0
         self.asked_to_stop = False
         self._num_in_a_row = 0
@@ -92,6 +94,7 @@ class UpdateGuard:
         self.asked_to_stop |= stop > 0
         if not bad:
             self._num_in_a_row = 0
+            self._made()
             return
         self.num_left_out += 1
         self._num_in_a_row += 1

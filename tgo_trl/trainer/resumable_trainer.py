@@ -36,6 +36,7 @@ from .preparation import training_block
 from .progress import Progress
 from .resuming import accepted_changes, load_changed_optimizer
 from .tgo_config import TGOConfig
+from .weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -108,12 +109,18 @@ class ResumableTrainer(Trainer):
             checkpoints.save_weights(self.pipeline, self.policy, temporary, whole_pipeline=not is_checkpoint)
             if is_checkpoint and self.args.sync_ref_model and self.reference is not None:
                 checkpoints.save_reference(self.reference, temporary)
+            average = self.optimizer_mode.average
+            if is_checkpoint and average is not None and not self.args.save_only_model:
+                with average.raw():
+                    raw_folder = temporary / checkpoints.RAW_WEIGHTS_NAME
+                    checkpoints.save_weights(self.pipeline, self.policy, raw_folder, whole_pipeline=False)
             self._record().write(temporary)
 
     def _record(self) -> checkpoints.RunRecord:
         progress = self._progress
         if self._row_sampler is not None and progress.rows >= len(self._row_sampler):
             progress = Progress(progress.epoch + 1, 0, progress.block)
+        average = self.optimizer_mode.average
         return checkpoints.RunRecord(
             config=checkpoints.public_config(self.args.to_dict()),
             rule=self.label_rule,
@@ -123,6 +130,7 @@ class ResumableTrainer(Trainer):
             progress=progress,
             updates=self.state.global_step,
             changes=self.changes,
+            averaged_updates=None if average is None else average.num_updates,
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -198,9 +206,10 @@ class ResumableTrainer(Trainer):
         return Path(wanted)
 
     def _begin(self, checkpoint: Path | None) -> None:
-        self._guard = UpdateGuard(self.accelerator, self.args.on_bad_row == "skip")
+        self._guard = UpdateGuard(self.accelerator, self.args.on_bad_row == "skip", self._count_update)
         self._progress = Progress(block=training_block(self.args, len(self.sizes)))
         self._resumed, self._changes, self.changes, self._last_saved = None, [], [], 0
+        self.optimizer_mode.average = None
         if checkpoint is not None:
             saved = checkpoints.RunRecord.read(checkpoint)
             self._changes = accepted_changes(checkpoint, self._record(), self.args.resume_with_changes)
@@ -233,6 +242,32 @@ class ResumableTrainer(Trainer):
                 print(f"Nothing to do: the run has made all its {self.state.global_step} updates.")
         self._pass_over(self._resumed)
         return self._resumed.epoch, 0
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[no-untyped-call]
+        counted = None
+        if resume_from_checkpoint is not None:
+            counted = checkpoints.RunRecord.read(Path(resume_from_checkpoint)).averaged_updates
+        if self.args.ema_decay is not None:  # of the weights as they are saved and loaded, on their device
+            trained = (weight for weight in self.policy.parameters() if weight.requires_grad)
+            self.optimizer_mode.average = WeightAverage(
+                trained, self.args.ema_decay, finish=self._guard.settle, num_updates=counted or 0
+            )
+        raw_folder = Path(resume_from_checkpoint or "") / checkpoints.RAW_WEIGHTS_NAME
+        if counted is not None and raw_folder.is_dir():
+            with self.strategy.whole():
+                checkpoints.load_weights(self.policy, raw_folder)
+        return prepared
+
+    def _count_update(self) -> None:
+        average = self.optimizer_mode.average
+        if average is not None and not self.accelerator.optimizer_step_was_skipped:  # by the gradient scaler
+            average.update()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss of a batch, whose gradient is taken at the weights that steps are taken from."""
+        self.optimizer_mode.unsettle()
+        return super().training_step(*args, **kwargs)
 
     def _pass_over(self, done: Progress) -> None:
         """Takes out of the data what is trained on already."""

@@ -166,6 +166,13 @@ class TGOConfig(TrainingArguments):
         num_likelihood_samples (`int`, *optional*, defaults to `1`):
             Draws of time and noise per row and step, averaged inside the sigmoid. They share one forward pass, so
             memory grows with them.
+        ema_decay (`float`, *optional*):
+            Keep an exponential moving average of the trained weights, `average = d average + (1 - d) weights` after
+            each update, where `d = min(ema_decay, n / (n + 9))` after the `n`-th, and 0 after the first: the warm-up of
+            `diffusers.training_utils.EMAModel`. Steps are taken from the raw weights, and training metrics are of them.
+            Samples, evaluations, what is saved or pushed, the best model, a reference that moves, and the network at
+            the end of training are of the average. It takes another copy of the trained weights, and is refused with
+            optimizers that average by themselves (schedule-free ones).
         sync_ref_model (`bool`, *optional*, defaults to `False`):
             Whether to move the reference towards the policy during training. With LoRA, the parameters of the adapter
             are mixed.
@@ -311,6 +318,9 @@ class TGOConfig(TrainingArguments):
         default=None, metadata={"help": "Two shares of the way from data to noise, to train between."}
     )
     num_likelihood_samples: int = field(default=1, metadata={"help": "Draws of time and noise per row and step."})
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Decay of an exponential moving average of the trained weights."}
+    )
     sync_ref_model: bool = field(default=False, metadata={"help": "Move the reference towards the policy."})
     ref_model_mixup_alpha: float = field(default=0.6, metadata={"help": "Share of the policy in the new reference."})
     ref_model_sync_strategy: str = field(
@@ -437,6 +447,11 @@ class TGOConfig(TrainingArguments):
             raise ValueError(f"`confidence_coef` is {self.confidence_coef}; it must be at least 0 and finite.")
         if not 0 <= self.threshold_percentile <= 100:
             raise ValueError(f"`threshold_percentile` is {self.threshold_percentile}; it must be from 0 to 100.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(
+                f"`ema_decay` is {self.ema_decay}; it must be between 0 and 1, such as 0.99 for a run of some hundred "
+                "updates. Leave it out for no average."
+            )
         if not 0 < self.ref_model_mixup_alpha <= 1:
             raise ValueError(f"`ref_model_mixup_alpha` is {self.ref_model_mixup_alpha}; it must be above 0, up to 1.")
         if not 1 <= self.max_aspect_ratio < math.inf:

@@ -339,9 +339,7 @@ class TGOTrainer(BaseTrainer):
     def _update_statistic(self, batches: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
         """The mean of what the loss asks of each row, over the rows of an update in all processes."""
         self.model.train()  # as in the step, which has not begun
-        begin = getattr(self.optimizer, "train", None)
-        if callable(begin):
-            begin()
+        self.optimizer_mode.unsettle()
         sums = torch.zeros(2, device=device)
         for batch in batches:
             inputs = self._prepare_inputs(batch)
@@ -413,6 +411,7 @@ class TGOTrainer(BaseTrainer):
     ) -> EvalLoopOutput:
         """Adds the metrics of the evaluated rows; the loss is their mean, not a mean of batch means."""
         self._sums["eval"], self._bad_evaluated = MetricSums(), []
+        self.optimizer_mode.settle()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         means = self._sums["eval"].pop_means(self.accelerator)
         assert output.metrics is not None
