@@ -40,8 +40,8 @@ class OptimizerMode:
         model: Any = self._trainer.model
         is_stepping = self._depth == 0 and self._trainer.is_in_train and model.training
         self._depth += 1
-        self.settle()
         try:
+            self.settle()
             yield
         finally:
             self._depth -= 1

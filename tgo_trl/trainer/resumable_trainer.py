@@ -245,19 +245,21 @@ class ResumableTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[no-untyped-call]
-        counted = None
-        if resume_from_checkpoint is not None:
-            counted = checkpoints.RunRecord.read(Path(resume_from_checkpoint)).averaged_updates
-        if self.args.ema_decay is not None:  # of the weights as they are saved and loaded, on their device
+        self._begin_average(None if resume_from_checkpoint is None else Path(resume_from_checkpoint))
+        return prepared
+
+    def _begin_average(self, checkpoint: Path | None) -> None:
+        """Begins the average with the weights as they were saved, and loads the raw ones that were saved beside it."""
+        counted = None if checkpoint is None else checkpoints.RunRecord.read(checkpoint).averaged_updates
+        if self.args.ema_decay is not None:
             trained = (weight for weight in self.policy.parameters() if weight.requires_grad)
             self.optimizer_mode.average = WeightAverage(
                 trained, self.args.ema_decay, finish=self._guard.settle, num_updates=counted or 0
             )
-        raw_folder = Path(resume_from_checkpoint or "") / checkpoints.RAW_WEIGHTS_NAME
-        if counted is not None and raw_folder.is_dir():
+        # What an earlier run left in a folder of the same name is not of this one.
+        if checkpoint is not None and counted is not None and (checkpoint / checkpoints.RAW_WEIGHTS_NAME).is_dir():
             with self.strategy.whole():
-                checkpoints.load_weights(self.policy, raw_folder)
-        return prepared
+                checkpoints.load_weights(self.policy, checkpoint / checkpoints.RAW_WEIGHTS_NAME)
 
     def _count_update(self) -> None:
         average = self.optimizer_mode.average
