@@ -76,8 +76,9 @@ class RunRecord:
             "progress": asdict(self.progress),
             "updates": self.updates,
             "changes": self.changes,
-            "averaged_updates": self.averaged_updates,
         }
+        if self.averaged_updates is not None:
+            values["averaged_updates"] = self.averaged_updates
         (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
     @classmethod
@@ -94,7 +95,7 @@ class RunRecord:
             progress=Progress(**values["progress"]),
             updates=values["updates"],
             changes=values["changes"],
-            averaged_updates=values.get("averaged_updates"),  # which older versions do not have
+            averaged_updates=values.get("averaged_updates"),
         )
 
 
