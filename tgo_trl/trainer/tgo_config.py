@@ -168,7 +168,7 @@ class TGOConfig(TrainingArguments):
             memory grows with them.
         ema_decay (`float`, *optional*):
             Keep an exponential moving average of the trained weights, `average = d average + (1 - d) weights` after
-            each update, where `d = min(ema_decay, n / (n + 9))` after the `n`-th, and 0 after the first: the warm-up of
+            each update, where `d = min(ema_decay, n / (n + 9))` after the `n`-th, but 0 after the first: the warm-up of
             `diffusers.training_utils.EMAModel`. Steps are taken from the raw weights, and training metrics are of them.
             Samples, evaluations, what is saved or pushed, the best model, a reference that moves, and the network at
             the end of training are of the average. It takes another copy of the trained weights, and is refused with

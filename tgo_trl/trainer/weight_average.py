@@ -12,7 +12,7 @@ class WeightAverage:
 
     With `w` the weights after the `n`-th update, counted from 1:
 
-        average = d average + (1 - d) w,    d = min(decay, n / (n + 9)), and 0 for n = 1
+        average = d average + (1 - d) w,    d = min(decay, n / (n + 9)), but 0 for n = 1
 
     which is [`~diffusers.training_utils.EMAModel`] with its own warm-up: the weights that training began with are
     forgotten at once, and the first updates soon, so that a short run is no average with its own start.
