@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -39,7 +40,8 @@ def find_base(adapter: str) -> str:
     card = read_card(adapter)
     if card is None:
         raise ValueError(f"The adapter {shown_path(adapter)} has no card (README.md) that names its base. {remedy}")
-    named = ModelCard(card, ignore_metadata_errors=True).data.base_model
+    data: Any = ModelCard(card, ignore_metadata_errors=True).data
+    named = data.base_model
     named = named[0] if isinstance(named, list) and named else named
     if isinstance(named, str) and named:
         return named

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ...messages.values import shown_path
 from ...settings import check_finite, check_types, shown
 from ..generate.config import GenerateConfig, SamplingSettings
 from ..score.config import ScoreConfig
@@ -149,7 +148,7 @@ def _checked_scales(given: object) -> list[float]:
         scales.add(float(entry))
     if not scales - {0.0}:
         raise ValueError(
-            f"`scales` is {shown_path(str(given))}, without any beside 0, the base: there would be nothing to compare. "
+            f"`scales` is {shown(given)}, without any beside 0, the base: there would be nothing to compare. "
             "Write some, such as 0.5 1."
         )
     if len(scales) > MOST_SCALES:

@@ -13,7 +13,6 @@ from ...families import Family
 from ...media.embedding import ColumnError
 from ...media.origin import named_origin
 from ...media.readers import ImageReader, MediaReader, VideoReader
-from ...media.types import Size
 from ...policy.denoising import Denoiser
 from ...policy.draws import EVALUATION_EPOCH, draw_rows
 from ...policy.encoders import FrozenEncoders
@@ -104,43 +103,36 @@ class EncodedRows:
     prompts: list[dict[str, Tensor]]
 
 
-def encode_drift_rows(rows: DriftRows, encoders: FrozenEncoders, size: Size) -> EncodedRows:
-    """Encodes rows, one after the other, so that the batch size changes nothing.
+def encode_drift_rows(rows: DriftRows, sampler: Sampler, device: torch.device | None) -> EncodedRows:
+    """Encodes rows, one after the other, so that the batch size changes nothing; encoders are cast as in training.
 
     Args:
         rows: to encode.
-        encoders: of the pipeline.
-        size: that images or videos are brought to, pixels.
+        sampler: of the pipeline, and of the size that images or videos are brought to.
+        device: where the pipeline was put to sample, and its networks are to be; None leaves all where it is.
 
     Raises:
         ValueError: if an image or video cannot be read.
     """
+    pipeline, networks = sampler.pipeline, sampler.family.networks(sampler.pipeline)
+    first = next(iter(networks.values()))
+    if device is not None:
+        pipeline.remove_all_hooks()  # of offloading: what works is put on the device here, one after the other
+    encoders = FrozenEncoders(sampler.family, pipeline, device or first.device, compute_dtype(first))
     images = []
     for index, value in zip(rows.indices, rows.media, strict=True):
         try:
-            pixels, geometry = rows.reader.read(value, size)
+            pixels, geometry = rows.reader.read(value, sampler.size)
         except ValueError as error:
             raise ValueError(f"Row {index} of the rows for drift: {error}.") from error
         images.append(_on_cpu(encoders.images(pixels[None], geometry[None])))
     distinct = {prompt: _on_cpu(encoders.prompts([prompt])) for prompt in dict.fromkeys(rows.prompts)}
-    return EncodedRows(rows.indices, images, [distinct[prompt] for prompt in rows.prompts])
-
-
-def pipeline_encoders(sampler: Sampler, device: torch.device | None) -> FrozenEncoders:
-    """The encoders of a pipeline, which has its networks where it samples.
-
-    Args:
-        sampler: of the pipeline.
-        device: where it was put; None if it was left where it is.
-    """
-    networks = sampler.family.networks(sampler.pipeline)
-    first = next(iter(networks.values()))
     if device is not None:
-        sampler.pipeline.remove_all_hooks()  # of offloading
+        encoders.release()
         for network in networks.values():
             if network.device != device:
                 network.to(device)
-    return FrozenEncoders(sampler.family, sampler.pipeline, device or first.device, compute_dtype(first))
+    return EncodedRows(rows.indices, images, [distinct[prompt] for prompt in rows.prompts])
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from PIL import Image
 
 from ...plots import save_figure
@@ -28,7 +29,8 @@ def plot_strength(report: StrengthReport, shown: Sequence[tuple[str, Mapping[flo
     scales = _shown_scales([row.scale for row in report.rows], report.suggestion.scale)
     strip_height = 11 / len(scales) * len(shown) * 0.92 + 0.5
     figure = Figure(figsize=(11, strip_height + 3.3), layout="constrained")
-    strip, curves = figure.subfigures(2, 1, height_ratios=(strip_height, 3.3))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(strip_height, 3.3))
+    strip, curves = parts
     _plot_samples(strip, scales, shown, report.suggestion.scale)
     panels = curves.subplots(1, 3)
     _plot_reward(panels[0], report)
@@ -87,7 +89,9 @@ def _plot_drift(axes: Any, report: StrengthReport) -> None:
     largest = max(max(row.drift) for row in report.rows)
     if largest > 5:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     axes.legend(fontsize=8, frameon=False, loc="upper left")
 
 

@@ -136,8 +136,9 @@ def _why_none_is_within(rows: Sequence[ScaleRow], min_variety: float, max_drift:
         faults.append(f"drift is {max(first.drift):.3g} (at most {max_drift:g})")
     return (
         f"The adapter should not be used as it is: no scale keeps within the bounds. At {first.scale:g}, the smallest, "
-        f"{' and '.join(faults)}. Train again with a higher `beta`, fewer updates or `recipe='robust'`; or measure "
-        f"smaller scales (`--scales {first.scale / 4:g} {first.scale / 2:g}`)."
+        f"{' and '.join(faults)}. Measure smaller scales (`--scales {first.scale / 4:g} {first.scale / 2:g}`); train "
+        "again with `recipe='robust'`, a higher `beta` or fewer updates; or look at the samples, and widen the bounds "
+        "if they are what you want."
     )
 
 

@@ -34,7 +34,7 @@ from ..score.run import score
 from ..sharded_run import locks_output_dir
 from .card import PICTURE_NAME, check_adapter, find_base, local_folder, push_card, write_card
 from .config import StrengthConfig
-from .drift import EncodedRows, denoising_errors, encode_drift_rows, pipeline_encoders, read_drift_rows
+from .drift import EncodedRows, denoising_errors, encode_drift_rows, read_drift_rows
 from .plots import plot_strength
 from .report import ScaleRow, StrengthReport, interval, resampled_means, suggest_scale
 from .samples import ScaleSamples, read_samples
@@ -178,9 +178,7 @@ class _Strength:
             source = fingerprint(rows.fingerprint, config.seed, json.dumps(record["settings"], sort_keys=True))
             before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
             if before.get("source") != source:
-                if encoded is None:
-                    encoders = pipeline_encoders(self.sampler, self.device)
-                    encoded = encode_drift_rows(rows, encoders, self.sampler.size)
+                encoded = encoded or encode_drift_rows(rows, self.sampler, self.device)
                 set_adapter_scale(self.sampler.pipeline, scale)
                 before = {"source": source, "errors": denoising_errors(self.sampler, encoded, config.seed)}
                 write_json(path, before)

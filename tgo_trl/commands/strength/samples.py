@@ -16,7 +16,7 @@ from ...media.types import Sample
 from ...storage.parquet import ParquetFolder
 from ...storage.records import SCORING_NAME
 
-PROMPTS_SHOWN = 4
+PROMPTS_SHOWN = 3
 
 
 @dataclass(frozen=True)
