@@ -36,7 +36,7 @@ from tgo_trl.policy.loading import adapter_scales, set_adapter_scale
 from . import tiny
 from .cases import CASES, PROMPTS
 from .test_generation import load, save_adapter
-from .test_parquet import files, run_and_kill
+from .test_parquet import files, run_and_kill, run_two_processes
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -239,9 +239,19 @@ def test_drift_on_rows_of_ones_own(folder, measured, tmp_path):
     assert other.rows[0].drift == [1, 1, 1, 1]
     assert other.rows[1].drift != report.rows[1].drift
     assert other.drift_rows == "rows of rows.parquet"
-    with pytest.raises(ValueError, match=r"has no column 'picture'; it has .*Set `prompt_column` or `image_column`"):
-        strength(config(folder, tmp_path / "out", drift_dataset_name=str(tmp_path / "rows.parquet"),
-                        image_column="picture"))  # fmt: skip
+
+
+def test_rows_for_drift_are_read_before_anything_is_drawn(folder, tmp_path):
+    tiny.scored_rows(2).to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "image": "none.png"}')
+    for name, column, message in (
+        ("rows.parquet", "picture", r"has no column 'picture'; it has .*Set `prompt_column` or `image_column`"),
+        ("broken.jsonl", "image", r"Row 0 of .*broken\.jsonl', column 'image': "),
+    ):
+        settings = config(folder, tmp_path / "out", drift_dataset_name=str(tmp_path / name), image_column=column)
+        with pytest.raises(ValueError, match=message):
+            strength(settings)
+        assert not (tmp_path / "out").exists()
 
 
 # ---- Going on ----
@@ -254,6 +264,7 @@ def test_what_is_drawn_is_not_drawn_again_and_scales_are_added(folder, measured,
     shutil.rmtree(out / "scale-1" / "scored")
     (out / "scale-1" / "errors.json").unlink()
     (out / "strength.json").write_text(json.dumps({"settings": {}}))
+    (out / ".left").touch()  # as of a file that was being written
     (out / "strength.png").unlink()
     begun = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
     assert len(begun) == 5
@@ -285,6 +296,20 @@ def test_a_killed_run_goes_on_to_the_same_files(folder, tmp_path):
     strength(whole)
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     assert {path: path.stat().st_mtime_ns for path in begun} == begun
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(folder, tmp_path):
+    settings = {"rows_per_shard": 2}
+    together, alone = (config(folder, tmp_path / name / "out", **settings) for name in ("two", "one"))
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "import tgo_trl\n"
+        f"tgo_trl.strength(tgo_trl.StrengthConfig(**{vars(together)!r}))"
+    )
+    run_two_processes(code, tmp_path)
+    strength(alone)
+    assert files(tmp_path / "two" / "out") == files(tmp_path / "one" / "out")
 
 
 # ---- The rule ----

@@ -12,7 +12,7 @@ from ...cards.sections import with_section
 from ...hub.repositories import Destination
 from ...hub.uploads import Operation, Upload, Uploads
 from ...messages.values import shown_path
-from ...storage.files import replace_file
+from ...storage.files import replace_file, sweep
 from ...storage.records import CARD_NAME
 
 SECTION = "strength"
@@ -87,6 +87,7 @@ def write_card(adapter: str, section: str, output_dir: Path) -> Path:
     """
     folder = local_folder(adapter) or output_dir
     card = with_section(read_card(adapter) or "", SECTION, section)
+    sweep(folder)  # of what a killed run left
     if folder.resolve() != output_dir.resolve():
         replace_file(folder / PICTURE_NAME, lambda path: shutil.copyfile(output_dir / PICTURE_NAME, path))
     replace_file(folder / CARD_NAME, lambda path: path.write_bytes(card.encode("utf-8")))

@@ -82,7 +82,7 @@ def read_drift_rows(
         try:
             rows.prompts.append(read_cell(files[index], prompt_column, check_prompt))
             rows.media.append(read_cell(files[index], column, origin.locate))
-            read_cell({column: rows.media[-1]}, column, reader.content)
+            read_cell({column: rows.media[-1]}, column, reader.load)  # now, and not when all samples are drawn
         except ColumnError as error:
             raise ValueError(f"Row {index} of {name!r}, column {error.column!r}: {error}.") from error
     return rows
@@ -110,9 +110,6 @@ def encode_drift_rows(rows: DriftRows, sampler: Sampler, device: torch.device | 
         rows: to encode.
         sampler: of the pipeline, and of the size that images or videos are brought to.
         device: where the pipeline was put to sample, and its networks are to be; None leaves all where it is.
-
-    Raises:
-        ValueError: if an image or video cannot be read.
     """
     pipeline, networks = sampler.pipeline, sampler.family.networks(sampler.pipeline)
     first = next(iter(networks.values()))
@@ -120,11 +117,8 @@ def encode_drift_rows(rows: DriftRows, sampler: Sampler, device: torch.device | 
         pipeline.remove_all_hooks()  # of offloading: what works is put on the device here, one after the other
     encoders = FrozenEncoders(sampler.family, pipeline, device or first.device, compute_dtype(first))
     images = []
-    for index, value in zip(rows.indices, rows.media, strict=True):
-        try:
-            pixels, geometry = rows.reader.read(value, sampler.size)
-        except ValueError as error:
-            raise ValueError(f"Row {index} of the rows for drift: {error}.") from error
+    for value in rows.media:
+        pixels, geometry = rows.reader.read(value, sampler.size)
         images.append(_on_cpu(encoders.images(pixels[None], geometry[None])))
     distinct = {prompt: _on_cpu(encoders.prompts([prompt])) for prompt in dict.fromkeys(rows.prompts)}
     if device is not None:

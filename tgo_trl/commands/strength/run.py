@@ -5,6 +5,7 @@ trained (1), and beyond. Reward rises with it, variety falls and drift rises, an
 """
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from tqdm.auto import tqdm
 
 from ...families import Family
 from ...hub.repositories import Destination, open_repository
@@ -22,9 +24,8 @@ from ...messages.public import public_name
 from ...policy.loading import set_adapter_scale
 from ...rewards import load_reward
 from ...rewards.base import Reward
-from ...storage.files import write_json
+from ...storage.files import sweep, write_json
 from ...storage.fingerprints import fingerprint
-from ...storage.locks import LOCK_NAME
 from ...storage.processes import process_state
 from ...storage.records import GENERATION_NAME, read_record
 from ..generate.prompts import read_prompts
@@ -34,7 +35,7 @@ from ..score.run import score
 from ..sharded_run import locks_output_dir
 from .card import PICTURE_NAME, check_adapter, find_base, local_folder, push_card, write_card
 from .config import StrengthConfig
-from .drift import EncodedRows, denoising_errors, encode_drift_rows, read_drift_rows
+from .drift import DriftRows, EncodedRows, denoising_errors, encode_drift_rows, read_drift_rows
 from .plots import plot_strength
 from .report import ScaleRow, StrengthReport, interval, resampled_means, suggest_scale
 from .samples import ScaleSamples, read_samples
@@ -71,7 +72,8 @@ def strength(
     state, folder = process_state(), Path(config.output_dir)
 
     # What can fail, before a model is loaded.
-    _check_folder(folder, config)
+    if state.is_main_process:
+        _check_folder(folder, config)
     prompts = read_prompts(
         config.prompts, config.prompt_column, config.dataset_config, config.dataset_split, config.max_prompts
     )
@@ -89,36 +91,28 @@ def strength(
         model = str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)
     destination = _destination(config) if config.push_to_hub and state.is_main_process else None
 
-    # The samples and their scores, scale by scale.
+    # The base with the adapter, and the user's rows, which are to be readable before hours are spent on samples.
     is_ours = pipeline is None
     sampler = build_sampler(config.generation(model, 1.0, ""), pipeline, family)
     sampler.family.check(sampler.pipeline)
+    run = _Strength(config, model, prompts, rewards, sampler, state.device if is_ours else None)
     if state.is_main_process:
-        _claim(folder, config)
+        if config.drift_dataset_name is not None:
+            run.drift_rows()
+        run.claim()
     state.wait_for_everyone()
-    device = state.device if is_ours else None
-    run = _Strength(config, model, prompts, rewards, sampler, device)
-    with run.scales_restored():
-        for scale in config.scales:
-            run.sample(scale)
-        errors = run.errors() if state.is_main_process else {}
-    state.wait_for_everyone()
-    if not state.is_main_process:
-        return None
 
-    # The curve, and what it says.
-    report, shown = run.report(errors)
-    write_json(folder / RECORD_NAME, {"settings": run.settings(), **asdict(report)})
-    plot_strength(report, shown, folder / PICTURE_NAME)
-    written = [str(folder / name) for name in (RECORD_NAME, PICTURE_NAME)]
-    if config.write_card:
-        section = card_section(report, PICTURE_NAME)
-        card = write_card(config.adapter_name_or_path, section, folder)
-        written.append(f"{card}, section Strength")
-        if destination is not None:
-            push_card(card, section, destination)
-            written.append(f"https://huggingface.co/{destination.repo_id}")
-    print_strength(report, written, _next_step(config, report))
+    # The samples and their scores, scale by scale; then the errors, which need no drawing.
+    errors = {}
+    with run.scales_restored():
+        for number, scale in enumerate(config.scales, 1):
+            if state.is_main_process and not config.disable_tqdm:
+                tqdm.write(f"Scale {scale:g} ({number} of {len(config.scales)})", file=sys.stderr)
+            run.sample(scale)
+        if state.is_main_process:
+            errors = run.errors()
+    report = run.publish(errors, destination) if state.is_main_process else None
+    state.wait_for_everyone()
     return report
 
 
@@ -150,6 +144,14 @@ class _Strength:
         finally:
             set_adapter_scale(self.sampler.pipeline, 1.0)
 
+    def claim(self) -> None:
+        """Notes that the folder is this command's, before anything else is written there; clears up after a kill."""
+        path = Path(self.config.output_dir) / RECORD_NAME
+        for folder in (path.parent, *map(self.folder, self.config.scales)):
+            sweep(folder)
+        if not path.is_file():
+            write_json(path, {"settings": self.settings()})
+
     def folder(self, scale: float) -> Path:
         """Of a scale."""
         return Path(self.config.output_dir) / f"scale-{scale:.12g}"
@@ -161,14 +163,18 @@ class _Strength:
         write_samples(self.config.generation(self.model, scale, str(drawn)), self.prompts, self.sampler, self.device)
         score(self.config.scoring(str(drawn), str(scored)), rewards=self.rewards)
 
-    def errors(self) -> dict[float, list[float]]:
-        """The denoising errors of each scale, by quartile; those that an earlier run has found are kept."""
-        config, family = self.config, self.sampler.family
-        name, split, prompts = config.drift_dataset_name, config.drift_dataset_split, config.prompt_column
-        columns = (prompts, config.image_column, config.video_column)
+    def drift_rows(self) -> DriftRows:
+        """The rows that drift is measured on: the user's, or samples of the base."""
+        config = self.config
+        name, split = config.drift_dataset_name, config.drift_dataset_split
+        columns = (config.prompt_column, config.image_column, config.video_column)
         if name is None:
             name, split, columns = str(self.folder(0) / DRAWN), "train", ("prompt", "image", "video")
-        rows = read_drift_rows(name, split, *columns, config.num_drift_rows, family)
+        return read_drift_rows(name, split, *columns, config.num_drift_rows, self.sampler.family)
+
+    def errors(self) -> dict[float, list[float]]:
+        """The denoising errors of each scale, by quartile; those that an earlier run has found are kept."""
+        config, rows = self.config, self.drift_rows()
         encoded: EncodedRows | None = None
         errors = {}
         for scale in config.scales:
@@ -184,6 +190,23 @@ class _Strength:
                 write_json(path, before)
             errors[scale] = before["errors"]
         return errors
+
+    def publish(self, errors: Mapping[float, Sequence[float]], destination: Destination | None) -> StrengthReport:
+        """Makes the report of the errors and all that is in the folder; writes, pushes and prints it."""
+        config, folder = self.config, Path(self.config.output_dir)
+        report, shown = self.report(errors)
+        write_json(folder / RECORD_NAME, {"settings": self.settings(), **asdict(report)})
+        plot_strength(report, shown, folder / PICTURE_NAME)
+        written = [str(folder / name) for name in (RECORD_NAME, PICTURE_NAME)]
+        if config.write_card:
+            section = card_section(report, PICTURE_NAME)
+            card = write_card(config.adapter_name_or_path, section, folder)
+            written.append(f"{card}, section Strength")
+            if destination is not None:
+                push_card(card, section, destination)
+                written.append(f"the same, to the {destination}")
+        print_strength(report, written, _next_step(config, report))
+        return report
 
     def report(
         self, errors: Mapping[float, Sequence[float]]
@@ -259,18 +282,13 @@ def _check_folder(folder: Path, config: StrengthConfig) -> None:
             f"`output_dir` is {config.output_dir!r}, where the adapter itself is. Set another folder: the samples of "
             "all scales go there, and would be pushed with the adapter."
         )
-    others = [path.name for path in folder.iterdir() if path.name != LOCK_NAME] if folder.is_dir() else []
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    others = [name for name in names if not name.startswith(("_", "."))]  # without the lock, and what a kill leaves
     if others and read_record(folder, RECORD_NAME) is None:
         raise ValueError(
             f"The folder {config.output_dir!r} holds {min(others)!r} and no {RECORD_NAME}: it is not of this command. "
             "Set another `output_dir`."
         )
-
-
-def _claim(folder: Path, config: StrengthConfig) -> None:
-    """Notes that the folder is this command's, before anything else is written there."""
-    if not (folder / RECORD_NAME).is_file():
-        write_json(folder / RECORD_NAME, {"settings": {"adapter": public_name(config.adapter_name_or_path)}})
 
 
 def _destination(config: StrengthConfig) -> Destination:

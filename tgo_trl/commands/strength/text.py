@@ -22,8 +22,10 @@ def print_strength(report: StrengthReport, written: Sequence[str], next_step: st
         is_suggested = row.scale == report.suggestion.scale
         table.add_row(*_cells(row, report), style="bold" if is_suggested else None)
     console.print(table)
-    console.print(f"{report.num_prompts:,} prompts, {report.num_images_per_prompt} samples each; drift on "
-                  f"{report.drift_rows}.")  # fmt: skip
+    console.print(
+        f"{report.num_prompts:,} prompts, {report.num_images_per_prompt} samples each; drift in the worst quartile of "
+        f"the time, on {report.drift_rows}."
+    )
     console.print(f"Suggested is, {_rule(report)}.")
     console.print(report.code or "No scale is suggested", style="bold")
     console.print(f"  {report.suggestion.reason}")
@@ -33,7 +35,7 @@ def print_strength(report: StrengthReport, written: Sequence[str], next_step: st
 
 
 def card_section(report: StrengthReport, picture: str) -> str:
-    """The section of the model card, without its heading's markers.
+    """The section of the model card, in Markdown.
 
     Args:
         report: what was measured.
@@ -54,7 +56,7 @@ def card_section(report: StrengthReport, picture: str) -> str:
         "",
         f"{report.num_prompts:,} prompts with {report.num_images_per_prompt} samples each, the same seeds at every "
         "scale; 95 % intervals of the mean over prompts (bootstrap). Variety is the mean distance between two samples "
-        "of a prompt, drift the error of the network in denoising, largest of four quartiles of the time, on "
+        "of a prompt; drift is the error of the network in denoising, in the worst quartile of the time, on "
         f"{report.drift_rows}; the base has 1 in both. Suggested is, {_rule(report)}.",
     ]
     return "\n".join(lines)
@@ -71,7 +73,7 @@ def _head(report: StrengthReport, newline: str = "\n") -> list[str]:
         f"95 %{newline}interval",
         *report.rows[0].other_rewards,
         f"variety{newline}(base: 1)",
-        f"drift, largest{newline}of quartiles",
+        f"drift{newline}(base: 1)",
         "",
     ]
 
@@ -79,7 +81,7 @@ def _head(report: StrengthReport, newline: str = "\n") -> list[str]:
 def _cells(row: ScaleRow, report: StrengthReport) -> list[str]:
     note = "base" if row.scale == 0 else "suggested" if row.scale == report.suggestion.scale else ""
     if not row.is_within(report.min_variety, report.max_drift):
-        note = "out of bounds"
+        note = "outside"
     low, high = row.interval
     return [f"{row.scale:g}", f"{row.reward:.4g}", f"{low:.4g} to {high:.4g}",
             *(f"{value:.4g}" for value in row.other_rewards.values()),
