@@ -222,6 +222,25 @@ def test_an_adapter_acts(folder, tmp_path):
         assert row["image"].tobytes() == drawn(stock, row["prompt"], row["seed"]).tobytes() != without
 
 
+def test_an_adapter_acts_as_strongly_as_it_is_told_to(folder, tmp_path):
+    adapter = {"adapter_name_or_path": str(folder / "adapter")}
+    half = generate(config(folder, tmp_path / "half", adapter_scale=0.5, **adapter))
+    stock = tiny.stable_diffusion()
+    plain = [drawn(stock, row["prompt"], row["seed"]).tobytes() for row in load(half, tmp_path)]
+    stock.load_lora_weights(folder / "adapter", adapter_name="mine")
+    stock.set_adapters("mine", 0.5)
+    for row in load(half, tmp_path):
+        assert row["image"].tobytes() == drawn(stock, row["prompt"], row["seed"]).tobytes()
+    none = generate(config(folder, tmp_path / "none", adapter_scale=0, **adapter))
+    assert [row["image"].tobytes() for row in load(none, tmp_path)] == plain
+    assert json.loads((half / "generation.json").read_text())["settings"]["adapter_scale"] == 0.5
+    assert "| adapter scale | 0.5 |" in (half / "README.md").read_text()
+    whole = generate(config(folder, tmp_path / "whole", max_prompts=1, **adapter))
+    assert (
+        "adapter_scale" not in json.loads((whole / "generation.json").read_text())["settings"]
+    )  # as before it was one
+
+
 def test_adapters_are_loaded_as_their_family_does(tmp_path):
     [case] = [case for case in CASES if case.name == "amused"]
     save_adapter(case.build(), tmp_path / "adapter", case.family(case.build()))
@@ -414,6 +433,8 @@ def test_a_missing_file_is_no_hub_id(tmp_path):
         ({"call_kwargs": {"num_images_per_prompt": 2}}, "Set `num_images_per_prompt` instead"),
         ({"call_kwargs": {"generator": 1}}, "which is set for each image"),
         ({"rows_per_shard": 0}, "`rows_per_shard` is 0"),
+        ({"adapter_scale": 0.5}, "`adapter_scale` is 0.5, but there is no adapter. Set `adapter_name_or_path`"),
+        ({"adapter_scale": "half"}, "`adapter_scale` is 'half'; it must be a number"),
         ({"hub_dataset_id": "me/rows"}, "nothing is uploaded. Set `push_to_hub` too"),
     ],
 )

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .commands.inspect.run import inspect
     from .commands.score.config import ScoreConfig
     from .commands.score.run import score
+    from .commands.strength.config import StrengthConfig
+    from .commands.strength.run import strength
     from .families import Family
     from .models import MeissonicPipeline
     from .trainer.sample_grids import SampleGridCallback
@@ -28,17 +30,20 @@ _EXPORTS = {
     "MeissonicPipeline": "models",
     "SampleGridCallback": "trainer.sample_grids",
     "ScoreConfig": "commands.score.config",
+    "StrengthConfig": "commands.strength.config",
     "TGOConfig": "trainer.tgo_config",
     "TGOTrainer": "trainer.tgo_trainer",
     "convert": "commands.convert.run",
     "generate": "commands.generate.run",
     "inspect": "commands.inspect.run",
     "score": "commands.score.run",
+    "strength": "commands.strength.run",
 }
 
 __all__ = [
     "ConvertConfig", "Family", "GenerateConfig", "InspectConfig", "MeissonicPipeline", "SampleGridCallback",
-    "ScoreConfig", "TGOConfig", "TGOTrainer", "__version__", "convert", "generate", "inspect", "score",
+    "ScoreConfig", "StrengthConfig", "TGOConfig", "TGOTrainer", "__version__", "convert", "generate", "inspect",
+    "score", "strength",
 ]  # fmt: skip
 
 

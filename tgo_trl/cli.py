@@ -56,6 +56,11 @@ COMMANDS = {
         ("commands.train.config:TrainArguments", "trainer.tgo_config:TGOConfig"),
         "commands.train.run:train",
     ),
+    "strength": Command(
+        "find the scale at which a trained adapter is best applied",
+        ("commands.strength.config:StrengthConfig",),
+        "commands.strength.run:strength",
+    ),
 }
 
 LAUNCH_OPTIONS = ("accelerate_config", "num_processes")

@@ -15,6 +15,7 @@ from tgo_trl import TGOConfig
 from tgo_trl.commands.convert.config import ConvertConfig
 from tgo_trl.commands.generate.config import GenerateConfig
 from tgo_trl.commands.score.config import ScoreConfig
+from tgo_trl.commands.strength.config import StrengthConfig
 from tgo_trl.labels.checks import MAX_FLOAT32
 from tgo_trl.trainer.checkpoints import public_config
 
@@ -113,6 +114,7 @@ COMMANDS = {
     GenerateConfig: ["model", "prompts.txt", "out"],
     ScoreConfig: ["rows", "out", ["clip_score"]],
     ConvertConfig: ["rows", "out"],
+    StrengthConfig: ["adapter", "prompts.txt", ["clip_score"]],
 }
 
 

@@ -102,6 +102,7 @@ def sampling_rows(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
     rows = [
         ("model", settings["model"]),
         ("adapter", settings["adapter"]),
+        ("adapter scale", settings.get("adapter_scale")),
         ("pipeline", settings["pipeline"]),
         ("scheduler", settings["scheduler"]),
         ("precision", settings["dtype"]),

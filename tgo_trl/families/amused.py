@@ -90,6 +90,10 @@ class AmusedFamily(MaskedTokenFamily):
         file = LORA_WEIGHT_NAME_SAFE
         return f'pipeline.transformer.load_lora_adapter("{weights}", prefix=None, weight_name="{file}")'
 
+    def scaling_code(self, scale: float) -> str:
+        """A call of the network's `set_adapters`."""
+        return f"pipeline.transformer.set_adapters(pipeline.transformer.active_adapters(), {scale:g})"
+
 
 def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():

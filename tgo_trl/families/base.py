@@ -232,6 +232,10 @@ class Family(ABC):
         """What [`attach_adapter`] does, as Python with the variable `pipeline`, for the model card."""
         return f'pipeline.load_lora_weights("{weights}")'
 
+    def scaling_code(self, scale: float) -> str:
+        """What makes an adapter that [`loading_code`] loaded act with a scale, likewise."""
+        return f"pipeline.set_adapters(pipeline.get_active_adapters(), {scale:g})"
+
 
 _FACTOR = re.compile(r"lora[._](A|B|up|down|embedding_A|embedding_B)\b")
 """A factor of an adapter, in the names of the formats that diffusers reads."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -142,6 +143,19 @@ def adapter_scales(pipeline: DiffusionPipeline) -> dict[str, Any]:
                 active = set(getattr(module, "active_adapters", scaling))
                 scales[f"{part_name}.{name}"] = {key: value for key, value in scaling.items() if key in active}
     return scales
+
+
+def set_adapter_scale(pipeline: DiffusionPipeline, scale: float) -> None:
+    """Weights the active adapters as diffusers' `set_adapters(names, scale)` does; at 0 they are switched off.
+
+    For any pipeline: not all have that method, and of those that have, not all reach each network.
+    """
+    for part in pipeline.components.values():
+        for layer in part.modules() if isinstance(part, nn.Module) else ():
+            if isinstance(layer, LoraLayer):
+                for name in layer.active_adapters:
+                    layer.set_scale(name, scale)
+                layer.enable_adapters(scale != 0)  # exactly the base, without the cost of adding zeros
 
 
 def load_reference_networks(

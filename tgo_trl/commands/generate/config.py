@@ -3,24 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...settings import as_dictionary
+from ...settings import as_dictionary, check_types, shown
 from ..settings import DatasetSettings, check_at_least
 
 OWN_ARGUMENTS = ("prompt", "generator", "num_images_per_prompt", "num_videos_per_prompt", "output_type", "return_dict")
 """Arguments of a pipeline's call that sampling sets itself."""
 
 
-@dataclass
-class GenerateConfig(DatasetSettings):
-    """What is sampled, and how; see [`~tgo_trl.commands.generate.run.generate`].
+@dataclass(kw_only=True)
+class SamplingSettings:
+    """How a pipeline is loaded, and sampled from; what commands that sample have in common.
 
     Attributes:
-        model_name_or_path: Hub id or folder of the pipeline.
-        prompts: a text file with a prompt a line; a `.json`, `.jsonl`, `.csv` or `.tsv` file; or a data set, as
-            [`~tgo_trl.storage.sources.open_dataset`] takes it. Repeated prompts are sampled once: ask for more images
-            of each instead.
-        output_dir: where the data set goes. A run that was killed goes on there.
-        adapter_name_or_path: Hub id or folder of a LoRA adapter.
         model_init_kwargs: keyword arguments for `DiffusionPipeline.from_pretrained`, such as `revision` and `variant`.
         dtype: of the pipeline; bfloat16 on a GPU that has it, else float32, if not set.
         enable_model_cpu_offload: keep each part of the pipeline on the CPU while another one works.
@@ -38,10 +32,6 @@ class GenerateConfig(DatasetSettings):
         batch_size: images per call of the pipeline. It is recorded, since rounding depends on it.
     """
 
-    model_name_or_path: str = field(metadata={"help": "Hub id or folder of the pipeline."})
-    prompts: str = field(metadata={"help": "File of prompts, or folder or Hub id of a data set that has them."})
-    output_dir: str = field(metadata={"help": "Folder of the data set; a run that was killed goes on there."})
-    adapter_name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of a LoRA adapter."})
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments for `from_pretrained`, as JSON."}
     )
@@ -68,7 +58,6 @@ class GenerateConfig(DatasetSettings):
     batch_size: int = field(default=4, metadata={"help": "Images per call of the pipeline."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in (
             "max_prompts", "num_images_per_prompt", "num_inference_steps", "height", "width", "num_frames",
             "max_sequence_length", "batch_size",
@@ -87,3 +76,33 @@ class GenerateConfig(DatasetSettings):
                 raise ValueError(f"`call_kwargs` has {name!r}. Set `{settings[name]}` instead.")
             if name in OWN_ARGUMENTS:
                 raise ValueError(f"`call_kwargs` has {name!r}, which is set for each image. Leave it out.")
+
+
+@dataclass
+class GenerateConfig(SamplingSettings, DatasetSettings):
+    """What is sampled, and how; see [`~tgo_trl.commands.generate.run.generate`].
+
+    Attributes:
+        model_name_or_path: Hub id or folder of the pipeline.
+        prompts: a text file with a prompt a line; a `.json`, `.jsonl`, `.csv` or `.tsv` file; or a data set, as
+            [`~tgo_trl.storage.sources.open_dataset`] takes it. Repeated prompts are sampled once: ask for more images
+            of each instead.
+        output_dir: where the data set goes. A run that was killed goes on there.
+        adapter_name_or_path: Hub id or folder of a LoRA adapter.
+        adapter_scale: how strongly the adapter acts, as the weight of diffusers' `set_adapters`: 0 is the base.
+    """
+
+    model_name_or_path: str = field(metadata={"help": "Hub id or folder of the pipeline."})
+    prompts: str = field(metadata={"help": "File of prompts, or folder or Hub id of a data set that has them."})
+    output_dir: str = field(metadata={"help": "Folder of the data set; a run that was killed goes on there."})
+    adapter_name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of a LoRA adapter."})
+    adapter_scale: float = field(default=1.0, metadata={"help": "How strongly the adapter acts; 0 is the base."})
+
+    def __post_init__(self) -> None:
+        DatasetSettings.__post_init__(self)
+        SamplingSettings.__post_init__(self)
+        check_types(self, ["adapter_scale"])
+        if self.adapter_scale != 1 and self.adapter_name_or_path is None:
+            raise ValueError(
+                f"`adapter_scale` is {shown(self.adapter_scale)}, but there is no adapter. Set `adapter_name_or_path`."
+            )

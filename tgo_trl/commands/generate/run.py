@@ -30,7 +30,7 @@ from ...families import Family, build_family
 from ...media.sizes import check_size
 from ...media.types import Sample, Size
 from ...messages.public import public_name, without_secrets
-from ...policy.loading import adapter_scales, attach_adapter, load_pipeline
+from ...policy.loading import adapter_scales, attach_adapter, load_pipeline, set_adapter_scale
 from ...precision import as_dtype, default_dtype
 from ...storage.fingerprints import component_fingerprint, config_fingerprint, fingerprint
 from ...storage.parquet import ParquetFolder
@@ -72,15 +72,45 @@ def generate(config: GenerateConfig, pipeline: DiffusionPipeline | None = None, 
     )
     check_destination(folder, config, state)
     is_ours = pipeline is None
+    sampler = build_sampler(config, pipeline, family)
+    if config.adapter_scale != 1:
+        set_adapter_scale(sampler.pipeline, config.adapter_scale)
+    return write_samples(config, prompts, sampler, state.device if is_ours else None)
+
+
+def build_sampler(config: GenerateConfig, pipeline: DiffusionPipeline | None, family: Family | None) -> Sampler:
+    """The pipeline of the settings with its adapter, whose scale is left at 1, and how it is called.
+
+    Args:
+        config: what is sampled, and how.
+        pipeline: taken instead of the one that `config` names, and given the adapter.
+        family: of a pipeline that the table of families does not know.
+
+    Raises:
+        ValueError: for settings that this pipeline cannot take, or an adapter that does not fit it.
+    """
     if pipeline is None:
-        pipeline = _load(config, family, state)
+        pipeline = _load(config, family, process_state())
     family = _family(config, family, pipeline)
     if config.adapter_name_or_path is not None:
         attach_adapter(pipeline, family, config.adapter_name_or_path)
     size, call = _size(config, family, pipeline), _call(config, pipeline)
-    sampler = Sampler(pipeline, family, size, config.batch_size, call)
-    run = _Generation(config, prompts, sampler, state.device if is_ours else None)
-    return write_dataset(run, folder, config, state)
+    return Sampler(pipeline, family, size, config.batch_size, call)
+
+
+def write_samples(
+    config: GenerateConfig, prompts: Sequence[str], sampler: Sampler, device: torch.device | None
+) -> Path:
+    """Samples a data set as [`generate`] does, from a pipeline as it is; the caller has the folder to itself.
+
+    Args:
+        config: recorded as what made the samples.
+        prompts: the distinct ones.
+        sampler: of the images.
+        device: where the pipeline is put before it works; None leaves it where it is.
+    """
+    run = _Generation(config, prompts, sampler, device)
+    return write_dataset(run, Path(config.output_dir), config, process_state())
 
 
 def generate_rows(
@@ -143,6 +173,8 @@ class _Generation(ShardedRun[Request]):
             "task": family.task,
             "model": public_name(config.model_name_or_path),
             "adapter": None if config.adapter_name_or_path is None else public_name(config.adapter_name_or_path),
+            # left out at 1, as in the folders of before there was a choice
+            **({} if config.adapter_scale == 1 else {"adapter_scale": config.adapter_scale}),
             "pipeline": type(pipeline).__name__,
             "scheduler": type(pipeline.scheduler).__name__,
             "dtype": str(network.dtype).removeprefix("torch."),

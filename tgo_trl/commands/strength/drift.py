@@ -1,0 +1,172 @@
+"""Drift: how well the network with its adapter still denoises what the base draws, or real images."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...data.columns import check_columns, undecoded
+from ...data.rows import check_prompt, read_cell
+from ...families import Family
+from ...media.embedding import ColumnError
+from ...media.origin import named_origin
+from ...media.readers import ImageReader, MediaReader, VideoReader
+from ...policy.denoising import Denoiser
+from ...policy.draws import EVALUATION_EPOCH, draw_rows
+from ...policy.encoders import FrozenEncoders
+from ...policy.errors import row_errors
+from ...policy.policy import Policy
+from ...precision import compute_dtype
+from ...storage.fingerprints import fingerprint
+from ...storage.sources import open_dataset
+from ..generate.sampling import Sampler
+
+QUARTILES = 4
+
+
+@dataclass(frozen=True)
+class DriftRows:
+    """Rows that drift is measured on.
+
+    Attributes:
+        indices: of the rows in their data set, which give them their draws.
+        prompts: of each.
+        media: the cell of each image or video, not decoded.
+        reader: of those.
+    """
+
+    indices: list[int]
+    prompts: list[str]
+    media: list[Any]
+    reader: MediaReader
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of prompts and images or videos."""
+        contents = map(self.reader.content, self.media)
+        return fingerprint(*(part for row in zip(self.indices, self.prompts, contents, strict=True) for part in row))
+
+
+def read_drift_rows(
+    name: str, split: str, prompt_column: str, image_column: str, video_column: str, num_rows: int, family: Family
+) -> DriftRows:
+    """Some rows of a data set, spread evenly over it.
+
+    Args:
+        name: as [`~tgo_trl.storage.sources.open_dataset`] takes it.
+        split: of it.
+        prompt_column: of its prompts.
+        image_column: of its images, for a family of images.
+        video_column: of its videos, for a family of videos.
+        num_rows: all of them if there are no more.
+        family: of the pipeline.
+
+    Raises:
+        ValueError: if a column is missing, or a row cannot be read; it names the row.
+    """
+    dataset: Any = open_dataset(name, None, split)
+    video_format = family.video_format
+    reader = ImageReader() if video_format is None else VideoReader(video_format)
+    column = image_column if video_format is None else video_column
+    remedy = f"Set `prompt_column` or `{family.medium}_column`."
+    check_columns(f"The data set {name!r}", dataset.column_names, [prompt_column, column], remedy)
+    origin = named_origin(name, None, False)
+    files: Any = undecoded(dataset, prompt_column, column)
+    count = min(num_rows, len(files))
+    if not count:
+        raise ValueError(f"The data set {name!r} has no rows to measure drift on.")
+    rows = DriftRows([index * len(files) // count for index in range(count)], [], [], reader)
+    for index in rows.indices:
+        try:
+            rows.prompts.append(read_cell(files[index], prompt_column, check_prompt))
+            rows.media.append(read_cell(files[index], column, origin.locate))
+            read_cell({column: rows.media[-1]}, column, reader.load)  # now, and not when all samples are drawn
+        except ColumnError as error:
+            raise ValueError(f"Row {index} of {name!r}, column {error.column!r}: {error}.") from error
+    return rows
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Encoded rows.
+
+    Attributes:
+        indices: as in [`DriftRows`].
+        images: the image encoder's tensors of each, `[1, ...]`, on the CPU.
+        prompts: the prompt encoder's, likewise.
+    """
+
+    indices: list[int]
+    images: list[dict[str, Tensor]]
+    prompts: list[dict[str, Tensor]]
+
+
+def encode_drift_rows(rows: DriftRows, sampler: Sampler, device: torch.device | None) -> EncodedRows:
+    """Encodes rows, one after the other, so that the batch size changes nothing; encoders are cast as in training.
+
+    Args:
+        rows: to encode.
+        sampler: of the pipeline, and of the size that images or videos are brought to.
+        device: where the pipeline was put to sample, and its networks are to be; None leaves all where it is.
+    """
+    pipeline, networks = sampler.pipeline, sampler.family.networks(sampler.pipeline)
+    first = next(iter(networks.values()))
+    if device is not None:
+        pipeline.remove_all_hooks()  # of offloading: what works is put on the device here, one after the other
+    encoders = FrozenEncoders(sampler.family, pipeline, device or first.device, compute_dtype(first))
+    images = []
+    for value in rows.media:
+        pixels, geometry = rows.reader.read(value, sampler.size)
+        images.append(_on_cpu(encoders.images(pixels[None], geometry[None])))
+    distinct = {prompt: _on_cpu(encoders.prompts([prompt])) for prompt in dict.fromkeys(rows.prompts)}
+    if device is not None:
+        encoders.release()
+        for network in networks.values():
+            if network.device != device:
+                network.to(device)
+    return EncodedRows(rows.indices, images, [distinct[prompt] for prompt in rows.prompts])
+
+
+@torch.no_grad()
+def denoising_errors(sampler: Sampler, rows: EncodedRows, seed: int) -> list[float]:
+    """Mean error of the networks as they are, by quartile of the time.
+
+    Every row has a draw in each quartile, `quantile = (quartile + u) / 4` with `u` uniform, and the same one whatever
+    the networks are: errors of two scales differ by nothing else.
+
+    Args:
+        sampler: of the pipeline, and of the number of samples per call.
+        rows: encoded.
+        seed: of the draws.
+
+    Returns:
+        Four means over rows, in the units of the noise process: of a squared prediction, or nats per token.
+    """
+    pipeline, family = sampler.pipeline, sampler.family
+    networks = family.networks(pipeline)
+    policy = Policy(family, networks, None)
+    denoiser = Denoiser(family, pipeline, family.process(pipeline))
+    device = next(iter(networks.values())).device
+    total = torch.zeros(QUARTILES, dtype=torch.float64)
+    step = max(1, sampler.batch_size // QUARTILES)
+    for start in range(0, len(rows.indices), step):
+        chosen = slice(start, start + step)
+        image, prompt = (_joined(part[chosen], device) for part in (rows.images, rows.prompts))
+        indices = rows.indices[chosen]
+        epochs, shape = [EVALUATION_EPOCH] * len(indices), family.latent_shape(image)
+        draw = draw_rows(seed, epochs, indices, shape, QUARTILES, device)
+        quartile = torch.arange(QUARTILES, device=device).repeat_interleave(len(indices))
+        corrupted = denoiser.corrupt(image, prompt, replace(draw, quantile=(quartile + draw.quantile) / QUARTILES))
+        total += row_errors(policy, None, corrupted).policy.double().cpu().sum(1)
+    means: list[float] = (total / len(rows.indices)).tolist()
+    return means
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
