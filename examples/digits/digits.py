@@ -24,6 +24,7 @@ from PIL import Image
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,6 +43,10 @@ class Scans(NamedTuple):
 
     images: list[Image.Image]
     digits: list[int]
+
+    def last(self, number: int) -> "Scans":
+        """The last ones."""
+        return Scans(self.images[-number:], self.digits[-number:])
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
@@ -154,10 +159,13 @@ class DigitScorer:
         """The digit that each image most probably shows."""
         return [int(digit) for digit in self.probabilities(to_pixels(images)).argmax(1)]
 
+    def is_right(self, prompts: list[str], images: list[Image.Image]) -> list[bool]:
+        """Whether each image is read as the digit asked for."""
+        return [digit_of(prompt) == read for prompt, read in zip(prompts, self.read(images), strict=True)]
+
     def accuracy(self, prompts: list[str], images: list[Image.Image]) -> float:
-        """The share of images that are read as the digit asked for."""
-        asked = [digit_of(prompt) for prompt in prompts]
-        return float(np.mean([digit == read for digit, read in zip(asked, self.read(images), strict=True)]))
+        """The share of images that are."""
+        return float(np.mean(self.is_right(prompts, images)))
 
 
 @functools.cache
@@ -165,11 +173,11 @@ def training_scorer() -> DigitScorer:
     """A calibrated support vector machine on 8x8 pixels, fitted to the `training_scorer` split (under a second)."""
     scans = load_scans("training_scorer")
     machine = CalibratedClassifierCV(SVC(C=10, gamma=0.05), method="sigmoid", cv=5, ensemble=False)
-    machine.fit(_ink_8x8(to_pixels(scans.images)), scans.digits)
-    return DigitScorer(lambda pixels: torch.from_numpy(machine.predict_proba(_ink_8x8(pixels))).float())
+    machine.fit(ink_8x8(to_pixels(scans.images)), scans.digits)
+    return DigitScorer(lambda pixels: torch.from_numpy(machine.predict_proba(ink_8x8(pixels))).float())
 
 
-def _ink_8x8(pixels: Tensor) -> np.ndarray:
+def ink_8x8(pixels: Tensor) -> np.ndarray:
     """Ink [N, 64] in [0, 1]: `pixels` [N, 3, H, W] averaged over channels and over the area of each scan pixel."""
     return F.adaptive_avg_pool2d((pixels.mean(1, keepdim=True) + 1) / 2, 8).flatten(1).numpy()
 
@@ -177,17 +185,31 @@ def _ink_8x8(pixels: Tensor) -> np.ndarray:
 @functools.cache
 def unseen_scorer() -> DigitScorer:
     """A small convolutional net on 16x16 pixels, fitted to the `unseen_scorer` split (a few seconds)."""
+    net = _unseen_net()
+    return DigitScorer(lambda pixels: net(pixels.mean(1, keepdim=True)).softmax(1))
+
+
+def reader_features(images: Sequence[Image.Image]) -> Tensor:
+    """What the unseen scorer's net makes of images before its last layer, float32 `[N, 64]`: for distances."""
+    features: Tensor = _unseen_net()[:-1](to_pixels(images).mean(1, keepdim=True))
+    return features
+
+
+@functools.cache
+def neighbours_scorer() -> DigitScorer:
+    """The five nearest of the `unseen_scorer` split on 8x8 pixels: nothing in common with the training scorer."""
     scans = load_scans("unseen_scorer")
-    net = _fit_net(to_pixels(scans.images).mean(1, keepdim=True), torch.tensor(scans.digits))
-
-    @torch.no_grad()
-    def probabilities(pixels: Tensor) -> Tensor:
-        return net(pixels.mean(1, keepdim=True)).softmax(1)
-
-    return DigitScorer(probabilities)
+    neighbours = KNeighborsClassifier(5, weights="distance").fit(ink_8x8(to_pixels(scans.images)), scans.digits)
+    return DigitScorer(lambda pixels: torch.from_numpy(neighbours.predict_proba(ink_8x8(pixels))).float())
 
 
-def _fit_net(grey: Tensor, digits: Tensor, num_epochs: int = 30, batch_size: int = 50) -> nn.Module:
+@functools.cache
+def _unseen_net() -> nn.Sequential:
+    scans = load_scans("unseen_scorer")
+    return _fit_net(to_pixels(scans.images).mean(1, keepdim=True), torch.tensor(scans.digits))
+
+
+def _fit_net(grey: Tensor, digits: Tensor, num_epochs: int = 30, batch_size: int = 50) -> nn.Sequential:
     """A net from grey pixels [N, 1, 16, 16] to logits [N, 10], fitted with jitter; touches no global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -208,4 +230,5 @@ def _fit_net(grey: Tensor, digits: Tensor, num_epochs: int = 30, batch_size: int
             loss.backward()
             optimizer.step()
             schedule.step()
-    return net.eval().requires_grad_(False)
+    net.eval().requires_grad_(False)
+    return net

@@ -10,7 +10,8 @@ Every part learns from the `generator` split of `digits.py` alone, offline and o
 
 A second base learned from right captions alone, with the first one's VAE (`--vae examples/digits/base`):
 
-    python examples/digits/pretrain.py --output_dir examples/digits/base_obedient --wrong_caption_rate 0 --vae examples/digits/base
+    python examples/digits/pretrain.py --output_dir examples/digits/obedient_base \
+        --wrong_caption_rate 0 --vae examples/digits/base
 
 Nothing here uses `tgo_trl`.
 """

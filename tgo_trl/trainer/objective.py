@@ -12,7 +12,7 @@ from ..settings import check_choice, shown
 BALANCED = "balanced"
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "robust": {"error_scale": "relative", "negative_weight": 0.3, "beta": 0.3},
+    "robust": {"error_scale": "relative", "negative_weight": "balanced", "beta": 0.3},
 }
 """Settings that were measured together, by name; a setting that the user has moved from its default stays."""
 
