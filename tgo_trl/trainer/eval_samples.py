@@ -88,7 +88,6 @@ class EvalSamples:
         devices = [device] if device.type == "cuda" else []
         found: list[Any] = [None]
         with ExitStack() as stack:  # in every process
-            stack.enter_context(torch.no_grad())
             # a model that is loaded, or a function of the user's, may draw from the generators of training
             stack.enter_context(torch.random.fork_rng(devices))
             stack.enter_context(trainer.optimizer_mode.averaged())
