@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 from ..labels.rule import LabelRule, Labels
@@ -17,6 +17,7 @@ SCORE_HISTOGRAM_NAME = "score_histogram.png"
 DOTS_PER_INCH = 120
 DRIFT_COLOURS = ("#9ecae1", "#6baed6", "#3182bd", "#08306b")
 """Of the quartiles of time, darker with more noise."""
+MOST_DRIFT_IN_EVEN_STEPS = 4
 
 
 def plot_scores(labels: Labels, rule: LabelRule, path: Path) -> None:
@@ -80,7 +81,7 @@ def plot_evaluations(evaluations: Sequence[Evaluation], bounds: Bounds, best: in
     last = evaluations[-1]
     names = list(last.rewards)
     panels = [*names, *(["variety"] if last.variety is not None else []), *(["drift"] if last.drifts else [])]
-    figure = Figure(figsize=(max(1, len(panels)) * 3.4 + 0.4, 3.2), layout="constrained")
+    figure = Figure(figsize=(max(1, len(panels)) * 3.4 + 0.4, 3.7), layout="constrained")
     for axes, panel in zip(figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel("update")
@@ -98,7 +99,8 @@ def plot_evaluations(evaluations: Sequence[Evaluation], bounds: Bounds, best: in
             _plot_drift(axes, evaluations, bounds)
         if best is not None:
             axes.axvline(best, color="black", linestyle=":", linewidth=1.2, label=f"best: checkpoint-{best}")
-        axes.legend(fontsize=7)
+        # below, where it hides no curve
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
         axes.tick_params(labelsize=8)
     save_figure(figure, path, DOTS_PER_INCH)
 
@@ -109,11 +111,13 @@ def _plot_drift(axes: Axes, evaluations: Sequence[Evaluation], bounds: Bounds) -
         points = {it.step: it.drifts.get(i) for it in evaluations}
         _plot_curve(axes, points, DRIFT_COLOURS[i - 1], f"quartile {i}")
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, 0.9), max(high, 1.1 * (bounds.max_drift or 1)))
+    axes.set_ylim(min(low, 0.95), max(high, 1.1 * (bounds.max_drift or 1)))
     axes.axhline(1, color="grey", linestyle="--", linewidth=1)
     _shade(axes, bounds.max_drift, "max_drift", upwards=True)
-    # of a short axis matplotlib would write the ticks as powers of ten
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    if high < MOST_DRIFT_IN_EVEN_STEPS:  # or there would be one tick, at 1
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    else:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title("drift by quartile of time", fontsize=10)
@@ -124,7 +128,7 @@ def _shade(axes: Axes, bound: float | None, name: str, upwards: bool) -> None:
     if bound is None:
         return
     low, high = axes.get_ylim()
-    axes.axhline(bound, color=NEGATIVE, linewidth=1, label=name)
+    axes.axhline(bound, color=NEGATIVE, linewidth=1.5, label=name)
     axes.axhspan(bound, high if upwards else low, color=NEGATIVE, alpha=0.12, linewidth=0)
     axes.set_ylim(low, high)
 
