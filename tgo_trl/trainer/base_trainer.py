@@ -240,7 +240,7 @@ class BaseTrainer(ResumableTrainer):
         """
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self.args.bounds and self._kept_step is None:
-            raise OutsideBoundsError(self._describe_loss())
+            raise OutsideBoundsError(self._describe_failure())
         if self._is_watched and self.is_world_process_zero():
             print("\n".join(self._describe_choice()))
         return output
@@ -304,7 +304,7 @@ class BaseTrainer(ResumableTrainer):
         picture = args.output_path / EVALUATIONS_NAME
         return [*lines, f"The evaluations over the run: {picture}"] if picture.is_file() else lines
 
-    def _describe_loss(self) -> str:
+    def _describe_failure(self) -> str:
         """Why a run with bounds has no checkpoint to keep, and what to do."""
         args, step, broken = self.args, self.state.global_step, self._broken_bounds()
         if self.state.best_global_step:
@@ -452,7 +452,7 @@ class BaseTrainer(ResumableTrainer):
         """
         args, checkpoint, to = self.args, Path(checkpoint_folder), self.destination
         skipped = args.hub_strategy == HubStrategy.END or (self.uploads.is_busy and not args.hub_always_push)
-        skipped = skipped or bool(self._broken_bounds())
+        skipped = skipped or bool(self._broken_bounds())  # nobody is to find a wrecked model there
         if not self.is_world_process_zero() or skipped:
             return
         assert to is not None

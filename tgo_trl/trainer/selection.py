@@ -72,7 +72,7 @@ class Bounds:
 def largest_drift(metrics: Mapping[str, float]) -> tuple[str, float] | None:
     """Name and value of the largest `drift/quartile_*`, of all data sets; None if there is none."""
     drifts = [(name, value) for name, value in metrics.items() if _DRIFT.search(name)]
-    return max(drifts, key=lambda drift: drift[1], default=None)
+    return max(drifts, key=lambda drift: (math.isnan(drift[1]), drift[1]), default=None)
 
 
 def reward_names(specs: list[str] | None) -> list[str]:
