@@ -224,7 +224,8 @@ def best_of(
     for i in range(num_draws):
         images = draw_all(seed + 10_000 * i)
         scores = np.array(world.training()(prompts, images))
-        best = [new if score > top else old for new, old, score, top in zip(images, best or images, scores, highest)]
+        is_better = scores > highest
+        best = [image if is_better[k] else best[k] for k, image in enumerate(images)]
         highest = np.maximum(highest, scores)
     return best
 
@@ -411,7 +412,9 @@ def main(options: Options) -> list[dict[str, Any]]:
     results = measure_all([*trained_runs(rates, options), *untrained_runs(options)], options, "Frontier")
     rows = summarise(results)
     (options.output_dir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    tables = [f"### {world}, {sampler}\n\n{table(rows, world, sampler)}" for world in options.worlds for sampler in SAMPLERS]
+    tables = [
+        f"### {world}, {sampler}\n\n{table(rows, world, sampler)}" for world in options.worlds for sampler in SAMPLERS
+    ]
     (options.output_dir / "tables.md").write_text("\n\n".join(tables) + "\n")
     plot(rows, options.worlds, options.output_dir / "frontier.png")
     print("\n\n".join(tables))

@@ -132,8 +132,19 @@ CASES: dict[str, dict[str, Any]] = {
     "resumed": {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "stop": 3, "sync_ref_model": True},
     "averaged": {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "stop": 3, "ema_decay": 0.3},
     "evaluated before": {"max_steps": 2, "eval_first": True},
-}
+    # the drift is 1.0038 after one update, and 1.0050 after two
+    "held to bounds": {
+        "max_steps": 4, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
+        "load_best_model_at_end": True, "eval_rewards": ["tests.runs:brightness"], "max_drift": 1.0045,
+        "eval_prompts": ["a red cat", "a blue dog"], "sample_num_inference_steps": 2,
+    },
+}  # fmt: skip
 """Runs of 11 rows, in updates of 8: the second update of an epoch has 3."""
+
+
+def brightness(prompts: list[str], images: list[Any]) -> list[float]:
+    """A reward: the mean pixel of each image."""
+    return [float(np.asarray(image).mean()) for image in images]
 
 
 def run_case(name: str, folder: Path, **layout: Any) -> dict[str, Any]:

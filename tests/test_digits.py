@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tgo_trl.trainer.evaluations import read_evaluations
+
 FOLDER = Path(__file__).parents[1] / "examples" / "digits"
 
 
@@ -109,3 +111,31 @@ def test_good_and_bad_runs_are_drawn_at_a_small_size(digits, tmp_path, capsys):
         saved = json.loads((tmp_path / name / "tgo" / "tgo_config.json").read_text())["config"]
         assert (saved["error_scale"], saved["beta"], saved["negative_weight"]) == settings
     assert str(path) in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_bounds_end_a_run_that_goes_wrong_and_keep_a_checkpoint_inside_of_them(digits, tmp_path, capsys):
+    demo, _ = digits
+    import bounds
+    from PIL import Image
+
+    options = demo.Options(tmp_path, num_images=1000, num_updates=120)
+    path = bounds.main(options)
+    said = capsys.readouterr().out
+    assert "The run was ended after update 30: the largest drift is 1.8" in said
+    assert "Kept is checkpoint-20" in said
+    states = [
+        json.loads(
+            (max(folder.glob("checkpoint-*"), key=lambda it: int(it.name[11:])) / "trainer_state.json").read_text()
+        )
+        for folder in (tmp_path / "paper", tmp_path / "robust")
+    ]
+    paper, robust = states
+    assert (paper["global_step"], paper["best_global_step"]) == (30, 20)
+    assert robust["global_step"] == 120
+    for state in states:
+        kept = next(it for it in read_evaluations(state["log_history"]) if it.step == state["best_global_step"])
+        assert max(kept.drifts.values()) <= 1.5
+        assert kept.variety >= 0.75
+    assert robust["best_metric"] > 0.75 > 0.65 > paper["best_metric"], "a run that is not ended gets further"
+    assert Image.open(path).size[0] > 1000

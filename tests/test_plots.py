@@ -6,7 +6,9 @@ import torch
 from PIL import Image, ImageColor
 
 from tgo_trl.labels.fitting import fit_label_rule
-from tgo_trl.trainer.plots import plot_grid, plot_scores
+from tgo_trl.trainer.evaluations import Evaluation
+from tgo_trl.trainer.plots import plot_evaluations, plot_grid, plot_scores
+from tgo_trl.trainer.selection import Bounds
 
 NEGATIVE, POSITIVE = (196, 78, 82), (76, 114, 176)
 COLOURS = ("red", "lime", "blue", "cyan", "magenta", "yellow")
@@ -173,3 +175,26 @@ def test_grid_shows_names_and_cuts_long_ones(tmp_path):
 def test_grid_needs_a_name_per_row_and_column(wrong, tmp_path):
     with pytest.raises(ValueError, match="zip"):
         grid(tmp_path / "grid.png", **wrong)
+
+
+# ---- Evaluations ----
+
+
+def test_evaluations_are_drawn_a_panel_each_with_bounds_where_they_lie(tmp_path):
+    metrics = [
+        {"eval_samples/r": 0.1 * i, "eval_samples/r_reference": 0.0, "eval_samples/variety": 1 - 0.1 * i,
+         "eval_drift/quartile_1": 1.0, "eval_a_drift/quartile_4": 1 + i} for i in range(4)
+    ]  # fmt: skip
+    evaluations = [Evaluation(10 * i, values) for i, values in enumerate(metrics)]
+    for name, bounds in (("free", Bounds()), ("bound", Bounds(2.0, 0.75))):
+        plot_evaluations(evaluations, bounds, 20, tmp_path / f"{name}.png")
+    free, bound = pixels(tmp_path / "free.png"), pixels(tmp_path / "bound.png")
+    assert free.shape[1] == bound.shape[1] == round((3 * 3.4 + 0.4) * DOTS_PER_INCH)
+    assert not (free == np.array(NEGATIVE, dtype=np.uint8)).all(-1).any()
+    rows, columns = where(bound, NEGATIVE)
+    assert not (columns < bound.shape[1] // 3).any(), "rewards have no bound"
+    variety = rows[(columns > bound.shape[1] // 3) & (columns < 2 * bound.shape[1] // 3)]
+    line = np.bincount(variety).argmax() / bound.shape[0]
+    assert 0.2 < line < 0.4, "0.75 of an axis that ends at 1.1, in the upper three quarters"
+    plot_evaluations([Evaluation(1, {"eval_loss": 1.0})], Bounds(), None, tmp_path / "none.png")  # patience alone
+    assert pixels(tmp_path / "none.png").size

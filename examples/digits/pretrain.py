@@ -161,7 +161,7 @@ def latents_of(vae: AutoencoderKL, pixels: Tensor, generator: torch.Generator) -
 
 
 def draw_captions(digits: Tensor, wrong_rate: float, generator: torch.Generator) -> Tensor:
-    """Rows of CAPTIONS [N] for scans of `digits` [N]: a share names one of the nine other digits, and 10 % name none."""
+    """Rows of CAPTIONS [N] for scans of `digits` [N]: a share names one of the nine others, 10 % name none."""
     wrong = torch.rand(len(digits), generator=generator) < wrong_rate
     offset = torch.randint(1, len(DIGIT_NAMES), digits.shape, generator=generator)
     named = torch.where(wrong, (digits + offset) % len(DIGIT_NAMES), digits)

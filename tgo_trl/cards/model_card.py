@@ -51,6 +51,9 @@ class CardContent:
         prompt: for the snippet.
         grid: path of the sample grid, relative to the card.
         histogram: path of the score histogram, relative to the card.
+        evaluated_step: the update after which the weights were what they are.
+        evaluation: a name and a value per row of the table of what was measured of them; empty for no table.
+        evaluations: path of the picture of all evaluations, relative to the card.
         dataset_name: Hub id of the data set.
         license: overrides the base model's.
         tags: more tags.
@@ -74,6 +77,9 @@ class CardContent:
     prompt: str
     grid: str | None
     histogram: str | None
+    evaluated_step: int
+    evaluation: Mapping[str, str]
+    evaluations: str | None
     dataset_name: str | None
     license: str | None
     tags: tuple[str, ...]

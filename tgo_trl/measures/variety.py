@@ -1,5 +1,6 @@
 """How different the samples of one prompt are: what a policy loses that has found one picture which scores well."""
 
+import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -58,4 +59,4 @@ def thumbnails(samples: Sequence[Sample]) -> Tensor:
         small = [frame.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX) for frame in shown]
         rows.append(torch.from_numpy(np.stack([np.asarray(frame) for frame in small])).flatten())
     pixels = torch.stack(rows).float() / 255
-    return pixels / pixels.shape[1] ** 0.5
+    return pixels / math.sqrt(pixels.shape[1])

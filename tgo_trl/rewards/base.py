@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from huggingface_hub import hf_hub_download
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.rows import check_score
 from ..media.images import load_image
@@ -87,12 +87,24 @@ class ModelReward(ABC):
         if not self._is_loaded:
             self._load()
             self._is_loaded = True
+        self._place(self.device)
         scores: list[float] = []
         with torch.inference_mode():
             for start in range(0, len(prompts), self.batch_size):
                 rows = slice(start, start + self.batch_size)
                 scores += self._score_batch(prompts[rows], images[rows]).tolist()
         return scores
+
+    def release(self) -> None:
+        """Makes room on the device: networks wait on the CPU for the next call."""
+        self._place(torch.device("cpu"))
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _place(self, device: torch.device) -> None:
+        for part in vars(self).values():
+            if isinstance(part, nn.Module):
+                part.to(device)
 
     @abstractmethod
     def _load(self) -> None:

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from peft import PeftConfig
 from torch import nn
 from transformers import set_seed
-from transformers.trainer_utils import HubStrategy, SchedulerType
+from transformers.trainer_utils import HubStrategy, SchedulerType, TrainOutput
 
 from ..cards.model_card import CardContent, build_card, shown_path
 from ..families import Family
@@ -29,17 +29,22 @@ from ..policy.loading import load_pipeline, remove_offloading, replace_tokenizer
 from ..policy.policy import Policy, build_policy, disable_dropout
 from ..policy.reference import AdapterReference, ModelReference, Reference
 from ..policy.sampling import cpu_generators, quiet
+from ..rewards.base import Reward
 from ..storage.fingerprints import component_fingerprint, tensors_digest
 from . import checkpoints
 from .arguments import check_optimizer, resolve_family, resolve_size, resolve_sizes, warn_of_unused_settings
-from .callbacks import EpochCallback, InterruptionCallback, SyncReferenceCallback
+from .callbacks import EarlyStopping, EpochCallback, InterruptionCallback, SyncReferenceCallback
 from .course import Course, course_settings, weights_digest
+from .eval_samples import EvalSamples
+from .evaluations import EVALUATIONS_NAME, evaluation_after, read_evaluations
 from .nonfinite import check_finite_tensors
-from .plots import SCORE_HISTOGRAM_NAME
+from .plots import SCORE_HISTOGRAM_NAME, plot_evaluations
 from .publishing import folder_upload, open_model_repository, sum_up
 from .resumable_trainer import ResumableTrainer
 from .sample_grids import SampleGridCallback, last_grid
+from .selection import OutsideBoundsError
 from .tgo_config import TGOConfig
+from .trackers import log_picture
 from .untrained import UntrainedLayersCallback
 
 logger = logging.getLogger(__name__)
@@ -62,6 +67,8 @@ class BaseTrainer(ResumableTrainer):
     denoiser: Denoiser
     encoders: FrozenEncoders
     sampled_reference: Reference | None
+    _eval_samples: EvalSamples | None = None
+    _kept_step: int | None = None  # of the best checkpoint, once it is loaded
 
     # ---- Set-up ----
 
@@ -134,17 +141,24 @@ class BaseTrainer(ResumableTrainer):
         digests = {name: component_fingerprint(part) for name, part in light.items()}
         return digests | self.encoders.fingerprints
 
-    def _add_own_callbacks(self) -> None:
+    def _add_own_callbacks(self, eval_rewards: Mapping[str, Reward] | None = None) -> None:
         args = self.args
         self.add_callback(EpochCallback(self.set_epoch, lambda: self.epoch))
         self.add_callback(UntrainedLayersCallback(self))
         if args.sync_ref_model:
             self.add_callback(SyncReferenceCallback(self.sync_reference))
+        kwargs: dict[str, Any] = {"num_inference_steps": args.sample_num_inference_steps}
+        if args.sample_guidance_scale is not None:
+            kwargs["guidance_scale"] = args.sample_guidance_scale
         if args.sample_prompts:
-            kwargs: dict[str, Any] = {"num_inference_steps": args.sample_num_inference_steps}
-            if args.sample_guidance_scale is not None:
-                kwargs["guidance_scale"] = args.sample_guidance_scale
             self.add_callback(SampleGridCallback(self, args.sample_prompts, args.sample_steps, args.seed, **kwargs))
+        if args.eval_sample_prompts:
+            self._eval_samples = EvalSamples(
+                self, eval_rewards or {}, args.eval_sample_prompts, args.eval_samples_per_prompt, args.seed,
+                args.eval_batch_size, **kwargs,
+            )  # fmt: skip
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStopping(args.early_stopping_patience))
         self.add_callback(InterruptionCallback(lambda: self.is_interrupted, self.end_if_interrupted))
 
     def set_epoch(self, epoch: int) -> None:
@@ -166,7 +180,12 @@ class BaseTrainer(ResumableTrainer):
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[str], seeds: Sequence[int], from_reference: bool = False, **kwargs: Any
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        from_reference: bool = False,
+        batch_size: int | None = None,
+        **kwargs: Any,
     ) -> list[Sample]:
         """One image, or the frames of one video, per prompt, each from its own seed.
 
@@ -175,6 +194,7 @@ class BaseTrainer(ResumableTrainer):
             seeds: one per prompt.
             from_reference: sample from the reference instead of the policy; without one, as of `loss_type='sft'`, from
                 the policy as it was before training.
+            batch_size: samples that are drawn at once; all of them if None.
             kwargs: passed to the pipeline.
 
         Raises:
@@ -192,8 +212,14 @@ class BaseTrainer(ResumableTrainer):
         try:
             with self.optimizer_mode.averaged(), self.strategy.whole(), sampling, self.encoders.decoding():
                 self.model.eval()
+                samples: list[Sample] = []
+                size = batch_size or len(prompts) or 1
                 with quiet(self.pipeline):
-                    return self.family.sample(self.pipeline, prompts, cpu_generators(seeds), self.size, **kwargs)
+                    for start in range(0, len(prompts), size):
+                        rows = slice(start, start + size)
+                        generators = cpu_generators(seeds[rows])
+                        samples += self.family.sample(self.pipeline, prompts[rows], generators, self.size, **kwargs)
+                return samples
         finally:
             self.model.train(was_training)
             self._release_encoders()
@@ -201,6 +227,103 @@ class BaseTrainer(ResumableTrainer):
     def _release_encoders(self) -> None:
         """Makes room on the device, where training does without encoders."""
         self.encoders.release()
+
+    # ---- Which checkpoint is kept ----
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """As [`ResumableTrainer.train`]; says which checkpoint is kept, where evaluations choose one.
+
+        Raises:
+            OutsideBoundsError: if there are bounds, and no evaluation was inside them.
+        """
+        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        if self.args.bounds and self._kept_step is None:
+            raise OutsideBoundsError(self._describe_failure())
+        if self._is_watched and self.is_world_process_zero():
+            print("\n".join(self._describe_choice()))
+        return output
+
+    @property
+    def _is_watched(self) -> bool:
+        """Whether evaluations draw samples, or may end the run."""
+        args = self.args
+        return self._eval_samples is not None or bool(args.bounds) or args.early_stopping_patience is not None
+
+    def _begin(self, checkpoint: Path | None) -> None:
+        super()._begin(checkpoint)
+        self._kept_step = None
+        # Before a checkpoint is loaded: the reference may be what it moves, or what the policy is until then. And
+        # before hours of training, so that a reward that does not work says so.
+        is_now = checkpoint is None or self.args.sync_ref_model or self.sampled_reference is None
+        if self._eval_samples is not None and is_now:
+            self._eval_samples.measure_reference()
+
+    def _broken_bounds(self) -> list[str]:
+        """A clause for each bound that the evaluation after the last update, if there was one, is outside of."""
+        metrics = evaluation_after(self.state.global_step, self.state.log_history).metrics
+        return self.args.bounds.broken(metrics) if metrics else []
+
+    def _why_stopped(self) -> tuple[str, str] | None:
+        """Why the last evaluation ends the run, a clause, and what would let it go on."""
+        step, broken = self.state.global_step, self._broken_bounds()
+        if broken:
+            return f"was ended after update {step}: {', and '.join(broken)}", "Set other bounds"
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStopping) and callback.is_over:
+                num = callback.early_stopping_patience_counter
+                better = f"{num} evaluation{'s' * (num > 1)} in a row had no better {self.args.metric_for_best_model!r}"
+                return f"was ended after update {step}: {better}", "Set a higher `early_stopping_patience`"
+        return None
+
+    def _why_over(self, max_steps: int) -> tuple[str, str] | None:
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStopping):
+                callback.restore(self.state)
+        return super()._why_over(max_steps) or self._why_stopped()
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._kept_step = checkpoints.checkpoint_step(Path(str(self.state.best_model_checkpoint)))
+
+    def _show_evaluations(self) -> None:
+        """Draws what was measured until now, in the folder of the run."""
+        if self._is_watched and self.is_world_process_zero():
+            path, step = self.args.output_path / EVALUATIONS_NAME, self.state.global_step
+            best = self.state.best_global_step or None
+            plot_evaluations(read_evaluations(self.state.log_history), self.args.bounds, best, path)
+            log_picture(self, "evaluations", path, step)
+
+    def _describe_choice(self) -> list[str]:
+        args, state, stopped = self.args, self.state, self._why_stopped()
+        lines = [] if stopped is None else [f"The run {stopped[0]}."]
+        if self._kept_step is not None:
+            best = f"{args.metric_for_best_model!r} is {state.best_metric:.4g}"
+            lines.append(f"Kept is checkpoint-{self._kept_step}, whose {best}, of {state.global_step} updates.")
+        picture = args.output_path / EVALUATIONS_NAME
+        return [*lines, f"The evaluations over the run: {picture}"] if picture.is_file() else lines
+
+    def _describe_failure(self) -> str:
+        """Why a run with bounds has no checkpoint to keep, and what to do."""
+        args, step, broken = self.args, self.state.global_step, self._broken_bounds()
+        if self.state.best_global_step:
+            return (
+                f"The best checkpoint, checkpoint-{self.state.best_global_step}, is no longer in "
+                f"{str(args.output_path)!r}. Bring it back, or begin anew in another `output_dir`."
+            )
+        if not broken:
+            return (
+                f"`{'max_drift' if args.max_drift is not None else 'min_variety'}` is set, and in {step} updates there "
+                f"was no evaluation with a finite {args.metric_for_best_model!r}. Set `eval_steps` lower, and "
+                "`eval_delay` to 0."
+            )
+        return (
+            f"No evaluation was inside the bounds, so that there is no model to keep: after update {step}, "
+            f"{', and '.join(broken)}. The checkpoints are still in {str(args.output_path)!r}. Train with "
+            f"`recipe='robust'` or a lower `learning_rate` (it is {args.learning_rate:g}), bound the scores (`tgo-trl "
+            "inspect` shows them), or evaluate sooner (`eval_steps`)."
+        )
 
     # ---- The card and the Hub ----
 
@@ -224,6 +347,7 @@ class BaseTrainer(ResumableTrainer):
         folder = self.args.output_path
         folder.mkdir(parents=True, exist_ok=True)
         grid = last_grid(folder)
+        step = self.state.global_step if self._kept_step is None else self._kept_step
         weights = self.hub_model_id or self.args.hub_model_id or shown_path(str(folder))
         content = CardContent(
             model_name=model_name or (self.args.hub_model_id or folder.name).split("/")[-1],
@@ -244,6 +368,11 @@ class BaseTrainer(ResumableTrainer):
             prompt=self._example_prompt(),
             grid=None if grid is None else grid.relative_to(folder).as_posix(),
             histogram=SCORE_HISTOGRAM_NAME if (folder / SCORE_HISTOGRAM_NAME).is_file() else None,
+            evaluated_step=step,
+            evaluation=evaluation_after(step, self.state.log_history).rows(self.args.bounds)
+            if self._is_watched
+            else {},
+            evaluations=EVALUATIONS_NAME if (folder / EVALUATIONS_NAME).is_file() else None,
             dataset_name=None if dataset_name is None else public_text(dataset_name),
             license=license,
             tags=(tags,) if isinstance(tags, str) else tuple(tags or ()),
@@ -325,6 +454,7 @@ class BaseTrainer(ResumableTrainer):
         """
         args, checkpoint, to = self.args, Path(checkpoint_folder), self.destination
         skipped = args.hub_strategy == HubStrategy.END or (self.uploads.is_busy and not args.hub_always_push)
+        skipped = skipped or bool(self._broken_bounds())  # nobody is to find a wrecked model there
         if not self.is_world_process_zero() or skipped:
             return
         assert to is not None

@@ -1,10 +1,17 @@
 """Callbacks that every run has: they move the epoch and the reference, and end a run that is asked to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from ..labels.rule import LabelRule, Labels
 from .plots import SCORE_HISTOGRAM_NAME, plot_scores
@@ -93,6 +100,54 @@ class SyncReferenceCallback(TrainerCallback):
         at_boundary = state.global_step > 0 and float(state.epoch or 0).is_integer()
         if args.ref_model_sync_strategy == "epoch" and at_boundary:
             self._sync(args.ref_model_mixup_alpha)
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """As transformers', counting on where a run was resumed, and passing over data sets that have not the metric."""
+
+    _first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Takes up the count."""
+        super().on_train_begin(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
+        self.restore(state)
+
+    def restore(self, state: TrainerState) -> None:
+        """Counts on from where the run of a checkpoint was, or anew where a run begins."""
+        saved: Any = state.stateful_callbacks  # a dictionary, whatever its annotation says
+        own = (saved or {}).get(type(self).__name__) if state.global_step > 0 else None
+        self.early_stopping_patience_counter = own["attributes"]["early_stopping_patience_counter"] if own else 0
+        self._first_step = state.global_step
+
+    @property
+    def is_over(self) -> bool:
+        """Whether patience is at its end."""
+        return self.early_stopping_patience_counter >= self.early_stopping_patience
+
+    def on_evaluate(  # type: ignore[override]
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        """Counts an evaluation; not the one before the first update (`eval_on_start`), which is not up for the best."""
+        metric = str(args.metric_for_best_model).removeprefix("eval_")
+        if f"eval_{metric}" in metrics and state.global_step > self._first_step:
+            super().on_evaluate(args, state, control, metrics, **kwargs)  # type: ignore[no-untyped-call]
+
+
+def check_callbacks(args: TGOConfig, callbacks: Sequence[Any] | None) -> None:
+    """Raises a ValueError if a run would stop early in two ways."""
+    kinds = [callback if isinstance(callback, type) else type(callback) for callback in callbacks or ()]
+    if args.early_stopping_patience is not None and any(issubclass(kind, EarlyStoppingCallback) for kind in kinds):
+        raise ValueError(
+            f"`early_stopping_patience` is {args.early_stopping_patience}, and `callbacks` has an "
+            "`EarlyStoppingCallback` too. Leave one of them out."
+        )
 
 
 class ScoreLogCallback(TrainerCallback):

@@ -234,7 +234,10 @@ def seal_checkpoint(checkpoint: Path) -> None:
 
 def public_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """Training arguments, and what is nested in them, without what names a machine, a folder or a secret."""
-    hidden = ("_dir", "run_name", "local_rank", "resume_from_checkpoint", "deepspeed", "fsdp", "hub_", "push_", "save_")
+    hidden = (
+        "_dir", "run_name", "local_rank", "resume_from_checkpoint", "deepspeed", "fsdp", "hub_", "push_", "save_",
+        "eval_rewards",
+    )  # fmt: skip
     kept = {
         name: value
         for name, value in without_secrets(values).items()

@@ -19,7 +19,8 @@ MOST_PER_TENSOR = 4096  # numbers
 REPLACED = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "lora_r", "lora_alpha", "lora_dropout",
     "lora_target_modules", "model_init_kwargs", "prompt_column", "image_column", "video_column", "score_column",
-    "resolution", "height", "width", "on_bad_row", "max_steps", "num_train_epochs", "recipe",
+    "resolution", "height", "width", "on_bad_row", "max_steps", "num_train_epochs", "recipe", "max_drift",
+    "min_variety", "early_stopping_patience",
 )  # fmt: skip
 """Settings that act through something else that is compared, or that say how long a run goes on."""
 WITHOUT_EFFECT = (

@@ -14,6 +14,7 @@ from transformers.trainer_utils import SaveStrategy, SchedulerType
 from ..losses import LOSSES
 from ..messages.failures import EXTRAS
 from ..noise import NoiseProcess
+from .selection import sample_metrics
 from .tgo_config import TGOConfig
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,11 @@ def check_feasible(
                 "default for all but losses: the worst would be taken for the best. Set `greater_is_better=False`.",
                 args.metric_for_best_model,
             )
+    if args.max_drift is not None and args.sync_ref_model:
+        logger.warning(
+            "`max_drift` bounds the distance to a reference that `sync_ref_model=True` moves: after each move it "
+            "begins anew. `min_variety` and `eval_rewards` stay with the reference that the run begins with."
+        )
     optimizer = optimizers[0]
     if optimizer is None:
         optimizer = _check_optimizer(args, optimizer_cls_and_kwargs)
@@ -88,6 +94,22 @@ def check_best_metric_for(args: TGOConfig, eval_dataset: object, process: NoiseP
         raise ValueError(
             f"`metric_for_best_model` is {args.metric_for_best_model!r}, and this pipeline predicts tokens, whose "
             "logits are not subtracted. Set another metric, such as 'drift/quartile_4'."
+        )
+
+
+def check_drift_of(args: TGOConfig, prepared: Any) -> None:
+    """Raises a ValueError if no labelled evaluation row has the drift that `max_drift` bounds.
+
+    Args:
+        args: the run's settings.
+        prepared: the evaluation set, or several by name.
+    """
+    sets = list(prepared.values()) if isinstance(prepared, dict) else [prepared]
+    labels = [None if dataset is None else dataset.labels for dataset in sets]
+    if args.max_drift is not None and not any(it is None or bool(it.is_positive.any()) for it in labels):
+        raise ValueError(
+            f"`max_drift` is {args.max_drift}, and `eval_dataset` has no positive row, whose drift it bounds. Add rows "
+            "that score above the threshold, or leave it out."
         )
 
 
@@ -159,6 +181,7 @@ def _check_best_metric(args: TGOConfig, sets: Sequence[str] | None, has_more: bo
         known = [name for name in known if name != "weights/balance"]
     if sets is not None:
         known = [f"{name}_{metric}" for name in sets for metric in known]
+    known = sample_metrics(vars(args)) + known  # of no data set
     if metric in known or (has_more and (sets is None or any(metric.startswith(f"{name}_") for name in sets))):
         return
     near = difflib.get_close_matches(metric, known, 2) or known[:3]

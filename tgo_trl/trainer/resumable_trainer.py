@@ -76,6 +76,7 @@ class ResumableTrainer(Trainer):
         self._progress = Progress(block=training_block(args, len(self.sizes)))
         self._resumed: Progress | None = None
         self._random_state: str | None = None  # a checkpoint whose random state is still to be loaded
+        self._is_over = False  # a run that goes on, and has nothing left to do
         self._changes: list[str] = []  # of the run that goes on, now
         self.changes: list[str] = []  # of the whole run, for its record
         self._last_saved = 0
@@ -208,7 +209,7 @@ class ResumableTrainer(Trainer):
     def _begin(self, checkpoint: Path | None) -> None:
         self._guard = UpdateGuard(self.accelerator, self.args.on_bad_row == "skip", self._count_update)
         self._progress = Progress(block=training_block(self.args, len(self.sizes)))
-        self._resumed, self._changes, self.changes, self._last_saved = None, [], [], 0
+        self._resumed, self._changes, self.changes, self._last_saved, self._is_over = None, [], [], 0, False
         self.optimizer_mode.average = None
         if checkpoint is not None:
             saved = checkpoints.RunRecord.read(checkpoint)
@@ -231,17 +232,25 @@ class ResumableTrainer(Trainer):
         first_epoch, _ = super()._init_training_state(max_steps, *args, **kwargs)
         if self._resumed is None:
             return first_epoch, 0
-        if self.state.global_step >= max_steps:
+        over = self._why_over(max_steps)
+        if over is not None:
+            self._is_over = True
+            reason, remedy = over
             if self._changes:
                 raise ValueError(
-                    f"The run has made all its {self.state.global_step} updates, so that other settings "
-                    f"({'; '.join(self._changes)}) would change nothing. Set `max_steps` or `num_train_epochs` higher "
-                    "to go on with them, or another `output_dir`."
+                    f"The run {reason}, so that other settings ({'; '.join(self._changes)}) would change nothing. "
+                    f"{remedy} to go on with them, or another `output_dir`."
                 )
             if self.is_world_process_zero():
-                print(f"Nothing to do: the run has made all its {self.state.global_step} updates.")
+                print(f"Nothing to do: the run {reason}.")
         self._pass_over(self._resumed)
         return self._resumed.epoch, 0
+
+    def _why_over(self, max_steps: int) -> tuple[str, str] | None:
+        """Why a run that goes on has nothing left to do, a clause, and how it would have; None if it has."""
+        if self.state.global_step >= max_steps:
+            return f"has made all its {self.state.global_step} updates", "Set `max_steps` or `num_train_epochs` higher"
+        return None
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[no-untyped-call]
@@ -290,7 +299,7 @@ class ResumableTrainer(Trainer):
     def _run_epoch(  # type: ignore[override]
         self, *, epoch: int, steps_in_epoch: int, num_update_steps_per_epoch: int, **kwargs: Any
     ) -> None:
-        if self.state.global_step >= self.state.max_steps:  # resumed at its end
+        if self._is_over:
             self.control.should_training_stop = True
             return
         if self._resumed is not None and epoch == self._resumed.epoch:  # what is left of it
@@ -344,7 +353,7 @@ class ResumableTrainer(Trainer):
                 checkpoints.load_reference(self.reference, folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.state.global_step >= self.state.max_steps:
+        if checkpoint is None or self._is_over:
             return
         folder = Path(checkpoint)
         if not (folder / OPTIMIZER_NAME).is_file():

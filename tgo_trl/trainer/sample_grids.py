@@ -38,7 +38,12 @@ class SamplingTrainer(Protocol):
         """Whether this process is the one that writes."""
 
     def sample(
-        self, prompts: Sequence[str], seeds: Sequence[int], from_reference: bool = False, **kwargs: Any
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        from_reference: bool = False,
+        batch_size: int | None = None,
+        **kwargs: Any,
     ) -> list[Sample]:
         """One image, or the frames of one video, per prompt."""
 

@@ -19,6 +19,16 @@ from ..noise import DENSITIES
 from ..policy.targets import check_target_names
 from ..settings import as_dictionary, check_choice, check_finite, check_types, shown
 from .objective import RECIPES, check_objective, negative_weight, recipe_settings
+from .selection import (
+    SAMPLES_PER_PROMPT,
+    Bounds,
+    check_prompts,
+    check_rewards,
+    check_selection,
+    draws_samples,
+    prompts_of,
+    sample_metrics,
+)
 
 FAMILY_SETTINGS = (
     "max_sequence_length", "train_guidance_scale", "timestep_density", "logit_mean", "logit_std", "mode_scale",
@@ -29,6 +39,7 @@ FAMILY_SETTINGS = (
 _WHOLE = (
     "resolution", "height", "width", "num_frames", "max_sequence_length", "num_likelihood_samples",
     "ref_model_sync_steps", "lora_r", "encode_batch_size", "sample_steps", "sample_num_inference_steps",
+    "eval_samples_per_prompt", "early_stopping_patience",
 )  # fmt: skip
 _POSITIVE = (*_WHOLE, "beta", "fps", "logit_std", "timestep_shift", "mirror_strength", "negative_margin")
 
@@ -211,6 +222,27 @@ class TGOConfig(TrainingArguments):
         sample_guidance_scale (`float`, *optional*):
             Classifier-free guidance of each sample. Defaults to the pipeline's.
 
+        > Parameters that control which checkpoint is kept, and when a run ends early
+
+        eval_rewards (`list[str]`, *optional*):
+            Rewards of samples that each evaluation draws: names of reward models, or `path/to/file.py:function`, or
+            `package.module:function`, as `tgo-trl score` takes them. Logged as `eval_samples/<name>`, the mean of all
+            samples, beside the reference's mean on the same prompts and seeds, `eval_samples/<name>_reference`. With
+            `load_best_model_at_end=True` the first of them is the default of `metric_for_best_model`.
+        eval_prompts (`list[str]`, *optional*):
+            Prompts of these samples, the same at each evaluation. Defaults to `sample_prompts`. Samples have
+            `sample_num_inference_steps` and `sample_guidance_scale`; `per_device_eval_batch_size` are drawn at once.
+        eval_samples_per_prompt (`int`, *optional*, defaults to `4`):
+            Samples of each prompt, each from a seed of its own that stays the same. With two or more,
+            `eval_samples/variety` is logged: how different they are, as a share of how different the reference's are.
+        max_drift (`float`, *optional*):
+            Bound on the largest `eval_drift/quartile_*`, above 1; 1.2 is a sensible value. An evaluation outside of it
+            is never the best, and ends the run.
+        min_variety (`float`, *optional*):
+            Likewise on `eval_samples/variety`, from 0 to 1: a share of the reference's.
+        early_stopping_patience (`int`, *optional*):
+            End the run when so many evaluations in a row were not better than the best one.
+
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
     > - `learning_rate`: Defaults to `1e-5` instead of `5e-5`.
@@ -350,6 +382,26 @@ class TGOConfig(TrainingArguments):
     sample_num_inference_steps: int = field(default=30, metadata={"help": "Denoising steps of each sample."})
     sample_guidance_scale: float | None = field(default=None, metadata={"help": "Guidance scale of each sample."})
 
+    # Parameters that control which checkpoint is kept, and when a run ends early
+    eval_rewards: list[str] | None = field(
+        default=None, metadata={"help": "Rewards of samples at each evaluation: names, or `file.py:function`."}
+    )
+    eval_prompts: list[str] | None = field(
+        default=None, metadata={"help": "Prompts of these samples. Defaults to `sample_prompts`."}
+    )
+    eval_samples_per_prompt: int = field(
+        default=SAMPLES_PER_PROMPT, metadata={"help": "Samples of each prompt at each evaluation."}
+    )
+    max_drift: float | None = field(
+        default=None, metadata={"help": "Bound on the largest eval_drift/quartile_*, such as 1.2; ends the run."}
+    )
+    min_variety: float | None = field(
+        default=None, metadata={"help": "Bound on the samples' share of the reference's variety; ends the run."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations in a row that may be no better than the best one."}
+    )
+
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and bool(is_torch_bf16_gpu_available())
@@ -362,6 +414,9 @@ class TGOConfig(TrainingArguments):
             setattr(self, newest, True)
         inherited = {item.name for item in fields(TrainingArguments)}
         check_types(self, [item.name for item in fields(self) if item.name not in inherited])
+        check_rewards(self.eval_rewards)
+        check_prompts(self.eval_prompts)
+        self._prefer_rewards()
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.lora_target_modules is not None:
             check_target_names("lora_target_modules", self.lora_target_modules)
@@ -407,6 +462,25 @@ class TGOConfig(TrainingArguments):
         """`model_init_kwargs`, which is no longer a string once the configuration is made."""
         assert not isinstance(self.model_init_kwargs, str)
         return self.model_init_kwargs
+
+    @property
+    def eval_sample_prompts(self) -> list[str]:
+        """What evaluations draw samples of; empty if they draw none."""
+        return prompts_of(vars(self)) if draws_samples(vars(self)) else []
+
+    @property
+    def bounds(self) -> Bounds:
+        """What an evaluation has to keep to."""
+        return Bounds(self.max_drift, self.min_variety)
+
+    def _prefer_rewards(self) -> None:
+        # transformers would take the loss for the metric, which the rewards are there not to trust
+        if self.eval_rewards and self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = sample_metrics(vars(self))[0]
+        # and less for better of whatever ends in "loss"
+        metric = str(self.metric_for_best_model).removeprefix("eval_")
+        if self.greater_is_better is None and metric in sample_metrics(vars(self)):
+            self.greater_is_better = True
 
     def _apply_recipe(self) -> None:
         defaults = {item.name: item.default for item in fields(TGOConfig)}
@@ -476,6 +550,7 @@ class TGOConfig(TrainingArguments):
             raise ValueError(
                 f"`sample_prompts` is {shown(prompts)}; it must be a list of prompts. Leave it out for no sample grids."
             )
+        check_selection(vars(self))
         if (self.threshold_value is not None) != (self.threshold_type == "value"):
             raise ValueError(
                 f"`threshold_type` is {self.threshold_type!r} and `threshold_value` is {self.threshold_value}. Set "

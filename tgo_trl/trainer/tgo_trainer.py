@@ -32,9 +32,10 @@ from ..policy.errors import row_errors
 from ..policy.loading import load_reference_networks
 from .arguments import check_arguments, check_loss, default_args, training_dtype
 from .base_trainer import BaseTrainer
-from .callbacks import ScoreLogCallback
+from .callbacks import ScoreLogCallback, check_callbacks
 from .course import describe_optimizer
-from .feasibility import check_best_metric_for, check_best_metric_of, check_feasible
+from .eval_samples import load_eval_rewards
+from .feasibility import check_best_metric_for, check_best_metric_of, check_drift_of, check_feasible
 from .metrics import (
     MetricSums,
     add_drift_metrics,
@@ -142,6 +143,8 @@ class TGOTrainer(BaseTrainer):
         args = default_args(model) if args is None else args
         check_arguments(args, model, ref_model, train_dataset, eval_dataset)
         check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
+        check_callbacks(args, callbacks)
+        eval_rewards = load_eval_rewards(args.eval_rewards)
         dtype = training_dtype(args)
         self._open_repository(args)  # before anything that takes long
 
@@ -168,6 +171,7 @@ class TGOTrainer(BaseTrainer):
         self.loss = build_loss(args.loss_type, {**vars(args), **resolved})
         eval_set = self._prepare_evaluation(eval_dataset)
         check_best_metric_of(args, eval_set)
+        check_drift_of(args, eval_set)
         self._keep_encoders = isinstance(train_set, StreamDataset)
         self._release_encoders()
 
@@ -182,6 +186,7 @@ class TGOTrainer(BaseTrainer):
         self._course = self._describe_course(policy, was_trained, args, settings, train_set.fingerprint)
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._bad_evaluated: list[tuple[Sequence[int], Tensor]] = []
+        self._samples_prefix: str | None = None  # of the metrics of samples, as long as they are to be drawn
         self._statistic: Tensor | None = None
         self._prepare_run(args)
 
@@ -201,7 +206,7 @@ class TGOTrainer(BaseTrainer):
         self._guard = UpdateGuard(self.accelerator, args.on_bad_row == "skip")
         self.strategy.prepare_reference(self.reference)
         self.add_callback(ScoreLogCallback(self, self.label_rule, self.train_labels))
-        self._add_own_callbacks()
+        self._add_own_callbacks(eval_rewards)
         if self.is_world_process_zero():
             objective = self._objective() | ({} if args.recipe is None else {"recipe": args.recipe})
             print_summary(summary_rows(self.label_rule, self.train_labels, args.beta, self.temperature, objective))
@@ -390,8 +395,14 @@ class TGOTrainer(BaseTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Evaluates; a data set that is passed here is prepared as the trainer's own are."""
-        if eval_dataset is None or isinstance(eval_dataset, str):
+        """Evaluates; a data set that is passed here is prepared as the trainer's own are, and no samples are drawn."""
+        if eval_dataset is None:
+            self._samples_prefix = metric_key_prefix  # once, however many data sets there are
+            try:
+                return super().evaluate(None, ignore_keys, metric_key_prefix)
+            finally:
+                self._samples_prefix = None
+        if isinstance(eval_dataset, str):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[arg-type]
         prepared = self._prepare_evaluation(eval_dataset)
         if not isinstance(prepared, dict):
@@ -418,16 +429,26 @@ class TGOTrainer(BaseTrainer):
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         self._release_encoders()
         self._guard.check_evaluated(self._bad_evaluated)
+        if self._eval_samples is not None and self._samples_prefix is not None:
+            prefix, self._samples_prefix = self._samples_prefix, None
+            of_samples = self._eval_samples.metrics()
+            output.metrics.update({f"{prefix}_{name}": value for name, value in of_samples.items()})
         if output.label_ids is None:
             return output
         predictions, scores = drop_padding(output.predictions, output.label_ids)
         return output._replace(predictions=predictions, label_ids=scores)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        try:
-            return super()._determine_best_metric(metrics, trial)
-        except KeyError as error:  # of a stream, or of `compute_metrics`: the others were checked
-            raise ValueError(str(error.args[0])) from error
+        is_best = False
+        if self.args.bounds.broken(metrics):  # never the best, whatever its metric
+            self.control.should_training_stop = True
+        else:
+            try:
+                is_best = super()._determine_best_metric(metrics, trial)
+            except KeyError as error:  # of a stream, or of `compute_metrics`: the others were checked
+                raise ValueError(str(error.args[0])) from error
+        self._show_evaluations()
+        return is_best
 
     def predict(
         self, test_dataset: RawDataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"

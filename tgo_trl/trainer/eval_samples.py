@@ -1,0 +1,123 @@
+"""What rewards and variety say of samples that evaluations draw, of the same prompts and seeds every time."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from statistics import fmean
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from ..measures import thumbnails, variety
+from ..media.types import Sample
+from ..policy.draws import stable_seed
+from ..rewards import load_reward
+from ..rewards.base import Reward, checked_scores
+from .sample_grids import SamplingTrainer
+from .selection import OF_THE_REFERENCE, SAMPLES, VARIETY, reward_names
+
+ROWS_PER_CALL = 32
+"""Samples that a reward is given at once, as in `tgo-trl score`."""
+
+
+def load_eval_rewards(specs: list[str] | None) -> dict[str, Reward]:
+    """The rewards of `eval_rewards` by name; models load their weights at the first call.
+
+    Raises:
+        ValueError: if one cannot be had.
+    """
+    rewards: dict[str, Reward] = {}
+    for name, spec in zip(reward_names(specs), specs or (), strict=True):
+        try:
+            rewards[name] = load_reward(spec)
+        except ValueError as error:
+            raise ValueError(f"`eval_rewards`: {error}") from error
+    return rewards
+
+
+class EvalSamples:
+    """Draws the samples of an evaluation, and measures them, in the main process; the others wait, and are told.
+
+    Args:
+        trainer: whose policy and reference are sampled.
+        rewards: by name.
+        prompts: what is drawn, no two alike.
+        num_per_prompt: samples of each; of one there is no variety.
+        seed: with the prompt and the sample's number, what its seed is made of.
+        batch_size: samples that are drawn at once.
+        kwargs: passed to the pipeline.
+    """
+
+    def __init__(
+        self, trainer: SamplingTrainer, rewards: Mapping[str, Reward], prompts: Sequence[str], num_per_prompt: int,
+        seed: int, batch_size: int, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        self.trainer = trainer
+        self.rewards = rewards
+        self.prompts = [prompt for prompt in prompts for _ in range(num_per_prompt)]
+        self.seeds = [sample_seed(seed, prompt, i) for prompt in prompts for i in range(num_per_prompt)]
+        self.batch_size = batch_size
+        self.kwargs = kwargs
+        self._reference: dict[str, float] | None = None
+
+    def measure_reference(self) -> dict[str, float]:
+        """Rewards and variety of the reference as it is when this is first called, before training."""
+        if self._reference is None:
+            self._reference = self._measure(self.trainer.sampled_reference is not None)
+            if self._reference.get(VARIETY) == 0:
+                raise ValueError(
+                    "The reference draws the same picture from every seed, so that no policy has a share of its "
+                    "variety. Set `eval_samples_per_prompt=1` and leave `min_variety` out, or sample in another way."
+                )
+        return self._reference
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the policy as it is now: mean rewards, the reference's, and the share of its variety."""
+        reference, policy = self.measure_reference(), self._measure(from_reference=False)
+        metrics = {}
+        for name in policy:
+            if name == VARIETY:
+                metrics[name] = policy[name] / reference[name]
+            else:
+                metrics |= {name: policy[name], f"{name}{OF_THE_REFERENCE}": reference[name]}
+        return metrics
+
+    def _measure(self, from_reference: bool) -> dict[str, float]:
+        trainer, device = self.trainer, self.trainer.args.device
+        devices = [device] if device.type == "cuda" else []
+        found: list[Any] = [None]
+        with ExitStack() as stack:  # in every process
+            # a model that is loaded, or a function of the user's, may draw from the generators of training
+            stack.enter_context(torch.random.fork_rng(devices))
+            stack.enter_context(trainer.optimizer_mode.averaged())
+            stack.enter_context(trainer.strategy.whole())
+            if trainer.is_world_process_zero():
+                samples = trainer.sample(
+                    self.prompts, self.seeds, from_reference=from_reference, batch_size=self.batch_size, **self.kwargs
+                )
+                found = [self._values(samples)]
+        broadcast_object_list(found)
+        values: dict[str, float] = found[0]
+        return values
+
+    def _values(self, samples: Sequence[Sample]) -> dict[str, float]:
+        values = {}
+        for name, reward in self.rewards.items():
+            scores: list[float] = []
+            for start in range(0, len(samples), ROWS_PER_CALL):
+                rows = slice(start, start + ROWS_PER_CALL)
+                scores += checked_scores(reward, self.prompts[rows], samples[rows])
+            values[f"{SAMPLES}{name}"] = fmean(scores)
+            release = getattr(reward, "release", None)
+            if callable(release):  # training needs the memory
+                release()
+        if len(set(self.prompts)) < len(self.prompts):
+            values[VARIETY] = variety(thumbnails(samples), self.prompts)
+        return values
+
+
+def sample_seed(seed: int, prompt: str, number: int) -> int:
+    """The seed of a prompt's sample, which depends on no other prompt."""
+    digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return stable_seed(seed, int.from_bytes(digest, "big"), number)
