@@ -161,7 +161,8 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
         result["drift"] = drift(pipeline, scans.last(NUM_HELD_OUT), weights[-NUM_HELD_OUT:])
     prompts = balanced_prompts(options.num_images, run.first_seed + run.seed)
     for sampler, eta in SAMPLERS.items():
-        for guidance in run.guidances:
+        # Of what is trained, guidance is tried with the sampler that drew the training images.
+        for guidance in run.guidances if sampler == "ddim" or run.method == BASE else (1.0,):
             kwargs = {"num_steps": options.num_steps, "guidance_scale": guidance, "eta": eta}
             seed = run.first_seed + run.seed
             if run.method == BEST:
@@ -250,7 +251,7 @@ def untrained_runs(options: Options) -> list[Run]:
     for world in options.worlds:
         for seed in range(options.num_seeds):
             runs.append(Run(world, BASE, seed=seed, guidances=GUIDANCES))
-            draws = [2**i for i in range(1, options.most_of.bit_length())]
+            draws = sorted({max(1, options.most_of // 2), options.most_of})
             runs += [Run(world, BEST, value=num_draws, seed=seed) for num_draws in draws]
     return runs
 
@@ -382,7 +383,7 @@ def plot(rows: Sequence[dict[str, Any]], worlds: Sequence[str], path: Path) -> N
                     continue
                 (x, x_half), (y, y_half) = (np.array(values).T for values in zip(*points, strict=True))
                 color = METHODS[method].color if method in METHODS else {BASE: "black", BEST: "#dd8452"}[method]
-                label = {BASE: "base, guidance 1, 2, 4", BEST: "base, best of 2, 4, 8"}.get(method, method)
+                label = {BASE: "base, guidance 1, 2, 4", BEST: "base, best of 4, 8"}.get(method, method)
                 panel.errorbar(x, y, y_half, x_half, color=color, marker="o", markersize=4, linewidth=1.2,
                                elinewidth=0.6, label=label)  # fmt: skip
             if measured == "frechet":

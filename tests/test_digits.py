@@ -13,16 +13,17 @@ from tgo_trl.trainer.evaluations import read_evaluations
 FOLDER = Path(__file__).parents[1] / "examples" / "digits"
 
 
-@pytest.fixture
-def digits(monkeypatch):
+@pytest.fixture(scope="module")
+def digits():
     """The demo's modules, as `python examples/digits/demo.py` finds them."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+    sys.path.insert(0, str(FOLDER))
     import demo
     import digits
 
     yield demo, digits
-    for name in ("demo", "digits"):
-        del sys.modules[name]
+    sys.path.remove(str(FOLDER))
+    for name in [path.stem for path in FOLDER.glob("*.py")]:
+        sys.modules.pop(name, None)
 
 
 def test_every_prompt_names_the_digit_that_it_was_made_from(digits):
@@ -45,7 +46,7 @@ def test_scorers_read_scans_that_they_have_not_seen(digits):
     _, world = digits
     scans = world.load_scans("held_out")
     prompts = [world.prompts_of(digit)[0] for digit in scans.digits]
-    for scorer in (world.training_scorer(), world.unseen_scorer()):
+    for scorer in (world.training_scorer(), world.unseen_scorer(), world.neighbours_scorer()):
         assert scorer.accuracy(prompts, scans.images) > 0.95
         scores = scorer(prompts, scans.images)
         assert 0 <= min(scores) <= max(scores) <= 1
@@ -83,10 +84,14 @@ def test_demo_from_end_to_end_at_a_small_size(digits, tmp_path, capsys):
         )
     )
     results = json.loads((tmp_path / "results.json").read_text())  # too short a run to say who is best
-    assert [result["name"] for result in results] == ["base", "SFT on the positives", "TGO"]
+    assert [result["name"] for result in results] == [
+        "base", "base, guidance 2", "base, guidance 4",
+        "SFT on the positives", "TGO, paper's settings", "TGO, recipe robust",
+    ]  # fmt: skip
+    assert all(len(result["varieties"]) == len(result["distances"]) == 2 for result in results)
     assert all(len(values) == 2 for result in results for values in result["accuracies"].values())
     assert statistics.mean(results[0]["accuracies"]["unseen scorer"]) > 0.5  # by chance it would be 0.1
-    for name in ("before_after.png", "accuracy.png", "tgo/score_histogram.png", "tgo/README.md", "scored/state.json"):
+    for name in ("before_after.png", "results.png", "tgo/score_histogram.png", "tgo/README.md", "scored/state.json"):
         assert (tmp_path / name).stat().st_size > 0
     assert "largest pixel difference 0 of 255" in capsys.readouterr().out
 
@@ -107,8 +112,8 @@ def test_good_and_bad_runs_are_drawn_at_a_small_size(digits, tmp_path, capsys):
 
     path = good_and_bad.main(demo.Options(tmp_path, num_images=80, num_updates=4, batch_size=8, num_inference_steps=2))
     assert Image.open(path).size == (1100, 572)
-    for name, settings in (("paper", ("absolute", 3.0, 1.0)), ("robust", ("relative", 0.3, 0.3))):
-        saved = json.loads((tmp_path / name / "tgo" / "tgo_config.json").read_text())["config"]
+    for name, settings in (("paper", ("absolute", 3.0, 1.0)), ("tgo", ("relative", 0.3, "balanced"))):
+        saved = json.loads((tmp_path / name / "tgo_config.json").read_text())["config"]
         assert (saved["error_scale"], saved["beta"], saved["negative_weight"]) == settings
     assert str(path) in capsys.readouterr().out
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo import Options, load_base, make_scored_dataset
+from demo import WORLD, Options, make_scored_dataset
 from digits import prompts_of, unseen_scorer
 from PIL import Image
+from worlds import load_base
 
 from tgo_trl import TGOConfig, TGOTrainer
 
@@ -74,7 +75,7 @@ def train(name: str, parts: Any, options: Options, **settings: Any) -> TGOTraine
         "min_variety": 0.75,
     }
     args = TGOConfig(str(options.output_dir / name), **{**defaults, **RUNS[name], **settings})
-    trainer = TGOTrainer(load_base(), args, parts["train"], parts["test"])
+    trainer = TGOTrainer(load_base(WORLD), args, parts["train"], parts["test"])
     trainer.train()
     trainer.save_model()
     trainer.create_model_card(model_name=f"Digits within bounds, {name}")
@@ -101,6 +102,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     defaults = replace(Options(), output_dir=Path("outputs/bounds"), num_images=1000, num_updates=120)
     for option, default in vars(defaults).items():
-        if option not in ("beta", "recipe", "num_seeds", "images_per_seed"):
+        if option not in ("num_seeds", "images_per_seed"):
             parser.add_argument(f"--{option}", type=type(default), default=default)
     main(Options(**vars(parser.parse_args())))

@@ -8,7 +8,6 @@ the digits that both draw in the end. Takes five minutes on two cores.
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from digits import prompts_of
 from matplotlib.figure import Figure
 from PIL import Image
 
-RUNS = {"paper's settings": "", 'recipe="robust"': "robust"}
+RUNS = {"paper's settings": "paper", 'recipe="robust"': "tgo"}
 COLORS = {"paper's settings": "#c44e52", 'recipe="robust"': "#4c72b0"}
 PANELS = {
     "rewards/margins": "rises in both",
@@ -71,12 +70,9 @@ def main(options: Options) -> Path:
     prompts, seeds = [prompts_of(digit)[0] for digit in range(10) for _ in range(2)], list(range(20))
     kwargs = {"num_inference_steps": options.num_inference_steps, "guidance_scale": 1.0}
     histories, samples = {}, {}
-    for name, recipe in RUNS.items():
-        folder = options.output_dir / (recipe or "paper")
-        own = replace(options, output_dir=folder, recipe=recipe)
-        cache = str(options.output_dir / "encodings")
+    for name, run in RUNS.items():
         logging = {"logging_steps": max(1, options.num_updates // 20), "logging_first_step": True}
-        trainer = train("tgo", dataset, own, sample_prompts=None, encoding_cache_dir=cache, **logging)
+        trainer = train(run, dataset, options, sample_prompts=None, **logging)
         if not samples:
             samples["base"] = trainer.sample(prompts, seeds, from_reference=True, **kwargs)
         samples[name] = trainer.sample(prompts, seeds, **kwargs)
@@ -90,6 +86,6 @@ def main(options: Options) -> Path:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for option, default in vars(Options(output_dir=Path("outputs/good_and_bad"))).items():
-        if option not in ("recipe", "num_seeds", "images_per_seed"):
+        if option not in ("num_seeds", "images_per_seed"):
             parser.add_argument(f"--{option}", type=type(default), default=default)
     main(Options(**vars(parser.parse_args())))

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from demo import BASE, SCORERS, Options, Result, evaluate, print_results
+from demo import SCORERS, WORLD, Options, Result, evaluate, print_results
 from digits import DIGIT_NAMES, prompts_of
 from matplotlib.figure import Figure
 
@@ -48,7 +48,7 @@ def run(budget: Budget, num_rounds: int) -> list[Path]:
     prompts = budget.output_dir / "prompts.txt"
     prompts.write_text("\n".join(prompt for digit in range(len(DIGIT_NAMES)) for prompt in prompts_of(digit)) + "\n")
     rounds = RoundArguments(
-        model_name_or_path=str(BASE),
+        model_name_or_path=str(WORLD.base),
         prompts=str(prompts),
         reward=f"{Path(__file__).parent / 'reward.py'}:asked_digit",
         num_rounds=num_rounds,

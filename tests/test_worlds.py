@@ -1,0 +1,195 @@
+"""The two worlds of digits: scores, targets and measures by hand, and the frontier of methods at a small size."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+from PIL import Image
+
+FOLDER = Path(__file__).parents[1] / "examples" / "digits"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules():
+    """The modules of the worlds, where `benchmarks.frontier` finds them."""
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+    for name in [*(path.stem for path in FOLDER.glob("*.py")), "benchmarks.frontier"]:
+        sys.modules.pop(name, None)
+
+
+# --- measures --------------------------------------------------------------------------------------------------------
+
+
+def test_frechet_distance_of_gaussians():
+    from measures import frechet_of_features
+
+    # in one dimension it is (m - m')^2 + (s - s')^2: means 1 and 4, standard deviations 1 and 2
+    one, other = torch.tensor([[0.0], [2.0]]), torch.tensor([[2.0], [6.0]])
+    assert frechet_of_features(one, other) == pytest.approx(9 + 1)
+    # independent dimensions add up
+    square = torch.tensor([[0.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 2.0]])
+    larger = square * torch.tensor([3.0, 1.0]) + torch.tensor([0.0, 5.0])
+    assert frechet_of_features(square, larger) == pytest.approx(((1 - 3) ** 2 + (1 - 3) ** 2) + 25)
+    assert frechet_of_features(square, square) == pytest.approx(0, abs=1e-7)
+
+
+def test_a_weight_of_a_scan_is_how_often_it_is_there():
+    from measures import frechet_of_features
+
+    generator = torch.Generator().manual_seed(0)
+    features, target = torch.randn(50, 3, generator=generator), torch.randn(4, 3, generator=generator)
+    repeated = target[[0, 1, 1, 2, 3, 3, 3]]
+    weighted = frechet_of_features(features, target, torch.tensor([1.0, 2.0, 1.0, 3.0]) / 7)
+    assert weighted == pytest.approx(frechet_of_features(features, repeated))
+
+
+def test_an_interval_of_one_value_is_no_interval():
+    from measures import interval
+
+    assert interval([0.5]) == (0.5, math.inf)
+
+
+def test_an_adapter_that_does_nothing_has_no_drift():
+    from measures import drift
+    from worlds import WORLDS, load_base
+
+    pipeline = load_base(WORLDS["strokes"])
+    pipeline.unet.add_adapter(LoraConfig(target_modules=["to_q", "to_v"]))
+    scans, weights = WORLDS["strokes"].target()
+    assert drift(pipeline, scans.last(20), weights[-20:]) == [1, 1, 1, 1]
+    for name, parameter in pipeline.unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    changed = drift(pipeline, scans.last(20), weights[-20:])
+    assert all(ratio != 1 for ratio in changed)
+    assert changed == drift(pipeline, scans.last(20), weights[-20:]), "the same draws each time"
+
+
+# --- strokes ---------------------------------------------------------------------------------------------------------
+
+
+def test_stroke_weight_is_ink_in_units_of_real_scans():
+    from digits import load_scans, prompts_of
+    from strokes import stroke_weight
+
+    scans = load_scans("generator")
+    ink = np.array([np.asarray(image).mean() / 255 for image in scans.images])
+    of_digit = np.array(scans.digits) == 4
+    scores = stroke_weight()([prompts_of(digit)[1] for digit in scans.digits], scans.images)
+    expected = (ink[of_digit] - ink[of_digit].mean()) / ink[of_digit].std(ddof=1)
+    assert np.array(scores)[of_digit] == pytest.approx(expected, abs=1e-4)
+
+
+def test_preference_models_like_heavy_strokes_and_have_not_seen_the_scans():
+    from digits import load_scans, prompts_of
+    from strokes import choices, stroke_weight, training_preferences, unseen_preferences
+
+    scans = load_scans("held_out")
+    prompts = [prompts_of(digit)[0] for digit in scans.digits]
+    truth = stroke_weight()(prompts, scans.images)
+    for model in (training_preferences(), unseen_preferences()):
+        assert 0.9 < np.corrcoef(truth, model(prompts, scans.images))[0, 1] < 0.999
+
+    _, better, worse = choices("training_scorer", seed=0)
+    own = load_scans("training_scorer")
+    weight = np.array(stroke_weight()([prompts_of(digit)[0] for digit in own.digits], own.images))
+    assert all(own.digits[a] == own.digits[b] for a, b in zip(better, worse, strict=True))
+    is_clear = np.abs(weight[better] - weight[worse]) > 2
+    assert (weight[better] > weight[worse])[is_clear].mean() > 0.97  # sigmoid(2 x 2) = 0.982 and more
+    assert 0.6 < (weight[better] > weight[worse])[~is_clear].mean() < 0.9
+
+
+def test_the_target_is_tilted_within_each_digit():
+    from digits import prompts_of
+    from strokes import stroke_weight
+    from worlds import TARGET_BETA, heavy_scans
+
+    scans, weights = heavy_scans()
+    digits = np.array(scans.digits)
+    assert all(weights[digits == digit].mean() == pytest.approx(1) for digit in range(10))
+    first, second = np.flatnonzero(digits == 7)[:2]
+    one, other = stroke_weight()([prompts_of(7)[0]] * 2, [scans.images[first], scans.images[second]])
+    assert weights[first] / weights[second] == pytest.approx(math.exp((one - other) / TARGET_BETA))
+
+
+# --- the frontier ----------------------------------------------------------------------------------------------------
+
+
+def test_the_best_of_n_is_chosen_row_by_row():
+    from dataclasses import replace
+
+    from worlds import WORLDS
+
+    from benchmarks.frontier import best_of
+
+    values = {5: [10, 200], 10_005: [30, 100], 20_005: [20, 255]}  # grey of both rows, by seed
+
+    def draw_all(seed):
+        return [Image.new("L", (16, 16), grey) for grey in values[seed]]
+
+    def brightness(prompts, images):
+        return [image.getpixel((0, 0)) for image in images]
+
+    world = replace(WORLDS["strokes"], training=lambda: brightness)
+    chosen = best_of(3, draw_all, world, ["a one", "a two"], seed=5)
+    assert brightness(None, chosen) == [30, 255]
+    assert brightness(None, best_of(1, draw_all, world, ["a one", "a two"], seed=5)) == [10, 200]
+
+
+def test_the_rate_is_the_best_within_the_bound_of_drift():
+    from benchmarks.frontier import choose_rate
+
+    def result(rate, drift, scores):
+        cells = {str(i): {"training scorer": score} for i, score in enumerate(scores)}
+        return {"run": {"learning_rate": rate}, "drift": [1.0, drift], "cells": cells}
+
+    gentle, good, wild = result(1e-4, 1.0, [0.5, 0.6]), result(1e-3, 1.2, [0.8, 0.6]), result(1e-2, 1.3, [0.9, 0.9])
+    assert choose_rate([gentle, good, wild]) == 1e-3
+    assert choose_rate([wild, result(2e-2, 1.25, [0, 0])]) == 2e-2
+
+
+def test_rows_are_means_over_seeds():
+    from benchmarks.frontier import Options, Run, summarise, table, trained_runs
+
+    def result(seed, score):
+        run = {"world": "asked", "method": "base", "value": 0.0, "learning_rate": 0.0, "seed": seed}
+        values = {"training scorer": 0.7, "unseen net": score, "unseen neighbours": 0.6, "legible": score}
+        return {"run": run, "cells": {"ddim, guidance 2": {**values, "variety": 0.8, "frechet": 1.5}}}
+
+    (row,) = summarise([result(0, 0.5), result(1, 0.7)])
+    mean, half = row["measured"]["unseen net"]
+    assert (mean, half) == (pytest.approx(0.6), pytest.approx(math.tan(0.475 * math.pi) * 0.1))
+    assert "| base, guidance 2 |  | 70.0 ± 0.0 | 60.0 ± 127.1 | 60.0 ± 0.0 | 80.0 ± 0.0 | 1.50 ± 0.00 |  |" in table(
+        [row], "asked", "ddim"
+    )
+    rates = {(world, method): 1e-3 for world in ("asked", "strokes") for method in ("SFT", "TGO, the paper's")}
+    rates |= {(world, method): 2e-3 for world in ("asked", "strokes") for method in ("TGO, robust", "TGO, mirrored")}
+    runs = trained_runs(rates, Options(num_seeds=2))
+    assert len({run.name for run in runs}) == len(runs) == 2 * 2 * 10
+    assert Run("asked", "SFT", 8, 1e-3, 1) in runs
+
+
+@pytest.mark.slow
+def test_the_frontier_at_a_small_size_and_again(tmp_path, capsys):
+    from benchmarks import frontier
+
+    arguments = ["--quick", "--worlds", "strokes", "--num_workers", "1", "--output_dir", str(tmp_path)]
+    rows = frontier.main(frontier.parse_options(arguments))
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(rows))
+    base = next(row for row in rows if (row["method"], row["sampler"], row["guidance"]) == ("base", "ddim", 1))
+    assert base["seeds"] == 2
+    assert base["measured"]["legible"][0] > 0.5  # of three denoising steps
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000
+    said = capsys.readouterr().out
+    assert "### strokes, ancestral" in said
+    assert "TGO, robust: beta 0.3, guidance 4" in said
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    assert frontier.main(frontier.parse_options(arguments)) == rows
+    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
