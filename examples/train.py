@@ -68,6 +68,10 @@ def main(script_args: TrainArguments, training_args: TGOConfig) -> None:
     # Stable Diffusion 1.5 at 512 pixels, less for larger latents, and 1 for masked tokens. `beta` is the price of
     # leaving the reference: where it is large, a small step away makes |r| large, the sigmoid is spent, and the policy
     # stays near; where it is small, it goes further for the scores, and loses variety. Only beta / T counts.
+    #
+    # As it stands, nothing holds the policy near to what the base can draw. `recipe: robust` does, in two ways: errors
+    # are taken relative to the reference's own (`error_scale`), so that near the noise, where they are small, no larger
+    # a step is allowed than elsewhere; and negative rows get no more weight than positive ones (`negative_weight`).
     trainer = TGOTrainer(
         script_args.model_name_or_path,
         training_args,

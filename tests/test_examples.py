@@ -64,7 +64,9 @@ def test_recipe(name, tmp_path):
     out = tmp_path / "outputs" / f"{name}-tiny"
     settings = settings_of(out)
     assert (settings["lora_r"], settings["max_steps"]) == (3, 2)  # the command line's, and those of `--tiny`
-    assert (settings["beta"], settings["confidence_coef"], settings["temperature"]) == (1.0, 5.0, "auto")
+    assert (settings["confidence_coef"], settings["temperature"]) == (5.0, "auto")
+    objective = ("absolute", 1.0) if name == "meissonic" else ("relative", 0.3)
+    assert (settings["negative_weight"], settings["error_scale"], settings["beta"]) == ("balanced", *objective)
     assert list((out / "samples").glob("*.png"))
     assert not (tmp_path / "home").exists()
 
@@ -88,7 +90,7 @@ def assert_loaded(pipeline: DiffusionPipeline, weights: dict) -> None:
 
 def test_a_recipe_of_ones_own(tmp_path):
     """`--tiny` overrides of it what makes a run long; the command line overrides both."""
-    text = Path(recipe("sd15")).read_text().replace("beta: 1.0", "beta: 2.5").replace("lora_r: 16", "lora_r: 3")
+    text = Path(recipe("sd15")).read_text().replace("recipe: robust", "beta: 2.5").replace("lora_r: 16", "lora_r: 3")
     (tmp_path / "mine.yaml").write_text(text.replace("sample_prompts: [", "sample_prompts: [a cat]  # ["))
     run(tmp_path, "--config", "mine.yaml", "--tiny", "--max_steps", "1", "--lora_r", "5", "--output_dir", "mine")
     settings = settings_of(tmp_path / "mine")

@@ -151,8 +151,9 @@ class TGOConfig(TrainingArguments):
             numbers, as in the paper (Stable Diffusion 1.5 at 512 pixels), and moves inversely with the number of
             numbers.
         recipe (`str`, *optional*):
-            A named combination of the settings below that was measured as a whole; `"robust"` keeps nearer to the data.
-            It sets those that are left at their defaults, and the table before training says which.
+            A named combination of the settings below that was measured as a whole (`docs/results.md`). `"robust"` keeps
+            nearer to the data: `error_scale="relative"`, `negative_weight="balanced"`, `beta=0.3`. It sets those that
+            are left at their defaults, and the table before training says which.
         error_scale (`str`, *optional*, defaults to `"absolute"`):
             `"absolute"`: errors over `T`, as in the paper. `"relative"`: over `T e_ref`, the reference's error of the
             row at that time, so that a step near the noise, where errors are tiny, is no larger than elsewhere.
