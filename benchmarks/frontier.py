@@ -286,14 +286,13 @@ def choose_rate(results: Iterable[dict[str, Any]]) -> float:
 
 def trained_runs(rates: dict[tuple[str, str], float], options: Options) -> list[Run]:
     """Each method along its knob, at its learning rate; with guidance where it was tuned."""
-    runs = [
+    return [
         Run(world, name, value, rates[world, name], seed, GUIDANCES if value == method.tuned_at else (1.0,))
         for world in options.worlds
         for seed in range(options.num_seeds)
         for name, method in METHODS.items()
         for value in method.values
     ]
-    return sorted(runs, key=lambda run: (-run.value if METHODS[run.method].knob == "max_steps" else 0, run.seed))
 
 
 def measure_all(runs: Sequence[Run], options: Options, label: str) -> list[dict[str, Any]]:
@@ -410,7 +409,9 @@ def main(options: Options) -> list[dict[str, Any]]:
         for world in options.worlds
         for method in METHODS
     }
-    results = measure_all([*trained_runs(rates, options), *untrained_runs(options)], options, "Frontier")
+    runs = [*trained_runs(rates, options), *untrained_runs(options)]
+    runs.sort(key=lambda run: (run.seed, -run.value * (run.method == "SFT")))  # the longest first, seed by seed
+    results = measure_all(runs, options, "Frontier")
     rows = summarise(results)
     (options.output_dir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     tables = [

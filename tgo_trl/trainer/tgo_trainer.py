@@ -45,6 +45,7 @@ from .metrics import (
     add_weight_metrics,
 )
 from .nonfinite import UpdateGuard
+from .objective import BALANCED
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
 from .summary import print_summary, summary_rows
 from .tgo_config import TGOConfig
@@ -468,6 +469,8 @@ class TGOTrainer(BaseTrainer):
         """The settings of the loss that are not the paper's, by name."""
         values = {item.name: (getattr(self.loss, item.name), item.default) for item in fields(self.loss)}
         shown = {name: value for name, (value, usual) in values.items() if usual is not MISSING and value != usual}
+        if self.args.negative_weight == BALANCED:  # also where it came to 1, as by default
+            shown["negative_weight"] = f"{shown.get('negative_weight', 1.0):.4g} (balanced)"
         if self.args.time_range is not None:
             shown["time_range"] = "{:g} to {:g}".format(*self.args.time_range)
         return {
