@@ -269,19 +269,21 @@ def tuning_runs(options: Options) -> list[Run]:
 def choose_rate(results: Iterable[dict[str, Any]]) -> float:
     """The learning rate of the highest training score, among those where the drift stays within bounds.
 
-    Where it never does, that of the least drift. Without such a bound the rate that wrecks the model most can win.
+    Where it never does, that which ends nearest to the target. Without such a bound the rate that wrecks the model most
+    can win.
     """
-    by_rate = {
-        float(result["run"]["learning_rate"]): (
-            max(result["drift"]),
-            float(np.mean([cell["training scorer"] for cell in result["cells"].values()])),
-        )
-        for result in results
-    }
-    within = [rate for rate, (most, _) in by_rate.items() if most <= MOST_DRIFT]
-    if not within:
-        return min(by_rate, key=lambda rate: by_rate[rate][0])
-    return max(within, key=lambda rate: by_rate[rate][1])
+    tried = list(results)
+    within = [result for result in tried if max(result["drift"]) <= MOST_DRIFT]
+    chosen = (
+        max(within, key=partial(_mean_of, "training scorer"))
+        if within
+        else min(tried, key=partial(_mean_of, "frechet"))
+    )
+    return float(chosen["run"]["learning_rate"])
+
+
+def _mean_of(name: str, result: dict[str, Any]) -> float:
+    return float(np.mean([cell[name] for cell in result["cells"].values()]))
 
 
 def trained_runs(rates: dict[tuple[str, str], float], options: Options) -> list[Run]:
