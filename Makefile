@@ -14,10 +14,11 @@ READY := $(VENV)/.ready-$(subst /,_,$(TORCH))
 # Parts that the paper's equations live in: every branch of them is tested.
 FULLY_COVERED := tgo_trl/losses/*,tgo_trl/labels/*,tgo_trl/noise/*
 
-.PHONY: help setup demo test test-slow test-long test-latest test-lowest pins lint types benchmark clean
+.PHONY: help setup demo frontier test test-slow test-long test-latest test-lowest pins lint types benchmark clean
 
 help:
 	@echo "make demo         align a small pipeline of handwritten digits, and compare with SFT (about 6 minutes)"
+	@echo "make frontier     the tables of docs/results.md: every method in two worlds of digits (an hour on two cores)"
 	@echo "make test         ruff, mypy --strict, pytest with coverage (under 10 minutes)"
 	@echo "make test-slow    the tests that take minutes"
 	@echo "make test-long    commands killed at many points, which go on to the same end"
@@ -37,6 +38,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/python examples/digits/demo.py --output_dir outputs/digits
+
+frontier: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.frontier --output_dir outputs/frontier
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) --cov --cov-report= --durations=10
