@@ -140,7 +140,7 @@ def test_bounds_end_a_run_that_goes_wrong_and_keep_a_checkpoint_inside_of_them(d
     assert robust["global_step"] == 120
     for state in states:
         kept = next(it for it in read_evaluations(state["log_history"]) if it.step == state["best_global_step"])
-        assert max(kept.drifts.values()) <= 1.5
+        assert max(kept.drifts.values()) <= 1.2
         assert kept.variety >= 0.75
     assert robust["best_metric"] > 0.75 > 0.65 > paper["best_metric"], "a run that is not ended gets further"
     assert Image.open(path).size[0] > 1000

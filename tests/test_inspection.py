@@ -202,16 +202,17 @@ def test_few_positive_rows_are_no_matter_of_the_coefficient():
     # 1 + 5 |s - 0.5| = 3.5, 3.5, 8.5: 200 * 3.5 + 38 * 8.5 = 1023 of 3438
     wins = tensor([0.0] * 690 + [1.0] * 200 + [2.0] * 38)
     suggestion = suggest_balance(wins, 0.5, {})
-    assert suggestion.settings == {}
+    assert suggestion.settings == {"negative_weight": "balanced"}
     assert "negative rows have 70.2 % of the weight" in suggestion.reason
-    # At the mean, 276 / 928: 1 + 5 |s - mean| = 2.487, 4.513, 9.513; 690 * 2.487 = 1716 of 2980
+    # 1023 over 2415; at the mean, 276 / 928: 1 + 5 |s - mean| = 2.487, 4.513, 9.513; 690 * 2.487 = 1716 of 2980
     assert suggestion.reason.endswith(
-        "With 25.6 % of the rows positive, no `confidence_coef` mends that. A threshold at the mean, "
-        "`threshold_type='mean'`, leaves them 57.6 %."
+        "With 25.6 % of the rows positive, no `confidence_coef` mends that. Balanced, a negative row counts "
+        "0.42 times, and both sides weigh the same; `recipe='robust'` does that too. A threshold at the mean, "
+        "`threshold_type='mean'`, would leave them 57.6 % without."
     )
     # One good row of ten, in small units: 1.25 of 12.5, and at the mean 1.45 of 10.9.
     few = suggest_balance(tensor([0.0] * 9 + [0.1]), 0.05, {})
-    assert few.reason.endswith("no `confidence_coef` mends that: add rows that score above the threshold, or lower it.")
+    assert few.reason.endswith("counts 0.11 times, and both sides weigh the same; `recipe='robust'` does that too.")
 
 
 def test_the_balance_is_in_the_report_once(tmp_path):

@@ -169,7 +169,7 @@ def _suggest_lighter_tail(scores: Tensor, threshold: float, standard: WeightRow)
 
 
 def suggest_balance(scores: Tensor, threshold: float, settings: Mapping[str, Any]) -> Suggestion | None:
-    """A smaller `confidence_coef`, or a note, if negative rows have far more of the weight than positive ones.
+    """A smaller `confidence_coef`, or balanced negative rows, if these have far more of the weight than positive ones.
 
     Near the reference, the curvature of the loss is about `beta / T` times the positives' weight less the negatives'.
 
@@ -190,13 +190,17 @@ def suggest_balance(scores: Tensor, threshold: float, settings: Mapping[str, Any
         found, share = even[0].coefficient, _percent(1 - even[0].positive_share)
         return Suggestion({"confidence_coef": found}, f"{reason}. {found:g} leaves them {share}.")
     share = _percent((scores >= threshold).double().mean().item())
-    reason = f"{reason}. With {share} of the rows positive, no `confidence_coef` mends that"
+    times = row.positive_share / (1 - row.positive_share)
+    reason = (
+        f"{reason}. With {share} of the rows positive, no `confidence_coef` mends that. Balanced, a negative row "
+        f"counts {times:.2g} times, and both sides weigh the same; `recipe='robust'` does that too"
+    )
     mean = mean_threshold(scores).item()
     around = weight_rows(scores, mean, [coefficient], [kind])  # distances to the mean sum to the same on both sides
     if around and around[0].positive_share >= LOPSIDED:
-        share = _percent(1 - around[0].positive_share)
-        return Suggestion({}, f"{reason}. A threshold at the mean, `threshold_type='mean'`, leaves them {share}.")
-    return Suggestion({}, f"{reason}: add rows that score above the threshold, or lower it.")
+        left = _percent(1 - around[0].positive_share)
+        reason += f". A threshold at the mean, `threshold_type='mean'`, would leave them {left} without"
+    return Suggestion({"negative_weight": "balanced"}, f"{reason}.")
 
 
 def _negatives_win(row: WeightRow) -> str:
