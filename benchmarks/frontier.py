@@ -70,11 +70,13 @@ METHODS = {
     "SFT": Method({"loss_type": "sft"}, "max_steps", (1, 8), 1, "#8c8c8c"),
     "TGO, the paper's": Method({}, "beta", (10, 3, 1), 3, "#c44e52"),
     "TGO, robust": Method({"recipe": "robust"}, "beta", (1, 0.3, 0.1), 0.3, "#4c72b0"),
-    "TGO, mirrored": Method({"negatives": "mirror", "beta": 3.0}, "mirror_strength", (8, 16), 8, "#55a868"),
+    "TGO, mirrored": Method({"negatives": "mirror", "beta": 3.0}, "mirror_strength", (8,), 8, "#55a868"),
 }
 """The methods by name; their knob takes the place of what `settings` say of it."""
 BASE, BEST = "base", "best of n"
 GUIDANCES = (1.0, 2.0, 4.0)
+GUIDED = ("SFT", "TGO, robust")
+"""Methods whose adapters are tried with guidance too."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +291,7 @@ def _mean_of(name: str, result: dict[str, Any]) -> float:
 def trained_runs(rates: dict[tuple[str, str], float], options: Options) -> list[Run]:
     """Each method along its knob, at its learning rate; with guidance where it was tuned."""
     return [
-        Run(world, name, value, rates[world, name], seed, GUIDANCES if value == method.tuned_at else (1.0,))
+        Run(world, name, value, rates[world, name], seed, GUIDANCES if value == method.tuned_at and name in GUIDED else (1.0,))
         for world in options.worlds
         for seed in range(options.num_seeds)
         for name, method in METHODS.items()
