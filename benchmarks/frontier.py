@@ -1,12 +1,13 @@
 """What each method makes of the same scored images, along its strength, in two worlds of digits.
 
     python -m benchmarks.frontier --output_dir outputs/frontier
-    python -m benchmarks.frontier --output_dir outputs/frontier --quick
+    python -m benchmarks.frontier --output_dir outputs/frontier_quick --quick
 
 Each method is trained on the same 2,000 images of the base with as many updates, at its own learning rate, which is the
-best of three by `choose_rate` on seeds that the results do not use. Beside them: the base with guidance, the best of n
-images of the base by the training scorer, and supervised fine-tuning for eight times the updates. Every number is a
-mean over training seeds, each judged on images of its own, with a 95 % interval. `docs/results.md` says what came out.
+best of three by `choose_rate`, on images that the results do not use. Beside them: the base with guidance, the best of
+n images of the base by the training scorer, and supervised fine-tuning for eight times the updates. Every number is a
+mean over training seeds (of the base: over image seeds), each judged on images of its own, with a 95 % interval; all
+have the same training images, whose chance is in no interval. `docs/results.md` says what came out.
 
 Every run is kept in `output_dir/runs`, and not made again when the command is started again.
 """
@@ -32,10 +33,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from tgo_trl import TGOConfig, TGOTrainer
+from tgo_trl.trainer.objective import RECIPES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
 
-from digits import NUM_HELD_OUT, balanced_prompts, unseen_scorer
+from digits import NUM_HELD_OUT, balanced_prompts, prompts_of, unseen_scorer
 from measures import drift, frechet_distance, interval, variety_of_right
 from worlds import WORLDS, World, draw, load_base
 
@@ -73,7 +75,7 @@ METHODS = {
     "TGO, mirrored": Method({"negatives": "mirror", "beta": 3.0}, "mirror_strength", (8,), 8, "#55a868"),
 }
 """The methods by name; their knob takes the place of what `settings` say of it."""
-BASE, BEST = "base", "best of n"
+BASE, BEST, REAL = "base", "best of n", "real scans"
 GUIDANCES = (1.0, 2.0, 4.0)
 GUIDED = ("SFT", "TGO, robust")
 """Methods whose adapters are tried with guidance too."""
@@ -103,11 +105,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Run:
-    """One thing that is measured: a trained adapter, the base, or the best of n of its images.
+    """One thing that is measured: a trained adapter, the base, the best of n of its images, or the target itself.
 
     Attributes:
         world: key of `WORLDS`.
-        method: key of `METHODS`, or `BASE`, or `BEST`.
+        method: key of `METHODS`, or `BASE`, or `BEST`, or `REAL` for scans that are drawn from the target.
         value: of the method's knob; n for the best of n.
         learning_rate: 0 where nothing is trained.
         seed: of training, and with `first_seed` of the images that it is judged on.
@@ -154,6 +156,8 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     torch.set_num_threads(1)  # on networks this small, threads cost more than they give
     start, world = time.perf_counter(), WORLDS[run.world]
+    if run.method == REAL:
+        return _keep(path, {"run": asdict(run), "cells": real_cells(run, options)}, start)
     pipeline = load_base(world)
     result: dict[str, Any] = {"run": asdict(run), "cells": {}}
     if run.method in METHODS:
@@ -172,12 +176,26 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
             else:
                 images = draw(pipeline, prompts, seed, **kwargs)
             result["cells"][f"{sampler}, guidance {guidance:g}"] = judge(world, prompts, images)
+    return _keep(path, result, start)
+
+
+def _keep(path: Path, result: dict[str, Any], start: float) -> dict[str, Any]:
     result["seconds"] = time.perf_counter() - start
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(result, indent=1))
     unfinished.rename(path)
     return result
+
+
+def real_cells(run: Run, options: Options) -> dict[str, dict[str, float]]:
+    """Real scans as often as the target has them, instead of images: what nothing can be nearer to it than."""
+    world = WORLDS[run.world]
+    scans, weights = world.target()
+    drawn = np.random.default_rng(run.first_seed + run.seed)
+    rows = drawn.choice(len(weights), options.num_images, p=weights / weights.sum())
+    values = judge(world, [prompts_of(scans.digits[row])[0] for row in rows], [scans.images[row] for row in rows])
+    return {f"{sampler}, guidance 1": values for sampler in SAMPLERS}
 
 
 def train(run: Run, options: Options) -> Path:
@@ -248,11 +266,11 @@ def judge(world: World, prompts: list[str], images: list[Image.Image]) -> dict[s
 
 
 def untrained_runs(options: Options) -> list[Run]:
-    """The base with guidance, and the best of n without."""
+    """Real scans, the base with guidance, and the best of n without."""
     runs = []
     for world in options.worlds:
         for seed in range(options.num_seeds):
-            runs.append(Run(world, BASE, seed=seed, guidances=GUIDANCES))
+            runs += [Run(world, REAL, seed=seed), Run(world, BASE, seed=seed, guidances=GUIDANCES)]
             draws = sorted({max(1, options.most_of // 2), options.most_of})
             runs += [Run(world, BEST, value=num_draws, seed=seed) for num_draws in draws]
     return runs
@@ -272,7 +290,7 @@ def choose_rate(results: Iterable[dict[str, Any]]) -> float:
     """The learning rate of the highest training score, among those where the drift stays within bounds.
 
     Where it never does, that which ends nearest to the target. Without such a bound the rate that wrecks the model most
-    can win.
+    can win. One training seed, which the results have too, and images of its own.
     """
     tried = list(results)
     within = [result for result in tried if max(result["drift"]) <= MOST_DRIFT]
@@ -291,7 +309,14 @@ def _mean_of(name: str, result: dict[str, Any]) -> float:
 def trained_runs(rates: dict[tuple[str, str], float], options: Options) -> list[Run]:
     """Each method along its knob, at its learning rate; with guidance where it was tuned."""
     return [
-        Run(world, name, value, rates[world, name], seed, GUIDANCES if value == method.tuned_at and name in GUIDED else (1.0,))
+        Run(
+            world,
+            name,
+            value,
+            rates[world, name],
+            seed,
+            GUIDANCES if value == method.tuned_at and name in GUIDED else (1.0,),
+        )
         for world in options.worlds
         for seed in range(options.num_seeds)
         for name, method in METHODS.items()
@@ -337,6 +362,8 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def row_name(row: dict[str, Any]) -> str:
     """What a row is of."""
     guidance = f", guidance {row['guidance']:g}" if row["guidance"] != 1 else ""
+    if row["method"] == REAL:
+        return "real scans, drawn from the target"
     if row["method"] == BASE:
         return f"base{guidance}"
     if row["method"] == BEST:
@@ -374,7 +401,7 @@ def plot(rows: Sequence[dict[str, Any]], worlds: Sequence[str], path: Path) -> N
         judge_name = list(WORLDS[world].judges)[1]
         for k, (sampler, measured) in enumerate((s, m) for s in SAMPLERS for m in reversed(MEASURES)):
             panel = axes[i, k]
-            for method in (BASE, BEST, *METHODS):
+            for method in (REAL, BASE, BEST, *METHODS):
                 chosen = [
                     row for row in rows
                     if (row["world"], row["method"], row["sampler"]) == (world, method, sampler)
@@ -385,8 +412,12 @@ def plot(rows: Sequence[dict[str, Any]], worlds: Sequence[str], path: Path) -> N
                 if not points:
                     continue
                 (x, x_half), (y, y_half) = (np.array(values).T for values in zip(*points, strict=True))
-                color = METHODS[method].color if method in METHODS else {BASE: "black", BEST: "#dd8452"}[method]
-                label = {BASE: "base, guidance 1, 2, 4", BEST: "base, best of 4, 8"}.get(method, method)
+                color = (
+                    METHODS[method].color
+                    if method in METHODS
+                    else {REAL: "#8172b2", BASE: "black", BEST: "#dd8452"}[method]
+                )
+                label = {BASE: "base, with guidance", BEST: "base, best of n", REAL: "real scans"}.get(method, method)
                 panel.errorbar(x, y, y_half, x_half, color=color, marker="o", markersize=4, linewidth=1.2,
                                elinewidth=0.6, label=label)  # fmt: skip
             if measured == "frechet":
@@ -399,10 +430,28 @@ def plot(rows: Sequence[dict[str, Any]], worlds: Sequence[str], path: Path) -> N
     figure.savefig(path, dpi=110)
 
 
+def check_folder(options: Options) -> None:
+    """Remembers in `output_dir` what its runs are of.
+
+    Raises:
+        ValueError: if they are of other options or settings.
+    """
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    now = {
+        name: value for name, value in asdict(options).items() if name not in ("output_dir", "num_workers", "worlds")
+    }
+    now |= {"methods": {name: asdict(method) for name, method in METHODS.items()}, "recipes": RECIPES}
+    now = json.loads(json.dumps(now))
+    path = options.output_dir / "options.json"
+    if path.exists() and json.loads(path.read_text()) != now:
+        raise ValueError(f"The runs in {options.output_dir} are of other options: set another `--output_dir`.")
+    path.write_text(json.dumps(now, indent=1) + "\n")
+
+
 def main(options: Options) -> list[dict[str, Any]]:
     """Runs what is missing, and writes tables, figures and picture."""
     start = time.perf_counter()
-    options.output_dir.mkdir(parents=True, exist_ok=True)
+    check_folder(options)
     for world in options.worlds:
         prepare(world, options)
     tuned = measure_all(tuning_runs(options), options, "Learning rates")

@@ -172,7 +172,7 @@ def test_rows_are_means_over_seeds():
     rates = {(world, method): 1e-3 for world in ("asked", "strokes") for method in ("SFT", "TGO, the paper's")}
     rates |= {(world, method): 2e-3 for world in ("asked", "strokes") for method in ("TGO, robust", "TGO, mirrored")}
     runs = trained_runs(rates, Options(num_seeds=2))
-    assert len({run.name for run in runs}) == len(runs) == 2 * 2 * 10
+    assert len({run.name for run in runs}) == len(runs) == 2 * 2 * 9
     assert Run("asked", "SFT", 8, 1e-3, 1) in runs
 
 
@@ -187,6 +187,8 @@ def test_the_frontier_at_a_small_size_and_again(tmp_path, capsys):
     assert base["seeds"] == 2
     assert base["measured"]["legible"][0] > 0.5  # of three denoising steps
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="are of other options"):
+        frontier.main(frontier.parse_options([*arguments, "--num_images", "30"]))
     said = capsys.readouterr().out
     assert "### strokes, ancestral" in said
     assert "TGO, robust: beta 0.3, guidance 4" in said
