@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
 import tgo_trl
@@ -35,7 +37,7 @@ from tgo_trl.policy.loading import adapter_scales, set_adapter_scale
 
 from . import tiny
 from .cases import CASES, PROMPTS
-from .test_generation import load, save_adapter
+from .test_generation import load, perturb, save_adapter
 from .test_parquet import files, run_and_kill, run_two_processes
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -157,6 +159,34 @@ def test_drift_is_the_ratio_of_errors_on_what_the_base_drew(folder, measured, tm
     expected = [ours / base for ours, base in zip(errors[0.5], errors[0], strict=True)]
     assert report.rows[1].drift == pytest.approx(expected, rel=1e-4)
     assert min(abs(value - 1) for value in expected) > 1e-4
+
+
+def test_drift_has_the_share_of_an_adapted_text_encoder(folder, tmp_path):
+    pipeline = tiny.stable_diffusion()
+    pipeline.unet.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=["to_q"]))
+    pipeline.text_encoder.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
+    for network in (pipeline.unet, pipeline.text_encoder):
+        perturb(network)
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path / "adapter",
+        get_peft_model_state_dict(pipeline.unet), get_peft_model_state_dict(pipeline.text_encoder),
+        unet_lora_adapter_metadata=pipeline.unet.peft_config["default"].to_dict(),
+        text_encoder_lora_adapter_metadata=pipeline.text_encoder.peft_config["default"].to_dict(),
+    )  # fmt: skip
+    out = tmp_path / "out"
+    strength(config(folder, out, adapter_name_or_path=str(tmp_path / "adapter")))
+    found = {scale: json.loads((out / f"scale-{scale}" / "errors.json").read_text())["errors"] for scale in (0, 0.5)}
+
+    drawn, stock = rows_of(out, 0, tmp_path), tiny.stable_diffusion()
+    pixels = torch.stack([torch.tensor(np.asarray(image)) for image in drawn["image"]]).permute(0, 3, 1, 2) / 127.5 - 1
+    module, prompts = tiny_module("stable_diffusion"), list(drawn["prompt"])
+    assert found[0] == pytest.approx(errors_by_hand(stock, module, pixels, prompts), rel=1e-4)
+    stock.load_lora_weights(tmp_path / "adapter", adapter_name="mine")
+    stock.set_adapters("mine", 0.5)
+    whole = errors_by_hand(stock, module, pixels, prompts)
+    assert found[0.5] == pytest.approx(whole, rel=1e-4)
+    stock.text_encoder.disable_adapters()
+    assert errors_by_hand(stock, module, pixels, prompts) != pytest.approx(whole, rel=1e-3)
 
 
 def tiny_module(name):
