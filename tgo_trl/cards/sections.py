@@ -4,9 +4,9 @@ import re
 
 LATER_HEADINGS = ("Scores", "Training procedure", "Citation")
 """Of the package's own cards, what a new section comes before."""
-
-
-_BLOCK = "<!-- tgo-trl: ({name})(?: of ([0-9a-f]+))? -->(.*?)<!-- tgo-trl: end of \\1 -->"
+MARK = "<!-- tgo-trl: "
+"""What the comments around a section begin with."""
+_BLOCK = MARK + "({name})(?: of ([0-9a-f]+))? -->(.*?)" + MARK + "end of \\1 -->"
 
 
 def with_section(card: str, name: str, section: str, weights: str | None = None) -> str:
@@ -21,7 +21,7 @@ def with_section(card: str, name: str, section: str, weights: str | None = None)
         weights: a digest of those that the section describes, for the comment; None if it is not known.
     """
     of_weights = "" if weights is None else f" of {weights}"
-    block = f"<!-- tgo-trl: {name}{of_weights} -->\n{section}\n<!-- tgo-trl: end of {name} -->"
+    block = f"{MARK}{name}{of_weights} -->\n{section}\n{MARK}end of {name} -->"
     before = re.search(_BLOCK.format(name=re.escape(name)), card, re.DOTALL)
     if before is not None:
         return card[: before.start()] + block + card[before.end() :]

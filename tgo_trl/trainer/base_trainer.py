@@ -17,7 +17,7 @@ from transformers import set_seed
 from transformers.trainer_utils import HubStrategy, SchedulerType, TrainOutput
 
 from ..cards.model_card import CardContent, build_card, shown_path
-from ..cards.sections import with_sections_of
+from ..cards.sections import MARK, with_sections_of
 from ..families import Family
 from ..hub.repositories import Destination, UploadError
 from ..hub.uploads import Uploads
@@ -383,8 +383,8 @@ class BaseTrainer(ResumableTrainer):
         )
         card = build_card(content)
         path = folder / CARD_NAME
-        if path.is_file() and not self.is_in_train:  # within training, the card is of weights that are not there yet
-            previous = path.read_text("utf-8", errors="replace")
+        previous = path.read_text("utf-8", errors="replace") if path.is_file() else ""
+        if MARK in previous and not self.is_in_train:  # within training, the card is of weights that are not there yet
             card.content = with_sections_of(previous, card.content, weights_fingerprint(folder))
         card.save(path)
 
