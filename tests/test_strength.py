@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
 import tgo_trl
-from tgo_trl.cards.sections import with_section
+from tgo_trl.cards.sections import with_section, with_sections_of
 from tgo_trl.cli import main
 from tgo_trl.commands.generate.config import GenerateConfig
 from tgo_trl.commands.generate.run import generate
@@ -33,9 +35,9 @@ from tgo_trl.measures import thumbnails, variety
 from tgo_trl.policy.draws import draw_rows
 from tgo_trl.policy.loading import adapter_scales, set_adapter_scale
 
-from . import tiny
+from . import runs, tiny
 from .cases import CASES, PROMPTS
-from .test_generation import load, save_adapter
+from .test_generation import load, perturb, save_adapter
 from .test_parquet import files, run_and_kill, run_two_processes
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -157,6 +159,34 @@ def test_drift_is_the_ratio_of_errors_on_what_the_base_drew(folder, measured, tm
     expected = [ours / base for ours, base in zip(errors[0.5], errors[0], strict=True)]
     assert report.rows[1].drift == pytest.approx(expected, rel=1e-4)
     assert min(abs(value - 1) for value in expected) > 1e-4
+
+
+def test_drift_has_the_share_of_an_adapted_text_encoder(folder, tmp_path):
+    pipeline = tiny.stable_diffusion()
+    pipeline.unet.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=["to_q"]))
+    pipeline.text_encoder.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
+    for network in (pipeline.unet, pipeline.text_encoder):
+        perturb(network)
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path / "adapter",
+        get_peft_model_state_dict(pipeline.unet), get_peft_model_state_dict(pipeline.text_encoder),
+        unet_lora_adapter_metadata=pipeline.unet.peft_config["default"].to_dict(),
+        text_encoder_lora_adapter_metadata=pipeline.text_encoder.peft_config["default"].to_dict(),
+    )  # fmt: skip
+    out = tmp_path / "out"
+    strength(config(folder, out, adapter_name_or_path=str(tmp_path / "adapter")))
+    found = {scale: json.loads((out / f"scale-{scale}" / "errors.json").read_text())["errors"] for scale in (0, 0.5)}
+
+    drawn, stock = rows_of(out, 0, tmp_path), tiny.stable_diffusion()
+    pixels = torch.stack([torch.tensor(np.asarray(image)) for image in drawn["image"]]).permute(0, 3, 1, 2) / 127.5 - 1
+    module, prompts = tiny_module("stable_diffusion"), list(drawn["prompt"])
+    assert found[0] == pytest.approx(errors_by_hand(stock, module, pixels, prompts), rel=1e-4)
+    stock.load_lora_weights(tmp_path / "adapter", adapter_name="mine")
+    stock.set_adapters("mine", 0.5)
+    whole = errors_by_hand(stock, module, pixels, prompts)
+    assert found[0.5] == pytest.approx(whole, rel=1e-4)
+    stock.text_encoder.disable_adapters()
+    assert errors_by_hand(stock, module, pixels, prompts) != pytest.approx(whole, rel=1e-3)
 
 
 def tiny_module(name):
@@ -412,6 +442,44 @@ def test_a_section_is_put_before_the_details_and_replaced():
     assert with_section(once, "strength", "## Strength\n\nsecond") == once.replace("first", "second")
     assert with_section("# A\n", "strength", "s").startswith("# A\n\n<!-- tgo-trl: strength -->\ns\n")
     assert with_section("", "strength", "s") == "<!-- tgo-trl: strength -->\ns\n<!-- tgo-trl: end of strength -->\n"
+
+
+def test_of_the_card_before_only_what_describes_the_same_weights_is_kept():
+    ours = with_section("# A\n", "strength", "## Strength\n\nfirst", "a1")
+    assert ours.startswith("# A\n\n<!-- tgo-trl: strength of a1 -->\n## Strength\n\nfirst\n<!--")
+    assert with_sections_of(ours, CARD, "a1") == with_section(CARD, "strength", "## Strength\n\nfirst", "a1")
+    assert with_sections_of(ours, CARD, "b2") == with_sections_of(ours, CARD, None) == CARD
+    assert with_sections_of(with_section("", "strength", "s"), CARD, None) == CARD
+    assert with_section(ours, "strength", "second", "b2") == with_section("# A\n", "strength", "second", "b2")
+
+
+def test_a_trainers_card_keeps_the_section_until_the_weights_are_trained_on(folder, tmp_path, hub):
+    from huggingface_hub import HfApi
+
+    args = runs.config(tmp_path, hub_model_id="me/mine", max_steps=1)
+    trainer = runs.make_trainer(args)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    adapter, card = tmp_path / "out", tmp_path / "out" / "README.md"
+    plain = card.read_text()
+    settings = {"adapter_name_or_path": str(adapter), "scales": [1.0], "write_card": True}
+    strength(config(folder, tmp_path / "measured", **settings))
+    written = card.read_text()
+    assert "## Strength" in written
+    assert "## Strength" not in plain
+
+    trainer.create_model_card()
+    assert card.read_text() == written
+    trainer.push_to_hub()  # saves the weights again, and makes the card anew
+    api = HfApi()
+    assert Path(api.hf_hub_download("me/mine", "README.md")).read_text() == card.read_text() == written
+    assert "strength.png" in api.list_repo_files("me/mine")
+
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    assert card.read_text() == plain
 
 
 def test_the_card_is_written_and_written_again(folder, tmp_path, capsys):

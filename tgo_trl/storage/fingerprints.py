@@ -3,9 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -47,6 +49,15 @@ def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def weights_fingerprint(folder: Path) -> str | None:
+    """A digest of the tensors in a folder's `*.safetensors`; None if it has none.
+
+    Not of the files: the header of the same weights, saved again, may be in another order.
+    """
+    digests = [(path.name, tensors_digest(sorted(load_file(path).items()))) for path in folder.glob("*.safetensors")]
+    return fingerprint(*sorted(digests)) if digests else None
 
 
 def stored_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

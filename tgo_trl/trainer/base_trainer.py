@@ -17,6 +17,7 @@ from transformers import set_seed
 from transformers.trainer_utils import HubStrategy, SchedulerType, TrainOutput
 
 from ..cards.model_card import CardContent, build_card, shown_path
+from ..cards.sections import MARK, with_sections_of
 from ..families import Family
 from ..hub.repositories import Destination, UploadError
 from ..hub.uploads import Uploads
@@ -30,7 +31,8 @@ from ..policy.policy import Policy, build_policy, disable_dropout
 from ..policy.reference import AdapterReference, ModelReference, Reference
 from ..policy.sampling import cpu_generators, quiet
 from ..rewards.base import Reward
-from ..storage.fingerprints import component_fingerprint, tensors_digest
+from ..storage.fingerprints import component_fingerprint, tensors_digest, weights_fingerprint
+from ..storage.records import CARD_NAME
 from . import checkpoints
 from .arguments import check_optimizer, resolve_family, resolve_size, resolve_sizes, warn_of_unused_settings
 from .callbacks import EarlyStopping, EpochCallback, InterruptionCallback, SyncReferenceCallback
@@ -336,6 +338,8 @@ class BaseTrainer(ResumableTrainer):
     ) -> None:
         """Writes `README.md`, the model card, to the output directory.
 
+        What `tgo-trl strength` has put into the card that is there is kept, if it describes the weights that are there.
+
         Args:
             model_name: title of the card; defaults to the name of the repository or output directory.
             dataset_name: Hub id of the training set.
@@ -377,7 +381,12 @@ class BaseTrainer(ResumableTrainer):
             license=license,
             tags=(tags,) if isinstance(tags, str) else tuple(tags or ()),
         )
-        build_card(content).save(folder / "README.md")
+        card = build_card(content)
+        path = folder / CARD_NAME
+        previous = path.read_text("utf-8", errors="replace") if path.is_file() else ""
+        if MARK in previous and not self.is_in_train:  # within training, the card is of weights that are not there yet
+            card.content = with_sections_of(previous, card.content, weights_fingerprint(folder))
+        card.save(path)
 
     @property
     def method(self) -> str:

@@ -13,6 +13,7 @@ from ...hub.repositories import Destination
 from ...hub.uploads import Operation, Upload, Uploads
 from ...messages.values import shown_path
 from ...storage.files import replace_file, sweep
+from ...storage.fingerprints import weights_fingerprint
 from ...storage.records import CARD_NAME
 
 SECTION = "strength"
@@ -86,7 +87,7 @@ def write_card(adapter: str, section: str, output_dir: Path) -> Path:
         output_dir: where the picture is, and the copy goes.
     """
     folder = local_folder(adapter) or output_dir
-    card = with_section(read_card(adapter) or "", SECTION, section)
+    card = with_section(read_card(adapter) or "", SECTION, section, weights_fingerprint(folder))
     sweep(folder)  # of what a killed run left
     if folder.resolve() != output_dir.resolve():
         replace_file(folder / PICTURE_NAME, lambda path: shutil.copyfile(output_dir / PICTURE_NAME, path))
@@ -102,10 +103,9 @@ def push_card(card: Path, section: str, destination: Destination) -> None:
     """
 
     def operations(head: str) -> list[Operation]:
-        is_there = CARD_NAME in destination.files(head)
-        text = (
-            with_section(destination.text(CARD_NAME, head), SECTION, section) if is_there else card.read_text("utf-8")
-        )
+        text = card.read_text("utf-8")
+        if CARD_NAME in destination.files(head):
+            text = with_section(destination.text(CARD_NAME, head), SECTION, section, weights_fingerprint(card.parent))
         picture = CommitOperationAdd(PICTURE_NAME, str(card.with_name(PICTURE_NAME)))
         return [CommitOperationAdd(CARD_NAME, text.encode("utf-8")), picture]
 

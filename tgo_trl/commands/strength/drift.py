@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 
 from ...data.columns import check_columns, undecoded
 from ...data.rows import check_prompt, read_cell
 from ...families import Family
+from ...families.base import present
 from ...media.embedding import ColumnError
 from ...media.origin import named_origin
 from ...media.readers import ImageReader, MediaReader, VideoReader
@@ -17,6 +19,7 @@ from ...policy.denoising import Denoiser
 from ...policy.draws import EVALUATION_EPOCH, draw_rows
 from ...policy.encoders import FrozenEncoders
 from ...policy.errors import row_errors
+from ...policy.loading import set_adapter_scale
 from ...policy.policy import Policy
 from ...precision import compute_dtype
 from ...storage.fingerprints import fingerprint
@@ -103,30 +106,49 @@ class EncodedRows:
     prompts: list[dict[str, Tensor]]
 
 
-def encode_drift_rows(rows: DriftRows, sampler: Sampler, device: torch.device | None) -> EncodedRows:
-    """Encodes rows, one after the other, so that the batch size changes nothing; encoders are cast as in training.
+def encode_drift_rows(
+    rows: DriftRows, sampler: Sampler, device: torch.device | None, scales: Sequence[float]
+) -> dict[float, EncodedRows]:
+    """The encoded rows of each scale; the adapter is left at one of them.
+
+    Images are encoded once, with the adapter off: all scales are to denoise the same. So are prompts, unless the
+    adapter reaches an encoder of them: what it changes there is part of its drift, and each scale has its own. Rows are
+    encoded one after the other, so that the batch size changes nothing; encoders are cast as in training.
 
     Args:
         rows: to encode.
         sampler: of the pipeline, and of the size that images or videos are brought to.
         device: where the pipeline was put to sample, and its networks are to be; None leaves all where it is.
+        scales: of the adapter.
     """
     pipeline, networks = sampler.pipeline, sampler.family.networks(sampler.pipeline)
     first = next(iter(networks.values()))
     if device is not None:
         pipeline.remove_all_hooks()  # of offloading: what works is put on the device here, one after the other
     encoders = FrozenEncoders(sampler.family, pipeline, device or first.device, compute_dtype(first))
+    set_adapter_scale(pipeline, 0)
     images = []
     for value in rows.media:
         pixels, geometry = rows.reader.read(value, sampler.size)
         images.append(_on_cpu(encoders.images(pixels[None], geometry[None])))
-    distinct = {prompt: _on_cpu(encoders.prompts([prompt])) for prompt in dict.fromkeys(rows.prompts)}
+    distinct = list(dict.fromkeys(rows.prompts))
+    encoded = {}
+    for scale in scales if _has_prompt_adapter(sampler) else [0.0]:
+        set_adapter_scale(pipeline, scale)
+        of_prompt = {prompt: _on_cpu(encoders.prompts([prompt])) for prompt in distinct}
+        encoded[scale] = EncodedRows(rows.indices, images, [of_prompt[prompt] for prompt in rows.prompts])
     if device is not None:
         encoders.release()
         for network in networks.values():
             if network.device != device:
                 network.to(device)
-    return EncodedRows(rows.indices, images, [distinct[prompt] for prompt in rows.prompts])
+    return {scale: encoded.get(scale) or encoded[0.0] for scale in scales}
+
+
+def _has_prompt_adapter(sampler: Sampler) -> bool:
+    encoders = present(sampler.pipeline, sampler.family.prompt_encoders).values()
+    modules = (encoder.modules() for encoder in encoders if isinstance(encoder, nn.Module))
+    return any(isinstance(layer, LoraLayer) for layers in modules for layer in layers)
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ from ..score.run import score
 from ..sharded_run import locks_output_dir
 from .card import PICTURE_NAME, check_adapter, find_base, local_folder, push_card, write_card
 from .config import StrengthConfig
-from .drift import DriftRows, EncodedRows, denoising_errors, encode_drift_rows, read_drift_rows
+from .drift import DriftRows, denoising_errors, encode_drift_rows, read_drift_rows
 from .plots import plot_strength
 from .report import ScaleRow, StrengthReport, interval, resampled_means, suggest_scale
 from .samples import ScaleSamples, read_samples
@@ -175,21 +175,22 @@ class _Strength:
     def errors(self) -> dict[float, list[float]]:
         """The denoising errors of each scale, by quartile; those that an earlier run has found are kept."""
         config, rows = self.config, self.drift_rows()
-        encoded: EncodedRows | None = None
-        errors = {}
+        found, sources = {}, {}
         for scale in config.scales:
             path = self.folder(scale) / ERRORS_NAME
             record = read_record(self.folder(scale) / DRAWN, GENERATION_NAME)
             assert record is not None
-            source = fingerprint(rows.fingerprint, config.seed, json.dumps(record["settings"], sort_keys=True))
+            sources[scale] = fingerprint(rows.fingerprint, config.seed, json.dumps(record["settings"], sort_keys=True))
             before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-            if before.get("source") != source:
-                encoded = encoded or encode_drift_rows(rows, self.sampler, self.device)
-                set_adapter_scale(self.sampler.pipeline, scale)
-                before = {"source": source, "errors": denoising_errors(self.sampler, encoded, config.seed)}
-                write_json(path, before)
-            errors[scale] = before["errors"]
-        return errors
+            if before.get("source") == sources[scale]:
+                found[scale] = before["errors"]
+        missing = [scale for scale in config.scales if scale not in found]
+        encoded = encode_drift_rows(rows, self.sampler, self.device, missing) if missing else {}
+        for scale in missing:
+            set_adapter_scale(self.sampler.pipeline, scale)
+            found[scale] = denoising_errors(self.sampler, encoded[scale], config.seed)
+            write_json(self.folder(scale) / ERRORS_NAME, {"source": sources[scale], "errors": found[scale]})
+        return found
 
     def publish(self, errors: Mapping[float, Sequence[float]], destination: Destination | None) -> StrengthReport:
         """Makes the report of the errors and all that is in the folder; writes, pushes and prints it."""
