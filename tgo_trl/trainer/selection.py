@@ -39,6 +39,11 @@ class Bounds:
     def __bool__(self) -> bool:
         return self.max_drift is not None or self.min_variety is not None
 
+    def covered(self, metrics: Mapping[str, float]) -> bool:
+        """Whether an evaluation has measured all that is bounded."""
+        has_drift = self.max_drift is None or largest_drift(metrics) is not None
+        return has_drift and (self.min_variety is None or f"eval_{VARIETY}" in metrics)
+
     def broken(self, metrics: Mapping[str, float]) -> list[str]:
         """A clause for each bound that an evaluation is outside of.
 
