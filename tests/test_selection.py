@@ -422,6 +422,10 @@ REFUSED = {
     "samples without evaluations": (ONE, "`eval_rewards` is .*nothing is evaluated. Set `eval_strategy='steps'`"),
     "samples of nothing": ({"eval_samples_per_prompt": 3}, "`eval_samples_per_prompt` is 3, and .* draw no samples"),
     "no samples": ({**CHOOSING, **ONE, "eval_samples_per_prompt": 0}, "`eval_samples_per_prompt` is 0"),
+    "nothing to measure": (
+        {**CHOOSING, "eval_prompts": PROMPTS, "eval_samples_per_prompt": 1},
+        "`eval_samples_per_prompt` is 1, and there are no `eval_rewards`: nothing would be measured",
+    ),
     "variety of one sample": (
         {**CHOOSING, "eval_prompts": PROMPTS, "min_variety": 0.5, "eval_samples_per_prompt": 1},
         "`min_variety` is 0.5, and `eval_samples_per_prompt` is 1",
