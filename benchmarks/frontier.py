@@ -291,14 +291,7 @@ def _mean_of(name: str, result: dict[str, Any]) -> float:
 def trained_runs(rates: dict[tuple[str, str], float], options: Options) -> list[Run]:
     """Each method along its knob, at its learning rate; with guidance where it was tuned."""
     return [
-        Run(
-            world,
-            name,
-            value,
-            rates[world, name],
-            seed,
-            GUIDANCES if value == method.tuned_at and name in GUIDED else (1.0,),
-        )
+        Run(world, name, value, rates[world, name], seed, GUIDANCES if value == method.tuned_at and name in GUIDED else (1.0,))
         for world in options.worlds
         for seed in range(options.num_seeds)
         for name, method in METHODS.items()

@@ -192,8 +192,9 @@ def _check_samples(settings: Mapping[str, Any]) -> None:
     _check_evaluates(name, settings)
     if name == "eval_prompts" and per_prompt == 1:
         raise ValueError(
-            f"`eval_prompts` is {shown(settings[name])}, `eval_samples_per_prompt` is 1, and there are no `eval_rewards`: "
-            "nothing would be measured. Set `eval_samples_per_prompt` to 2 or more for the variety, or `eval_rewards`."
+            f"`eval_prompts` is {shown(settings[name])}, `eval_samples_per_prompt` is 1, and there are no "
+            "`eval_rewards`: nothing would be measured. Set `eval_samples_per_prompt` to 2 or more for the variety, or "
+            "`eval_rewards`."
         )
     if per_prompt < 2 and settings["min_variety"] is not None:
         raise ValueError(
