@@ -345,7 +345,7 @@ def test_a_tighter_bound_drops_a_best_checkpoint_that_is_outside(tmp_path, rewar
     assert (first.state.global_step, first.state.best_global_step) == (4, 3)
     again = run(tmp_path, start=False, max_drift=between(free, 1), **settings)
     again.train(resume_from_checkpoint=True)
-    assert (again.state.best_global_step, again.state.best_metric, again._kept_step) == (1, 1, 1)
+    assert (again.state.best_global_step, again.state.best_metric, again.kept_step) == (1, 1, 1)
     nothing = run(tmp_path, start=False, max_drift=(1 + max(free[0].drifts.values())) / 2, **settings)
     with pytest.raises(OutsideBoundsError, match="No evaluation was inside the bounds, so that"):
         nothing.train(resume_from_checkpoint=True)
@@ -357,7 +357,7 @@ def test_a_looser_bound_keeps_what_was_outside(tmp_path, rewards, free):
         run(tmp_path, eval_rewards=rewards["Rising"], max_drift=(1 + max(free[0].drifts.values())) / 2)
     again = run(tmp_path, start=False, eval_rewards=rewards["Rising"], max_drift=between(free, 1))
     again.train(resume_from_checkpoint=True)
-    assert (again.state.global_step, again.state.best_global_step, again._kept_step) == (2, 1, 1)
+    assert (again.state.global_step, again.state.best_global_step, again.kept_step) == (2, 1, 1)
 
 
 def test_another_metric_chooses_anew(tmp_path, scripted):
@@ -396,6 +396,18 @@ def test_other_samples_begin_the_best_anew(tmp_path, scripted, capsys, changed, 
     assert (trainer.state.best_global_step, trainer.state.best_metric) == ((3, 1) if is_anew else (1, 9))
     said = "otherwise than before update 3: the best checkpoint is chosen anew" in capsys.readouterr().out
     assert said == is_anew
+
+
+def test_a_plateau_schedule_follows_the_reward_upwards(tmp_path, rewards):
+    settings = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_rewards": rewards["Rising"], "learning_rate": 1e-3}
+    patience = {"patience": 0}
+    trainer = run(tmp_path, max_steps=3, lr_scheduler_kwargs=patience, **settings)
+    assert logged(trainer, "eval_samples/Rising") == [1, 2, 3]
+    assert trainer.optimizer.param_groups[0]["lr"] == 1e-3, "it is not cut because the reward rises"
+    own = config(tmp_path, **{**DRIFTING, **settings, "lr_scheduler_kwargs": {"mode": "min"}})
+    assert own.lr_scheduler_kwargs == {"mode": "min"}
+    of_loss = config(tmp_path, **{**DRIFTING, **settings, "metric_for_best_model": "loss"})
+    assert not of_loss.lr_scheduler_kwargs
 
 
 # ---- Refusals ----

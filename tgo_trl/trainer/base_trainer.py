@@ -68,7 +68,7 @@ class BaseTrainer(ResumableTrainer):
     encoders: FrozenEncoders
     sampled_reference: Reference | None
     _eval_samples: EvalSamples | None = None
-    _kept_step: int | None = None  # of the best checkpoint, once it is loaded
+    kept_step: int | None = None  # of the best checkpoint, once it is loaded
     _sample_ways: Sequence[tuple[int, dict[str, str]]] = ()  # see `RunRecord`
     _gone_on_from: Path | None = None
 
@@ -241,7 +241,7 @@ class BaseTrainer(ResumableTrainer):
             OutsideBoundsError: if there are bounds, and no evaluation was inside them.
         """
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        if self.args.bounds and self._kept_step is None:
+        if self.args.bounds and self.kept_step is None:
             raise OutsideBoundsError(self._describe_failure())
         if self._is_watched and self.is_world_process_zero():
             print("\n".join(self._describe_choice()))
@@ -254,7 +254,7 @@ class BaseTrainer(ResumableTrainer):
 
     def _begin(self, checkpoint: Path | None) -> None:
         super()._begin(checkpoint)
-        self._kept_step, self._gone_on_from = None, checkpoint
+        self.kept_step, self._gone_on_from = None, checkpoint
         saved = None if checkpoint is None else checkpoints.RunRecord.read(checkpoint)
         ways = {} if self._eval_samples is None else self._eval_samples.ways
         self._sample_ways = [] if saved is None else saved.sample_ways
@@ -350,7 +350,7 @@ class BaseTrainer(ResumableTrainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._kept_step = checkpoints.checkpoint_step(Path(str(self.state.best_model_checkpoint)))
+        self.kept_step = checkpoints.checkpoint_step(Path(str(self.state.best_model_checkpoint)))
 
     def _show_evaluations(self) -> None:
         """Draws what was measured until now, in the folder of the run."""
@@ -363,9 +363,9 @@ class BaseTrainer(ResumableTrainer):
     def _describe_choice(self) -> list[str]:
         args, state, stopped = self.args, self.state, self._why_stopped()
         lines = [] if stopped is None else [f"The run {stopped[0]}."]
-        if self._kept_step is not None:
+        if self.kept_step is not None:
             best = f"{args.metric_for_best_model!r} is {state.best_metric:.4g}"
-            lines.append(f"Kept is checkpoint-{self._kept_step}, whose {best}, of {state.global_step} updates.")
+            lines.append(f"Kept is checkpoint-{self.kept_step}, whose {best}, of {state.global_step} updates.")
         picture = args.output_path / EVALUATIONS_NAME
         return [*lines, f"The evaluations over the run: {picture}"] if picture.is_file() else lines
 
@@ -418,7 +418,7 @@ class BaseTrainer(ResumableTrainer):
         folder = self.args.output_path
         folder.mkdir(parents=True, exist_ok=True)
         grid = last_grid(folder)
-        step = self.state.global_step if self._kept_step is None else self._kept_step
+        step = self.state.global_step if self.kept_step is None else self.kept_step
         weights = self.hub_model_id or self.args.hub_model_id or shown_path(str(folder))
         content = CardContent(
             model_name=model_name or (self.args.hub_model_id or folder.name).split("/")[-1],
