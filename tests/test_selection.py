@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback
 
 from tgo_trl.cli import main
-from tgo_trl.trainer.evaluations import Evaluation, read_evaluations
+from tgo_trl.trainer.evaluations import Choice, Evaluation, choose, comparable_evaluations, read_evaluations
 from tgo_trl.trainer.selection import Bounds, OutsideBoundsError
 
 from . import tiny
@@ -248,20 +248,24 @@ def test_a_checkpoint_outside_of_the_bounds_is_not_pushed(tmp_path, free, hub):
 # ---- Early stopping ----
 
 FALLING = """
+import json
+from pathlib import Path
+
 class Falling:
     calls = 0
 
     def __call__(self, prompts, images):
         Falling.calls += 1
-        return [float({values}[Falling.calls])] * len(prompts)
+        return [float(json.loads(Path(__file__).with_suffix(".json").read_text())[Falling.calls])] * len(prompts)
 """
 
 
 @pytest.fixture
 def scripted(tmp_path):
-    def write(name, values):
-        path = tmp_path / f"{name}.py"
-        path.write_text(FALLING.format(values=[0, 0, *values]))
+    def write(values, comment=""):
+        path = tmp_path / "scripted.py"
+        path.write_text(FALLING + comment)
+        path.with_suffix(".json").write_text(json.dumps([0, 0, *values]))
         return [f"{path}:Falling"]
 
     return write
@@ -273,7 +277,7 @@ def test_patience_ends_a_run_by_its_reward(tmp_path, scripted, capsys, caplog):
         trainer = run(
             tmp_path,
             sets=sets,
-            eval_rewards=scripted("a", [1, 3, 2, 3, 9]),
+            eval_rewards=scripted([1, 3, 2, 3, 9]),
             early_stopping_patience=2,
             learning_rate=1e-3,
         )
@@ -291,9 +295,9 @@ def test_patience_counts_on_after_a_resume(tmp_path, scripted, capsys, restore):
                 "restore_callback_states_from_checkpoint": restore}  # fmt: skip
     # the reference; at the start; then updates 1 to 4
     with pytest.raises(Stop):
-        run(tmp_path, eval_rewards=scripted("b", [7, 3, 2, 9, 9]), callbacks=[StopAt(3)], **settings)
+        run(tmp_path, eval_rewards=scripted([7, 3, 2, 9, 9]), callbacks=[StopAt(3)], **settings)
     # the policy at the start, in the order of calls: policy (1, 2 were made), then update 3
-    rest = scripted("c", [8, 1, 1, 9, 9])
+    rest = scripted([8, 1, 1, 9, 9])
     trainer = run(tmp_path, start=False, eval_rewards=rest, **settings)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 3, "update 2 had less than update 1, and so had update 3"
@@ -301,6 +305,109 @@ def test_patience_counts_on_after_a_resume(tmp_path, scripted, capsys, restore):
     again = run(tmp_path, start=False, eval_rewards=rest, **settings)
     again.train(resume_from_checkpoint=True)
     assert "Nothing to do: the run was ended after update 3: 2 evaluations in a row" in capsys.readouterr().out
+
+
+# ---- Going on with other settings ----
+
+
+def test_the_choice_by_hand():
+    drifts, values = [1.1, 1.3, 1.1, 1.2], [5.0, 9.0, 6.0, 6.0]
+    found = [
+        Evaluation(i + 1, {"eval_r": value, "eval_drift/quartile_1": drift})
+        for i, (drift, value) in enumerate(zip(drifts, values, strict=True))
+    ]
+    kept = [1, 2, 3, 4]
+    assert choose(found, "r", True, Bounds(), kept) == Choice(9.0, 2, 2)
+    assert choose(found, "eval_r", True, Bounds(max_drift=1.25), kept) == Choice(6.0, 3, 1)
+    assert choose(found, "r", True, Bounds(max_drift=1.25), [1, 4]) == Choice(6.0, 4, 0)
+    assert choose(found, "r", False, Bounds(), kept) == Choice(5.0, 1, 3)
+    assert choose(found, "r", True, Bounds(max_drift=1.05), kept) == Choice()
+    assert choose(found, "r", True, Bounds(min_variety=0.5), kept) == Choice(), "which was not measured"
+    assert choose(found, "other", True, Bounds(), kept) == Choice()
+    undefined = [Evaluation(0, {"eval_r": 9.0}), Evaluation(1, {"eval_r": math.nan}), Evaluation(2, {"eval_r": 1.0})]
+    assert choose(undefined[:2], "r", True, Bounds(), kept) == Choice(-math.inf)
+    assert choose(undefined, "r", True, Bounds(), kept) == Choice(1.0, 2)
+
+
+def test_samples_that_were_measured_otherwise_are_not_compared():
+    entry = {"eval_samples/r": 1.0, "eval_samples/r_reference": 1.0, "eval_samples/variety": 1.0, "eval_loss": 1.0}
+    history = [{**entry, "step": step} for step in (1, 2, 3)]
+    way = {"samples/r": "a", "samples/variety": "v"}
+    ways = [(0, {**way, "samples/r": "b"}), (1, way), (2, way)]
+    names = [set(it.metrics) for it in comparable_evaluations(history, ways)]
+    assert names == [{"eval_samples/variety", "eval_loss"}, set(entry), set(entry)]
+    assert [set(it.metrics) for it in comparable_evaluations(history, [])] == [set(entry)] * 3
+
+
+def test_a_tighter_bound_drops_a_best_checkpoint_that_is_outside(tmp_path, rewards, free):
+    settings = {"eval_rewards": rewards["Rising"], "learning_rate": DRIFTING["learning_rate"]}
+    first = run(tmp_path, max_drift=between(free, 3), **settings)
+    assert (first.state.global_step, first.state.best_global_step) == (4, 3)
+    again = run(tmp_path, start=False, max_drift=between(free, 1), **settings)
+    again.train(resume_from_checkpoint=True)
+    assert (again.state.best_global_step, again.state.best_metric, again.kept_step) == (1, 1, 1)
+    nothing = run(tmp_path, start=False, max_drift=(1 + max(free[0].drifts.values())) / 2, **settings)
+    with pytest.raises(OutsideBoundsError, match="No evaluation was inside the bounds, so that"):
+        nothing.train(resume_from_checkpoint=True)
+    assert nothing.state.best_metric is None
+
+
+def test_a_looser_bound_keeps_what_was_outside(tmp_path, rewards, free):
+    with pytest.raises(OutsideBoundsError):
+        run(tmp_path, eval_rewards=rewards["Rising"], max_drift=(1 + max(free[0].drifts.values())) / 2)
+    again = run(tmp_path, start=False, eval_rewards=rewards["Rising"], max_drift=between(free, 1))
+    again.train(resume_from_checkpoint=True)
+    assert (again.state.global_step, again.state.best_global_step, again.kept_step) == (2, 1, 1)
+
+
+def test_another_metric_chooses_anew(tmp_path, scripted):
+    settings = {"learning_rate": 1e-3, "eval_rewards": scripted([1, 3, 2, 3, 9])}
+    run(tmp_path, max_steps=3, **settings)
+    trainer = run(
+        tmp_path, start=False, max_steps=3, metric_for_best_model="loss", early_stopping_patience=9, **settings
+    )
+    trainer.train(resume_from_checkpoint=True)
+    losses = logged(trainer, "eval_loss")[:3]
+    best = losses.index(min(losses))
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (losses[best], best + 1)
+    assert trainer._early_stopping.early_stopping_patience_counter == 2 - best
+
+
+OTHERS = {
+    "the rewards": ({}, "# another", True),
+    "the prompts": ({"eval_prompts": PROMPTS[:1]}, "", True),
+    "samples of a prompt": ({"eval_samples_per_prompt": 3}, "", True),
+    "denoising steps": ({"sample_num_inference_steps": 1}, "", True),
+    "nothing": ({}, "", False),
+}
+
+
+@pytest.mark.parametrize(("changed", "comment", "is_anew"), OTHERS.values(), ids=OTHERS)
+def test_other_samples_begin_the_best_anew(tmp_path, scripted, capsys, changed, comment, is_anew):
+    settings = {"learning_rate": 1e-3, "lr_scheduler_type": "constant"}
+    run(tmp_path, max_steps=2, eval_rewards=scripted([9, 8]), **settings)
+    capsys.readouterr()
+    # the policy at update 3, as the reference is measured by the first call
+    rest = scripted([1, 1])
+    if comment:
+        rest = scripted([1, 1], comment)
+    trainer = run(tmp_path, start=False, max_steps=3, eval_rewards=rest, **{**settings, **changed})
+    trainer.train(resume_from_checkpoint=True)
+    assert (trainer.state.best_global_step, trainer.state.best_metric) == ((3, 1) if is_anew else (1, 9))
+    said = "otherwise than before update 3: the best checkpoint is chosen anew" in capsys.readouterr().out
+    assert said == is_anew
+
+
+def test_a_plateau_schedule_follows_the_reward_upwards(tmp_path, rewards):
+    settings = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_rewards": rewards["Rising"], "learning_rate": 1e-3}
+    patience = {"patience": 0}
+    trainer = run(tmp_path, max_steps=3, lr_scheduler_kwargs=patience, **settings)
+    assert logged(trainer, "eval_samples/Rising") == [1, 2, 3]
+    assert trainer.optimizer.param_groups[0]["lr"] == 1e-3, "it is not cut because the reward rises"
+    own = config(tmp_path, **{**DRIFTING, **settings, "lr_scheduler_kwargs": {"mode": "min"}})
+    assert own.lr_scheduler_kwargs == {"mode": "min"}
+    of_loss = config(tmp_path, **{**DRIFTING, **settings, "metric_for_best_model": "loss"})
+    assert not of_loss.lr_scheduler_kwargs
 
 
 # ---- Refusals ----
@@ -327,6 +434,10 @@ REFUSED = {
     "samples without evaluations": (ONE, "`eval_rewards` is .*nothing is evaluated. Set `eval_strategy='steps'`"),
     "samples of nothing": ({"eval_samples_per_prompt": 3}, "`eval_samples_per_prompt` is 3, and .* draw no samples"),
     "no samples": ({**CHOOSING, **ONE, "eval_samples_per_prompt": 0}, "`eval_samples_per_prompt` is 0"),
+    "nothing to measure": (
+        {**CHOOSING, "eval_prompts": PROMPTS, "eval_samples_per_prompt": 1},
+        "`eval_samples_per_prompt` is 1, and there are no `eval_rewards`: nothing would be measured",
+    ),
     "variety of one sample": (
         {**CHOOSING, "eval_prompts": PROMPTS, "min_variety": 0.5, "eval_samples_per_prompt": 1},
         "`min_variety` is 0.5, and `eval_samples_per_prompt` is 1",

@@ -121,6 +121,12 @@ class EarlyStopping(EarlyStoppingCallback):
         self.early_stopping_patience_counter = own["attributes"]["early_stopping_patience_counter"] if own else 0
         self._first_step = state.global_step
 
+    def count_from(self, state: TrainerState, num: int) -> None:
+        """Sets the count of a run that goes on, also for [`restore`]."""
+        self.early_stopping_patience_counter = num
+        saved: Any = state.stateful_callbacks or {}
+        state.stateful_callbacks = {**saved, type(self).__name__: self.state()}  # type: ignore[no-untyped-call]
+
     @property
     def is_over(self) -> bool:
         """Whether patience is at its end."""

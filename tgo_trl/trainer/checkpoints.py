@@ -53,6 +53,7 @@ class RunRecord:
         updates: that were made.
         changes: what was set otherwise from some update on, a sentence each.
         averaged_updates: those that the average of the weights counts; None without one.
+        sample_ways: after which updates samples were measured in another way, with digests of it by metric.
     """
 
     config: dict[str, Any]
@@ -64,6 +65,7 @@ class RunRecord:
     updates: int = 0
     changes: list[str] = field(default_factory=list)
     averaged_updates: int | None = None
+    sample_ways: list[tuple[int, dict[str, str]]] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
         """Writes `tgo_config.json`."""
@@ -79,6 +81,8 @@ class RunRecord:
         }
         if self.averaged_updates is not None:
             values["averaged_updates"] = self.averaged_updates
+        if self.sample_ways:
+            values["sample_ways"] = self.sample_ways
         (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
     @classmethod
@@ -96,6 +100,7 @@ class RunRecord:
             updates=values["updates"],
             changes=values["changes"],
             averaged_updates=values.get("averaged_updates"),
+            sample_ways=[(after, ways) for after, ways in values.get("sample_ways", [])],
         )
 
 

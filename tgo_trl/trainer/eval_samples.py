@@ -14,6 +14,7 @@ from ..media.types import Sample
 from ..policy.draws import stable_seed
 from ..rewards import load_reward
 from ..rewards.base import Reward, checked_scores
+from ..storage.fingerprints import fingerprint
 from .sample_grids import SamplingTrainer
 from .selection import OF_THE_REFERENCE, SAMPLES, VARIETY, reward_names
 
@@ -47,6 +48,9 @@ class EvalSamples:
         seed: with the prompt and the sample's number, what its seed is made of.
         batch_size: samples that are drawn at once.
         kwargs: passed to the pipeline.
+
+    Attributes:
+        ways: a digest by metric of how it is measured; values under another one cannot be compared.
     """
 
     def __init__(
@@ -60,6 +64,11 @@ class EvalSamples:
         self.batch_size = batch_size
         self.kwargs = kwargs
         self._reference: dict[str, float] | None = None
+        drawn = (seed, num_per_prompt, sorted(kwargs.items()), *sorted(prompts))
+        versions = {f"{SAMPLES}{name}": reward.version for name, reward in rewards.items()}
+        self.ways = {name: fingerprint(version, *drawn) for name, version in versions.items()}
+        if num_per_prompt > 1:
+            self.ways[VARIETY] = fingerprint(*drawn)
 
     def measure_reference(self) -> dict[str, float]:
         """Rewards and variety of the reference as it is when this is first called, before training."""

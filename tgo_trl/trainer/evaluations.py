@@ -1,12 +1,16 @@
 """The evaluations of a run, read from its log, which every checkpoint holds."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from .selection import OF_THE_REFERENCE, SAMPLES, VARIETY, Bounds, largest_drift
 
 EVALUATIONS_NAME = "evaluations.png"
+Ways: TypeAlias = Sequence[tuple[int, Mapping[str, str]]]
+"""After which updates metrics of samples were measured in another way than before, and digests of the ways by name."""
 
 
 @dataclass(frozen=True)
@@ -81,3 +85,60 @@ def read_evaluations(history: Sequence[Mapping[str, float]]) -> list[Evaluation]
 def evaluation_after(step: int, history: Sequence[Mapping[str, float]]) -> Evaluation:
     """What was measured after an update; without metrics if it was not evaluated."""
     return next((it for it in read_evaluations(history) if it.step == step), Evaluation(step))
+
+
+def comparable_evaluations(history: Sequence[Mapping[str, float]], ways: Ways) -> list[Evaluation]:
+    """The evaluations of a log, without metrics of samples that were measured in another way than now."""
+    found = []
+    for evaluation in read_evaluations(history):
+        then = next((way for after, way in reversed(ways) if after < evaluation.step), None)
+        others = set() if then is None else {f"eval_{name}" for name in then if then[name] != ways[-1][1].get(name)}
+        metrics = {
+            name: value
+            for name, value in evaluation.metrics.items()
+            if name.removesuffix(OF_THE_REFERENCE) not in others
+        }
+        found.append(Evaluation(evaluation.step, metrics))
+    return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which evaluation is the best one, and how many came after it.
+
+    Attributes:
+        metric: of the best; infinite if none had a finite one, None if none was inside the bounds.
+        step: of the best; None if there is none.
+        num_since: evaluations in a row, up to the last, that were no better.
+    """
+
+    metric: float | None = None
+    step: int | None = None
+    num_since: int = 0
+
+
+def choose(
+    evaluations: Sequence[Evaluation], metric: str, greater_is_better: bool, bounds: Bounds, kept: Sequence[int]
+) -> Choice:
+    """What a run would have chosen, had it been evaluated under these bounds and by this metric.
+
+    Args:
+        evaluations: in the order of their updates; those without the metric do not count.
+        metric: `metric_for_best_model`, with `eval_` or without.
+        greater_is_better: for this metric.
+        bounds: of the best.
+        kept: updates whose checkpoints are still there; others are not chosen.
+    """
+    name, sign = f"eval_{metric.removeprefix('eval_')}", 1 if greater_is_better else -1
+    choice = Choice()
+    for evaluation in evaluations:
+        if name not in evaluation.metrics or evaluation.step == 0:  # not up for the best before the first update
+            continue
+        value, best = evaluation.metrics[name], choice.metric
+        is_inside = bounds.covered(evaluation.metrics) and not bounds.broken(evaluation.metrics)
+        if is_inside and evaluation.step in kept and sign * value > (-math.inf if best is None else sign * best):
+            choice = Choice(value, evaluation.step)
+        else:
+            lowest = -sign * math.inf if is_inside and best is None else best
+            choice = Choice(lowest, choice.step, 0 if best is None else choice.num_since + 1)
+    return choice

@@ -232,6 +232,7 @@ class ResumableTrainer(Trainer):
         first_epoch, _ = super()._init_training_state(max_steps, *args, **kwargs)
         if self._resumed is None:
             return first_epoch, 0
+        self._restore_choice()
         over = self._why_over(max_steps)
         if over is not None:
             self._is_over = True
@@ -245,6 +246,9 @@ class ResumableTrainer(Trainer):
                 print(f"Nothing to do: the run {reason}.")
         self._pass_over(self._resumed)
         return self._resumed.epoch, 0
+
+    def _restore_choice(self) -> None:
+        """Takes up which checkpoint is the best, of a run that goes on."""
 
     def _why_over(self, max_steps: int) -> tuple[str, str] | None:
         """Why a run that goes on has nothing left to do, a clause, and how it would have; None if it has."""

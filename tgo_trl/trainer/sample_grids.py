@@ -25,6 +25,7 @@ class SamplingTrainer(Protocol):
     sampled_reference: Reference | None
     optimizer_mode: OptimizerMode
     callback_handler: CallbackHandler
+    kept_step: int | None
 
     @property
     def args(self) -> TrainingArguments:
@@ -87,18 +88,19 @@ class SampleGridCallback(TrainerCallback):
     ) -> None:
         """Samples the last grid of a run that was stopped between two updates."""
         if self._last_step != state.global_step:
-            self._show(args, state)
+            self._show(args, state, self.trainer.kept_step)
 
-    def _show(self, args: TrainingArguments, state: TrainerState) -> None:
+    def _show(self, args: TrainingArguments, state: TrainerState, kept_step: int | None = None) -> None:
         self._last_step = state.global_step
         with self.trainer.optimizer_mode.averaged(), self.trainer.strategy.whole():  # in every process
             if state.is_world_process_zero and args.output_dir is not None:
-                self._plot(Path(args.output_dir), state)
+                self._plot(Path(args.output_dir), state, kept_step)
 
-    def _plot(self, output_dir: Path, state: TrainerState) -> None:
+    def _plot(self, output_dir: Path, state: TrainerState, kept_step: int | None) -> None:
+        step = state.global_step if kept_step is None else kept_step  # whose weights these are
         rows = [self._base or self._samples(from_reference=True), self._samples()]
         path = output_dir / SAMPLES_FOLDER / f"step-{state.global_step:06d}.png"
-        plot_grid(rows, ["reference", f"step {state.global_step}"], self.prompts, path)
+        plot_grid(rows, ["reference", f"step {step}"], self.prompts, path)
         log_picture(self.trainer, "samples", path, state.global_step)
 
     def _samples(self, from_reference: bool = False) -> list[Image.Image]:

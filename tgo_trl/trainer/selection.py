@@ -39,6 +39,11 @@ class Bounds:
     def __bool__(self) -> bool:
         return self.max_drift is not None or self.min_variety is not None
 
+    def covered(self, metrics: Mapping[str, float]) -> bool:
+        """Whether an evaluation has measured all that is bounded."""
+        has_drift = self.max_drift is None or largest_drift(metrics) is not None
+        return has_drift and (self.min_variety is None or f"eval_{VARIETY}" in metrics)
+
     def broken(self, metrics: Mapping[str, float]) -> list[str]:
         """A clause for each bound that an evaluation is outside of.
 
@@ -185,6 +190,12 @@ def _check_samples(settings: Mapping[str, Any]) -> None:
             "that differ, and `eval_samples_per_prompt` to how many samples each has."
         )
     _check_evaluates(name, settings)
+    if name == "eval_prompts" and per_prompt == 1:
+        raise ValueError(
+            f"`eval_prompts` is {shown(settings[name])}, `eval_samples_per_prompt` is 1, and there are no "
+            "`eval_rewards`: nothing would be measured. Set `eval_samples_per_prompt` to 2 or more for the variety, or "
+            "`eval_rewards`."
+        )
     if per_prompt < 2 and settings["min_variety"] is not None:
         raise ValueError(
             f"`min_variety` is {settings['min_variety']}, and `eval_samples_per_prompt` is {per_prompt}: variety is "

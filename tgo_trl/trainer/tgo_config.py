@@ -229,7 +229,8 @@ class TGOConfig(TrainingArguments):
             Rewards of samples that each evaluation draws: names of reward models, or `path/to/file.py:function`, or
             `package.module:function`, as `tgo-trl score` takes them. Logged as `eval_samples/<name>`, the mean of all
             samples, beside the reference's mean on the same prompts and seeds, `eval_samples/<name>_reference`. With
-            `load_best_model_at_end=True` the first of them is the default of `metric_for_best_model`.
+            `load_best_model_at_end=True` the first of them is the default of `metric_for_best_model`. Where one of them
+            is, more is better, also for `lr_scheduler_type="reduce_lr_on_plateau"`.
         eval_prompts (`list[str]`, *optional*):
             Prompts of these samples, the same at each evaluation. Defaults to `sample_prompts`. Samples have
             `sample_num_inference_steps` and `sample_guidance_scale`; `per_device_eval_batch_size` are drawn at once.
@@ -482,6 +483,10 @@ class TGOConfig(TrainingArguments):
         metric = str(self.metric_for_best_model).removeprefix("eval_")
         if self.greater_is_better is None and metric in sample_metrics(vars(self)):
             self.greater_is_better = True
+            # torch's schedule follows the same metric, and would cut the rate because it rises
+            kwargs = self.lr_scheduler_kwargs or {}
+            if self.lr_scheduler_type == "reduce_lr_on_plateau" and isinstance(kwargs, dict):
+                self.lr_scheduler_kwargs = {"mode": "max", **kwargs}
 
     def _apply_recipe(self) -> None:
         defaults = {item.name: item.default for item in fields(TGOConfig)}
