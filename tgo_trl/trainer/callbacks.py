@@ -124,8 +124,9 @@ class EarlyStopping(EarlyStoppingCallback):
     def count_from(self, state: TrainerState, num: int) -> None:
         """Sets the count of a run that goes on, also for [`restore`]."""
         self.early_stopping_patience_counter = num
-        saved: Any = state.stateful_callbacks or {}
-        state.stateful_callbacks = {**saved, type(self).__name__: self.state()}  # type: ignore[no-untyped-call]
+        saved: Any = state.stateful_callbacks  # a dictionary, whatever its annotation says
+        own: Any = {**(saved or {}), type(self).__name__: self.state()}
+        state.stateful_callbacks = own
 
     @property
     def is_over(self) -> bool:

@@ -69,7 +69,7 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         """Writes `tgo_config.json`."""
-        values = {
+        values: dict[str, Any] = {
             "temperature": self.temperature,
             "size": list(self.size),
             "label_rule": None if self.rule is None else self.rule.to_dict(),

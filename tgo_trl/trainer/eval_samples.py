@@ -65,7 +65,7 @@ class EvalSamples:
         self.kwargs = kwargs
         self._reference: dict[str, float] | None = None
         drawn = (seed, num_per_prompt, sorted(kwargs.items()), *sorted(prompts))
-        versions = {f"{SAMPLES}{name}": reward.version for name, reward in rewards.items()}
+        versions = {f"{SAMPLES}{name}": getattr(reward, "version", "") for name, reward in rewards.items()}
         self.ways = {name: fingerprint(version, *drawn) for name, version in versions.items()}
         if num_per_prompt > 1:
             self.ways[VARIETY] = fingerprint(*drawn)
