@@ -71,7 +71,7 @@ class Method:
 METHODS = {
     "SFT": Method({"loss_type": "sft"}, "max_steps", (1, 8), 1, "#8c8c8c"),
     "TGO, the paper's": Method({}, "beta", (10, 3, 1), 3, "#c44e52"),
-    "TGO, robust": Method({"recipe": "robust"}, "beta", (1, 0.3, 0.1), 0.3, "#4c72b0"),
+    "TGO, robust": Method({"recipe": "robust"}, "beta", (0.3, 0.1), 0.3, "#4c72b0"),
     "TGO, mirrored": Method({"negatives": "mirror", "beta": 3.0}, "mirror_strength", (8,), 8, "#55a868"),
 }
 """The methods by name; their knob takes the place of what `settings` say of it."""
