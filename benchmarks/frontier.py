@@ -14,6 +14,7 @@ Every run is kept in `output_dir/runs`, and not made again when the command is s
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -389,7 +390,9 @@ def table(rows: Sequence[dict[str, Any]], world: str, sampler: str) -> str:
 
 
 def show(mean: float, half: float, is_share: bool) -> str:
-    """A mean with its interval; shares in percent."""
+    """A mean with its interval, if there is one; shares in percent."""
+    if math.isinf(half):
+        return f"{100 * mean:.1f} (one seed)" if is_share else f"{mean:.2f} (one seed)"
     return f"{100 * mean:.1f} ± {100 * half:.1f}" if is_share else f"{mean:.2f} ± {half:.2f}"
 
 
@@ -473,7 +476,8 @@ def main(options: Options) -> list[dict[str, Any]]:
     )
     results = measure_all(runs, options, "Frontier")
     rows = summarise(results)
-    (options.output_dir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    # the interval of one seed is infinite, which JSON has no word for
+    (options.output_dir / "results.json").write_text(json.dumps(rows, indent=1).replace("Infinity", "null") + "\n")
     tables = [
         f"### {world}, {sampler}\n\n{table(rows, world, sampler)}" for world in options.worlds for sampler in SAMPLERS
     ]
