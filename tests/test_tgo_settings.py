@@ -326,7 +326,7 @@ def test_a_run_with_a_recipe_is_gone_on_with_by_its_settings(tmp_path):
     make_trainer(config(tmp_path, recipe="robust", **saving)).train()
     make_trainer(config(tmp_path, **RECIPES["robust"], **saving, max_steps=3)).train(resume_from_checkpoint=True)
     changed = make_trainer(config(tmp_path, **{**RECIPES["robust"], "negative_weight": 1.0}, **saving, max_steps=4))
-    with pytest.raises(ValueError, match=r"`negative_weight` was 0\.3, is 1\.0"):
+    with pytest.raises(ValueError, match=r"`negative_weight` was balanced, is 1\.0"):
         changed.train(resume_from_checkpoint=True)
 
 
