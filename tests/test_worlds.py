@@ -176,7 +176,7 @@ def test_rows_are_means_over_seeds():
     assert Run("asked", "SFT", 8, 1e-3, 1) in runs
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_frontier_at_a_small_size_and_again(tmp_path, capsys):
     from benchmarks import frontier
 
