@@ -54,7 +54,7 @@ class Options:
     batch_size: int = 64
     learning_rate: float = 1e-3
     seed: int = 0
-    num_seeds: int = 4
+    num_seeds: int = 6
     images_per_seed: int = 500
     num_inference_steps: int = 20
 
