@@ -11,6 +11,7 @@ weight `s` drawn as often as `exp(s / TARGET_BETA)` says.
     python examples/digits/pretrain.py --help      makes the bases
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ def right(scorer: Callable[[], DigitScorer]) -> Callable[[], Scorer]:
     return lambda: lambda prompts, images: [float(it) for it in scorer().is_right(prompts, images)]
 
 
+@functools.cache
 def real_scans() -> tuple[Scans, np.ndarray]:
     """The scans that the base learned from, then those that nothing has seen, all as often."""
     seen, held_out = load_scans("generator"), load_scans("held_out")
@@ -60,6 +62,7 @@ def real_scans() -> tuple[Scans, np.ndarray]:
     return scans, np.ones(len(scans.digits))
 
 
+@functools.cache
 def heavy_scans() -> tuple[Scans, np.ndarray]:
     """The same, tilted towards heavy strokes within each digit: `exp(s / TARGET_BETA)` over its sum."""
     scans, _ = real_scans()
