@@ -15,7 +15,7 @@ from tgo_trl.losses import LossInputs, Predictions, RowErrors, TGOLoss
 from tgo_trl.losses.likelihood import log_ratio, relative_log_ratio
 from tgo_trl.losses.tgo import mirrored_error, prediction_difference, smoothed_logistic_loss, tgo_loss
 from tgo_trl.trainer.course import Course
-from tgo_trl.trainer.objective import RECIPES
+from tgo_trl.trainer.objective import PAPER, RECIPES
 
 from . import tiny
 from .cases import CASES
@@ -311,6 +311,16 @@ def test_a_recipe_sets_what_the_user_has_not_and_says_so(tmp_path, capsys):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| error scale | relative |" in card
     assert "| negative weight | 0.7 |" in card
+
+
+@pytest.mark.parametrize(("name", "value"), PAPER.items())
+def test_what_the_user_sets_stays_also_where_it_is_the_usual(tmp_path, name, value):
+    args = config(tmp_path, recipe="robust", **{name: value})
+    assert getattr(args, name) == value
+    assert {it: getattr(args, it) for it in PAPER if it != name} == {
+        it: setting for it, setting in RECIPES["robust"].items() if it != name
+    }
+    assert getattr(config(tmp_path), name) == value
 
 
 def test_a_recipe_is_the_same_run_as_its_settings(tmp_path):

@@ -11,39 +11,38 @@ from ..settings import check_choice, shown
 
 BALANCED = "balanced"
 
+PAPER: dict[str, Any] = {"error_scale": "absolute", "negative_weight": 1.0, "beta": 1.0}
+"""What holds where neither the user nor a recipe says otherwise."""
+
 RECIPES: dict[str, dict[str, Any]] = {
     "robust": {"error_scale": "relative", "negative_weight": "balanced", "beta": 0.3},
 }
-"""Settings that were measured together, by name; a setting that the user has moved from its default stays."""
+"""Settings that were measured together, by name, of those in [`PAPER`]; what the user sets stays."""
 
 MOST_SMOOTHING = 0.5
 
 
-def recipe_settings(recipe: str | None, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe sets: its settings, but for those that the user has set otherwise than by default.
+def recipe_settings(recipe: str | None) -> dict[str, Any]:
+    """The settings of [`PAPER`] as a recipe has them.
 
     Args:
         recipe: a key of [`RECIPES`]; None for none.
-        settings: the user's, by name.
-        defaults: by name.
 
     Raises:
         ValueError: for another name.
     """
     if recipe is None:
-        return {}
+        return PAPER
     check_choice("recipe", recipe, tuple(RECIPES))
-    return {name: value for name, value in RECIPES[recipe].items() if settings[name] == defaults[name]}
+    return PAPER | RECIPES[recipe]
 
 
-def negative_weight(value: float | str | None) -> float | str:
-    """`alpha` as a number, or `"balanced"`; 1 if not set.
+def negative_weight(value: float | str) -> float | str:
+    """`alpha` as a number, or `"balanced"`.
 
     Raises:
         ValueError: if it is neither, or below 0.
     """
-    if value is None:
-        return 1.0
     if value == BALANCED:
         return BALANCED
     try:

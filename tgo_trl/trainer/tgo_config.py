@@ -144,27 +144,29 @@ class TGOConfig(TrainingArguments):
         loss_type (`str`, *optional*, defaults to `"tgo"`):
             `"tgo"`: the weighted logistic loss. `"sft"`: plain denoising error on the positive rows only, without a
             reference, as a baseline.
-        beta (`float`, *optional*, defaults to `1.0`):
-            `beta`, deviation from the reference model.
+        beta (`float`, *optional*):
+            `beta`, deviation from the reference model. 1, where neither you nor a `recipe` set it.
         temperature (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             `T` of the log-likelihood surrogate `-error / T`. `"auto"`, or `None`, is 0.001 for latents of 16,384
             numbers, as in the paper (Stable Diffusion 1.5 at 512 pixels), and moves inversely with the number of
             numbers.
         recipe (`str`, *optional*):
             A named combination of the settings below that was measured as a whole (`docs/results.md`). `"robust"` keeps
-            nearer to the data: `error_scale="relative"`, `negative_weight="balanced"`, `beta=0.3`. It sets those that
-            are left at their defaults, and the table before training says which.
-        error_scale (`str`, *optional*, defaults to `"absolute"`):
+            nearer to the data: `error_scale="relative"`, `negative_weight="balanced"`, `beta=0.3`. What you set stays,
+            and the table before training says what came of it.
+        error_scale (`str`, *optional*):
             `"absolute"`: errors over `T`, as in the paper. `"relative"`: over `T e_ref`, the reference's error of the
             row at that time, so that a step near the noise, where errors are tiny, is no larger than elsewhere.
+            `"absolute"`, where neither you nor a `recipe` set it.
         negatives (`str`, *optional*, defaults to `"repel"`):
             `"repel"`: negative rows are made less likely, as in the paper. `"mirror"`: their mirror image at the
             reference's prediction is made more likely, which is bounded.
         mirror_strength (`float`, *optional*, defaults to `1.0`):
             `s`, with `negatives="mirror"`: how far the policy may go, in steps that the data ask for.
-        negative_weight (`float` or `"balanced"`, *optional*, defaults to `1.0`):
+        negative_weight (`float` or `"balanced"`, *optional*):
             Times which negative rows count. `"balanced"` is the weight of all positive rows over that of all negative
-            ones, at most 1. Near 0, what is left is close to supervised fine-tuning.
+            ones, at most 1. Near 0, what is left is close to supervised fine-tuning. 1, where neither you nor a
+            `recipe` set it.
         negative_margin (`float`, *optional*):
             `m`: negative rows whose implicit reward is below `-m` give no gradient any more.
         label_smoothing (`float`, *optional*, defaults to `0.0`):
@@ -327,22 +329,26 @@ class TGOConfig(TrainingArguments):
 
     # Parameters that control the training
     loss_type: str = field(default="tgo", metadata={"help": "Type of loss to use.", "choices": list(LOSSES)})
-    beta: float = field(default=1.0, metadata={"help": "Deviation from the reference model."})
+    # None is "not set", for a recipe to tell; `__post_init__` leaves none.
+    beta: float = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Deviation from the reference model: 1, or the recipe's."}
+    )
     temperature: float | str | None = field(  # of `float | str` HfArgumentParser would take the float alone
         default="auto", metadata={"help": "T of the log-likelihood surrogate -error / T, or 'auto'."}
     )
     recipe: str | None = field(
         default=None, metadata={"help": "A named combination of the settings below.", "choices": list(RECIPES)}
     )
-    error_scale: str = field(
-        default="absolute", metadata={"help": "What errors are measured by.", "choices": list(ERROR_SCALES)}
+    error_scale: str = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "What errors are measured by: 'absolute', or the recipe's.", "choices": list(ERROR_SCALES)},
     )
     negatives: str = field(
         default="repel", metadata={"help": "What negative rows ask for.", "choices": list(NEGATIVES)}
     )
     mirror_strength: float = field(default=1.0, metadata={"help": "How far mirrored negatives may lead."})
-    negative_weight: float | str | None = field(  # as `temperature`
-        default=1.0, metadata={"help": "Times which negative rows count, or 'balanced'."}
+    negative_weight: float | str = field(  # type: ignore[assignment]  # as `temperature`
+        default=None, metadata={"help": "Times which negative rows count, or 'balanced': 1, or the recipe's."}
     )
     negative_margin: float | None = field(default=None, metadata={"help": "Negative rows beyond it give no gradient."})
     label_smoothing: float = field(default=0.0, metadata={"help": "Share of labels that may be wrong."})
@@ -414,6 +420,7 @@ class TGOConfig(TrainingArguments):
         newest = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
         if self.gradient_checkpointing is None and getattr(self, newest) is None:
             setattr(self, newest, True)
+        self._apply_recipe()
         inherited = {item.name for item in fields(TrainingArguments)}
         check_types(self, [item.name for item in fields(self) if item.name not in inherited])
         check_rewards(self.eval_rewards)
@@ -422,7 +429,6 @@ class TGOConfig(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.lora_target_modules is not None:
             check_target_names("lora_target_modules", self.lora_target_modules)
-        self._apply_recipe()
         self._check_choices()
         self._check_numbers()
         self._check_ranges()
@@ -489,9 +495,9 @@ class TGOConfig(TrainingArguments):
                 self.lr_scheduler_kwargs = {"mode": "max", **kwargs}
 
     def _apply_recipe(self) -> None:
-        defaults = {item.name: item.default for item in fields(TGOConfig)}
-        for name, value in recipe_settings(self.recipe, vars(self), defaults).items():
-            setattr(self, name, value)
+        for name, value in recipe_settings(self.recipe).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
     def _check_choices(self) -> None:
         check_choice("on_bad_row", self.on_bad_row, ("error", "skip"))
