@@ -4,10 +4,11 @@
     python -m benchmarks.frontier --output_dir outputs/frontier_quick --quick
 
 Each method is trained on the same 2,000 images of the base with as many updates, at its own learning rate, which is the
-best of three by `choose_rate`, on images that the results do not use. Beside them: the base with guidance, the best of
-n images of the base by the training scorer, and supervised fine-tuning for eight times the updates. Every number is a
-mean over training seeds (of the base: over image seeds), each judged on images of its own, with a 95 % interval; all
-have the same training images, whose chance is in no interval. `docs/results.md` says what came out.
+best of three by `choose_rate`, on a training seed and images that the results do not use. Beside them: the base with
+guidance, the best of n images of the base by the training scorer, and supervised fine-tuning for eight times the
+updates. Every number is a mean over training seeds (of the base: over image seeds), each judged on images of its own,
+with a 95 % interval; all have the same training images, whose chance is in no interval. `docs/results.md` says what
+came out.
 
 Every run is kept in `output_dir/runs`, and not made again when the command is started again.
 """
@@ -18,8 +19,9 @@ import math
 import multiprocessing
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -45,8 +47,10 @@ from worlds import WORLDS, World, draw, load_base
 SAMPLERS = {"ddim": 0.0, "ancestral": 1.0}
 """The samplers by name, and their eta."""
 LEARNING_RATES = (5e-4, 1e-3, 2e-3)
-TUNING_SEED, FIRST_TEST_SEED = 500, 1000
-MOST_DRIFT = 1.2
+TUNING_SEED, FIRST_TUNING_SEED, FIRST_TEST_SEED = 100, 500, 1000
+"""Of training; and of images, to which a run adds its own."""
+MOST_DRIFT, LEAST_VARIETY = 1.2, 0.87
+"""Bounds of a run that may be chosen, both over the base's."""
 MEASURES = ("variety", "frechet")
 
 
@@ -58,7 +62,7 @@ class Method:
         settings: of `TGOConfig`.
         knob: the setting that is varied; `"max_steps"` in multiples of the others' updates.
         values: of the knob, the gentlest first.
-        tuned_at: the value at which the learning rate is chosen, and guidance is tried.
+        tuned_at: the value at which the learning rate is chosen, and guidance is tried too.
         color: in the picture.
     """
 
@@ -72,14 +76,13 @@ class Method:
 METHODS = {
     "SFT": Method({"loss_type": "sft"}, "max_steps", (1, 8), 1, "#8c8c8c"),
     "TGO, the paper's": Method({}, "beta", (10, 3, 1), 3, "#c44e52"),
-    "TGO, robust": Method({"recipe": "robust"}, "beta", (0.3, 0.1), 0.3, "#4c72b0"),
-    "TGO, mirrored": Method({"negatives": "mirror", "beta": 3.0}, "mirror_strength", (8,), 8, "#55a868"),
+    "TGO, robust": Method({"recipe": "robust"}, "beta", (1, 0.3, 0.1), 0.3, "#4c72b0"),
+    "TGO, mirrored": Method({"negatives": "mirror", "beta": 3.0}, "mirror_strength", (1, 4, 16), 4, "#55a868"),
 }
 """The methods by name; their knob takes the place of what `settings` say of it."""
 BASE, BEST, REAL = "base", "best of n", "real scans"
 GUIDANCES = (1.0, 2.0, 4.0)
-GUIDED = ("SFT", "TGO, robust")
-"""Methods whose adapters are tried with guidance too."""
+BASE_GUIDANCES = (*GUIDANCES, 8.0)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Options:
     num_rows: int = 2000
     num_updates: int = 200
     batch_size: int = 64
-    num_seeds: int = 3
+    num_seeds: int = 4
     num_images: int = 500
     num_steps: int = 20
     most_of: int = 8
@@ -100,7 +103,7 @@ class Options:
     def quick(self) -> "Options":
         """The same in a few minutes: fewer of everything. The numbers mean nothing."""
         return replace(
-            self, num_rows=120, num_updates=4, batch_size=8, num_seeds=2, num_images=40, num_steps=3, most_of=2
+            self, num_rows=120, num_updates=2, batch_size=8, num_seeds=1, num_images=40, num_steps=3, most_of=2
         )
 
 
@@ -111,7 +114,7 @@ class Run:
     Attributes:
         world: key of `WORLDS`.
         method: key of `METHODS`, or `BASE`, or `BEST`, or `REAL` for scans that are drawn from the target.
-        value: of the method's knob; n for the best of n.
+        value: of the method's knob; the largest n for the best of n.
         learning_rate: 0 where nothing is trained.
         seed: of training, and with `first_seed` of the images that it is judged on.
         guidances: at which images are drawn.
@@ -160,23 +163,28 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
     if run.method == REAL:
         return _keep(path, {"run": asdict(run), "cells": real_cells(run, options)}, start)
     pipeline = load_base(world)
-    result: dict[str, Any] = {"run": asdict(run), "cells": {}}
+    result: dict[str, Any] = {"run": asdict(run), "cells": []}
     if run.method in METHODS:
         adapter = train(run, options)
         pipeline.load_lora_weights(adapter)
         scans, weights = world.target()
         result["drift"] = drift(pipeline, scans.last(NUM_HELD_OUT), weights[-NUM_HELD_OUT:])
-    prompts = balanced_prompts(options.num_images, run.first_seed + run.seed)
+    seed = run.first_seed + run.seed
+    prompts = balanced_prompts(options.num_images, seed)
     for sampler, eta in SAMPLERS.items():
-        # Of what is trained, guidance is tried with the sampler that drew the training images.
-        for guidance in run.guidances if sampler == "ddim" or run.method == BASE else (1.0,):
-            kwargs = {"num_steps": options.num_steps, "guidance_scale": guidance, "eta": eta}
-            seed = run.first_seed + run.seed
+        for guidance in run.guidances:
+            draw_all = partial(draw, pipeline, prompts, num_steps=options.num_steps, guidance_scale=guidance, eta=eta)
+            where = {"sampler": sampler, "guidance": guidance}
             if run.method == BEST:
-                images = best_of(int(run.value), partial(draw, pipeline, prompts, **kwargs), world, prompts, seed)
+                chosen = best_of(int(run.value), draw_all, world, prompts, seed)
+                result["cells"] += [
+                    where | {"value": num_draws, "measured": judge(world, prompts, images)}
+                    for num_draws, images in enumerate(chosen, 1)
+                    if num_draws in (run.value // 2, run.value)
+                ]
             else:
-                images = draw(pipeline, prompts, seed, **kwargs)
-            result["cells"][f"{sampler}, guidance {guidance:g}"] = judge(world, prompts, images)
+                images = draw_all(seed)
+                result["cells"].append(where | {"value": run.value, "measured": judge(world, prompts, images)})
     return _keep(path, result, start)
 
 
@@ -189,14 +197,14 @@ def _keep(path: Path, result: dict[str, Any], start: float) -> dict[str, Any]:
     return result
 
 
-def real_cells(run: Run, options: Options) -> dict[str, dict[str, float]]:
+def real_cells(run: Run, options: Options) -> list[dict[str, Any]]:
     """Real scans as often as the target has them, instead of images: what nothing can be nearer to it than."""
     world = WORLDS[run.world]
     scans, weights = world.target()
     drawn = np.random.default_rng(run.first_seed + run.seed)
     rows = drawn.choice(len(weights), options.num_images, p=weights / weights.sum())
     values = judge(world, [prompts_of(scans.digits[row])[0] for row in rows], [scans.images[row] for row in rows])
-    return {f"{sampler}, guidance 1": values for sampler in SAMPLERS}
+    return [{"sampler": sampler, "guidance": 1.0, "value": 0.0, "measured": values} for sampler in SAMPLERS]
 
 
 def train(run: Run, options: Options) -> Path:
@@ -234,22 +242,22 @@ def train(run: Run, options: Options) -> Path:
 
 
 def best_of(
-    num_draws: int,
+    most: int,
     draw_all: Callable[[int], list[Image.Image]],
     world: World,
     prompts: list[str],
     seed: int,
-) -> list[Image.Image]:
-    """Of `num_draws` images per prompt, the one that the training scorer likes best (rejection sampling)."""
+) -> Iterator[list[Image.Image]]:
+    """For 1, 2 to `most` images per prompt, those that the training scorer likes best (rejection sampling)."""
     best: list[Image.Image] = []
     highest = np.full(len(prompts), -np.inf)
-    for i in range(num_draws):
+    for i in range(most):
         images = draw_all(seed + 10_000 * i)
         scores = np.array(world.training()(prompts, images))
         is_better = scores > highest
         best = [image if is_better[k] else best[k] for k, image in enumerate(images)]
         highest = np.maximum(highest, scores)
-    return best
+        yield best
 
 
 def judge(world: World, prompts: list[str], images: list[Image.Image]) -> dict[str, float]:
@@ -268,33 +276,43 @@ def judge(world: World, prompts: list[str], images: list[Image.Image]) -> dict[s
 
 def untrained_runs(options: Options) -> list[Run]:
     """Real scans, the base with guidance, and the best of n without."""
-    runs = []
-    for world in options.worlds:
-        for seed in range(options.num_seeds):
-            runs += [Run(world, REAL, seed=seed), Run(world, BASE, seed=seed, guidances=GUIDANCES)]
-            draws = sorted({max(1, options.most_of // 2), options.most_of})
-            runs += [Run(world, BEST, value=num_draws, seed=seed) for num_draws in draws]
-    return runs
-
-
-def tuning_runs(options: Options) -> list[Run]:
-    """Each method at each learning rate, judged on images that the results do not use."""
     return [
-        Run(world, name, method.tuned_at, rate, first_seed=TUNING_SEED)
+        run
         for world in options.worlds
-        for name, method in METHODS.items()
-        for rate in LEARNING_RATES
+        for seed in range(options.num_seeds)
+        for run in (
+            Run(world, REAL, seed=seed),
+            Run(world, BASE, seed=seed, guidances=BASE_GUIDANCES),
+            Run(world, BEST, options.most_of, seed=seed),
+        )
     ]
 
 
-def choose_rate(results: Iterable[dict[str, Any]]) -> float:
-    """The learning rate of the highest training score, among those where the drift stays within bounds.
+def tuning_runs(options: Options) -> list[Run]:
+    """Each method at each learning rate, and the base, on seeds that the results do not use."""
+    return [
+        Run(world, *method, seed=TUNING_SEED, first_seed=FIRST_TUNING_SEED)
+        for world in options.worlds
+        for method in (
+            (BASE, 0.0, 0.0),
+            *((name, method.tuned_at, rate) for name, method in METHODS.items() for rate in LEARNING_RATES),
+        )
+    ]
 
-    Where it never does, that which ends nearest to the target. Without such a bound the rate that wrecks the model most
-    can win. One training seed, which the results have too, and images of its own.
+
+def choose_rate(results: Iterable[dict[str, Any]], base: dict[str, Any]) -> float:
+    """The learning rate of the highest training score, among those where drift and variety stay within bounds.
+
+    As `max_drift` and `min_variety` choose a checkpoint. Where none does, that which ends nearest to the target:
+    without such bounds the rate that wrecks the model most can win.
+
+    Args:
+        results: of one method.
+        base: that of the base on the same images, whose variety is what theirs is measured by.
     """
     tried = list(results)
-    within = [result for result in tried if max(result["drift"]) <= MOST_DRIFT]
+    least = LEAST_VARIETY * _mean_of("variety", base)
+    within = [it for it in tried if max(it["drift"]) <= MOST_DRIFT and _mean_of("variety", it) >= least]
     chosen = (
         max(within, key=partial(_mean_of, "training scorer"))
         if within
@@ -304,20 +322,14 @@ def choose_rate(results: Iterable[dict[str, Any]]) -> float:
 
 
 def _mean_of(name: str, result: dict[str, Any]) -> float:
-    return float(np.mean([cell[name] for cell in result["cells"].values()]))
+    """Over the samplers."""
+    return float(np.mean([cell["measured"][name] for cell in result["cells"]]))
 
 
 def trained_runs(rates: dict[tuple[str, str], float], options: Options) -> list[Run]:
     """Each method along its knob, at its learning rate; with guidance where it was tuned."""
     return [
-        Run(
-            world,
-            name,
-            value,
-            rates[world, name],
-            seed,
-            GUIDANCES if value == method.tuned_at and name in GUIDED else (1.0,),
-        )
+        Run(world, name, value, rates[world, name], seed, GUIDANCES if value == method.tuned_at else (1.0,))
         for world in options.worlds
         for seed in range(options.num_seeds)
         for name, method in METHODS.items()
@@ -325,12 +337,29 @@ def trained_runs(rates: dict[tuple[str, str], float], options: Options) -> list[
     ]
 
 
+def takes_long(run: Run) -> bool:
+    """Whether it has more updates than the others."""
+    return run.method in METHODS and METHODS[run.method].knob == "max_steps" and run.value > 1
+
+
 def measure_all(runs: Sequence[Run], options: Options, label: str) -> list[dict[str, Any]]:
     """What each run gives, several at a time."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.num_workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(options.num_workers, mp_context=context, initializer=_end_with_parent) as pool:
         results = pool.map(partial(measure, options=options), runs)
         return list(tqdm(results, desc=label, total=len(runs), unit="run"))
+
+
+def _end_with_parent() -> None:
+    """Lets a worker end where what started it was killed: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 # --- what came out ---------------------------------------------------------------------------------------------------
@@ -341,12 +370,11 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple[Any, ...], list[tuple[dict[str, Any], dict[str, float]]]] = {}
     for result in results:
         run = result["run"]
-        for cell, values in result["cells"].items():
-            key = (run["world"], run["method"], run["value"], run["learning_rate"], cell)
-            groups.setdefault(key, []).append((result, values))
+        for cell in result["cells"]:
+            key = (run["world"], run["method"], cell["value"], run["learning_rate"], cell["sampler"], cell["guidance"])
+            groups.setdefault(key, []).append((result, cell["measured"]))
     rows = []
-    for (world, method, value, rate, cell), members in groups.items():
-        sampler, guidance = cell.split(", guidance ")
+    for (world, method, value, rate, sampler, guidance), members in groups.items():
         measured = {name: interval([values[name] for _, values in members]) for name in members[0][1]}
         drifts = [result["drift"] for result, _ in members if "drift" in result]
         if drifts:
@@ -354,7 +382,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "world": world, "method": method, "value": value, "learning_rate": rate, "sampler": sampler,
-                "guidance": float(guidance), "seeds": len(members), "measured": measured,
+                "guidance": guidance, "seeds": len(members), "measured": measured,
             }
         )  # fmt: skip
     return rows
@@ -433,6 +461,10 @@ def plot(rows: Sequence[dict[str, Any]], worlds: Sequence[str], path: Path) -> N
     figure.savefig(path, dpi=110)
 
 
+def _of(results: Iterable[dict[str, Any]], world: str, method: str) -> list[dict[str, Any]]:
+    return [it for it in results if (it["run"]["world"], it["run"]["method"]) == (world, method)]
+
+
 def check_folder(options: Options) -> None:
     """Remembers in `output_dir` what its runs are of.
 
@@ -459,21 +491,13 @@ def main(options: Options) -> list[dict[str, Any]]:
         prepare(world, options)
     tuned = measure_all(tuning_runs(options), options, "Learning rates")
     rates = {
-        (world, method): choose_rate(
-            result for result in tuned if (result["run"]["world"], result["run"]["method"]) == (world, method)
-        )
+        (world, method): choose_rate(_of(tuned, world, method), *_of(tuned, world, BASE))
         for world in options.worlds
         for method in METHODS
     }
     runs = [*trained_runs(rates, options), *untrained_runs(options)]
-    # seed by seed, and what takes eight times as long at the end
-    runs.sort(
-        key=lambda run: (
-            (METHODS[run.method].knob == "max_steps" and run.value > 1, run.seed)
-            if run.method in METHODS
-            else (False, run.seed)
-        )
-    )
+    # what takes eight times as long first, so that nothing waits for it in the end; then seed by seed
+    runs.sort(key=lambda run: (not takes_long(run), run.seed))
     results = measure_all(runs, options, "Frontier")
     rows = summarise(results)
     # the interval of one seed is infinite, which JSON has no word for
