@@ -52,6 +52,10 @@ TUNING_SEED, FIRST_TUNING_SEED, FIRST_TEST_SEED = 100, 500, 1000
 MOST_DRIFT, LEAST_VARIETY = 1.2, 0.87
 """Bounds of a run that may be chosen, both over the base's."""
 MEASURES = ("variety", "frechet")
+DISTANCES = (1, 2, 5, 10)
+"""Ticks in the picture."""
+MOST_SHOWN = 12.0
+"""Fréchet distance beyond which a row is in the tables, and not in the picture, whose other rows it would squeeze."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,8 @@ class Method:
 METHODS = {
     "SFT": Method({"loss_type": "sft"}, "max_steps", (1, 8), 1, "#8c8c8c"),
     "TGO, the paper's": Method({}, "beta", (10, 3, 1), 3, "#c44e52"),
-    "TGO, robust": Method({"recipe": "robust"}, "beta", (1, 0.3, 0.1), 0.3, "#4c72b0"),
-    "TGO, mirrored": Method({"negatives": "mirror", "beta": 3.0}, "mirror_strength", (1, 4, 16), 4, "#55a868"),
+    "TGO, robust": Method({"recipe": "robust"}, "beta", (1, 0.3, 0.1, 0.03), 0.3, "#4c72b0"),
+    "TGO, mirrored": Method({"negatives": "mirror", "beta": 3.0}, "mirror_strength", (1, 2, 4, 16), 4, "#55a868"),
 }
 """The methods by name; their knob takes the place of what `settings` say of it."""
 BASE, BEST, REAL = "base", "best of n", "real scans"
@@ -437,6 +441,7 @@ def plot(rows: Sequence[dict[str, Any]], worlds: Sequence[str], path: Path) -> N
                     row for row in rows
                     if (row["world"], row["method"], row["sampler"]) == (world, method, sampler)
                     and (row["guidance"] == 1 or method == BASE)
+                    and row["measured"]["frechet"][0] <= MOST_SHOWN
                 ]  # fmt: skip
                 chosen.sort(key=lambda row: row["measured"][judge_name][0])
                 points = [(row["measured"][measured], row["measured"][judge_name]) for row in chosen]
@@ -453,6 +458,9 @@ def plot(rows: Sequence[dict[str, Any]], worlds: Sequence[str], path: Path) -> N
                                elinewidth=0.6, label=label)  # fmt: skip
             if measured == "frechet":
                 panel.set_xscale("log")
+                panel.set_xlim(left=0.6)
+                panel.set_xticks(DISTANCES, labels=map(str, DISTANCES))
+                panel.set_xticks([], minor=True)
             panel.set_xlabel({"frechet": "Fréchet distance to the target", "variety": "variety"}[measured], fontsize=9)
             panel.set_title(f"{world}: {sampler}", fontsize=9)
             panel.set_ylabel(f"score, {judge_name}" if k == 0 else "", fontsize=9)

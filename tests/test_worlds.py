@@ -175,7 +175,7 @@ def test_rows_are_means_over_seeds():
     rates = {(world, method): 1e-3 for world in ("asked", "strokes") for method in ("SFT", "TGO, the paper's")}
     rates |= {(world, method): 2e-3 for world in ("asked", "strokes") for method in ("TGO, robust", "TGO, mirrored")}
     runs = trained_runs(rates, Options(num_seeds=2))
-    assert len({run.name for run in runs}) == len(runs) == 2 * 2 * 11
+    assert len({run.name for run in runs}) == len(runs) == 2 * 2 * 13
     assert Run("asked", "SFT", 8, 1e-3, 1) in runs
 
 
