@@ -1,4 +1,4 @@
-"""The table that is printed before training: what the scores were turned into."""
+"""The table that is printed before training: what the data were turned into."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,21 +6,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..data.pairs import Pairs
 from ..labels.rule import LabelRule, Labels
 from ..labels.thresholds import percentile_threshold
 
 
-def summary_rows(
-    rule: LabelRule, labels: Labels | None, beta: float, temperature: float, objective: Mapping[str, Any] | None = None
-) -> list[tuple[str, str]]:
-    """Name and value of each line.
+def score_rows(rule: LabelRule, labels: Labels | None) -> list[tuple[str, str]]:
+    """Name and value of each line about scored rows.
 
     Args:
         rule: fitted on the training set.
         labels: of the training rows; None for a stream, whose rows are labelled as they come.
-        beta: of the loss.
-        temperature: `T`.
-        objective: settings of the loss that are not the paper's, by name.
     """
     lines = [
         ("rows", f"{rule.num_rows:,}"),
@@ -31,9 +27,25 @@ def summary_rows(
     if labels is not None:
         quantiles = [percentile_threshold(labels.weights, p).item() for p in (0, 25, 50, 75, 100)]
         lines.append(("weight min / 25 % / 50 % / 75 % / max", " / ".join(f"{q:.3g}" for q in quantiles)))
-    lines.append(("effective scale beta / T", f"{beta / temperature:.4g} (beta {beta:g}, T {temperature:.4g})"))
-    lines += [(name, str(value)) for name, value in (objective or {}).items()]
     return lines
+
+
+def pair_rows(pairs: Pairs) -> list[tuple[str, str]]:
+    """Name and value of each line about pairs, those of the training set."""
+    lines = [("pairs", pairs.describe()), ("prompts", f"{pairs.num_prompts:,}")]
+    return [*lines, ("left out", pairs.describe_left_out())] if pairs.left_out else lines
+
+
+def loss_rows(beta: float, temperature: float, objective: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of each line about the loss.
+
+    Args:
+        beta: of the loss.
+        temperature: `T`.
+        objective: settings of the loss that are not the paper's, by name.
+    """
+    scale = f"{beta / temperature:.4g} (beta {beta:g}, T {temperature:.4g})"
+    return [("effective scale beta / T", scale), *((name, str(value)) for name, value in objective.items())]
 
 
 def print_summary(lines: list[tuple[str, str]]) -> None:
