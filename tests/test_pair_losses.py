@@ -198,12 +198,15 @@ def test_columns_by_hand():
 
 def test_the_table_before_training():
     pairs = find_pairs("all", 1.5, PROMPTS, SCORES, "ABCDEFG", "sssssss")
-    assert pair_rows(pairs) == [
+    assert pair_rows(pairs, 3.0, 2.0, {"dspo form": "sdxl"}) == [
         ("pairs", "2 (all of each prompt, scores more than 1.5 apart)"),
         ("prompts", "1"),
         ("left out", f"1 {ALONE}, 2 {TIES}, 3 {NEAR}"),
+        ("effective scale beta / T", "1.5 (beta 3, T 2)"),
+        ("dspo form", "sdxl"),
     ]
-    assert len(pair_rows(find_pairs("all", 0.0, ["a"] * 2, [0.0, 1.0], "AB", "ss"))) == 2
+    names = [name for name, _ in pair_rows(find_pairs("all", 0.0, ["a"] * 2, [0.0, 1.0], "AB", "ss"), 1.0, 1.0, {})]
+    assert names == ["pairs", "prompts", "effective scale beta / T"]
 
 
 def test_a_pair_has_one_draw_and_other_pairs_of_its_images_have_others():

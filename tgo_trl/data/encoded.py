@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..labels.checks import list_rows
 from ..labels.rule import Labels
+from ..losses import Rows
 from ..media.embedding import ColumnError
 from ..media.types import Size
 from ..policy.encoders import FrozenEncoders
@@ -141,8 +142,11 @@ class EncodedDataset(TorchDataset[PreparedRow]):
         self.pairs = pairs
         self.rows_per_item = 1 if pairs is None else 2
 
-    def positives(self) -> "EncodedDataset":
-        """The positive rows; there may be none."""
+    def select(self, rows: Rows) -> "EncodedDataset":
+        """The rows that a loss takes, of scored ones; there may be none."""
+        return self._positives() if rows == "positives" else self
+
+    def _positives(self) -> "EncodedDataset":
         kept = self.labels.is_positive.nonzero().flatten().tolist()
         labels = Labels(*(values[kept] for values in vars(self.labels).values()))
         return EncodedDataset(self.scanned, self.images, self.prompts, [self.positions[i] for i in kept], labels)

@@ -125,9 +125,7 @@ class DataPreparer:
         rows = zip(positions, kept.prompts, labels.is_positive.tolist(), strict=True)
         texts = {position: self.loss.prompt(prompt, is_positive) for position, prompt, is_positive in rows}
         prompts = encode_prompts(texts, self.encoders, writer, batch_size, name)
-        encoded = EncodedDataset(scanned, images, prompts, positions, labels)
-        if self.loss.rows == "positives":
-            encoded = encoded.positives()
+        encoded = EncodedDataset(scanned, images, prompts, positions, labels).select(self.loss.rows)
         if not len(encoded):
             raise ValueError(
                 f"`loss_type={self.args.loss_type!r}` uses positive rows only, and the {name} data set has none."

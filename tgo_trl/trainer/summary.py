@@ -11,12 +11,17 @@ from ..labels.rule import LabelRule, Labels
 from ..labels.thresholds import percentile_threshold
 
 
-def score_rows(rule: LabelRule, labels: Labels | None) -> list[tuple[str, str]]:
-    """Name and value of each line about scored rows.
+def summary_rows(
+    rule: LabelRule, labels: Labels | None, beta: float, temperature: float, objective: Mapping[str, Any] | None = None
+) -> list[tuple[str, str]]:
+    """Name and value of each line.
 
     Args:
         rule: fitted on the training set.
         labels: of the training rows; None for a stream, whose rows are labelled as they come.
+        beta: of the loss.
+        temperature: `T`.
+        objective: settings of the loss that are not the paper's, by name.
     """
     lines = [
         ("rows", f"{rule.num_rows:,}"),
@@ -27,23 +32,18 @@ def score_rows(rule: LabelRule, labels: Labels | None) -> list[tuple[str, str]]:
     if labels is not None:
         quantiles = [percentile_threshold(labels.weights, p).item() for p in (0, 25, 50, 75, 100)]
         lines.append(("weight min / 25 % / 50 % / 75 % / max", " / ".join(f"{q:.3g}" for q in quantiles)))
-    return lines
+    return [*lines, *_loss_rows(beta, temperature, objective or {})]
 
 
-def pair_rows(pairs: Pairs) -> list[tuple[str, str]]:
-    """Name and value of each line about pairs, those of the training set."""
+def pair_rows(pairs: Pairs, beta: float, temperature: float, objective: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """As [`summary_rows`], of the pairs of the training set."""
     lines = [("pairs", pairs.describe()), ("prompts", f"{pairs.num_prompts:,}")]
-    return [*lines, ("left out", pairs.describe_left_out())] if pairs.left_out else lines
+    if pairs.left_out:
+        lines.append(("left out", pairs.describe_left_out()))
+    return [*lines, *_loss_rows(beta, temperature, objective)]
 
 
-def loss_rows(beta: float, temperature: float, objective: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and value of each line about the loss.
-
-    Args:
-        beta: of the loss.
-        temperature: `T`.
-        objective: settings of the loss that are not the paper's, by name.
-    """
+def _loss_rows(beta: float, temperature: float, objective: Mapping[str, Any]) -> list[tuple[str, str]]:
     scale = f"{beta / temperature:.4g} (beta {beta:g}, T {temperature:.4g})"
     return [("effective scale beta / T", scale), *((name, str(value)) for name, value in objective.items())]
 

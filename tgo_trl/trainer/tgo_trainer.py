@@ -47,7 +47,7 @@ from .metrics import (
 from .nonfinite import UpdateGuard
 from .objective import BALANCED
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
-from .summary import loss_rows, pair_rows, print_summary, score_rows
+from .summary import pair_rows, print_summary, summary_rows
 from .tgo_config import TGOConfig
 
 RawDataset: TypeAlias = Dataset | IterableDataset
@@ -213,10 +213,16 @@ class TGOTrainer(BaseTrainer):
         self._add_own_callbacks(eval_rewards)
         if self.is_world_process_zero():
             objective = self._objective() | ({} if args.recipe is None else {"recipe": args.recipe})
-            data = pair_rows(self.pairs) if self.pairs else score_rows(self.label_rule, self.train_labels)
-            print_summary([*data, *loss_rows(args.beta, self.temperature, objective)])
+            print_summary(self._summary_rows(objective))
 
     # ---- Set-up ----
+
+    def _summary_rows(self, objective: Mapping[str, Any]) -> list[tuple[str, str]]:
+        beta, temperature = self.args.beta, self.temperature
+        if self.pairs is not None:
+            return pair_rows(self.pairs, beta, temperature, objective)
+        assert self.label_rule is not None
+        return summary_rows(self.label_rule, self.train_labels, beta, temperature, objective)
 
     def _resolve_temperature(self, args: TGOConfig, train_set: PreparedDataset) -> float:
         if isinstance(args.temperature, float):
