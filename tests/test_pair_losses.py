@@ -1,7 +1,10 @@
 """Losses of pairs: by hand, by the released code's arithmetic, how pairs are found, and runs from end to end."""
 
 import io
+import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +12,13 @@ from datasets import Dataset, concatenate_datasets
 from datasets import Image as ImageFeature
 from diffusers import StableDiffusionPipeline
 
+from tgo_trl.cli import main
 from tgo_trl.data.pairs import find_pairs, without_unreadable
 from tgo_trl.data.rows import BadRowError
 from tgo_trl.losses import DiffusionDPOLoss, DSPOLoss, LossInputs, Predictions, RowErrors, build_loss
 from tgo_trl.noise import MaskedTokenProcess
 from tgo_trl.policy.draws import draw_pairs
+from tgo_trl.trainer.course import Course
 from tgo_trl.trainer.metrics import MetricSums, add_reward_metrics
 from tgo_trl.trainer.summary import pair_rows
 
@@ -496,3 +501,93 @@ def test_tokens_have_no_predictions_to_compare(tmp_path):
         make_trainer(args, model=case.build(), train_dataset=case.rows(4))
     with pytest.raises(NotImplementedError):
         MaskedTokenProcess(7).target(*[torch.zeros(1, 4)] * 3)
+
+
+# ---- Data sets as they lie about ----
+
+
+def written(folder, layout):
+    """A data set of three pairs on disk, and its name."""
+    for i in range(6):
+        tiny.picture(i).save(folder / f"{i}.png")
+    rows = [{"prompt": f"{i} birds", "chosen": f"{2 * i}.png", "rejected": f"{2 * i + 1}.png"} for i in range(3)]
+    if layout == "parquet":
+        tiny.paired_rows(3).to_parquet(folder / "train.parquet")
+        for path in folder.glob("*.png"):
+            path.unlink()
+        return folder
+    if layout == "images":  # as `datasets` reads a folder of them
+        rows = [
+            {"prompt": row["prompt"], **{f"{it}_file_name": row[it] for it in ("chosen", "rejected")}} for row in rows
+        ]
+    path = folder / ("metadata.jsonl" if layout == "images" else "rows.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder if layout == "images" else path
+
+
+@pytest.mark.parametrize("layout", ["parquet", "images", "jsonl"])
+def test_the_program_trains_on_pairs(tmp_path, layout, capsys):
+    (tmp_path / "rows").mkdir()
+    name = written(tmp_path / "rows", layout)
+    tiny.stable_diffusion().save_pretrained(tmp_path / "model")
+    settings = {
+        "model_name_or_path": tmp_path / "model", "dataset_name": name, "output_dir": tmp_path / "out", "max_steps": 1,
+        "encoding_cache_dir": tmp_path / "cache", "use_cpu": "true", "loss_type": "diffusion_dpo", "report_to": "none",
+        "per_device_train_batch_size": 4, "disable_tqdm": "true", "save_strategy": "no", "lora_r": 2,
+    }  # fmt: skip
+    assert main(["train", *(text for item in settings.items() for text in (f"--{item[0]}", str(item[1])))]) == 0
+    assert "3 (a row each)" in capsys.readouterr().out
+    assert "## Pairs" in (tmp_path / "out" / "README.md").read_text()
+    assert main(["inspect", "--dataset_name", str(name), "--output_dir", str(tmp_path / "report")]) != 0
+    assert "It holds pairs, and `inspect` reports on scores" in capsys.readouterr().err
+
+
+def test_the_code_of_the_docs_trains(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "losses.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    picture_bytes = stored(range(4), range(4, 8)).cast_column("chosen", ImageFeature(decode=False))
+    images = [row["chosen"]["bytes"] for row in picture_bytes]
+    rows = Dataset.from_dict({
+        "caption": list("abcd"), "jpg_0": images, "jpg_1": images[::-1], "label_0": [1.0, 0.0, 0.5, 1.0],
+        "label_1": [0.0, 1.0, 0.5, 0.0], "has_label": [True, True, True, False], "user_id": [1] * 4,
+    })  # fmt: skip
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)
+    monkeypatch.setattr("tgo_trl.TGOConfig", lambda _, **settings: config(tmp_path, **settings))
+    monkeypatch.setattr("tgo_trl.TGOTrainer", lambda _, args, rows: make_trainer(args, train_dataset=rows))
+    scope = {}
+    exec(code, scope)
+    assert scope["rows"]["prompt"][:] == ["a", "b"]
+    assert [row["chosen"] for row in scope["rows"]] == [images[0], images[::-1][1]]
+    assert scope["trainer"].state.global_step == 2
+
+
+def test_a_run_that_goes_on_compares_the_same_pairs(tmp_path):
+    rows = tiny.scored_rows(12)
+    settings = {"loss_type": "dspo", "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    make_trainer(config(tmp_path, **settings), train_dataset=rows).train()
+    for change, message in (
+        ({"pairs": "all"}, "the rows, their order, images or videos are others"),
+        ({"pair_margin": 8.0}, "the rows, their order, images or videos are others"),
+        ({"dspo_form": "sdxl"}, "`dspo_form` was sd15, is sdxl"),
+    ):
+        trainer = make_trainer(config(tmp_path, **{**settings, **change, "max_steps": 2}), train_dataset=rows)
+        with pytest.raises(ValueError, match=message):
+            trainer.train(resume_from_checkpoint=True)
+    assert Course({"loss_type": "tgo"}).differences(Course({"loss_type": "tgo", "dspo_form": "sd15"})) == []
+
+
+def test_a_loss_that_is_not_finite_names_its_row_once_and_leaves_out_the_pair(tmp_path, caplog):
+    trainer = make_trainer(
+        config(tmp_path, loss_type="diffusion_dpo", on_bad_row="skip", max_steps=2), train_dataset=tiny.paired_rows(4)
+    )
+    compute = trainer._errors
+
+    def broken(model, inputs):
+        errors, draw = compute(model, inputs)
+        mask = torch.tensor([row == 2 and i % 2 == 0 for i, row in enumerate(inputs["row"])])
+        return RowErrors(errors.policy.where(~mask, torch.nan), errors.reference), draw
+
+    trainer._errors = broken
+    trainer.train()
+    assert "the loss of row 2 of the data set is not finite" in caplog.text
+    assert all(weight.isfinite().all() for weight in trained_weights(trainer).values())

@@ -77,7 +77,11 @@ def draw_pairs(
         device: where the result goes.
     """
     pairs = [stable_seed(*pair) for pair in zip(rows[::2], rows[1::2], strict=True)]
-    return draw_rows(seed, epochs, [pair for pair in pairs for _ in range(2)], shape, num_samples, device)
+    draw = draw_rows(seed, epochs[::2], pairs, shape, num_samples, device)
+    quantile, noise, posterior_noise = (
+        tensor.repeat_interleave(2, 0) for tensor in (draw.quantile, draw.noise, draw.posterior_noise)
+    )
+    return Draw(quantile, noise, posterior_noise, tuple(key for key in draw.keys for _ in range(2)))
 
 
 def draw_keys(epochs: Sequence[int], rows: Sequence[int], num_samples: int) -> tuple[tuple[int, int, int], ...]:

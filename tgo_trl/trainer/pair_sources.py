@@ -2,7 +2,7 @@
 
 from datasets import Dataset, IterableDataset
 
-from ..data.columns import Columns, column_names
+from ..data.columns import Columns, column_names, known_columns
 from ..losses import LOSSES
 from ..settings import shown
 from .tgo_config import DEFAULTS, TGOConfig
@@ -40,7 +40,8 @@ def pair_selection(args: TGOConfig, dataset: Dataset | IterableDataset) -> str:
     if args.pairs != "auto":
         return args.pairs
     are_named = any(getattr(args, name) != DEFAULTS[name] for name in NAMES_OF_PAIRS)
-    return "columns" if are_named or _has_pairs(args, dataset) else "best_worst"
+    are_there = {args.chosen_column, args.rejected_column} <= {*column_names(dataset)}
+    return "columns" if are_named or are_there else "best_worst"
 
 
 def columns_of(args: TGOConfig, dataset: Dataset | IterableDataset, kind: str) -> Columns:
@@ -67,13 +68,9 @@ def column_hint(args: TGOConfig, dataset: Dataset | IterableDataset, kind: str) 
             f"`loss_type={args.loss_type!r}` takes rows of a prompt, a chosen and a rejected {kind}, or makes pairs of "
             f"rows of a prompt, {kind} and score."
         )
-    if not isinstance(dataset, IterableDataset) and _has_pairs(args, dataset):
+    if {args.chosen_column, args.rejected_column} <= {*(known_columns(dataset) or ())}:
         return (
             f"Its columns {args.chosen_column!r} and {args.rejected_column!r} are pairs: train on them with "
             "`loss_type='diffusion_dpo'`, or make scores of them with `tgo-trl convert`."
         )
     return ""
-
-
-def _has_pairs(args: TGOConfig, dataset: Dataset | IterableDataset) -> bool:
-    return {args.chosen_column, args.rejected_column} <= {*column_names(dataset)}
