@@ -206,7 +206,7 @@ def test_the_table_before_training():
     assert pair_rows(pairs, 3.0, 2.0, {"dspo form": "sdxl"}) == [
         ("pairs", "2 (all of each prompt, scores more than 1.5 apart)"),
         ("prompts", "1"),
-        ("left out", f"1 {ALONE}, 2 {TIES}, 3 {NEAR}"),
+        ("left out", f"{ALONE}: 1, {TIES}: 2, {NEAR}: 3"),
         ("effective scale beta / T", "1.5 (beta 3, T 2)"),
         ("dspo form", "sdxl"),
     ]
@@ -399,9 +399,9 @@ def test_an_image_that_cannot_be_decoded_drops_its_pair(tmp_path, caplog):
         trainer = prepared(tmp_path, rows, on_bad_row="skip")
         assert [row["row"] for row in trainer.train_dataset] == [0, 0, 2, 2]
         assert trainer.pairs.left_out == {"pairs with an image that cannot be read": 1}
-        assert "pairs were left out: 1 pairs with an image that cannot be read" in caplog.text
+        assert "there were left out: pairs with an image that cannot be read: 1." in caplog.text
         assert "Skipped 1 of 3 rows" in caplog.text
-    with pytest.raises(ValueError, match=r"It has 1 pairs with an image that cannot be read\.$"):
+    with pytest.raises(ValueError, match=r"Left out were pairs with an image that cannot be read: 1\.$"):
         prepared(tmp_path, stored([0], [cut_short()]), on_bad_row="skip")
 
 
@@ -458,7 +458,7 @@ def test_odd_batches_and_data_without_pairs_are_refused(tmp_path):
         ValueError, match="`per_device_train_batch_size` is 3, but `loss_type='diffusion_dpo'` takes pai"
     ):
         prepared(tmp_path, tiny.paired_rows(2), per_device_train_batch_size=3)
-    with pytest.raises(ValueError, match=f"no prompt of the training .* has two .*It has 4 {ALONE}"):
+    with pytest.raises(ValueError, match=f"no prompt of the training .* has two .*Left out were {ALONE}: 4"):
         prepared(tmp_path, tiny.scored_rows(4))
 
 

@@ -44,7 +44,7 @@ class Pairs:
 
     def describe_left_out(self) -> str:
         """What was left out, in a phrase; empty if nothing was."""
-        return ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
+        return ", ".join(f"{reason}: {count:,}" for reason, count in self.left_out.items())
 
 
 TIES = "pairs with equal scores"

@@ -103,8 +103,8 @@ class Loss(ABC):
     """
 
     method: ClassVar[str]
-    """How it trains, in words that follow "trained with" on the model card; `{media}` stands for image or video, the name
-    of a setting for its value."""
+    """How it trains, in words that follow "trained with" on the model card; `{media}` stands for image or video, and
+    likewise a setting's name for its value."""
     rows: ClassVar[Rows] = "scored"
     """Which rows it takes."""
     needs_reference: ClassVar[bool] = True

@@ -150,7 +150,7 @@ class DataPreparer:
         if not pairs.positions:
             raise ValueError(self._no_pairs(name, pairs))
         if pairs.left_out:
-            logger.warning("Of the %s data set, pairs were left out: %s.", name, pairs.describe_left_out())
+            logger.warning("Of the %s data set, there were left out: %s.", name, pairs.describe_left_out())
         is_positive = torch.tensor([True, False]).repeat(len(pairs.positions))
         scores = torch.tensor([scanned.scores[i] for i in pairs.flat], dtype=torch.float64)
         labels = Labels(scores, is_positive, torch.ones(len(scores)))
@@ -159,7 +159,7 @@ class DataPreparer:
         return EncodedDataset(scanned, images, prompts, pairs.flat, labels, pairs)
 
     def _no_pairs(self, name: str, pairs: Pairs) -> str:
-        left_out = f" It has {pairs.describe_left_out()}." if pairs.left_out else ""
+        left_out = f" Left out were {pairs.describe_left_out()}." if pairs.left_out else ""
         return (
             f"`loss_type={self.args.loss_type!r}` compares images of one prompt, and no prompt of the {name} data set "
             f"has two of different scores that can be compared.{left_out}"
