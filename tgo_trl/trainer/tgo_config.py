@@ -457,6 +457,8 @@ class TGOConfig(TrainingArguments):
         check_rewards(self.eval_rewards)
         check_prompts(self.eval_prompts)
         self._prefer_rewards()
+        for name in ("logging_steps", "eval_steps", "save_steps"):  # of which transformers makes whole numbers
+            check_finite(name, getattr(self, name))
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.lora_target_modules is not None:
             check_target_names("lora_target_modules", self.lora_target_modules)
