@@ -11,6 +11,7 @@ be changed into your own.
 
 The data are rows of a prompt, an image (or a video) and a score, of which higher is better. They may come from the
 model itself, as in the paper (`tgo-trl generate`, then `tgo-trl score`), from other models, or from people's ratings.
+The recipes of Diffusion-DPO and DSPO take rows of a prompt, a chosen and a rejected image as well (`docs/losses.md`).
 """
 
 import sys
@@ -36,7 +37,8 @@ class TrainArguments(ScriptArguments):
 def main(script_args: TrainArguments, training_args: TGOConfig) -> None:
     if script_args.dataset_name is None:
         raise ValueError(
-            "`--dataset_name` is missing: set a Hub id or folder with columns prompt, image or video, and score."
+            "`--dataset_name` is missing: set a Hub id or folder with columns prompt, image or video, and score, or, "
+            "of a `loss_type` that takes pairs, prompt, chosen and rejected."
         )
     dataset = load_dataset(
         script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming

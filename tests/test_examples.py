@@ -18,16 +18,25 @@ from .cases import CASES
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "examples" / "train.py")
+OWN = "the data set of --dataset_name"
 IMAGES = "Rapidata/text-2-image-Rich-Human-Feedback (17.9 GB)"
 PUBLISHED = {
     "flux": ("flux", f"black-forest-labs/FLUX.1-dev (33.7 GB in bfloat16) and {IMAGES}"),
     "meissonic": ("meissonic", f"MeissonFlow/Meissonic (6.0 GB in float32) and {IMAGES}"),
     "sd15": ("stable_diffusion", f"stable-diffusion-v1-5/stable-diffusion-v1-5 (5.5 GB in float32) and {IMAGES}"),
+    "sd15_diffusion_dpo": (
+        "stable_diffusion",
+        f"stable-diffusion-v1-5/stable-diffusion-v1-5 (5.5 GB in float32) and {OWN}",
+    ),
+    "sd15_dspo": ("stable_diffusion", f"stable-diffusion-v1-5/stable-diffusion-v1-5 (5.5 GB in float32) and {OWN}"),
     "sd3": ("stable_diffusion_3", f"stabilityai/stable-diffusion-3.5-medium (16.3 GB in 16 bits) and {IMAGES}"),
     "sdxl": ("stable_diffusion_xl", f"stabilityai/stable-diffusion-xl-base-1.0 (13.9 GB in float32) and {IMAGES}"),
-    "wan": ("wan", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers (28.9 GB in float32) and the data set of --dataset_name"),
+    "sdxl_dspo": ("stable_diffusion_xl", f"stabilityai/stable-diffusion-xl-base-1.0 (13.9 GB in float32) and {OWN}"),
+    "wan": ("wan", f"Wan-AI/Wan2.1-T2V-1.3B-Diffusers (28.9 GB in float32) and {OWN}"),
 }
 """Of each recipe, the case of its tiny pipeline, and what the script says that it would download."""
+PAIRS = {"sd15_diffusion_dpo": 5000.0, "sd15_dspo": 0.001, "sdxl_dspo": 5000.0}
+"""Of the recipes for pairs, `beta`."""
 
 
 def recipe(name: str) -> str:
@@ -58,15 +67,17 @@ def test_all_recipes_are_tried():
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_recipe(name, tmp_path):
     kind, downloads = PUBLISHED[name]
-    printed = run(tmp_path, "--config", recipe(name), "--tiny", "--lora_r", "3")
+    printed = run(tmp_path, "--config", recipe(name), "--tiny", "--lora_r", "3", "--use_peft", "true")
     assert printed.startswith(f"Without --tiny, this downloads {downloads}.\n")
 
     out = tmp_path / "outputs" / f"{name}-tiny"
     settings = settings_of(out)
     assert (settings["lora_r"], settings["max_steps"]) == (3, 2)  # the command line's, and those of `--tiny`
     assert (settings["confidence_coef"], settings["temperature"]) == (5.0, "auto")
-    objective = ("absolute", 1.0) if name == "meissonic" else ("relative", 0.3)
-    assert (settings["negative_weight"], settings["error_scale"], settings["beta"]) == ("balanced", *objective)
+    objective = ("balanced", "absolute", 1.0) if name == "meissonic" else ("balanced", "relative", 0.3)
+    if name in PAIRS:
+        objective = (1.0, "absolute", PAIRS[name])
+    assert (settings["negative_weight"], settings["error_scale"], settings["beta"]) == objective
     assert list((out / "samples").glob("*.png"))
     assert not (tmp_path / "home").exists()
 
@@ -115,7 +126,8 @@ def test_help(name, monkeypatch, capsys):
         run_here(monkeypatch, "--config", recipe(name), "--help")
     printed = " ".join(capsys.readouterr().out.split())
     assert "--tiny" in printed
-    assert "Log every X update steps, or ratio if below 1. (default: 2.0)" in printed
+    steps = float(read_settings(Path(recipe(name)))["logging_steps"].value)
+    assert f"Log every X update steps, or ratio if below 1. (default: {steps})" in printed
     assert f"(default: {PUBLISHED[name][1].partition(' ')[0]})" in printed
 
 
@@ -124,7 +136,7 @@ def test_the_program_reads_a_recipe_whole(name, monkeypatch):
     """`tgo-trl train` takes every setting of it, and as it is written."""
     taken = []
     monkeypatch.setattr("tgo_trl.commands.train.run.train", lambda *settings: taken.append(settings))
-    data = ["--dataset_name", "rows"] if name == "wan" else []
+    data = ["--dataset_name", "rows"] if PUBLISHED[name][1].endswith(OWN) else []
     assert main(["train", "--config", recipe(name), "--use_cpu", *data]) == 0
     ((arguments, args),) = taken
     for setting, written in read_settings(Path(recipe(name))).items():

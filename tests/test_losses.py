@@ -5,16 +5,13 @@ from typing import ClassVar
 
 import pytest
 import torch
-from torch.nn.functional import logsigmoid
 
 from tgo_trl import losses
 from tgo_trl.losses import LOSSES, Loss, LossInputs, Predictions, RowErrors, RowLosses, SFTLoss, TGOLoss, build_loss
 from tgo_trl.losses.likelihood import log_likelihood, log_ratio, toward_label
 from tgo_trl.losses.tgo import tgo_loss
-from tgo_trl.noise import MaskedTokenProcess
 
 from . import tiny
-from .cases import CASES
 from .runs import assert_close, config, logged, make_trainer, trained_weights
 
 # ---- On paper: equations of `docs/extending.md`, with betas that act at the size of a tiny model's errors ----
@@ -77,46 +74,7 @@ class KTO(Loss):
         return RowLosses(1 - toward_label(reward, inputs.is_positive).sigmoid(), ratio, self.beta * ratio)
 
 
-def of_pairs(values):
-    """`[2 P]` to `[P]` each, of the better and of the worse rows."""
-    return values[::2], values[1::2]
-
-
-@dataclass(frozen=True)
-class DPO(Loss):
-    """`-log sigmoid(beta / 2 (g_better - g_worse))`, with `g = e_ref - e_theta`, once for each row of the pair."""
-
-    method: ClassVar[str] = "DPO on pairs of {media}s"
-    rows: ClassVar[str] = "pairs"
-    beta: float
-
-    def __call__(self, inputs):
-        ratio = log_ratio(inputs.errors.policy.mean(0), inputs.errors.reference.mean(0), self.temperature)
-        better, worse = of_pairs(ratio)
-        loss = -logsigmoid(self.beta / 2 * (better - worse))
-        return RowLosses(loss.repeat_interleave(2), ratio, self.beta * ratio)
-
-
-@dataclass(frozen=True)
-class DSPO(Loss):
-    """`(1 - sigmoid(u))^2` times the distance of the better row's prediction to the reference's."""
-
-    method: ClassVar[str] = "DSPO on pairs of {media}s"
-    rows: ClassVar[str] = "pairs"
-    reads_predictions: ClassVar[bool] = True
-    beta: float
-
-    def __call__(self, inputs):
-        errors, predictions = inputs.errors, inputs.errors.predictions
-        ratio = log_ratio(errors.policy.mean(0), errors.reference.mean(0), self.temperature)
-        better, worse = of_pairs(ratio)
-        target = mean((predictions.policy - predictions.target) ** 2)
-        toward, _ = of_pairs(target)
-        loss = (1 - (self.beta / 2 * (better - worse)).sigmoid()) ** 2 * toward
-        return RowLosses(loss.repeat_interleave(2), ratio, self.beta * ratio)
-
-
-COMING = {"mirrored": MirroredTGO, "csft": ConditionalSFT, "kto": KTO, "dpo": DPO, "dspo": DSPO}
+COMING = {"mirrored": MirroredTGO, "csft": ConditionalSFT, "kto": KTO}
 
 
 @pytest.fixture(params=COMING)
@@ -182,26 +140,6 @@ def first_inputs(trainer):
     return given[0]
 
 
-def test_pairs_are_the_best_and_the_worst_of_a_prompt_and_share_one_draw(tmp_path, monkeypatch):
-    monkeypatch.setitem(LOSSES, "dspo", DSPO)
-    rows = paired_rows()
-    trainer = make_trainer(config(tmp_path, loss_type="dspo", seed=3), train_dataset=rows)
-    batch = next(iter(trainer.get_train_dataloader()))
-    scores, prompts = rows["score"], rows["prompt"]
-    for better, worse in zip(batch["row"][::2], batch["row"][1::2], strict=True):
-        of_prompt = [i for i in range(12) if prompts[i] == prompts[better]]
-        assert better == max(of_prompt, key=lambda i: scores[i])
-        assert worse == min(of_prompt, key=lambda i: scores[i])
-    assert batch["is_positive"].tolist() == [True, False, True, False]
-    draw = trainer._errors(trainer.model, batch)[1]
-    assert torch.equal(draw.noise[::2], draw.noise[1::2])
-    assert [row for _, row, _ in draw.keys] == batch["row"]  # by which each is found in a table
-    predictions = first_inputs(trainer).errors.predictions
-    # the target of an epsilon network is the noise itself
-    assert torch.equal(predictions.target[:, ::2], predictions.target[:, 1::2])
-    assert not torch.equal(predictions.target[:, 0], predictions.target[:, 2])
-
-
 def test_the_statistic_is_the_mean_over_the_whole_update(tmp_path, monkeypatch):
     @dataclass(frozen=True)
     class Counting(KTO):
@@ -260,35 +198,11 @@ def test_prompts_say_what_the_loss_makes_of_them_and_are_encoded_so(tmp_path, mo
         assert row["prompt_text"].startswith("Weird image. ") != bool(row["is_positive"])
 
 
-def test_what_a_loss_of_pairs_cannot_have_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setitem(LOSSES, "dpo", DPO)
-    with pytest.raises(ValueError, match="`per_device_train_batch_size` is 3, but `loss_type='dpo'` takes pairs"):
-        make_trainer(config(tmp_path, loss_type="dpo", per_device_train_batch_size=3))
-    with pytest.raises(ValueError, match="which the streaming `train_dataset` does not give at once"):
-        make_trainer(config(tmp_path, loss_type="dpo"), train_dataset=paired_rows().to_iterable_dataset())
-    trainer = make_trainer(config(tmp_path, loss_type="dpo"), train_dataset=paired_rows())
-    with pytest.raises(ValueError, match="which the streaming evaluation data set does not give at once"):
-        trainer.evaluate(paired_rows().to_iterable_dataset())
-    single = tiny.scored_rows(8).remove_columns("prompt").add_column("prompt", [f"{i} birds" for i in range(8)])
-    with pytest.raises(ValueError, match="no prompt of the training data set has two of different scores"):
-        make_trainer(config(tmp_path, loss_type="dpo"), train_dataset=single)
-
-
-def test_losses_that_read_predictions_are_refused_where_tokens_are_predicted(tmp_path, monkeypatch):
-    monkeypatch.setitem(LOSSES, "dspo", DSPO)
-    (case,) = (case for case in CASES if case.name == "amused")
-    args = case.config(tmp_path, loss_type="dspo", per_device_train_batch_size=2)
-    with pytest.raises(ValueError, match="`loss_type='dspo'` subtracts predictions from their target, and this"):
-        make_trainer(args, model=case.build(), train_dataset=case.rows(4))
-    with pytest.raises(NotImplementedError):
-        MaskedTokenProcess(7).target(*[torch.zeros(1, 4)] * 3)
-
-
 # ---- Those that are there ----
 
 
 def test_the_table_builds_losses_of_the_settings_that_they_have():
-    settings = {"beta": 2.0, "temperature": 0.5, "learning_rate": 1e-5}
+    settings = {"beta": 2.0, "temperature": 0.5, "learning_rate": 1e-5, "dspo_form": "sdxl"}
     assert build_loss("tgo", settings) == TGOLoss(temperature=0.5, beta=2.0)
     assert build_loss("sft", settings) == SFTLoss(temperature=0.5)
     assert set(losses.__all__) >= {type(build_loss(name, settings)).__name__ for name in LOSSES}

@@ -65,6 +65,7 @@ RESUMES = {
         "ref_model_sync_steps": 2,
     },
     "sft": {"max_steps": 4, "save_steps": 3, "stop": 4, "loss_type": "sft"},
+    "pairs": {"max_steps": 6, "save_steps": 3, "stop": 5, "loss_type": "dspo", "pairs": "all", "rows": 11},
     "adapter dropout": {"max_steps": 4, "save_steps": 3, "stop": 4, "lora_dropout": 0.5, "disable_dropout": False},
 }  # fmt: skip
 

@@ -32,6 +32,12 @@ def scored_rows(num_rows: int = 8, seed: int = 0) -> Dataset:
     )
 
 
+def paired_rows(num_rows: int = 8, seed: int = 0) -> Dataset:
+    """`(prompt, chosen, rejected)` rows."""
+    images = [picture(1000 * seed + i) for i in range(2 * num_rows)]
+    return Dataset.from_dict({"prompt": _prompts(num_rows), "chosen": images[::2], "rejected": images[1::2]})
+
+
 def scored_videos(num_rows: int = 8, num_frames: int = 5, seed: int = 0) -> Dataset:
     """`(prompt, video, score)` rows, each video a list of pictures, with scores 0, 1, 2, ..., shuffled."""
     return Dataset.from_dict(

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 from jinja2 import Environment
 
+from ..data.pairs import Pairs
 from ..labels.rule import LabelRule
 from ..media.types import VideoFormat
 from ..policy.single_file import is_single_file
@@ -47,8 +48,10 @@ class CardContent:
         method: how it was trained, after "trained with".
         method_tag: the same as a tag.
         rule: threshold and weights; None without scores.
+        pairs: what was compared; None if no pairs were.
         hyperparameters: a name and a value per row of the table.
         prompt: for the snippet.
+        paper: title and arXiv id, or address, of where the loss is from; None for that of TGO.
         grid: path of the sample grid, relative to the card.
         histogram: path of the score histogram, relative to the card.
         evaluated_step: the update after which the weights were what they are.
@@ -73,8 +76,10 @@ class CardContent:
     method: str
     method_tag: str
     rule: LabelRule | None
+    pairs: Pairs | None
     hyperparameters: Mapping[str, Any]
     prompt: str
+    paper: tuple[str, str] | None
     grid: str | None
     histogram: str | None
     evaluated_step: int

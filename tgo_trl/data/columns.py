@@ -21,24 +21,41 @@ class Columns:
         prompt, score: of prompts and scores.
         media: of images or videos.
         media_argument: the setting that names that column, for messages.
+        rejected: of the worse images or videos, where a row is a pair; `media` is then that of the better ones, and
+            there are no scores.
     """
 
     prompt: str = "prompt"
     media: str = "image"
     score: str = "score"
     media_argument: str = "image_column"
+    rejected: str | None = None
 
-    def check(self, dataset: Dataset | IterableDataset, name: str) -> None:
-        """Raises a ValueError if a column of a data set for training is missing, or holds codes of classes."""
-        for argument, column in (
-            ("prompt_column", self.prompt),
-            (self.media_argument, self.media),
-            ("score_column", self.score),
-        ):
-            remedy = f"Rename the column, or set `{argument}` in the `TGOConfig`."
+    @property
+    def of_media(self) -> list[str]:
+        """Those that hold images or videos, the better one first."""
+        return [self.media] if self.rejected is None else [self.media, self.rejected]
+
+    @property
+    def by_argument(self) -> dict[str, str]:
+        """The columns that are read, by the settings that name them."""
+        last = {"score_column": self.score} if self.rejected is None else {"rejected_column": self.rejected}
+        return {"prompt_column": self.prompt, self.media_argument: self.media, **last}
+
+    def check(self, dataset: Dataset | IterableDataset, name: str, hint: str = "") -> None:
+        """Raises a ValueError if a column of a data set for training is missing, or holds codes of classes.
+
+        Args:
+            dataset: of the rows.
+            name: of the data set.
+            hint: what else to do about a missing column, as a sentence.
+        """
+        for argument, column in self.by_argument.items():
+            remedy = f"Rename the column, or set `{argument}` in the `TGOConfig`. {hint}".rstrip()
             check_columns(f"The {name} data set", known_columns(dataset), [column], remedy)
         if known_columns(dataset) is not None:
-            check_no_classes(dataset.features, {"prompt_column": self.prompt, "score_column": self.score})
+            of_text = {it: column for it, column in self.by_argument.items() if column not in self.of_media}
+            check_no_classes(dataset.features, of_text)
 
 
 def check_columns(subject: str, present: Sequence[str] | None, wanted: Iterable[str], remedy: str) -> None:

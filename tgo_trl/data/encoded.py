@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,14 @@ from tqdm.auto import tqdm
 from ..labels.checks import list_rows
 from ..labels.rule import Labels
 from ..losses import Rows
+from ..media.embedding import ColumnError
 from ..media.types import Size
 from ..policy.encoders import FrozenEncoders
 from ..storage.fingerprints import fingerprint
 from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWriter
 from .batch import PreparedRow
 from .columns import undecoded
+from .pairs import Pairs
 from .rows import BadRows, RowSource
 from .sampler import Index, padding_like
 
@@ -34,6 +37,9 @@ class ScannedRows:
         scores: its score.
         keys: a fingerprint of its image or video file.
         sizes: what its image is brought to.
+        columns: the column of its image or video.
+
+    A row that is a pair is there twice, with its better and then its worse image.
     """
 
     rows: list[int]
@@ -41,6 +47,7 @@ class ScannedRows:
     scores: list[float]
     keys: list[str]
     sizes: list[Size]
+    columns: list[str]
 
     def take(self, positions: Sequence[int]) -> "ScannedRows":
         """The rows at these positions."""
@@ -55,21 +62,32 @@ def scan_rows(source: RowSource, bad: BadRows, progress: bool = False) -> Scanne
         bad: what to do with bad ones.
         progress: whether to show a progress bar.
     """
-    scanned = ScannedRows([], [], [], [], [])
+    scanned = ScannedRows([], [], [], [], [], [])
     description = f"Reading {source.name} rows"
-    rows = tqdm(source.rows(bad), description, len(source.dataset), unit="row", disable=not progress)
-    for row, prompt, value, score in rows:
+    rows = tqdm(source.images(bad), description, len(source.dataset), unit="row", disable=not progress)
+    for row, prompt, images in rows:
         try:
-            key, size = fingerprint(source.reader.content(value)), source.size(value)
-        except ValueError as error:
-            bad.add(row, source.columns.media, str(error))
+            found = _identify(source, images)
+        except ColumnError as error:
+            bad.add(row, error.column, str(error))
             continue
-        scanned.rows.append(row)
-        scanned.prompts.append(prompt)
-        scanned.scores.append(score)
-        scanned.keys.append(key)
-        scanned.sizes.append(size)
+        for (column, _, score), (key, size) in zip(images, found, strict=True):
+            for values, value in zip(vars(scanned).values(), (row, prompt, score, key, size, column), strict=True):
+                values.append(value)
     return scanned
+
+
+def _identify(source: RowSource, images: Sequence[tuple[str, Any, float]]) -> list[tuple[str, Size]]:
+    """Fingerprint and size of each image of a row; raises a ColumnError, with a clause, if they cannot be used."""
+    found = []
+    for column, value, _ in images:
+        try:
+            found.append((fingerprint(source.reader.content(value)), source.size(value)))
+        except ValueError as error:
+            raise ColumnError(column, str(error)) from error
+    if len({key for key, _ in found}) < len(found):
+        raise ColumnError(images[1][0], f"the file is that of {images[0][0]!r}, and neither of the two is better")
+    return found
 
 
 class EncodedImages:
@@ -111,41 +129,27 @@ class EncodedDataset(TorchDataset[PreparedRow]):
 
     Attributes:
         labels: of the rows, in order.
+        pairs: what they were made of, if they are pairs.
         rows_per_item: rows that belong together: two of a pair.
     """
 
     def __init__(
         self, scanned: ScannedRows, images: EncodedImages, prompts: EncodedPrompts, positions: Sequence[int],
-        labels: Labels, rows_per_item: int = 1,
+        labels: Labels, pairs: Pairs | None = None,
     ) -> None:  # fmt: skip
         self.scanned, self.images, self.prompts, self.labels = scanned, images, prompts, labels
         self.positions = list(positions)
-        self.rows_per_item = rows_per_item
+        self.pairs = pairs
+        self.rows_per_item = 1 if pairs is None else 2
 
     def select(self, rows: Rows) -> "EncodedDataset":
-        """The rows that a loss takes; there may be none."""
-        if rows == "scored":
-            return self
-        return self._positives() if rows == "positives" else self._pairs()
+        """The rows that a loss takes, of scored ones; there may be none."""
+        return self._positives() if rows == "positives" else self
 
     def _positives(self) -> "EncodedDataset":
         kept = self.labels.is_positive.nonzero().flatten().tolist()
-        return self._take(kept, self.labels.is_positive[kept], 1)
-
-    def _pairs(self) -> "EncodedDataset":
-        """The best and the worst row of each prompt, in turns, where their scores differ; of one size of images."""
-        groups: dict[tuple[str, Size], list[int]] = {}
-        for i, group in enumerate(zip(self.prompt_texts, self.sizes, strict=True)):
-            groups.setdefault(group, []).append(i)
-        scores = self.labels.scores.tolist()
-        pairs = [(max(rows, key=scores.__getitem__), min(rows, key=scores.__getitem__)) for rows in groups.values()]
-        kept = [i for better, worse in pairs if scores[better] > scores[worse] for i in (better, worse)]
-        return self._take(kept, torch.tensor([True, False]).repeat(len(kept) // 2), 2)
-
-    def _take(self, kept: Sequence[int], is_positive: Tensor, rows_per_item: int) -> "EncodedDataset":
-        labels = Labels(self.labels.scores[kept], is_positive, self.labels.weights[kept])
-        positions = [self.positions[i] for i in kept]
-        return EncodedDataset(self.scanned, self.images, self.prompts, positions, labels, rows_per_item)
+        labels = Labels(*(values[kept] for values in vars(self.labels).values()))
+        return EncodedDataset(self.scanned, self.images, self.prompts, [self.positions[i] for i in kept], labels)
 
     @property
     def prompt_texts(self) -> list[str]:
@@ -207,7 +211,7 @@ def encode_images(
         reasons.update((group[i], reason) for i, reason in unread.items())
     for position, reason in sorted(reasons.items()):
         if scanned.rows[position] not in bad.rows:  # marked by an earlier run, or by another process
-            bad.add(scanned.rows[position], source.columns.media, reason)
+            bad.add(scanned.rows[position], scanned.columns[position], reason)
     positions = [position for position in range(len(scanned.rows)) if position not in reasons]
     if not positions:
         raise ValueError(
@@ -221,12 +225,12 @@ def _encode_one_size(
     batch_size: int,
 ) -> tuple[Shards, dict[int, str]]:  # fmt: skip
     """Shards of rows whose images are brought to one size, and why those that could not be read could not."""
-    reader, size, column = source.reader, scanned.sizes[0], source.columns.media
-    files = undecoded(source.dataset, column)
+    reader, size, columns = source.reader, scanned.sizes[0], scanned.columns
+    files = undecoded(source.dataset, *source.columns.of_media)
 
     def read(i: int) -> tuple[Tensor, Tensor] | str:
         try:
-            return reader.read(source.origin.locate(files[scanned.rows[i]][column]), size)
+            return reader.read(source.origin.locate(files[scanned.rows[i]][columns[i]]), size)
         except ValueError as error:
             return str(error)
 
@@ -236,7 +240,7 @@ def _encode_one_size(
             value = read(i)
             readable.append(not isinstance(value, str))
             if isinstance(value, str):
-                bad.add(scanned.rows[i], column, value)
+                bad.add(scanned.rows[i], columns[i], value)
                 value = reader.blank(size)
             values.append(value)
         pixels, geometry = (torch.stack(parts) for parts in zip(*values, strict=True))

@@ -120,6 +120,20 @@ def iterate_rows(
             yield row, *values
 
 
+def iterate_pairs(
+    dataset: Dataset, columns: Columns, bad: BadRows, origin: Origin
+) -> Iterator[tuple[int, str, Any, Any]]:
+    """Index, prompt, better and worse image or video of each good row that is a pair, as [`iterate_rows`] does it."""
+    for row, example in enumerate(undecoded(dataset, columns.prompt, *columns.of_media)):
+        try:
+            prompt = read_cell(example, columns.prompt, check_prompt)
+            better, worse = (read_cell(example, column, origin.locate) for column in columns.of_media)
+        except ColumnError as error:
+            bad.add(row, error.column, str(error))
+        else:
+            yield row, prompt, better, worse
+
+
 @dataclass(frozen=True)
 class RowSource:
     """Where the rows of training or of an evaluation come from, and how they are read.
@@ -145,6 +159,20 @@ class RowSource:
     def rows(self, bad: BadRows) -> Iterator[tuple[int, str, Any, float]]:
         """The good rows, as [`iterate_rows`] gives them."""
         return iterate_rows(self.dataset, self.columns, bad, self.origin)
+
+    def images(self, bad: BadRows) -> Iterator[tuple[int, str, list[tuple[str, Any, float]]]]:
+        """Index and prompt of each good row, and column, image or video, and score of what it has of them.
+
+        That is one, or the two of a pair, the better one first, whose scores are 1 and 0.
+        """
+        columns = self.columns
+        if columns.rejected is None:
+            for row, prompt, value, score in self.rows(bad):
+                yield row, prompt, [(columns.media, value, score)]
+            return
+        assert isinstance(self.dataset, Dataset)  # a stream gives no pairs
+        for row, prompt, better, worse in iterate_pairs(self.dataset, columns, bad, self.origin):
+            yield row, prompt, [(columns.media, better, 1.0), (columns.rejected, worse, 0.0)]
 
     def size(self, value: Any) -> Size:
         """What an image or video is brought to; raises a ValueError, with a clause, if it cannot be read."""

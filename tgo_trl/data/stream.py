@@ -34,10 +34,11 @@ class StreamDataset(TorchIterableDataset[PreparedRow]):
 
     Attributes:
         labels, example_prompt: None, which a stream does not know beforehand.
+        pairs: None, as a stream gives none.
         skip: rows, padding included, that a resumed run has been trained on already.
     """
 
-    labels = example_prompt = None
+    labels = example_prompt = pairs = None
 
     def __init__(
         self, source: RowSource, rule: LabelRule, epoch: int, repeat: bool, loss: type[Loss], block: int,

@@ -5,12 +5,16 @@ from dataclasses import fields
 from typing import Any
 
 from .base import Loss, LossInputs, Predictions, RowErrors, RowLosses, Rows
+from .diffusion_dpo import DiffusionDPOLoss
+from .dspo import DSPOLoss
 from .sft import SFTLoss
 from .tgo import TGOLoss
 
 LOSSES: dict[str, type[Loss]] = {
     "tgo": TGOLoss,
     "sft": SFTLoss,
+    "diffusion_dpo": DiffusionDPOLoss,
+    "dspo": DSPOLoss,
 }
 """The losses by their `loss_type`."""
 
@@ -27,5 +31,6 @@ def build_loss(loss_type: str, settings: Mapping[str, Any]) -> Loss:
 
 
 __all__ = [
-    "LOSSES", "Loss", "LossInputs", "Predictions", "RowErrors", "RowLosses", "Rows", "SFTLoss", "TGOLoss", "build_loss",
+    "LOSSES", "DSPOLoss", "DiffusionDPOLoss", "Loss", "LossInputs", "Predictions", "RowErrors", "RowLosses", "Rows",
+    "SFTLoss", "TGOLoss", "build_loss",
 ]  # fmt: skip

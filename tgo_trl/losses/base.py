@@ -16,13 +16,14 @@ Of a pair, both rows come in one batch, the better one first, with one draw betw
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 Rows = Literal["scored", "positives", "pairs"]
-"""All rows; those at the threshold or above it; or the better and the worse one of a prompt, in turns."""
+"""All rows; those at the threshold or above it; or pairs, the better and the worse image of a prompt in turns."""
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,29 @@ class Loss(ABC):
     """
 
     method: ClassVar[str]
-    """How it trains, in words that follow "trained with" on the model card; `{media}` stands for image or video."""
+    """How it trains, in words that follow "trained with" on the model card; `{media}` stands for image or video, and
+    likewise a setting's name for its value."""
     rows: ClassVar[Rows] = "scored"
     """Which rows it takes."""
     needs_reference: ClassVar[bool] = True
     """Whether the reference is asked too."""
     has_statistic: ClassVar[bool] = False
     """Whether it needs a mean over the whole update, which takes another forward pass over its rows beforehand."""
+    usual_temperature: ClassVar[float | None] = None
+    """`T` where `temperature` is "auto"; None for that of the noise process, which is the paper's."""
+    paper: ClassVar[tuple[str, str] | None] = None
+    """Title and arXiv id, or address, of where it is from; None for the paper of TGO, or for none."""
 
     temperature: float
+
+    @classmethod
+    def usual_beta(cls, settings: Mapping[str, Any]) -> float:
+        """`beta` where nothing else sets it.
+
+        Args:
+            settings: by name, not checked yet.
+        """
+        return 1.0
 
     @property
     def reads_predictions(self) -> bool:

@@ -61,6 +61,29 @@ def draw_rows(
     return Draw(quantile, noise, posterior_noise, keys)
 
 
+def draw_pairs(
+    seed: int, epochs: Sequence[int], rows: Sequence[int], shape: Sequence[int], num_samples: int, device: torch.device
+) -> Draw:
+    """As [`draw_rows`], with one draw for both rows of a pair: a pure function of (seed, epoch, rows of the pair).
+
+    The same image in two pairs has two draws. A pair that is one row of the data set is that row twice.
+
+    Args:
+        seed: the run's seed.
+        epochs: the epoch of each row.
+        rows: the index of each row in the data set, of pairs in turns, the better one first.
+        shape: shape of one clean sample, without the batch dimension.
+        num_samples: draws per pair, `K`.
+        device: where the result goes.
+    """
+    pairs = [stable_seed(*pair) for pair in zip(rows[::2], rows[1::2], strict=True)]
+    draw = draw_rows(seed, epochs[::2], pairs, shape, num_samples, device)
+    quantile, noise, posterior_noise = (
+        tensor.repeat_interleave(2, 0) for tensor in (draw.quantile, draw.noise, draw.posterior_noise)
+    )
+    return Draw(quantile, noise, posterior_noise, tuple(key for key in draw.keys for _ in range(2)))
+
+
 def draw_keys(epochs: Sequence[int], rows: Sequence[int], num_samples: int) -> tuple[tuple[int, int, int], ...]:
     """`(epoch, row, sample)` of each draw, in the order of [`draw_rows`]."""
     return tuple((epoch, row, sample) for sample in range(num_samples) for epoch, row in zip(epochs, rows, strict=True))

@@ -17,6 +17,7 @@ from ..noise import NoiseProcess
 from ..policy.alterations import check_networks, unwrap_networks
 from ..policy.distributed import check_strategy
 from ..policy.policy import Policy
+from .pair_sources import check_pair_source
 from .tgo_config import TGOConfig
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,8 @@ def check_arguments(
         )
 
 
-def _named_datasets(train_dataset: object, eval_dataset: object) -> dict[str, object]:
-    named = {"train_dataset": train_dataset}
+def _named_datasets(train_dataset: object, eval_dataset: object) -> dict[str, Any]:
+    named: dict[str, Any] = {"train_dataset": train_dataset}
     if isinstance(eval_dataset, Mapping):
         named |= {f"eval_dataset[{name!r}]": dataset for name, dataset in eval_dataset.items()}
     elif eval_dataset is not None:
@@ -94,13 +95,9 @@ def _check_stream(args: TGOConfig) -> None:
         )
 
 
-def _check_pairs(args: TGOConfig, datasets: Mapping[str, object]) -> None:
+def _check_pairs(args: TGOConfig, datasets: Mapping[str, Dataset | IterableDataset]) -> None:
     for name, dataset in datasets.items():
-        if isinstance(dataset, IterableDataset):
-            raise ValueError(
-                f"`loss_type={args.loss_type!r}` compares the images of a prompt, which the streaming `{name}` does "
-                "not give at once. Load it without `streaming=True`."
-            )
+        check_pair_source(args, dataset, f"`{name}`")
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         if getattr(args, name) % 2:
             raise ValueError(

@@ -439,8 +439,10 @@ class BaseTrainer(ResumableTrainer):
             method=self.method,
             method_tag=self.args.loss_type,
             rule=self.label_rule,
+            pairs=self.pairs,
             hyperparameters=self.hyperparameters(),
             prompt=self._example_prompt(),
+            paper=self.paper,
             grid=None if grid is None else grid.relative_to(folder).as_posix(),
             histogram=SCORE_HISTOGRAM_NAME if (folder / SCORE_HISTOGRAM_NAME).is_file() else None,
             evaluated_step=step,
@@ -463,6 +465,11 @@ class BaseTrainer(ResumableTrainer):
     def method(self) -> str:
         """How it is trained, after "trained with", for the card."""
         raise NotImplementedError
+
+    @property
+    def paper(self) -> tuple[str, str] | None:
+        """Title and arXiv id, or address, of where the loss is from, for the card; None for the paper of TGO."""
+        return None
 
     def hyperparameters(self) -> dict[str, Any]:
         """Name and value of each line of the card's table."""

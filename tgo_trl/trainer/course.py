@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..families.base import adapter_metadata
-from ..losses import TGOLoss
+from ..losses import LOSSES
 from ..policy.policy import Policy
 from ..storage.fingerprints import stored_tensors, tensors_digest
 
@@ -19,8 +19,8 @@ MOST_PER_TENSOR = 4096  # numbers
 REPLACED = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "lora_r", "lora_alpha", "lora_dropout",
     "lora_target_modules", "model_init_kwargs", "prompt_column", "image_column", "video_column", "score_column",
-    "resolution", "height", "width", "on_bad_row", "max_steps", "num_train_epochs", "recipe", "max_drift",
-    "min_variety", "early_stopping_patience",
+    "chosen_column", "rejected_column", "pairs", "pair_margin", "resolution", "height", "width", "on_bad_row",
+    "max_steps", "num_train_epochs", "recipe", "max_drift", "min_variety", "early_stopping_patience",
 )  # fmt: skip
 """Settings that act through something else that is compared, or that say how long a run goes on."""
 WITHOUT_EFFECT = (
@@ -39,7 +39,7 @@ OPTIMIZER = ("optim", "optim_args", "optim_target_modules", "optimizer", "use_pe
 """Settings without which a saved optimizer state means nothing."""
 
 
-OFF = {item.name: item.default for item in fields(TGOLoss) if item.default is not MISSING}
+OFF = {item.name: item.default for loss in LOSSES.values() for item in fields(loss) if item.default is not MISSING}
 """Settings of the objective as they are by default, and as they were in a run of a version that did not have them."""
 
 

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..losses.likelihood import toward_label
+from ..losses.pairs import pair_margin, to_rows
 
 QUARTILES = 4
 
@@ -54,21 +55,26 @@ def add_likelihood_metrics(sums: MetricSums, log_likelihood: Tensor, is_positive
     sums.add("logps/rejected", log_likelihood, valid & ~is_positive)
 
 
-def add_reward_metrics(sums: MetricSums, reward: Tensor, is_positive: Tensor, valid: Tensor) -> None:
+def add_reward_metrics(
+    sums: MetricSums, reward: Tensor, is_positive: Tensor, valid: Tensor, are_pairs: bool = False
+) -> None:
     """Adds what tells whether rewards move, and whether the sigmoid still passes gradient.
 
     - `rewards/chosen`, `rewards/rejected`: mean implicit reward of positive and negative rows.
-    - `rewards/accuracies`: share of rows whose reward has the sign of their label.
+    - `rewards/accuracies`: share of rows whose reward has the sign of their label; of pairs, share of those whose
+      better row has the higher reward.
     - `rewards/displaced`: share of positive rows whose reward is negative: less likely than under the reference.
-    - `saturation/chosen`, `saturation/rejected`: mean of `sigmoid(+-r)`: 0.5 at the start, 1 where the loss is spent.
+    - `saturation/chosen`, `saturation/rejected`: mean of `sigmoid(+-r)`: 0.5 at the start, 1 where the loss is spent;
+      of pairs, `sigmoid(r_better - r_worse)` in both.
 
     Args:
         sums: what to add to.
         reward: `[B]`.
         is_positive: bool `[B]`, the labels.
         valid: bool `[B]`, False for padding.
+        are_pairs: whether the loss is one of pairs, which come in turns.
     """
-    toward = toward_label(reward, is_positive)
+    toward = to_rows(pair_margin(reward)) if are_pairs else toward_label(reward, is_positive)
     sums.add("rewards/accuracies", (toward > 0).float(), valid)
     sums.add("rewards/displaced", (reward < 0).float(), valid & is_positive)
     for side, mask in (("chosen", valid & is_positive), ("rejected", valid & ~is_positive)):

@@ -124,7 +124,7 @@ class UpdateGuard:
         bad_rows = gather_object(_bad_rows(losses)) if self.accelerator.num_processes > 1 else _bad_rows(losses)
         if not bad_rows:
             return
-        reason = f"The loss of {list_rows(sorted(bad_rows))} of the evaluated data set is not finite."
+        reason = f"The loss of {list_rows(sorted({*bad_rows}))} of the evaluated data set is not finite."
         if not self.skip:
             raise NonFiniteError(
                 f"{reason} Mend or drop these rows, lower `learning_rate`, or set `on_bad_row='skip'` to leave them "
@@ -155,8 +155,8 @@ class UpdateGuard:
         if self.accelerator.num_processes > 1:
             bad_rows, rows = gather_object(bad_rows), gather_object(rows)
         if bad_rows:
-            return f"Update {found.update}: the loss of {list_rows(sorted(bad_rows))} of the data set is not finite."
-        return f"Update {found.update}: the gradient norm is not finite ({list_rows(sorted(rows))} of the data set)."
+            return f"Update {found.update}: the loss of {list_rows(sorted({*bad_rows}))} of the data set is not finite."
+        return f"Update {found.update}: the gradient norm is not finite ({list_rows(sorted({*rows}))} of the data set)."
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ from dataclasses import fields
 from typing import Any
 
 from ..losses import LOSSES
-from ..losses.tgo import ERROR_SCALES, NEGATIVES, TGOLoss
+from ..losses.dspo import DSPO_BETAS
+from ..losses.tgo import ERROR_SCALES, NEGATIVES
 from ..settings import check_choice, shown
 
 BALANCED = "balanced"
 
 PAPER: dict[str, Any] = {"error_scale": "absolute", "negative_weight": 1.0, "beta": 1.0}
-"""What holds where neither the user nor a recipe says otherwise."""
+"""What holds where neither the user nor a recipe says otherwise; some losses have a `beta` of their own."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     "robust": {"error_scale": "relative", "negative_weight": "balanced", "beta": 0.3},
@@ -62,6 +63,7 @@ def check_objective(settings: Mapping[str, Any]) -> None:
     """
     check_choice("error_scale", settings["error_scale"], ERROR_SCALES)
     check_choice("negatives", settings["negatives"], NEGATIVES)
+    check_choice("dspo_form", settings["dspo_form"], tuple(DSPO_BETAS))
     for name in ("trust_region", "sft_weight"):
         if not 0 <= settings[name] < math.inf:
             raise ValueError(f"`{name}` is {settings[name]}; it must be at least 0 and finite.")
@@ -100,7 +102,7 @@ def _check_used(settings: Mapping[str, Any]) -> None:
     """That the loss has the settings that are not as they are by default."""
     loss_type = settings["loss_type"]
     own = {field.name for field in fields(LOSSES[loss_type])}
-    for field in fields(TGOLoss):
+    for field in (field for loss in LOSSES.values() for field in fields(loss)):
         if field.name in own or field.name in ("temperature", "beta"):
             continue
         if settings[field.name] != field.default:

@@ -1,14 +1,17 @@
 """From the user's data sets to what the trainer reads: checks, threshold, encoding."""
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from huggingface_hub.constants import HF_HOME
 
-from ..data.columns import Columns
-from ..data.encoded import EncodedDataset, encode_images, encode_prompts, scan_rows
+from ..data.encoded import EncodedDataset, ScannedRows, encode_images, encode_prompts, scan_rows
+from ..data.pairs import Pairs, find_pairs, without_unreadable
 from ..data.rows import BadRows, RowSource
 from ..data.stream import StreamDataset, scan_stream
 from ..labels.fitting import fit_label_rule
@@ -22,16 +25,13 @@ from ..policy.draws import EVALUATION_EPOCH
 from ..policy.encoders import FrozenEncoders
 from ..storage.fingerprints import fingerprint
 from ..storage.shards import ShardWriter
+from .pair_sources import check_pair_source, column_hint, columns_of, pair_selection
 from .tgo_config import TGOConfig
 
-PreparedDataset = EncodedDataset | StreamDataset
-"""Both have `labels`, `example_prompt` and `fingerprint`."""
+logger = logging.getLogger(__name__)
 
-MISSING = {
-    "positives": "uses positive rows only, and the {name} data set has none.",
-    "pairs": "compares images of one prompt, and no prompt of the {name} data set has two of different scores.",
-}
-"""Why no row of a data set that has some is trained on, by what the loss takes."""
+PreparedDataset = EncodedDataset | StreamDataset
+"""Both have `labels`, `pairs`, `example_prompt` and `fingerprint`."""
 
 
 def training_block(args: TGOConfig, num_sizes: int) -> int:
@@ -64,33 +64,28 @@ class DataPreparer:
         self.sizes = sizes
         video_format = encoders.family.video_format
         self.reader: MediaReader = ImageReader() if video_format is None else VideoReader(video_format)
-        argument = f"{self.reader.kind}_column"
         self.loss = LOSSES[args.loss_type]
-        self.columns = Columns(args.prompt_column, getattr(args, argument), args.score_column, argument)
+        self.weight_balance = 1.0
 
-    def training_set(self, dataset: Dataset | IterableDataset) -> tuple[PreparedDataset, LabelRule]:
-        """The training set and the rule fitted on it."""
+    def training_set(self, dataset: Dataset | IterableDataset) -> tuple[PreparedDataset, LabelRule | None]:
+        """The training set and the rule fitted on it; None of pairs, which need no threshold."""
         source = self._source(dataset, "training")
         if not isinstance(dataset, IterableDataset):
             return self._encode(source, None)
         bad = BadRows(source.skip_bad)
-        scores, prompts = scan_stream(dataset, self.columns, bad)
+        scores, prompts = scan_stream(dataset, source.columns, bad)
         bad.warn(source.name, len(scores) + len(bad.rows))
         rule = self._fit(scores, prompts)
         self._weigh(rule.apply(scores, prompts))
         block = training_block(self.args, len(self.sizes))
         return StreamDataset(source, rule, 0, True, self.loss, block, fingerprint(*scores, *prompts)), rule
 
-    def evaluation_set(self, dataset: Dataset | IterableDataset, rule: LabelRule, name: str) -> PreparedDataset:
+    def evaluation_set(self, dataset: Dataset | IterableDataset, rule: LabelRule | None, name: str) -> PreparedDataset:
         """An evaluation set, labelled by the training set's rule."""
         source = self._source(dataset, name)
         if not isinstance(dataset, IterableDataset):
             return self._encode(source, rule)[0]
-        if self.loss.rows == "pairs":
-            raise ValueError(
-                f"`loss_type={self.args.loss_type!r}` compares all images of a prompt, which the streaming {name} data "
-                "set does not give at once. Load it without `streaming=True`."
-            )
+        assert rule is not None  # a stream gives no pairs
         if rule.threshold_type in PER_PROMPT:
             raise ValueError(
                 f"`threshold_type='{rule.threshold_type}'` needs all images of a prompt at once, which the "
@@ -100,16 +95,21 @@ class DataPreparer:
         return StreamDataset(source, rule, EVALUATION_EPOCH, False, self.loss, block)
 
     def _source(self, dataset: Dataset | IterableDataset, name: str) -> RowSource:
-        self.columns.check(dataset, name)
+        if self.loss.rows == "pairs":
+            check_pair_source(self.args, dataset, f"{name} data set")
+        columns = columns_of(self.args, dataset, self.reader.kind)
+        columns.check(dataset, name, column_hint(self.args, dataset, self.reader.kind))
         origin = find_origin(dataset, self.args.image_dir, self.args.allow_urls)
         skip_bad = self.args.on_bad_row == "skip"
-        return RowSource(dataset, self.columns, self.reader, self.sizes, origin, name, skip_bad)
+        return RowSource(dataset, columns, self.reader, self.sizes, origin, name, skip_bad)
 
-    def _encode(self, source: RowSource, rule: LabelRule | None) -> tuple[EncodedDataset, LabelRule]:
+    def _encode(self, source: RowSource, rule: LabelRule | None) -> tuple[EncodedDataset, LabelRule | None]:
         bad, name = BadRows(source.skip_bad), source.name
         scanned = scan_rows(source, bad, self._shows_progress())
         if not scanned.rows:
             raise ValueError(f"The {name} data set has no row that can be used. {' '.join(bad.reasons[:5])}".rstrip())
+        if self.loss.rows == "pairs":
+            return self._encode_pairs(source, scanned, bad), None
         # fails before hours of encoding, if it fails
         fitted = rule or self._fit(scanned.scores, scanned.prompts)
         writer, batch_size = self._writer(), self.args.encode_batch_size
@@ -127,8 +127,43 @@ class DataPreparer:
         prompts = encode_prompts(texts, self.encoders, writer, batch_size, name)
         encoded = EncodedDataset(scanned, images, prompts, positions, labels).select(self.loss.rows)
         if not len(encoded):
-            raise ValueError(f"`loss_type={self.args.loss_type!r}` {MISSING[self.loss.rows].format(name=name)}")
+            raise ValueError(
+                f"`loss_type={self.args.loss_type!r}` uses positive rows only, and the {name} data set has none."
+            )
         return encoded, fitted
+
+    def _encode_pairs(self, source: RowSource, scanned: ScannedRows, bad: BadRows) -> EncodedDataset:
+        """The pairs among scanned images; no others are encoded."""
+        args, name = self.args, source.name
+        selection = pair_selection(args, source.dataset)
+        pairs = find_pairs(selection, args.pair_margin, scanned.prompts, scanned.scores, scanned.keys, scanned.sizes)
+        if not pairs.positions:
+            raise ValueError(self._no_pairs(name, pairs))
+        used = sorted({*pairs.flat})
+        scanned, places = scanned.take(used), {position: i for i, position in enumerate(used)}
+        pairs = replace(pairs, positions=[(places[better], places[worse]) for better, worse in pairs.positions])
+        writer, batch_size = self._writer(), args.encode_batch_size
+        images, readable = encode_images(source, scanned, bad, self.encoders, writer, batch_size)
+        bad.warn(name, len(source.dataset))
+        self.encoders.release()
+        pairs = without_unreadable(pairs, {*readable}, scanned.prompts)
+        if not pairs.positions:
+            raise ValueError(self._no_pairs(name, pairs))
+        if pairs.left_out:
+            logger.warning("Of the %s data set, there were left out: %s.", name, pairs.describe_left_out())
+        is_positive = torch.tensor([True, False]).repeat(len(pairs.positions))
+        scores = torch.tensor([scanned.scores[i] for i in pairs.flat], dtype=torch.float64)
+        labels = Labels(scores, is_positive, torch.ones(len(scores)))
+        texts = {i: self.loss.prompt(scanned.prompts[i], True) for i in pairs.flat}
+        prompts = encode_prompts(texts, self.encoders, writer, batch_size, name)
+        return EncodedDataset(scanned, images, prompts, pairs.flat, labels, pairs)
+
+    def _no_pairs(self, name: str, pairs: Pairs) -> str:
+        left_out = f" Left out were {pairs.describe_left_out()}." if pairs.left_out else ""
+        return (
+            f"`loss_type={self.args.loss_type!r}` compares images of one prompt, and no prompt of the {name} data set "
+            f"has two of different scores that can be compared.{left_out}"
+        )
 
     def _weigh(self, labels: Labels) -> None:
         self.weight_balance = weight_balance(labels.is_positive, labels.weights)

@@ -16,6 +16,7 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
+from ..data.pairs import Pairs
 from ..data.sampler import RowSampler
 from ..data.stream import StreamDataset
 from ..families import Family
@@ -52,6 +53,7 @@ class ResumableTrainer(Trainer):
         family: how they are called.
         reference: what the policy is compared with; None without one.
         label_rule: fitted on the training set; None without scores.
+        pairs: of the training set; None if it has none.
         temperature: `T`, resolved; None without a likelihood.
         size, sizes: that images are brought to, in pixels.
         changes: what was set otherwise on the way, a sentence each.
@@ -63,6 +65,7 @@ class ResumableTrainer(Trainer):
     family: Family
     reference: Reference | None
     label_rule: LabelRule | None = None
+    pairs: Pairs | None = None
     temperature: float | None = None
     size: Size
     sizes: Sequence[Size]

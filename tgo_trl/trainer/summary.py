@@ -1,4 +1,4 @@
-"""The table that is printed before training: what the scores were turned into."""
+"""The table that is printed before training: what the data were turned into."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..data.pairs import Pairs
 from ..labels.rule import LabelRule, Labels
 from ..labels.thresholds import percentile_threshold
 
@@ -31,9 +32,20 @@ def summary_rows(
     if labels is not None:
         quantiles = [percentile_threshold(labels.weights, p).item() for p in (0, 25, 50, 75, 100)]
         lines.append(("weight min / 25 % / 50 % / 75 % / max", " / ".join(f"{q:.3g}" for q in quantiles)))
-    lines.append(("effective scale beta / T", f"{beta / temperature:.4g} (beta {beta:g}, T {temperature:.4g})"))
-    lines += [(name, str(value)) for name, value in (objective or {}).items()]
-    return lines
+    return [*lines, *_loss_rows(beta, temperature, objective or {})]
+
+
+def pair_rows(pairs: Pairs, beta: float, temperature: float, objective: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """As [`summary_rows`], of the pairs of the training set."""
+    lines = [("pairs", pairs.describe()), ("prompts", f"{pairs.num_prompts:,}")]
+    if pairs.left_out:
+        lines.append(("left out", pairs.describe_left_out()))
+    return [*lines, *_loss_rows(beta, temperature, objective)]
+
+
+def _loss_rows(beta: float, temperature: float, objective: Mapping[str, Any]) -> list[tuple[str, str]]:
+    scale = f"{beta / temperature:.4g} (beta {beta:g}, T {temperature:.4g})"
+    return [("effective scale beta / T", scale), *((name, str(value)) for name, value in objective.items())]
 
 
 def print_summary(lines: list[tuple[str, str]]) -> None:

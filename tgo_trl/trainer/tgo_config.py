@@ -9,10 +9,12 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
+from ..data.pairs import SELECTIONS
 from ..labels import NORMALIZATIONS
 from ..labels.checks import MAX_FLOAT32
 from ..labels.fitting import THRESHOLD_TYPES
 from ..losses import LOSSES
+from ..losses.dspo import DSPO_BETAS
 from ..losses.tgo import ERROR_SCALES, NEGATIVES
 from ..messages.public import without_secrets
 from ..noise import DENSITIES
@@ -42,6 +44,13 @@ _WHOLE = (
     "eval_samples_per_prompt", "early_stopping_patience",
 )  # fmt: skip
 _POSITIVE = (*_WHOLE, "beta", "fps", "logit_std", "timestep_shift", "mirror_strength", "negative_margin")
+
+
+OF_A_THRESHOLD = (
+    "threshold_type", "threshold_percentile", "threshold_value", "confidence_coef", "score_normalization",
+)  # fmt: skip
+"""Settings of labels and weights, which pairs do not have."""
+OF_PAIRS = ("pairs", "pair_margin", "chosen_column", "rejected_column")
 
 
 def _positive(name: str, value: float) -> None:
@@ -86,6 +95,15 @@ class TGOConfig(TrainingArguments):
         prompt_column, image_column, video_column, score_column (`str`, *optional*):
             Names of the columns of the data set: `"prompt"`, `"image"`, `"video"` and `"score"` by default. A pipeline
             that makes videos trains on the video column.
+        chosen_column, rejected_column (`str`, *optional*):
+            For losses of pairs, the columns of the better and of the worse images or videos: `"chosen"` and
+            `"rejected"` by default, as TRL names them. There is no score then.
+        pairs (`str`, *optional*, defaults to `"auto"`):
+            Where losses of pairs find them. `"columns"`: each row has a chosen and a rejected image. `"best_worst"`: of
+            the scored images of each prompt, the best against the worst. `"all"`: all pairs of them. `"auto"`:
+            `"columns"` if the data set has both columns, else `"best_worst"`. Equal scores are no pair.
+        pair_margin (`float`, *optional*, defaults to `0.0`):
+            In score units: the two scores of a pair have to be further apart.
         image_dir (`str`, *optional*):
             Folder of the images or videos whose paths the data set has: where relative paths begin, and out of which
             none may lead. `tgo-trl train` takes the data set's own folder if not set. A data set that is given as an
@@ -143,13 +161,17 @@ class TGOConfig(TrainingArguments):
 
         loss_type (`str`, *optional*, defaults to `"tgo"`):
             `"tgo"`: the weighted logistic loss. `"sft"`: plain denoising error on the positive rows only, without a
-            reference, as a baseline.
+            reference, as a baseline. `"diffusion_dpo"`, `"dspo"`: on pairs of images of one prompt, without a
+            threshold.
         beta (`float`, *optional*):
-            `beta`, deviation from the reference model. 1, where neither you nor a `recipe` set it.
+            `beta`, deviation from the reference model. Where neither you nor a `recipe` set it, 1; of `"diffusion_dpo"`
+            5000, of `"dspo"` 0.001 or 5000, as in their released code.
+        dspo_form (`str`, *optional*, defaults to `"sd15"`):
+            Which of the two objectives that were released as DSPO: that for SD 1.5, `"sd15"`, or for SDXL, `"sdxl"`.
         temperature (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             `T` of the log-likelihood surrogate `-error / T`. `"auto"`, or `None`, is 0.001 for latents of 16,384
             numbers, as in the paper (Stable Diffusion 1.5 at 512 pixels), and moves inversely with the number of
-            numbers.
+            numbers; 2 for losses of pairs, whose published equations have `beta / 2` and no `T`.
         recipe (`str`, *optional*):
             A named combination of the settings below that was measured as a whole (`docs/results.md`). `"robust"` keeps
             nearer to the data: `error_scale="relative"`, `negative_weight="balanced"`, `beta=0.3`. What you set stays,
@@ -299,6 +321,12 @@ class TGOConfig(TrainingArguments):
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     video_column: str = field(default="video", metadata={"help": "Column of the videos."})
     score_column: str = field(default="score", metadata={"help": "Column of the scores."})
+    chosen_column: str = field(default="chosen", metadata={"help": "Of pairs, column of the better images."})
+    rejected_column: str = field(default="rejected", metadata={"help": "Of pairs, column of the worse images."})
+    pairs: str = field(
+        default="auto", metadata={"help": "Where losses of pairs find them.", "choices": list(SELECTIONS)}
+    )
+    pair_margin: float = field(default=0.0, metadata={"help": "Scores of a pair are further apart than this."})
     image_dir: str | None = field(default=None, metadata={"help": "Folder inside which paths of images must lead."})
     allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
     resolution: int | None = field(
@@ -331,7 +359,10 @@ class TGOConfig(TrainingArguments):
     loss_type: str = field(default="tgo", metadata={"help": "Type of loss to use.", "choices": list(LOSSES)})
     # None is "not set", for a recipe to tell; `__post_init__` leaves none.
     beta: float = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Deviation from the reference model: 1, or the recipe's."}
+        default=None, metadata={"help": "Deviation from the reference model: 1, the loss's own, or the recipe's."}
+    )
+    dspo_form: str = field(
+        default="sd15", metadata={"help": "Which of the objectives called DSPO.", "choices": list(DSPO_BETAS)}
     )
     temperature: float | str | None = field(  # of `float | str` HfArgumentParser would take the float alone
         default="auto", metadata={"help": "T of the log-likelihood surrogate -error / T, or 'auto'."}
@@ -426,6 +457,8 @@ class TGOConfig(TrainingArguments):
         check_rewards(self.eval_rewards)
         check_prompts(self.eval_prompts)
         self._prefer_rewards()
+        for name in ("logging_steps", "eval_steps", "save_steps"):  # of which transformers makes whole numbers
+            check_finite(name, getattr(self, name))
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.lora_target_modules is not None:
             check_target_names("lora_target_modules", self.lora_target_modules)
@@ -495,6 +528,9 @@ class TGOConfig(TrainingArguments):
                 self.lr_scheduler_kwargs = {"mode": "max", **kwargs}
 
     def _apply_recipe(self) -> None:
+        loss = LOSSES.get(self.loss_type) if isinstance(self.loss_type, str) else None  # not checked yet
+        if self.recipe is None and self.beta is None and loss is not None:
+            self.beta = loss.usual_beta(vars(self))
         for name, value in recipe_settings(self.recipe).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -504,6 +540,7 @@ class TGOConfig(TrainingArguments):
         check_choice("threshold_type", self.threshold_type, THRESHOLD_TYPES)
         check_choice("score_normalization", self.score_normalization, NORMALIZATIONS)
         check_choice("loss_type", self.loss_type, tuple(LOSSES))
+        check_choice("pairs", self.pairs, SELECTIONS)
         check_choice("ref_model_sync_strategy", self.ref_model_sync_strategy, ("steps", "epoch"))
         if self.timestep_density is not None:
             check_choice("timestep_density", self.timestep_density, DENSITIES)
@@ -553,6 +590,7 @@ class TGOConfig(TrainingArguments):
 
     def _check_combinations(self) -> None:
         check_objective(vars(self))
+        self._check_pairs()
         self._check_size()
         self._check_density()
         if isinstance(self.sample_prompts, str):
@@ -578,6 +616,24 @@ class TGOConfig(TrainingArguments):
                 f"`loss_type={self.loss_type!r}` has no reference, so `sync_ref_model=True` has nothing to synchronise."
             )
 
+    def _check_pairs(self) -> None:
+        takes_pairs = LOSSES[self.loss_type].rows == "pairs"
+        for name in OF_A_THRESHOLD if takes_pairs else OF_PAIRS:
+            value = getattr(self, name)
+            if value != DEFAULTS[name] and takes_pairs:
+                raise ValueError(
+                    f"`{name}` is {shown(value)}, and `loss_type={self.loss_type!r}` compares the two images of a "
+                    "pair: there is no threshold and no weight. Leave it out."
+                )
+            if value != DEFAULTS[name]:
+                of_pairs = " or ".join(repr(it) for it, loss in LOSSES.items() if loss.rows == "pairs")
+                raise ValueError(
+                    f"`{name}` is {shown(value)}, and `loss_type={self.loss_type!r}` takes no pairs. Leave it out, or "
+                    f"set `loss_type` to {of_pairs}."
+                )
+        if not 0 <= self.pair_margin < math.inf:
+            raise ValueError(f"`pair_margin` is {self.pair_margin}; it must be at least 0 and finite.")
+
     def _check_size(self) -> None:
         if (self.height is None) != (self.width is None):
             raise ValueError(f"`height` is {self.height} and `width` is {self.width}. Set both, or `resolution` alone.")
@@ -599,6 +655,10 @@ class TGOConfig(TrainingArguments):
                     f"`{name}` is {getattr(self, name)}, which `timestep_density={self.timestep_density!r}` does not "
                     f"use. Set `timestep_density={density!r}`, or leave `{name}` out."
                 )
+
+
+DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(TGOConfig)}
+"""The settings as they are where nobody sets them, by name."""
 
 
 def _number(name: str, value: float | str) -> float:

@@ -26,7 +26,7 @@ from ..losses import LossInputs, RowErrors, build_loss
 from ..losses.likelihood import log_likelihood
 from ..media.types import Size
 from ..policy.adapters import check_policy
-from ..policy.draws import EVALUATION_EPOCH, Draw, draw_keys, draw_rows
+from ..policy.draws import EVALUATION_EPOCH, Draw, draw_pairs, draw_rows
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
 from ..policy.loading import load_reference_networks
@@ -47,7 +47,7 @@ from .metrics import (
 from .nonfinite import UpdateGuard
 from .objective import BALANCED
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
-from .summary import print_summary, summary_rows
+from .summary import pair_rows, print_summary, summary_rows
 from .tgo_config import TGOConfig
 
 RawDataset: TypeAlias = Dataset | IterableDataset
@@ -81,7 +81,8 @@ class TGOTrainer(BaseTrainer):
         args ([`TGOConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Rows of a prompt, an image or a video, and a score. A streaming data set needs `args.max_steps`.
+            Rows of a prompt, an image or a video, and a score; or, for a `loss_type` that takes pairs, of a prompt, a
+            chosen and a rejected image or video. A streaming data set needs `args.max_steps`.
         eval_dataset (the same, or a dictionary of them, *optional*):
             Labelled with the training set's threshold, and evaluated on the same draws every time.
         ref_model (`str`, [`~diffusers.DiffusionPipeline`] or `torch.nn.Module`, *optional*):
@@ -115,7 +116,7 @@ class TGOTrainer(BaseTrainer):
 
     args: TGOConfig
     model: nn.Module
-    label_rule: LabelRule
+    label_rule: LabelRule | None
     temperature: float
 
     # `compute_loss` normalises over all rows of an accumulated batch.
@@ -167,6 +168,7 @@ class TGOTrainer(BaseTrainer):
         self.preparer = DataPreparer(args, self.encoders, self.sizes)
         train_set, self.label_rule = self.preparer.training_set(train_dataset)
         self.train_labels: Labels | None = train_set.labels
+        self.pairs = train_set.pairs
         self.temperature = self._resolve_temperature(args, train_set)
         resolved = {"temperature": self.temperature, "negative_weight": self._resolve_negative_weight(args)}
         self.loss = build_loss(args.loss_type, {**vars(args), **resolved})
@@ -206,17 +208,28 @@ class TGOTrainer(BaseTrainer):
         )
         self._guard = UpdateGuard(self.accelerator, args.on_bad_row == "skip")
         self.strategy.prepare_reference(self.reference)
-        self.add_callback(ScoreLogCallback(self, self.label_rule, self.train_labels))
+        if self.label_rule is not None:
+            self.add_callback(ScoreLogCallback(self, self.label_rule, self.train_labels))
         self._add_own_callbacks(eval_rewards)
         if self.is_world_process_zero():
             objective = self._objective() | ({} if args.recipe is None else {"recipe": args.recipe})
-            print_summary(summary_rows(self.label_rule, self.train_labels, args.beta, self.temperature, objective))
+            print_summary(self._summary_rows(objective))
 
     # ---- Set-up ----
+
+    def _summary_rows(self, objective: Mapping[str, Any]) -> list[tuple[str, str]]:
+        beta, temperature = self.args.beta, self.temperature
+        if self.pairs is not None:
+            return pair_rows(self.pairs, beta, temperature, objective)
+        assert self.label_rule is not None
+        return summary_rows(self.label_rule, self.train_labels, beta, temperature, objective)
 
     def _resolve_temperature(self, args: TGOConfig, train_set: PreparedDataset) -> float:
         if isinstance(args.temperature, float):
             return args.temperature
+        usual = self.preparer.loss.usual_temperature
+        if usual is not None:
+            return usual
         if isinstance(train_set, EncodedDataset):
             size = train_set.sizes[0]
             image = {name: tensor[None] for name, tensor in train_set[0]["image"].items()}
@@ -305,7 +318,7 @@ class TGOTrainer(BaseTrainer):
             valid = valid & rows.loss.isfinite()
         add_likelihood_metrics(sums, log_likelihood(errors.policy.mean(0), self.temperature), is_positive, valid)
         if rows.reward is not None:
-            add_reward_metrics(sums, rows.reward, is_positive, valid)
+            add_reward_metrics(sums, rows.reward, is_positive, valid, self.loss.rows == "pairs")
             if self.loss.rows == "scored":
                 add_weight_metrics(sums, inputs["weight"], is_positive, valid)
         if errors.reference is not None:
@@ -330,11 +343,9 @@ class TGOTrainer(BaseTrainer):
         """Errors of policy and reference on the draw of each row, `[K, B]`, and the draw."""
         image, prompt = self._conditions(inputs)
         shape, num_samples = self.family.latent_shape(image), self.args.num_likelihood_samples
-        epochs, rows, is_paired = inputs["epoch"], inputs["row"], self.loss.rows == "pairs"
-        drawn = [row for row in rows[::2] for _ in range(2)] if is_paired else rows
-        draw = draw_rows(self.args.seed, epochs, drawn, shape, num_samples, inputs["valid"].device)
-        if is_paired:  # both of a pair have the draw of the better one, and each its own errors
-            draw = replace(draw, keys=draw_keys(epochs, rows, num_samples))
+        draw_batch = draw_pairs if self.loss.rows == "pairs" else draw_rows
+        device = inputs["valid"].device
+        draw = draw_batch(self.args.seed, inputs["epoch"], inputs["row"], shape, num_samples, device)
         if self.args.time_range is not None:
             first, last = self.args.time_range
             draw = replace(draw, quantile=first + (last - first) * draw.quantile)
@@ -461,9 +472,15 @@ class TGOTrainer(BaseTrainer):
     # ---- The card ----
 
     @property
+    def paper(self) -> tuple[str, str] | None:
+        """Title and arXiv id, or address, of where the loss is from, for the card; None for the paper of TGO."""
+        return self.loss.paper
+
+    @property
     def method(self) -> str:
         """How it is trained, after "trained with", for the card."""
-        return self.loss.method.format(media=self.family.medium)
+        settings = {item.name: getattr(self.loss, item.name) for item in fields(self.loss)}
+        return self.loss.method.format(media=self.family.medium, **settings)
 
     def _objective(self) -> dict[str, Any]:
         """The settings of the loss that are not the paper's, by name."""
@@ -481,12 +498,12 @@ class TGOTrainer(BaseTrainer):
     def hyperparameters(self) -> dict[str, Any]:
         """Name and value of each line of the card's table."""
         args = self.args
+        of_scores = {"confidence coefficient": args.confidence_coef, "score normalisation": args.score_normalization}
         return {
             "loss": args.loss_type,
             "beta": args.beta,
             "temperature": f"{self.temperature:.6g}",
-            "confidence coefficient": args.confidence_coef,
-            "score normalisation": args.score_normalization,
+            **({} if self.label_rule is None else of_scores),
             "likelihood samples": args.num_likelihood_samples,
             **self._objective(),
             **super().hyperparameters(),

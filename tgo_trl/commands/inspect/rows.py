@@ -22,7 +22,12 @@ from ...media.types import Size
 from ...messages.values import cut
 from .config import InspectConfig
 
+PAIR_COLUMNS = ("chosen", "rejected")
 REMEDY = "Set `prompt_column`, `image_column` and `score_column`, or `skip_images` if there are no images."
+REMEDY_OF_PAIRS = (
+    "It holds pairs, and `inspect` reports on scores. Train on pairs as they are with `--loss_type diffusion_dpo`, or "
+    "make scores of them with `tgo-trl convert`, and inspect those."
+)
 
 LONG_PROMPT = 55
 """Words of a prompt that fill the 77 tokens of a CLIP text encoder, or nearly."""
@@ -86,7 +91,9 @@ def read_rows(dataset: Dataset | IterableDataset, config: InspectConfig, origin:
         ValueError: if a column is missing.
     """
     columns = [config.prompt_column, config.score_column, *([] if config.skip_images else [config.image_column])]
-    check_columns("The data set", known_columns(dataset), columns, REMEDY)
+    present = known_columns(dataset)
+    remedy = REMEDY_OF_PAIRS if {*PAIR_COLUMNS} <= {*(present or ())} else REMEDY
+    check_columns("The data set", present, columns, remedy)
     settings = {"prompt_column": config.prompt_column, "score_column": config.score_column}
     check_no_classes(dataset.features, settings)
     narrow = undecoded(dataset, *columns)

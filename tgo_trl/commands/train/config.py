@@ -9,7 +9,8 @@ class TrainArguments:
 
     Attributes:
         model_name_or_path: Hub id or folder of the pipeline.
-        dataset_name: Hub id, folder or file of the scored data set; see [`~tgo_trl.storage.sources.open_dataset`].
+        dataset_name: Hub id, folder or file of the data set, scored or of pairs; see
+            [`~tgo_trl.storage.sources.open_dataset`].
         dataset_config: its configuration.
         dataset_train_split: rows to train on.
         dataset_test_split: rows to evaluate on, if `eval_strategy` asks for it.
@@ -20,7 +21,7 @@ class TrainArguments:
     """
 
     model_name_or_path: str = field(metadata={"help": "Hub id or folder of the pipeline."})
-    dataset_name: str = field(metadata={"help": "Hub id or folder of the scored data set."})
+    dataset_name: str = field(metadata={"help": "Hub id or folder of the data set, scored or of pairs."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on, with `eval_strategy`."})
