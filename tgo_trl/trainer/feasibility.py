@@ -20,6 +20,8 @@ from .tgo_config import TGOConfig
 logger = logging.getLogger(__name__)
 
 SIDES = tuple(f"{kind}/{side}" for kind in ("logps", "rewards", "saturation") for side in ("chosen", "rejected"))
+FEW_OF_DRIFT = 50
+"""Positive rows, below which a drift by quartile of the time says little."""
 DRIFT = tuple(f"drift/quartile_{i}" for i in (1, 2, 3, 4))
 DIFFERENCE = "prediction_difference"
 METRICS = (
@@ -98,7 +100,7 @@ def check_best_metric_for(args: TGOConfig, eval_dataset: object, process: NoiseP
 
 
 def check_drift_of(args: TGOConfig, prepared: Any) -> None:
-    """Raises a ValueError if no labelled evaluation row has the drift that `max_drift` bounds.
+    """Raises a ValueError if no labelled evaluation row has the drift that `max_drift` bounds; warns of few.
 
     Args:
         args: the run's settings.
@@ -106,10 +108,20 @@ def check_drift_of(args: TGOConfig, prepared: Any) -> None:
     """
     sets = list(prepared.values()) if isinstance(prepared, dict) else [prepared]
     labels = [None if dataset is None else dataset.labels for dataset in sets]
-    if args.max_drift is not None and not any(it is None or bool(it.is_positive.any()) for it in labels):
+    if args.max_drift is None or None in labels:  # a stream is labelled as it is read
+        return
+    num_positive = sum(int(it.is_positive.sum()) for it in labels)
+    if not num_positive:
         raise ValueError(
             f"`max_drift` is {args.max_drift}, and `eval_dataset` has no positive row, whose drift it bounds. Add rows "
             "that score above the threshold, or leave it out."
+        )
+    if num_positive < FEW_OF_DRIFT:
+        logger.warning(
+            "`max_drift` bounds the drift in each quartile of the time, and `eval_dataset` has %d positive rows for "
+            "all four: chance decides, and a quartile without a row is not bounded. Add rows, to %d positive ones or more.",
+            num_positive,
+            FEW_OF_DRIFT,
         )
 
 
