@@ -1,10 +1,10 @@
 """What is measured of samples, whatever drew them."""
 
-from .bootstrap import NUM_RESAMPLES, interval, resampled_means, resampled_medians
+from .bootstrap import interval, resampled_means, resampled_medians
 from .variety import group_varieties, thumbnails, variety
 from .wins import wins
 
 __all__ = [
-    "NUM_RESAMPLES", "group_varieties", "interval", "resampled_means", "resampled_medians", "thumbnails", "variety",
+    "group_varieties", "interval", "resampled_means", "resampled_medians", "thumbnails", "variety",
     "wins",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ...settings import as_dictionary, check_choice, check_finite, check_types, shown
@@ -111,7 +111,10 @@ class EvaluateConfig(SamplingSettings):
         self.model_settings = as_dictionary("model_settings", self.model_settings)
         labels = [contestant.label for contestant in self.contestants()]  # which checks them
         for label in self.model_settings:
-            check_choice("a label of `model_settings`", label, labels)
+            if label not in labels:
+                raise ValueError(
+                    f"`model_settings` has {shown(label)}, but the labels are {', '.join(map(repr, labels))}."
+                )
         if self.baseline is not None:
             check_choice("baseline", self.baseline, labels)
         for contestant in self.contestants():
@@ -167,13 +170,13 @@ class EvaluateConfig(SamplingSettings):
 
     def _check_rewards(self) -> dict[str, Any]:
         """The checked `reward_kwargs`; as `tgo-trl score` checks them."""
-        kwargs: Any = ScoreConfig("", "", self.rewards, reward_kwargs=self.reward_kwargs).reward_kwargs
-        names = [spec.rpartition(":")[2] for spec in self.rewards]
-        for name in names:
+        names = [str(spec).rpartition(":")[2] for spec in self.rewards]
+        for spec, name in zip(self.rewards, names, strict=True):
+            if not isinstance(spec, str) or not re.fullmatch(r"\w[\w.-]*", name):
+                raise ValueError(f"`rewards` has {shown(spec)}, which names no function and no reward model.")
             if names.count(name) > 1:
                 raise ValueError(f"`rewards` has two that would be called {name!r}. Leave one out, or rename it.")
-            if not re.fullmatch(r"\w[\w.-]*", name):
-                raise ValueError(f"`rewards` has {shown(name)}, which names no function and no reward model.")
+        kwargs: Any = ScoreConfig("", "", self.rewards, reward_kwargs=self.reward_kwargs).reward_kwargs
         return dict(kwargs)
 
     def _check_set(self) -> None:
@@ -190,11 +193,12 @@ class EvaluateConfig(SamplingSettings):
 
     def _check_sampling(self, contestant: Contestant) -> None:
         try:
-            config = self.generation(contestant, "")
-            check_types(config, contestant.settings)
-            for name in contestant.settings:
-                check_finite(name, getattr(config, name))
-        except (TypeError, ValueError) as error:
+            plain = self.generation(replace(contestant, settings={}), "")
+            for name, value in contestant.settings.items():
+                setattr(plain, name, value)
+            check_types(plain, contestant.settings)
+            self.generation(contestant, "")  # which checks the rest
+        except ValueError as error:
             raise ValueError(f"The model {shown(contestant.label)}: {error}") from error
 
 
@@ -215,9 +219,25 @@ def _parsed(entry: object, settings: dict[str, Any]) -> Contestant:
     for setting in own:
         if setting in SHARED:
             raise ValueError(f"The model {shown(label)} has a `{setting}` of its own, which all have to share.")
-        check_choice(f"a setting of the model {shown(label)}", setting, sorted(allowed))
+        if setting not in allowed:
+            raise ValueError(
+                f"`model_settings` has {shown(setting)} of {shown(label)}; write some of {', '.join(sorted(allowed))}."
+            )
+    model, named = _split(name, entry)
+    for setting in named.keys() & own.keys():
+        raise ValueError(f"`models` and `model_settings` both have the `{setting}` of {shown(label)}. Set it in one.")
+    return Contestant(label, folder, model, named | own)
+
+
+def _split(name: str, entry: str) -> tuple[str, dict[str, Any]]:
+    """The model of `model+adapter@scale`, and what the rest sets; a path that is there is a model, whatever it holds.
+
+    Args:
+        name: what follows the label.
+        entry: with it, for messages.
+    """
     if os.path.exists(name) or "+" not in name:
-        return Contestant(label, folder, name, own)
+        return name, {}
     model, _, adapter = name.partition("+")
     named: dict[str, Any] = {"adapter_name_or_path": adapter}
     if "@" in adapter and not os.path.exists(adapter):
@@ -228,9 +248,7 @@ def _parsed(entry: object, settings: dict[str, Any]) -> Contestant:
             raise ValueError(f"`models` has {shown(entry)}, where {shown(scale)} is no scale. {FORM}") from None
     if not model or not named["adapter_name_or_path"]:
         raise ValueError(f"`models` has {shown(entry)}. {FORM}")
-    for setting in named.keys() & own.keys():
-        raise ValueError(f"`models` and `model_settings` both have the `{setting}` of {shown(label)}. Set it in one.")
-    return Contestant(label, folder, model, named | own)
+    return model, named
 
 
 def _checked_prompts(given: object) -> list[int] | None:

@@ -25,7 +25,11 @@ MOST_PAIRED = 5
 """Models of which all pairs are shown; of more, those with the baseline."""
 PANELS_IN_A_ROW = 3
 PROMPTS_IN_A_ROW = 6
-NUM_BINS = 40
+FEWEST_BINS, MOST_BINS = 10, 40
+HEIGHT, FOOT = 0.86, 0.44
+"""Of a histogram, in rows: that of the fullest bin, and how far below its row's middle it stands."""
+SMALL = 7.5
+"""Points of what stands beside axes."""
 
 
 def plot_win_rates(report: EvaluationReport, path: Path) -> None:
@@ -36,64 +40,48 @@ def plot_win_rates(report: EvaluationReport, path: Path) -> None:
         path: of the PNG.
     """
     pairs = _pairs(report)
-    height = 0.34 * len(pairs) + 0.75
-    figure, panels = _panels(len(report.rewards), height)
-    for axes, (name, results) in zip(panels, report.overall.rewards.items(), strict=False):
+    names = [f"{_short(ours)} vs. {_short(theirs)}" for ours, theirs in pairs]
+    figure, panels = _panels(list(report.rewards), names, 0.24)
+    has_ties = False
+    for axes, results in zip(panels, report.overall.rewards.values(), strict=False):
         for row, (ours, theirs) in enumerate(pairs):
             rate, tie = results.win_rates[ours][theirs], results.ties[ours][theirs]
             won = rate.value - tie / 2
-            left = 0.0
-            for share, colour in ((won, WIN), (tie, TIE), (1 - won - tie, LOSS)):
-                axes.barh(row, 100 * share, left=100 * left, color=colour, height=0.66)
-                left += share
+            has_ties |= tie > 0
+            for left, share, colour in ((0, won, WIN), (won, tie, TIE), (won + tie, 1 - won - tie, LOSS)):
+                axes.barh(row, 100 * share, left=100 * left, color=colour, height=0.72)
             if rate.interval is not None:
                 low, high = rate.interval
-                axes.plot([100 * low, 100 * high], [row, row], color="black", linewidth=1.4, solid_capstyle="butt")
-            axes.plot([100 * rate.value], [row], "o", color="black", markersize=3.2)
-            axes.text(102, row, f"{100 * rate.value:.0f} %", va="center", fontsize=7.5)
+                axes.plot([100 * low, 100 * high], [row, row], color="black", linewidth=1.4, clip_on=False)
+            axes.plot([100 * rate.value], [row], "o", color="black", markersize=3, clip_on=False)
+            axes.text(118, row, f"{100 * rate.value:.0f} %", va="center", ha="right", fontsize=SMALL)
         axes.axvline(50, color="black", linewidth=0.8, linestyle="--")
-        axes.set(xlim=(0, 100), ylim=(len(pairs) - 0.5, -0.5), xticks=[0, 25, 50, 75, 100])
-        axes.set_yticks(range(len(pairs)), [f"{_short(ours)} vs. {_short(theirs)}" for ours, theirs in pairs])
-        axes.set_title(name, fontsize=9)
-        axes.tick_params(labelsize=7.5, length=2)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-    patches = [Patch(color=colour) for colour in (WIN, TIE, LOSS)]
-    names = ["wins", "ties", "losses, in % of samples"]
-    figure.legend(patches, names, loc="outside lower center", ncols=3, fontsize=7.5, frameon=False)
+        axes.set(xlim=(0, 100), xticks=[0, 25, 50, 75, 100])
+    parts = {"wins": WIN, **({"ties": TIE} if has_ties else {}), "losses, in % of samples": LOSS}
+    _legend(figure, parts)
     save_figure(figure, path, DOTS_PER_INCH)
 
 
 def plot_distributions(report: EvaluationReport, scores: Mapping[str, Tensor], path: Path) -> None:
-    """Histograms of the scores of all models, a panel for each reward, with a line at each median.
+    """Histograms of the scores, a row for each model and a panel for each reward, with a line at each median.
 
     Args:
         report: with the medians.
         scores: by reward, `[M, P, K]`.
         path: of the PNG.
     """
-    figure, panels = _panels(len(scores), 2.0)
-    lines: list[Any] = []
+    labels = report.labels
+    figure, panels = _panels(list(scores), list(map(_short, labels)), 0.42)
     for axes, (name, values) in zip(panels, scores.items(), strict=False):
-        flat = values.flatten(1).numpy()
-        edges = np.histogram_bin_edges(flat, bins=min(NUM_BINS, max(10, int(math.sqrt(flat.shape[1])))))
-        lines = []
-        for i, label in enumerate(report.labels):
-            counts = 100 * np.histogram(flat[i], edges)[0] / flat.shape[1]
-            colour = COLOURS[i % len(COLOURS)]
-            axes.stairs(counts, edges, fill=True, color=colour, alpha=0.12)
-            style = "-" if i < len(COLOURS) else "--"
-            lines.append(axes.stairs(counts, edges, color=colour, linewidth=1.3, linestyle=style))
-            median = report.overall.rewards[name].medians[label].value
-            axes.axvline(median, color=colour, linewidth=1, linestyle=":")
-        axes.set_title(name, fontsize=9)
-        axes.set_ylim(0, None)
-        axes.tick_params(labelsize=7.5, length=2)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    panels[0].set_ylabel("% of samples", fontsize=8)
-    names = [_short(label) for label in report.labels]
-    figure.legend(lines, names, loc="outside lower center", ncols=min(6, len(names)), fontsize=7.5, frameon=False)
+        flat, medians = values.flatten(1).numpy(), report.overall.rewards[name].medians
+        edges = np.histogram_bin_edges(flat, bins=min(MOST_BINS, max(FEWEST_BINS, int(math.sqrt(flat.shape[1])))))
+        counts = np.stack([np.histogram(row, edges)[0] for row in flat])
+        heights = HEIGHT * counts / counts.max()
+        for i, label in enumerate(labels):
+            colour, median = COLOURS[i % len(COLOURS)], medians[label].value
+            axes.stairs(i + FOOT - heights[i], edges, baseline=i + FOOT, fill=True, color=colour, alpha=0.75)
+            axes.plot([median, median], [i + FOOT, i + FOOT - HEIGHT], color="black", linewidth=1.2)
+        axes.axvline(medians[report.baseline].value, color="grey", linewidth=0.8, linestyle=":", zorder=0)
     save_figure(figure, path, DOTS_PER_INCH)
 
 
@@ -109,7 +97,7 @@ def plot_grid(
         path: of the PNG.
     """
     columns, names = len(prompts), [_wrapped(_short(label), 13, 3) for label in labels]
-    margin = 0.16 + 0.085 * max(len(line) for name in names for line in name.split("\n")) * 0.8
+    margin = 0.12 + 0.063 * max(len(line) for name in names for line in name.split("\n"))
     side = (PAGE - margin) / max(columns, 3)
     heads = [_wrapped(prompt, max(10, int(side * 15)), 4) for prompt in prompts]
     top = 0.1 + 0.12 * max(head.count("\n") + 1 for head in heads)
@@ -138,16 +126,35 @@ def _pairs(report: EvaluationReport) -> list[tuple[str, str]]:
     return [(labels[i], labels[j]) for i in reversed(range(len(labels))) for j in range(i)]
 
 
-def _panels(count: int, height: float) -> tuple[Figure, list[Any]]:
-    """A figure as wide as a page, and `count` axes of a height in inches, up to three in a row."""
-    columns = min(count, PANELS_IN_A_ROW)
-    rows = math.ceil(count / columns)
-    width = PAGE if columns > 1 else PAGE * 0.6
-    figure = Figure(figsize=(width, rows * height + 0.35), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for unused in axes[count:]:
+def _panels(titles: Sequence[str], rows: Sequence[str], row_height: float) -> tuple[Figure, list[Any]]:
+    """A figure as wide as a page, with a panel for each title, up to three side by side, that share their rows.
+
+    Args:
+        titles: of the panels.
+        rows: names of the rows of each panel, from above; row `i` is at the height `i`.
+        row_height: in inches.
+    """
+    columns = min(len(titles), PANELS_IN_A_ROW)
+    lines = math.ceil(len(titles) / columns)
+    width = PAGE if columns > 1 else 0.7 * PAGE
+    figure = Figure(figsize=(width, lines * (row_height * len(rows) + 0.5) + 0.3), layout="constrained")
+    axes = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
+    for panel, title in zip(axes, titles, strict=False):
+        panel.set_title(title, fontsize=9)
+        panel.set_yticks(range(len(rows)), rows)
+        panel.set_ylim(len(rows) - 0.5, -0.5)
+        panel.tick_params(labelsize=SMALL, length=2)
+        panel.tick_params(axis="y", length=0)
+        for side in ("top", "right", "left"):
+            panel.spines[side].set_visible(False)
+    for unused in axes[len(titles) :]:
         unused.set_visible(False)
     return figure, axes
+
+
+def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
+    patches = [Patch(color=colour) for colour in colours.values()]
+    figure.legend(patches, list(colours), loc="outside lower center", ncols=len(patches), fontsize=SMALL, frameon=False)
 
 
 def _short(text: str, length: int = 28) -> str:

@@ -1,6 +1,7 @@
 """Prompts with their categories: of the user's file or data set, and of the sets that papers compare models on."""
 
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,14 +84,16 @@ def _parti(repository: str, category_column: str | None) -> Iterator[list[Any]]:
 
 
 def _hpsv2(repository: str, category_column: str | None) -> Iterator[list[Any]]:
-    """The 3,200 prompts of the benchmark, 800 of each style."""
+    """The 3,200 prompts of the benchmark, 800 of each style, in turns: the first ones are of all styles."""
+    columns = []
     for style in STYLES:
         path = Path(hf_hub_download(repository, f"benchmark/{style}.json", repo_type="dataset"))
         prompts = parse_json(path.read_text("utf-8"), repr(path.name))
         if not isinstance(prompts, list):
             raise ValueError(f"{path.name!r} of {repository!r} holds no list of prompts: {shown(prompts)}.")
-        for prompt in prompts:
-            yield [prompt, style]
+        columns.append([[prompt, style] for prompt in prompts])
+    for entries in zip_longest(*columns):
+        yield from (entry for entry in entries if entry is not None)
 
 
 SETS = {

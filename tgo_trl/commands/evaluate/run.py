@@ -160,24 +160,22 @@ def _publish(
     measured = _measured(config, samples)
     report = _report(config, prompts, samples, measured)
     pictures = _plot(config, report, list(prompts), samples, measured, folder)
-    texts = {MARKDOWN_NAME: as_markdown(report, pictures), LATEX_NAME: as_latex(report)}
-    for name, text in texts.items():
-        replace_file(folder / name, lambda path, text=text: path.write_text(text, "utf-8"))
+    replace_file(folder / MARKDOWN_NAME, lambda path: path.write_text(as_markdown(report, pictures), "utf-8"))
+    replace_file(folder / LATEX_NAME, lambda path: path.write_text(as_latex(report), "utf-8"))
     write_json(folder / RECORD_NAME, {"settings": _settings(config), **asdict(report)})
-    written = [RECORD_NAME, *texts, *(name for name, _ in pictures)]
+    written = [RECORD_NAME, MARKDOWN_NAME, LATEX_NAME, *(name for name, _ in pictures)]
     print_evaluation(report, [str(folder / name) for name in written])
     return report
 
 
 def _measured(config: EvaluateConfig, samples: Mapping[str, Samples]) -> Measured:
     labels = list(samples)
-    scores, seeds = {}, {}
+    scores, seeds = {}, []
     for name in config.reward_names().values():
         found = [samples[label].scores(name) for label in labels]
         scores[name] = torch.stack([values for values, _ in found])
-        seeds |= {(name, label): of_samples for label, (_, of_samples) in zip(labels, found, strict=True)}
-    first = next(iter(seeds.values()))
-    assert all(others == first for others in seeds.values()), "models were sampled with different seeds"
+        seeds += [of_samples for _, of_samples in found]
+    assert all(others == seeds[0] for others in seeds), "models were sampled with different seeds"
     varieties = None
     if config.num_images_per_prompt > 1:
         varieties = torch.stack([samples[label].varieties() for label in labels])

@@ -1,16 +1,20 @@
 """The comparison as tables: in the terminal, in Markdown and in LaTeX."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from .report import Estimate, EvaluationReport, Results
+from .report import Estimate, EvaluationReport, RewardResults
 
 Cells = list[list[str]]
 """Rows of a table, the head first."""
+Tell = Callable[[Estimate | None], str]
+"""How a table tells of estimates."""
 
+NOTHING = "-"
+MOST_DECIMALS = 8
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -20,8 +24,8 @@ _SPECIAL = {
 def print_evaluation(report: EvaluationReport, written: Sequence[str]) -> None:
     """Prints a table for each reward, how sure they are, what was written, and what comes next."""
     console = Console(highlight=False, markup=False, emoji=False)  # a label may hold `[/x]`
-    for name in report.rewards:
-        _print_table(console, f"{name}, {report.overall.num_prompts:,} prompts", reward_table(report, name))
+    for name, results in report.overall.rewards.items():
+        _print_table(console, name, score_table(report, results, with_wins=True))
     if report.overall.varieties:
         _print_table(console, "Variety of the samples of a prompt", variety_table(report))
     console.print(statement(report))
@@ -30,48 +34,62 @@ def print_evaluation(report: EvaluationReport, written: Sequence[str]) -> None:
     console.print("Next: look at the grids. With more `--rewards` or `--models`, only what is missing is made.")
 
 
-def reward_table(report: EvaluationReport, reward: str) -> Cells:
-    """What a reward says of each model: mean, median, difference from the baseline, win rates against all others."""
-    results, base = report.overall.rewards[reward], report.baseline
-    head = ["model", "mean", "median", *([f"difference from {base}"] if report.others else []),
-            *(f"wins against {label}" for label in report.labels if report.others)]  # fmt: skip
-    rows = []
+# ---- Tables ----
+
+
+def score_table(report: EvaluationReport, results: RewardResults, with_wins: bool = False) -> Cells:
+    """Mean and median of each model, and its difference, or its wins, from and against the baseline."""
+    tell, signed = _numbers(results.means.values()), _numbers(results.means.values(), "+")
+    head, rows = ["model", "mean", "median"], []
     for label in report.labels:
-        row = [label, _number(results.means[label]), _number(results.medians[label])]
-        if report.others:
-            row.append(_number(results.differences.get(label), signed=True))
-            row += [_percent(results.win_rates[label].get(other)) for other in report.labels]
-        rows.append(row)
+        rows.append([label, tell(results.means[label]), tell(results.medians[label])])
+        if report.others and with_wins:
+            rows[-1].append(_percent(results.win_rates[label].get(report.baseline)))
+        elif report.others:
+            rows[-1].append(signed(results.differences.get(label)))
+    if report.others:
+        head.append(f"wins against {report.baseline}" if with_wins else f"difference from {report.baseline}")
     return [head, *rows]
 
 
-def variety_table(report: EvaluationReport) -> Cells:
-    """Variety of each model, and as a share of the baseline's."""
-    found = report.overall
+def win_table(report: EvaluationReport, results: RewardResults) -> Cells:
+    """The win rate of each model against each other."""
     return [
-        ["model", "variety", f"share of {report.baseline}'s"],
+        ["wins of", *(f"against {label}" for label in report.labels)],
         *(
-            [label, _number(found.varieties[label]), _percent(found.relative_varieties[label])]
+            [label, *(_percent(results.win_rates[label].get(other)) for other in report.labels)]
             for label in report.labels
         ),
     ]
 
 
 def category_table(report: EvaluationReport, reward: str) -> Cells:
-    """The mean of each model in each category, and how often the others beat the baseline there."""
+    """The mean of each model in each category."""
+    found = {name: it.rewards[reward].means for name, it in report.categories.items()}
+    tell = _numbers(estimate for means in found.values() for estimate in means.values())
+    counts = report.prompts["categories"]
+    return [
+        ["category", "prompts", *report.labels],
+        *([name, f"{counts[name]:,}", *(tell(means[label]) for label in report.labels)]
+          for name, means in found.items()),
+    ]  # fmt: skip
 
-    def row(name: str, results: Results) -> list[str]:
-        found = results.rewards[reward]
-        return [
-            name,
-            f"{results.num_prompts:,}",
-            *(_number(found.means[label]) for label in report.labels),
-            *(_percent(found.win_rates[label][report.baseline]) for label in report.others),
-        ]
 
-    head = ["category", "prompts", *report.labels, *(f"{label} against {report.baseline}" for label in report.others)]
-    rows = [row(name, results) for name, results in report.categories.items()]
-    return [head, *rows, row("all", report.overall)]
+def category_win_table(report: EvaluationReport, reward: str) -> Cells:
+    """The win rate of each other model against the baseline in each category."""
+    return [
+        [f"wins against {report.baseline}", *report.others],
+        *([name, *(_percent(it.rewards[reward].win_rates[label][report.baseline]) for label in report.others)]
+          for name, it in report.categories.items()),
+    ]  # fmt: skip
+
+
+def variety_table(report: EvaluationReport) -> Cells:
+    """Variety of each model, and as a share of the baseline's."""
+    varieties, shares = report.overall.varieties, report.overall.relative_varieties
+    tell = _numbers(varieties.values())
+    head = ["model", "variety", f"share of {report.baseline}'s"]
+    return [head, *([label, tell(varieties[label]), _percent(shares[label])] for label in report.labels)]
 
 
 def model_table(report: EvaluationReport) -> Cells:
@@ -79,31 +97,40 @@ def model_table(report: EvaluationReport) -> Cells:
     rows = [["model", "pipeline", "adapter", "scale", "sampler", "precision", "size", "call"]]
     for label, settings in report.models.items():
         call = {**settings["family"], **settings["call"]}
-        rows.append([
-            label,
-            settings["model"],
-            settings["adapter"] or "none",
-            f"{settings.get('adapter_scale', 1):g}" if settings["adapter"] else "",
-            settings["scheduler"],
-            settings["dtype"],
-            f"{settings['width']} x {settings['height']}",
-            ", ".join(f"{name} {value}" for name, value in call.items() if value is not None),
-        ])  # fmt: skip
+        adapter = settings["adapter"]
+        rows.append(
+            [
+                label,
+                settings["model"],
+                adapter or NOTHING,
+                f"{settings.get('adapter_scale', 1):g}" if adapter else NOTHING,
+                settings["scheduler"],
+                settings["dtype"],
+                f"{settings['width']} x {settings['height']}",
+                ", ".join(f"{name} {value}" for name, value in call.items() if value is not None),
+            ]
+        )
     return rows
 
 
 def statement(report: EvaluationReport) -> str:
     """What was compared and how sure the numbers are, in a few sentences."""
     prompts, count = report.prompts, report.num_images_per_prompt
-    versions = sorted({f"{name} {number}" for it in report.models.values() for name, number in it["versions"].items()})
     return (
         f"{prompts['number']:,} prompts of {prompts['source']}, {count} sample{'s' * (count > 1)} each, with the same "
-        f"seeds for all models (seed {report.seed}). In brackets: 95 % intervals, percentiles of "
-        f"{report.num_resamples:,} draws of the prompts with replacement (bootstrap), paired by prompt; they say nothing "
-        "of other training seeds. "
-        "A win is a higher score of the sample with the same prompt and seed; ties count half. "
-        f"Drawn with {', '.join(versions)}."
+        f"seeds for all models (seed {report.seed}). In brackets: 95 % intervals over prompts, percentiles of "
+        f"{report.num_resamples:,} draws of them with replacement (bootstrap), paired by prompt; they say nothing of "
+        "other training seeds. A win is a higher score of the sample with the same prompt and seed; ties count half."
     )
+
+
+def versions(report: EvaluationReport) -> str:
+    """The libraries that the samples were drawn with, in a sentence."""
+    found = {f"{name} {number}" for it in report.models.values() for name, number in it["versions"].items()}
+    return f"Drawn with {', '.join(sorted(found))}."
+
+
+# ---- Documents ----
 
 
 def as_markdown(report: EvaluationReport, pictures: Sequence[tuple[str, str]]) -> str:
@@ -115,100 +142,82 @@ def as_markdown(report: EvaluationReport, pictures: Sequence[tuple[str, str]]) -
     """
     parts = ["# Evaluation", statement(report)]
     for name, record in report.rewards.items():
-        parts += [f"## {name}", _markdown(reward_table(report, name))]
+        results = report.overall.rewards[name]
+        parts += [f"## {name}", _markdown(score_table(report, results))]
+        parts += [_markdown(win_table(report, results))] if report.others else []
         parts += [_markdown(category_table(report, name))] if report.categories else []
+        parts += [_markdown(category_win_table(report, name))] if report.categories and report.others else []
         parts += [f"Reward: {record['name']}, version {record['version']}, license {record['license']}."]
     if report.overall.varieties:
         explained = (
-            "The mean distance between two samples of a prompt, as small pictures (root mean square of the difference "
-            "of their pixels, 0 to 1). What a model loses here, a better score may have been bought with."
+            "The mean distance between two samples of a prompt, as small pictures: the root mean square of the "
+            "difference of their pixels, 0 to 1. What a model lacks here, a better score may have been bought with."
         )
         parts += ["## Variety", explained, _markdown(variety_table(report))]
-    parts += ["## Pictures"] if pictures else []
-    parts += [f"![{caption}]({file})\n\n{caption}" for file, caption in pictures]
-    parts += ["## What was compared", _markdown(model_table(report))]
+    parts += ["## Pictures", *(f"![{caption}]({file})\n\n{caption}" for file, caption in pictures)]
+    parts += ["## What was compared", _markdown(model_table(report)), versions(report)]
     return "\n\n".join(parts) + "\n"
 
 
 def as_latex(report: EvaluationReport) -> str:
     r"""Tables for a paper that loads `booktabs`: means, medians and win rates by reward, and means by category.
 
-    The best of a column is bold. What is compared with what stands in the captions.
+    A model is a row; the best of a column is bold, with no word of whether the difference is more than chance.
     """
-    rewards, base = list(report.rewards), report.baseline
-    found = report.overall.rewards
+    labels, found = report.labels, report.overall.rewards
+    columns = {name: _numbers(results.means.values()) for name, results in found.items()}
     tables = [
-        _latex(
-            [["", *rewards], *([label, *(pick(name, label) for name in rewards)] for label in report.labels)],
-            [[value(name, label) for name in rewards] for label in report.labels],
-            caption,
-        )
-        for caption, pick, value in (
-            (
-                f"Mean reward. {statement(report)}",
-                lambda name, label: _number(found[name].means[label]),
-                lambda name, label: found[name].means[label].value,
-            ),
-            (
-                "Median reward of the samples.",
-                lambda name, label: _number(found[name].medians[label]),
-                lambda name, label: found[name].medians[label].value,
-            ),
-        )
-    ]
+        _latex(labels, {name: [it.means[label] for label in labels] for name, it in found.items()}, columns,
+               f"Mean reward. {statement(report)}"),
+        _latex(labels, {name: [it.medians[label] for label in labels] for name, it in found.items()}, columns,
+               "Median reward of the samples."),
+    ]  # fmt: skip
     if report.others:
-        rates = [[found[name].win_rates[label][base] for name in rewards] for label in report.others]
-        tables.append(
-            _latex(
-                [["", *rewards], *([it, *map(_percent, row)] for it, row in zip(report.others, rates, strict=True))],
-                [[rate.value for rate in row] for row in rates],
-                f"Win rate against {base}, by reward; 50 % is chance.",
-            )
-        )
-    if report.categories:
-        for name in rewards:
-            rows = [[category, *(_number(it.rewards[name].means[label]) for label in report.labels)]
-                    for category, it in report.categories.items()]  # fmt: skip
-            tables.append(_latex([["", *report.labels], *rows], None, f"Mean {name} by category of the prompts."))
-    return "% \\usepackage{booktabs}\n" + "\n".join(tables)
+        rates = {name: [it.win_rates[label][report.baseline] for label in report.others] for name, it in found.items()}
+        caption = f"Win rate against {report.baseline}, by reward. At 50 %, neither is better."
+        tables.append(_latex(report.others, rates, dict.fromkeys(rates, _percent), caption))
+    for name in report.rewards if report.categories else ():
+        means = {category: [it.rewards[name].means[label] for label in labels]
+                 for category, it in report.categories.items()}  # fmt: skip
+        tell = _numbers(estimate for column in means.values() for estimate in column)
+        tables.append(_latex(labels, means, dict.fromkeys(means, tell), f"Mean {name} by category of the prompts."))
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(tables)
 
 
 # ---- Parts ----
 
 
-def _number(estimate: Estimate | None, signed: bool = False) -> str:
-    """Four digits, as many as the interval's half says at most, and the interval."""
-    if estimate is None:
-        return "-"
-    digits = _decimals(estimate)
-    sign = "+" if signed else ""
-    text = f"{estimate.value:{sign}.{digits}f}"
-    if estimate.interval is None:
-        return text
-    low, high = (f"{end:{sign}.{digits}f}" for end in estimate.interval)
-    return f"{text} [{low}, {high}]"
+def _numbers(estimates: Iterable[Estimate], sign: str = "") -> Tell:
+    """Tells of numbers with as many decimals as the narrowest interval has one digit after its first."""
+    known = [estimate for estimate in estimates if estimate.interval is not None]
+    widths = [it.interval[1] - it.interval[0] for it in known if it.interval and it.interval[1] > it.interval[0]]
+    unit = min(widths, default=0.01) / 10
+    decimals = next((digits for digits in range(MOST_DECIMALS) if 10.0**-digits <= unit), MOST_DECIMALS)
 
+    def tell(estimate: Estimate | None) -> str:
+        return _told(estimate, lambda value: f"{value:{sign}.{decimals}f}")
 
-def _decimals(estimate: Estimate) -> int:
-    """As many as show two digits of the interval's width, or four digits of the number."""
-    low, high = estimate.interval or (0.0, 0.0)
-    scale = (high - low) / 100 if high > low else abs(estimate.value) / 1000
-    return next((digits for digits in range(7) if 10.0**-digits <= scale), 6) if scale else 3
+    return tell
 
 
 def _percent(estimate: Estimate | None) -> str:
+    return _told(estimate, lambda value: f"{100 * value:.1f}", " %")
+
+
+def _told(estimate: Estimate | None, write: Callable[[float], str], unit: str = "") -> str:
     if estimate is None:
-        return "-"
-    text = f"{100 * estimate.value:.1f} %"
+        return NOTHING
+    text = write(estimate.value) + unit
     if estimate.interval is None:
         return text
-    return f"{text} [{100 * estimate.interval[0]:.1f}, {100 * estimate.interval[1]:.1f}]"
+    low, high = map(write, estimate.interval)
+    return f"{text} [{low}, {high}]"
 
 
 def _print_table(console: Console, title: str, cells: Cells) -> None:
     table = Table(*cells[0], title=title)
     for row in cells[1:]:
-        table.add_row(*row)
+        table.add_row(*(cell.replace(" [", "\n[") for cell in row))  # in 80 letters
     console.print(table)
 
 
@@ -217,20 +226,24 @@ def _markdown(cells: Cells) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(cells[0]), *lines[1:]])
 
 
-def _latex(cells: Cells, values: Sequence[Sequence[float]] | None, caption: str) -> str:
-    """A table with the highest value of each column bold; none without `values`, of the cells but head and names."""
-    best = [max(column) for column in zip(*values, strict=True)] if values and len(values) > 1 else []
-    lines = [" & ".join(map(_escaped, cells[0])) + r" \\", r"\midrule"]
-    for i, row in enumerate(cells[1:]):
-        bold: Callable[[int], bool] = lambda j, i=i: bool(best) and values[i][j] == best[j]  # noqa: E731
-        texts = [_escaped(cell) for cell in row]
-        lines.append(" & ".join([texts[0], *(f"\\textbf{{{text}}}" if bold(j) else text
-                                             for j, text in enumerate(texts[1:]))]) + r" \\")  # fmt: skip
+def _latex(
+    labels: Sequence[str], columns: dict[str, list[Estimate]], tell: dict[str, Tell], caption: str
+) -> str:  # fmt: skip
+    """A table of models by columns, the highest number of each bold, intervals small."""
+    best = {name: max(estimate.value for estimate in column) for name, column in columns.items()}
+    lines = [" & ".join(["", *map(_escaped, columns)]) + r" \\", r"\midrule"]
+    for i, label in enumerate(labels):
+        cells = [_escaped(label)]
+        for name, column in columns.items():
+            number, _, bounds = tell[name](column[i]).partition(" [")
+            is_best = len(labels) > 1 and column[i].value == best[name]
+            cell = f"\\textbf{{{_escaped(number)}}}" if is_best else _escaped(number)
+            cells.append(cell + (f" {{\\scriptsize [{_escaped(bounds)}}}" if bounds else ""))
+        lines.append(" & ".join(cells) + r" \\")
     body = "\n".join([r"\toprule", *lines, r"\bottomrule"])
-    layout = "l" + "r" * (len(cells[0]) - 1)
+    layout = "l" + "r" * len(columns)
     return (
-        "\\begin{table}\n\\centering\n"
-        f"\\caption{{{_escaped(caption)}}}\n"
+        f"\\begin{{table}}\n\\centering\n\\caption{{{_escaped(caption)}}}\n"
         f"\\begin{{tabular}}{{{layout}}}\n{body}\n\\end{{tabular}}\n\\end{{table}}\n"
     )
 
