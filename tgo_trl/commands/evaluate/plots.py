@@ -54,7 +54,8 @@ def plot_win_rates(report: EvaluationReport, path: Path) -> None:
                 low, high = rate.interval
                 axes.plot([100 * low, 100 * high], [row, row], color="black", linewidth=1.4, clip_on=False)
             axes.plot([100 * rate.value], [row], "o", color="black", markersize=3, clip_on=False)
-            axes.text(118, row, f"{100 * rate.value:.0f} %", va="center", ha="right", fontsize=SMALL)
+            text = f"{100 * rate.value:.0f} %"
+            axes.annotate(text, (100, row), (5, 0), textcoords="offset points", va="center", fontsize=SMALL)
         axes.axvline(50, color="black", linewidth=0.8, linestyle="--")
         axes.set(xlim=(0, 100), xticks=[0, 25, 50, 75, 100])
     parts = {"wins": WIN, **({"ties": TIE} if has_ties else {}), "losses, in % of samples": LOSS}

@@ -240,7 +240,7 @@ def _plot(
         )
         pictures.append((WIN_RATES_NAME, f"{caption} (ties count half) with its 95 % interval over prompts."))
     plot_distributions(report, measured.scores, folder / DISTRIBUTIONS_NAME)
-    caption = "Distribution of the scores of all samples. Dotted: medians."
+    caption = f"Distribution of the scores of all samples. Line: median; dotted: that of {report.baseline}."
     pictures.append((DISTRIBUTIONS_NAME, caption))
     chosen = config.grid_prompts or evenly_spread(len(prompts), PROMPTS_SHOWN)
     pages = [chosen[start : start + PROMPTS_IN_A_ROW] for start in range(0, len(chosen), PROMPTS_IN_A_ROW)]

@@ -30,7 +30,7 @@ def print_evaluation(report: EvaluationReport, written: Sequence[str]) -> None:
         _print_table(console, "Variety of the samples of a prompt", variety_table(report))
     console.print(statement(report))
     for path in written:
-        console.print(f"Written: {path}")
+        console.print(f"Written: {path}", soft_wrap=True)  # to be copied
     console.print("Next: look at the grids. With more `--rewards` or `--models`, only what is missing is made.")
 
 
