@@ -157,7 +157,7 @@ def test_the_record_says_what_was_compared(folder, compared):
     texts = [(out / name).read_text() for name in ("evaluation.json", "evaluation.md", "evaluation.tex")]
     assert not [text for text in texts if str(folder) in text], "a path of this machine"
     pictures = [out / name for name in ("win_rates.png", "score_distributions.png", "grid-1.png")]
-    assert [Image.open(path).width for path in pictures] == [1400] * 2 + [1400]
+    assert [Image.open(path).width for path in pictures] == [2100] * 3
     assert all(path.name in texts[1] for path in pictures)
 
 

@@ -1,5 +1,6 @@
 """Variety, wins and intervals by hand."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -71,6 +72,18 @@ def test_medians_are_over_all_samples_of_the_drawn_prompts():
     assert sum(counts.values()) == 1000
     assert abs(counts[3] - 500) < 50
     assert interval(found[0]) == (1, 5)
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 3])
+def test_medians_are_numpys_of_the_prompts_that_means_are_of(num_samples):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(5, (2, 7, num_samples), generator=generator).double()  # with ties
+    found = resampled_medians(values, 130, seed=3)
+    # the draws, by the means of rows that tell prompts apart: 1 for each time that one is drawn
+    times = resampled_means(torch.eye(7, dtype=torch.float64), 130, seed=3) * 7
+    for draw in range(130):
+        drawn = values.repeat_interleave(times[:, draw].round().long(), dim=1)
+        assert found[:, draw].tolist() == np.median(drawn.flatten(1), axis=1).tolist()
 
 
 def test_all_rows_have_the_same_prompts_in_a_draw():

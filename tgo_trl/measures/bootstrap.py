@@ -6,7 +6,6 @@ in a draw: two models are then compared prompt by prompt.
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,11 +33,20 @@ def resampled_medians(values: Tensor, num_resamples: int = NUM_RESAMPLES, seed: 
         num_resamples: `R`.
         seed: of the draws.
     """
-    samples = values.numpy()
-    medians = [
-        np.median(samples[:, chosen.numpy()], axis=(-2, -1)) for chosen in _draws(values.shape[1], num_resamples, seed)
-    ]
-    return torch.from_numpy(np.concatenate(medians, 1))
+    num_models, num_prompts, num_samples = values.shape
+    ordered, order = values.flatten(1).sort(1)
+    prompts = order // num_samples
+    count = num_prompts * num_samples
+    middle = torch.tensor([(count - 1) // 2 + 1, count // 2 + 1])  # of the drawn samples in order, counted from 1
+    medians = []
+    for chosen in _draws(num_prompts, num_resamples, seed):
+        times = torch.zeros_like(chosen).scatter_add_(1, chosen, torch.ones_like(chosen))  # each prompt is drawn
+        rows = []
+        for i in range(num_models):  # without sorting every draw: how many of it are below each sample
+            places = torch.searchsorted(times[:, prompts[i]].cumsum(1), middle.expand(len(chosen), 2).contiguous())
+            rows.append(ordered[i][places].mean(1))
+        medians.append(torch.stack(rows))
+    return torch.cat(medians, 1)
 
 
 def interval(resampled: Tensor) -> tuple[float, float]:

@@ -18,6 +18,7 @@ SHARED = (
 """Settings of sampling that all models have to have in common."""
 OWN = ("adapter_name_or_path", "adapter_scale")
 MOST_MODELS = 20
+LONGEST_LABEL = 40
 FEWEST_RESAMPLES, MOST_RESAMPLES = 100, 1_000_000
 FORM = "Write each as label=model, label=model+adapter or label=model+adapter@scale."
 
@@ -212,8 +213,8 @@ def _parsed(entry: object, settings: dict[str, Any]) -> Contestant:
         raise ValueError(f"`models` has {shown(entry)}, which is no text. {FORM}")
     label, _, name = (part.strip() for part in entry.partition("="))
     folder = re.sub(r"[^\w.-]+", "-", label).strip("-.")
-    if not name or not folder or len(label) > 60 or not label.isprintable():
-        raise ValueError(f"`models` has {shown(entry)}. {FORM} A label has up to 60 letters.")
+    if not name or not folder or len(label) > LONGEST_LABEL or not label.isprintable():
+        raise ValueError(f"`models` has {shown(entry)}. {FORM} A label has up to {LONGEST_LABEL} letters.")
     own = as_dictionary(f"model_settings[{label!r}]", settings.get(label))
     allowed = {*(item.name for item in fields(SamplingSettings)), *OWN} - {*SHARED}
     for setting in own:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...plots import save_figure
 from .report import EvaluationReport
 
-DOTS_PER_INCH = 200
+DOTS_PER_INCH = 300
 PAGE = 7.0
 """Width of a page's text, in inches."""
 COLOURS = ("#4d4d4d", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
