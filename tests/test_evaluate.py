@@ -177,12 +177,14 @@ def test_what_is_there_is_not_made_again(folder, tmp_path):
     evaluate(config(folder, out, models=("base", "half")))
     begun = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
     assert len(begun) == 2 * (2 + 2)
+    (out / "grid-2.png").touch()  # of more prompts than now
     evaluate(config(folder, out, "red", "green", models=("base", "half")))
     assert len(list(out.rglob("*.parquet"))) == 2 * (2 + 2 + 2)
     report = evaluate(config(folder, out, "red", "green"))
     assert len(list(out.rglob("*.parquet"))) == 3 * (2 + 2 + 2)
     assert {path: path.stat().st_mtime_ns for path in begun} == begun
     assert report.overall.num_prompts == 3
+    assert not (out / "grid-2.png").exists()
 
 
 def test_a_run_that_lost_files_ends_with_the_same(folder, compared, tmp_path):
@@ -305,6 +307,14 @@ def test_the_baseline_may_be_any_and_categories_are_some_prompts():
     assert found.num_prompts == 2
     assert found.rewards["r"].differences["a"].value == -1.5
     assert find_results(whole.of([2]), "b", 100, 0).rewards["r"].win_rates["a"]["b"] == Estimate(0.5, None)
+
+
+def test_a_baseline_without_variety_has_no_shares():
+    found = find_results(measured([[[1], [2]], [[3], [4]]], [[0, 0], [1, 2]]), "a", 100, 0)
+    assert found.varieties["b"].value == 1.5
+    assert found.relative_varieties == {}
+    assert find_results(measured([[[1], [2]], [[3], [4]]], [[0, 1], [1, 2]]), "a", 100, 0).relative_varieties == {}
+    assert find_results(measured([[[1], [2]], [[3], [4]]], [[0, 1], [1, 2]]), "b", 100, 0).relative_varieties
 
 
 def test_intervals_depend_on_the_seed_alone():
@@ -457,6 +467,9 @@ def test_categories_are_read_from_files_and_data_sets(folder, tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "a cat", "kind": null}\n')
     with pytest.raises(ValueError, match="has no category, but None"):
         read_prompt_set(set_of(str(tmp_path / "p.jsonl"), category_column="kind"))
+    (tmp_path / "many.csv").write_text("text,kind\n" + "".join(f"p{i},{i}\n" for i in range(101)))
+    with pytest.raises(ValueError, match="are of 101 categories, and 100 are the most"):
+        read_prompt_set(set_of(str(tmp_path / "many.csv"), **columns))
     (tmp_path / "p.txt").write_text("a cat\n")
     with pytest.raises(ValueError, match="has one prompt, and intervals are over prompts"):
         read_prompt_set(set_of(str(tmp_path / "p.txt")))
@@ -527,6 +540,7 @@ def test_what_can_fail_fails_before_anything_is_drawn(folder, tmp_path):
         ({"rewards": ["hps"]}, "no reward named 'hps'"),
         ({"model_settings": {"base": {"adapter_name_or_path": str(folder / "model")}}},
          "The model 'base': .*a folder without a LoRA adapter"),
+        ({"model_settings": {"base": {"adapter_name_or_path": "./no/where"}}}, "The model 'base': .*'./no/where'"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             evaluate(config(folder, tmp_path / "out", **settings))

@@ -16,6 +16,7 @@ from .config import EvaluateConfig
 
 STYLES = ("anime", "concept-art", "paintings", "photo")
 TIE = 0.5
+MOST_CATEGORIES = 100
 
 
 class PromptSet(NamedTuple):
@@ -34,7 +35,8 @@ def read_prompt_set(config: EvaluateConfig) -> dict[str, str | None]:
     """The category of each distinct prompt, in order; None of all if there are no categories.
 
     Raises:
-        ValueError: if the source cannot be read, a set is not to be had, or there are fewer than two prompts.
+        ValueError: if the source cannot be read, a set is not to be had, there are fewer than two prompts, or more
+            categories than a table has lines.
     """
     if config.prompts in SETS:
         prompts = _named(config.prompts, config.category_column, config.max_prompts)
@@ -46,6 +48,12 @@ def read_prompt_set(config: EvaluateConfig) -> dict[str, str | None]:
     if len(prompts) < 2:
         raise ValueError(
             f"{config.prompts!r} has one prompt, and intervals are over prompts. Give two or more; 20 are few."
+        )
+    categories = set(prompts.values())
+    if len(categories) > MOST_CATEGORIES:
+        raise ValueError(
+            f"The {len(prompts)} prompts of {config.prompts!r} are of {len(categories)} categories, and "
+            f"{MOST_CATEGORIES} are the most. Is `category_column` the column of something else?"
         )
     return prompts
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +50,7 @@ class Results:
         num_prompts: that were sampled.
         rewards: by the name of the reward.
         varieties: mean distance of two samples of a prompt, by label; empty with one sample of each prompt.
-        relative_varieties: likewise, over the baseline's.
+        relative_varieties: likewise, over the baseline's; empty too if the baseline draws some prompts without any.
     """
 
     num_prompts: int
@@ -120,9 +121,11 @@ def find_results(measured: Measured, baseline: str, num_resamples: int, seed: in
     Args:
         measured: of all models, on the same prompts and seeds.
         baseline: a label.
-        num_resamples: of the prompts.
+        num_resamples: of the prompts; a single one is not drawn anew.
         seed: of the resampling, which is the same for all that is estimated.
     """
+    if next(iter(measured.scores.values())).shape[1] == 1:
+        num_resamples = 1
     labels, base = measured.labels, list(measured.labels).index(baseline)
     varieties: dict[str, Estimate] = {}
     relative: dict[str, Estimate] = {}
@@ -130,8 +133,9 @@ def find_results(measured: Measured, baseline: str, num_resamples: int, seed: in
         found = measured.varieties
         resampled = resampled_means(found, num_resamples, seed)
         varieties = dict(zip(labels, _estimates(found.mean(1), resampled, found.shape[1]), strict=True))
-        ratios, resampled_ratios = found.mean(1) / found.mean(1)[base], resampled / resampled[base]
-        relative = dict(zip(labels, _estimates(ratios, resampled_ratios, found.shape[1]), strict=True))
+        if resampled[base].min() > 0:
+            ratios, resampled_ratios = found.mean(1) / found.mean(1)[base], resampled / resampled[base]
+            relative = dict(zip(labels, _estimates(ratios, resampled_ratios, found.shape[1]), strict=True))
     return Results(
         num_prompts=next(iter(measured.scores.values())).shape[1],
         rewards={
@@ -149,7 +153,7 @@ def _reward_results(scores: Tensor, labels: Sequence[str], base: int, num_resamp
     won = [wins(scores[i], scores[j]).mean(-1) for i, j in pairs]
     by_prompt = torch.cat([means, means - means[base], *(values[None] for values in won)])
     found = _estimates(by_prompt.mean(1), resampled_means(by_prompt, num_resamples, seed), num_prompts)
-    medians = torch.quantile(scores.flatten(1), 0.5, dim=1)
+    medians = torch.from_numpy(np.median(scores.flatten(1).numpy(), axis=1))
     resampled = resampled_medians(scores, num_resamples, seed)
 
     win_rates: dict[str, dict[str, Estimate]] = {label: {} for label in labels}

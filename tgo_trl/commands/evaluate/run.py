@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm.auto import tqdm
 
 from ...messages.public import public_name
+from ...messages.values import shown_path
 from ...policy.loading import check_pipeline, set_adapter_scale
 from ...rewards import load_reward
 from ...rewards.base import Reward
@@ -94,12 +95,15 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport | None:
 
 
 def _check_model(config: EvaluateConfig, contestant: Contestant) -> None:
+    """Looks for what can be looked for without loading anything: the last model comes hours after the first."""
     generation = config.generation(contestant, "")
-    kwargs: Any = generation.model_init_kwargs
+    adapter, kwargs = generation.adapter_name_or_path, cast("dict[str, Any]", generation.model_init_kwargs)
     try:
         check_pipeline(contestant.model, kwargs)
-        if generation.adapter_name_or_path is not None:
-            check_adapter(generation.adapter_name_or_path)
+        if adapter is not None:
+            check_adapter(adapter)
+            if not Path(adapter).exists() and (adapter.count("/") > 1 or adapter.startswith((".", "/", "~"))):
+                raise ValueError(f"there is no adapter {shown_path(adapter)} here, and a Hub id is written owner/name.")
     except (OSError, ValueError) as error:
         raise ValueError(f"The model {shown(contestant.label)}: {error}") from error
 
@@ -231,7 +235,9 @@ def _plot(
     config: EvaluateConfig, report: EvaluationReport, prompts: Sequence[str], samples: Mapping[str, Samples],
     measured: Measured, folder: Path,
 ) -> list[tuple[str, str]]:  # fmt: skip
-    """Writes the pictures; file and caption of each."""
+    """Writes the pictures, and removes those of an earlier run; file and caption of each."""
+    for path in (folder / WIN_RATES_NAME, *folder.glob("grid-*.png")):
+        path.unlink(missing_ok=True)
     pictures = []
     if report.others:
         plot_win_rates(report, folder / WIN_RATES_NAME)

@@ -60,11 +60,12 @@ class Samples:
 
     def varieties(self) -> Tensor:
         """Mean distance of two samples of each prompt, float64 `[P]`; measured once, and kept in `variety.json`."""
-        path, source = self.folder / VARIETY_NAME, fingerprint(*map(str, self.digests().values()))
+        path, shards = self.folder / VARIETY_NAME, self.drawn.written()
+        source = fingerprint(*(str(self.drawn.digest(shard)) for shard in shards))
         before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         if before.get("source") != source:
             features, prompts = [], []
-            for table in map(rows_of, self.drawn.written().values()):
+            for table in map(rows_of, shards.values()):
                 features.append(thumbnails([self.reader.media(row[self.medium]) for row in table]))
                 prompts += [row["prompt_index"] for row in table]
             found = group_varieties(torch.cat(features), prompts)
@@ -80,10 +81,6 @@ class Samples:
             sample = self.reader.media(rows_of(shards[shard])[row][self.medium])
             pictures[prompt] = sample[len(sample) // 2] if isinstance(sample, list) else sample
         return pictures
-
-    def digests(self) -> dict[int, str | None]:
-        """Of each shard of images."""
-        return {shard: self.drawn.digest(shard) for shard in self.drawn.written()}
 
 
 def rows_of(path: Path) -> list[Row]:

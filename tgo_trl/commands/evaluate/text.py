@@ -89,7 +89,7 @@ def variety_table(report: EvaluationReport) -> Cells:
     varieties, shares = report.overall.varieties, report.overall.relative_varieties
     tell = _numbers(varieties.values())
     head = ["model", "variety", f"share of {report.baseline}'s"]
-    return [head, *([label, tell(varieties[label]), _percent(shares[label])] for label in report.labels)]
+    return [head, *([label, tell(varieties[label]), _percent(shares.get(label))] for label in report.labels)]
 
 
 def model_table(report: EvaluationReport) -> Cells:
