@@ -1,4 +1,4 @@
-"""From a file of prompts to an aligned adapter, as the README says, with every stage killed in the middle and rerun."""
+"""From prompts to an aligned adapter, and a comparison with its base, as the README says; all killed and rerun."""
 
 import re
 import shlex
@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from .devices import cpu_environment
 from .runs import assert_equal
+from .test_generation import save_adapter
 
 ROOT = Path(__file__).parents[1]
 SMALLER = {
@@ -20,6 +22,7 @@ SMALLER = {
     "score": ["--rows_per_shard", "16", "--batch_size", "16"],
     "inspect": [],
     "train": ["--max_steps", "12", "--save_strategy", "steps", "--save_steps", "2", "--sample_steps", "100"],
+    "evaluate": ["--num_images_per_prompt", "2", "--num_inference_steps", "4", "--rows_per_shard", "16"],
 }
 """What makes the README's commands quick; the later of two equal options counts."""
 
@@ -58,12 +61,12 @@ def kill_in_the_middle(arguments: list[str], home: Path, pattern: str, folder: P
 
 
 def files(folder: Path, *patterns: str) -> dict[str, bytes]:
-    found = [path for pattern in patterns for path in folder.glob(pattern)]
+    found = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(found)}
 
 
-def test_the_readme_has_the_four_commands():
-    assert list(commands()) == ["generate", "score", "inspect", "train"]
+def test_the_readme_has_the_commands():
+    assert list(commands()) == ["generate", "score", "inspect", "train", "evaluate"]
 
 
 @pytest.mark.slow
@@ -101,3 +104,22 @@ def test_from_prompts_to_an_adapter_whatever_is_killed(tmp_path):
     different = [name for name in whole if whole[name] != killed[name]]
     assert not different
     assert_equal(killed_weights, whole_weights)
+
+
+@pytest.mark.slow
+def test_a_comparison_whatever_is_killed(tmp_path):
+    save_adapter(StableDiffusionPipeline.from_pretrained(ROOT / "examples" / "digits" / "base"), tmp_path / "adapter")
+    results = []
+    for kills in (False, True):
+        out = tmp_path / ("killed" if kills else "whole")
+        words = [word.replace("outputs/adapter", str(tmp_path / "adapter")) for word in commands()["evaluate"]]
+        words = [*words, *SMALLER["evaluate"], "--output_dir", str(out)]
+        for begun in ("tgo/drawn/data/*-00001-of-*.parquet", "base/scores/*/data/*-00001-of-*.parquet"):
+            if kills:
+                kill_in_the_middle(words, tmp_path / "home", f"models/{begun}", out)
+                assert not (out / "evaluation.md").exists()
+        printed = run(words, tmp_path / "home")
+        assert "evaluation.md" in printed
+        results.append(files(out, "**/*"))
+    assert results[0] == results[1]
+    assert sum(name.endswith(".parquet") for name in results[0]) == 20  # 2 models, 80 images in 5 shards, and scores

@@ -37,12 +37,24 @@ COMMANDS = {
     "generate": f"generate --prompts {{prompts}} --num_images_per_prompt 2 --num_inference_steps 2 {DATA}",
     "score": "score --dataset_name {unscored} --rewards {rewards}:length {rewards}:brightness"
     f" --ensemble_weights 1 1 {DATA}",
+    "evaluate": "evaluate --models a={model} b={model} --prompts {prompts} --rewards {rewards}:length"
+    " {rewards}:brightness --num_images_per_prompt 2 --num_inference_steps 1 --num_resamples 100"
+    f' --model_settings {{{{"b":{{{{"guidance_scale":2}}}}}}}} {DATA}',
     "convert": f"convert --dataset_name {{pairs}} {DATA}",
     "push data": f"convert --dataset_name {{pairs}} {DATA} --push_to_hub true --hub_dataset_id me/rows",
     "push model": f"train --dataset_name {{scored}} --output_dir {{out}} --encoding_cache_dir {{cache}} {TRAIN} "
     f"{SAVING} --push_to_hub true --hub_model_id me/adapter --hub_strategy checkpoint --hub_always_push true",
 }
-POINTS = {"encode": 6, "train": 14, "generate": 8, "score": 10, "convert": 6, "push data": 6, "push model": 6}
+POINTS = {
+    "encode": 6,
+    "train": 14,
+    "generate": 8,
+    "score": 10,
+    "evaluate": 12,
+    "convert": 6,
+    "push data": 6,
+    "push model": 6,
+}
 TIMED = ("trainer_state.json", "training_args.bin", "manifest.json")
 """Files of a checkpoint that hold times, or digests of them."""
 
@@ -55,7 +67,7 @@ class Workplace:
     whole: dict[str, "Result"] = field(default_factory=dict)
 
     def arguments(self, name: str, out: Path) -> list[str]:
-        places = {name: self.folder / name for name in ("scored", "unscored", "pairs", "cache")}
+        places = {name: self.folder / name for name in ("scored", "unscored", "pairs", "cache", "model")}
         places |= {"prompts": self.folder / "prompts.txt", "rewards": self.folder / "rewards.py", "out": out}
         words = COMMANDS[name].format(**places).split()
         needs_model = words[0] in ("train", "generate")

@@ -1,10 +1,19 @@
-"""Variety by hand."""
+"""Variety, wins and intervals by hand."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from tgo_trl.measures import thumbnails, variety
+from tgo_trl.measures import (
+    group_varieties,
+    interval,
+    resampled_means,
+    resampled_medians,
+    thumbnails,
+    variety,
+    wins,
+)
 
 
 def test_variety_is_the_mean_distance_within_a_group():
@@ -12,6 +21,11 @@ def test_variety_is_the_mean_distance_within_a_group():
     features = torch.tensor([[0.0, 0.0], [3.0, 4.0], [7.0, 0.0], [6.0, 8.0], [8.0, 0.0]])
     assert variety(features, ["a", "a", "b", "a", "b"]) == pytest.approx((20 / 3 + 1) / 2)
     assert variety(features, ["a", "a", "b", "b", "c"]) == pytest.approx((5 + 65**0.5) / 2)
+
+
+def test_varieties_of_groups_come_in_the_order_of_their_first_samples():
+    features = torch.tensor([[0.0], [1.0], [5.0], [4.0], [9.0]])
+    assert group_varieties(features, ["b", "a", "a", "b", "c"]) == {"b": 4, "a": 4}
 
 
 def test_copies_have_no_variety():
@@ -40,3 +54,48 @@ def test_of_a_video_four_frames_are_compared():
     rows = thumbnails([still, moving])  # frames 0, 2, 4 and 6: 0, 0.2, 0.4 and 0.6
     assert rows.shape == (2, 4 * 3 * 32 * 32)
     assert torch.dist(rows[0], rows[1]).item() == pytest.approx(((0.04 + 0.16 + 0.36) / 4) ** 0.5, rel=1e-5)
+
+
+def test_wins_count_one_ties_half():
+    ours, theirs = torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[0.0, 2.0], [4.0, -1.0]])
+    assert wins(ours, theirs).tolist() == [[1, 0.5], [0, 1]]
+    assert (wins(ours, theirs) + wins(theirs, ours) == 1).all()
+    assert wins(ours, theirs).dtype == torch.float64
+
+
+def test_medians_are_over_all_samples_of_the_drawn_prompts():
+    # Of two prompts, two are drawn: both first (median 1), both second (5), or one of each (3), half of the time.
+    values = torch.tensor([[[0.0, 2.0], [4.0, 6.0]]], dtype=torch.float64)
+    found = resampled_medians(values, 1000)
+    assert found.shape == (1, 1000)
+    counts = {value: int((found == value).sum()) for value in (1, 3, 5)}
+    assert sum(counts.values()) == 1000
+    assert abs(counts[3] - 500) < 50
+    assert interval(found[0]) == (1, 5)
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 3])
+def test_medians_are_numpys_of_the_prompts_that_means_are_of(num_samples):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(5, (2, 7, num_samples), generator=generator).double()  # with ties
+    found = resampled_medians(values, 130, seed=3)
+    # the draws, by the means of rows that tell prompts apart: 1 for each time that one is drawn
+    times = resampled_means(torch.eye(7, dtype=torch.float64), 130, seed=3) * 7
+    for draw in range(130):
+        drawn = values.repeat_interleave(times[:, draw].round().long(), dim=1)
+        assert found[:, draw].tolist() == np.median(drawn.flatten(1), axis=1).tolist()
+
+
+def test_all_rows_have_the_same_prompts_in_a_draw():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(1, 9, generator=generator, dtype=torch.float64)
+    both = torch.cat([values, values + 1])
+    means = resampled_means(both, 250)
+    torch.testing.assert_close(means[1] - means[0], torch.ones(250, dtype=torch.float64))
+    assert means.shape == (2, 250)
+    medians = resampled_medians(both[..., None].expand(2, 9, 1), 250)
+    torch.testing.assert_close(medians[1] - medians[0], torch.ones(250, dtype=torch.float64))
+    assert torch.equal(resampled_means(both, 250), means)
+    assert not torch.equal(resampled_means(both, 250, seed=1), means)
+    one = torch.tensor([[3.0]], dtype=torch.float64)
+    assert interval(resampled_means(one, 100)[0]) == interval(resampled_medians(one[..., None], 100)[0]) == (3, 3)

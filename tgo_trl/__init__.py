@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .commands.convert.config import ConvertConfig
     from .commands.convert.run import convert
+    from .commands.evaluate.config import EvaluateConfig
+    from .commands.evaluate.run import evaluate
     from .commands.generate.config import GenerateConfig
     from .commands.generate.run import generate
     from .commands.inspect.config import InspectConfig
@@ -24,6 +26,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "ConvertConfig": "commands.convert.config",
+    "EvaluateConfig": "commands.evaluate.config",
     "Family": "families",
     "GenerateConfig": "commands.generate.config",
     "InspectConfig": "commands.inspect.config",
@@ -34,6 +37,7 @@ _EXPORTS = {
     "TGOConfig": "trainer.tgo_config",
     "TGOTrainer": "trainer.tgo_trainer",
     "convert": "commands.convert.run",
+    "evaluate": "commands.evaluate.run",
     "generate": "commands.generate.run",
     "inspect": "commands.inspect.run",
     "score": "commands.score.run",
@@ -41,9 +45,9 @@ _EXPORTS = {
 }
 
 __all__ = [
-    "ConvertConfig", "Family", "GenerateConfig", "InspectConfig", "MeissonicPipeline", "SampleGridCallback",
-    "ScoreConfig", "StrengthConfig", "TGOConfig", "TGOTrainer", "__version__", "convert", "generate", "inspect",
-    "score", "strength",
+    "ConvertConfig", "EvaluateConfig", "Family", "GenerateConfig", "InspectConfig", "MeissonicPipeline",
+    "SampleGridCallback", "ScoreConfig", "StrengthConfig", "TGOConfig", "TGOTrainer", "__version__", "convert",
+    "evaluate", "generate", "inspect", "score", "strength",
 ]  # fmt: skip
 
 

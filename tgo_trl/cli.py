@@ -61,6 +61,11 @@ COMMANDS = {
         ("commands.strength.config:StrengthConfig",),
         "commands.strength.run:strength",
     ),
+    "evaluate": Command(
+        "compare models on the same prompts and seeds, by several rewards",
+        ("commands.evaluate.config:EvaluateConfig",),
+        "commands.evaluate.run:evaluate",
+    ),
 }
 
 LAUNCH_OPTIONS = ("accelerate_config", "num_processes")

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from tgo_trl import TGOConfig
 from tgo_trl.commands.convert.config import ConvertConfig
+from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.generate.config import GenerateConfig
 from tgo_trl.commands.score.config import ScoreConfig
 from tgo_trl.commands.strength.config import StrengthConfig
@@ -115,6 +116,7 @@ COMMANDS = {
     ScoreConfig: ["rows", "out", ["clip_score"]],
     ConvertConfig: ["rows", "out"],
     StrengthConfig: ["adapter", "prompts.txt", ["clip_score"]],
+    EvaluateConfig: [["a=b"], "prompts.txt", ["clip_score"]],
 }
 
 

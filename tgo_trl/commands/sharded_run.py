@@ -24,7 +24,7 @@ from ..storage.files import replace_file
 from ..storage.locks import sole_writer
 from ..storage.parquet import ParquetFolder
 from ..storage.processes import process_state
-from ..storage.records import CARD_NAME
+from ..storage.records import CARD_NAME, read_record
 from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD
 from .settings import DatasetSettings
 
@@ -120,6 +120,22 @@ def check_destination(folder: Path, config: DatasetSettings, state: PartialState
     """
     if config.push_to_hub and state.is_main_process:
         _destination(folder, config)
+
+
+def check_own_folder(folder: Path, record_name: str) -> None:
+    """Raises a ValueError if a folder that a command keeps several data sets in holds something else.
+
+    Args:
+        folder: the command's `output_dir`.
+        record_name: of the file that the command writes there first.
+    """
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    others = [name for name in names if not name.startswith(("_", "."))]  # without the lock, and what a kill leaves
+    if others and read_record(folder, record_name) is None:
+        raise ValueError(
+            f"The folder {str(folder)!r} holds {min(others)!r} and no {record_name}: it is not of this command. "
+            "Set another `output_dir`."
+        )
 
 
 def write_dataset(run: ShardedRun[Any], folder: Path, config: DatasetSettings, state: PartialState) -> Path:

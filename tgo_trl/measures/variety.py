@@ -29,18 +29,28 @@ def variety(features: Tensor, groups: Sequence[Hashable]) -> float:
     Raises:
         ValueError: if no group has two samples, or there is not one group per row.
     """
+    return float(torch.stack(list(group_varieties(features, groups).values())).mean())
+
+
+def group_varieties(features: Tensor, groups: Sequence[Hashable]) -> dict[Hashable, Tensor]:
+    """Mean Euclidean distance of two samples of each group, a float64 scalar; arguments and errors as in [`variety`].
+
+    In the order of the groups' first samples, without groups of one.
+    """
     if len(groups) != len(features):
         raise ValueError(f"There are {len(features)} samples and {len(groups)} groups; each sample has one.")
     rows: dict[Hashable, list[int]] = {}
     for i, group in enumerate(groups):
         rows.setdefault(group, []).append(i)
-    distances = [torch.pdist(features[chosen].double()).mean() for chosen in rows.values() if len(chosen) > 1]
+    distances = {
+        group: torch.pdist(features[chosen].double()).mean() for group, chosen in rows.items() if len(chosen) > 1
+    }
     if not distances:
         raise ValueError(
             "Variety is the distance between two samples of the same prompt, and every prompt has one sample. Draw two "
             "or more of each."
         )
-    return float(torch.stack(distances).mean())
+    return distances
 
 
 def thumbnails(samples: Sequence[Sample]) -> Tensor:

@@ -99,6 +99,21 @@ def _check_no_code(kwargs: dict[str, Any]) -> None:
         )
 
 
+def check_pipeline(model: str, init_kwargs: Mapping[str, Any] | None) -> None:
+    """Looks whether a pipeline is there and of a known family, before anything of it is loaded.
+
+    Args:
+        model: Hub id, folder or `.safetensors` file, of which nothing is looked at.
+        init_kwargs: for `from_pretrained`.
+
+    Raises:
+        OSError: if there is none.
+        ValueError: if there is no family for it.
+    """
+    if not is_single_file(model):
+        find_published_family(_class_name(model, dict(init_kwargs or {})))
+
+
 def attach_adapter(pipeline: DiffusionPipeline, family: Family, weights: str) -> None:
     """Loads an adapter into a pipeline, all of it.
 

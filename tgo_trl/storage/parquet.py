@@ -120,6 +120,10 @@ class ParquetFolder:
         """The digest of what a written shard was made of."""
         return self._entry(shard).get("source")
 
+    def digest(self, shard: int) -> str | None:
+        """The SHA-256 of a written shard, as it was when it was written."""
+        return self._entry(shard).get("sha256")
+
     def seal(self, num_shards: int) -> None:
         """Gives the shards of a stream their final names, once their number is known."""
         written = self.written()

@@ -1,19 +1,18 @@
 """Reading prompts from files and data sets."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...data.classes import ClassNames
 from ...data.columns import check_columns, known_columns
 from ...data.rows import check_prompt
+from ...messages.values import shown
 from ...storage.sources import FORMATS, open_dataset
 from ...storage.text_tables import parse_json, read_json_lines, read_lines, read_table, suffix_of
 
 logger = logging.getLogger(__name__)
-
-REMEDY = "Set `prompt_column`."
 
 
 def read_prompts(
@@ -34,28 +33,70 @@ def read_prompts(
     Raises:
         ValueError: if the source or its column cannot be read, or a prompt is empty or no string.
     """
+    return list(read_categories(source, column, None, dataset_config, dataset_split, max_prompts))
+
+
+def read_categories(
+    source: str, column: str = "prompt", category_column: str | None = None, dataset_config: str | None = None,
+    dataset_split: str = "train", max_prompts: int | None = None,
+) -> dict[str, str | None]:  # fmt: skip
+    """The category of each distinct prompt of a source, in order; None of all of them without `category_column`.
+
+    Args:
+        source: as in [`read_prompts`], and so the others.
+        column: of the prompts.
+        category_column: of the categories; of a prompt that comes twice, the first one counts.
+        dataset_config: of a data set.
+        dataset_split: of a data set.
+        max_prompts: take the first ones only.
+
+    Raises:
+        ValueError: as [`read_prompts`], and if a prompt has no category.
+    """
     path = Path(source)
+    columns = [column] if category_column is None else [column, category_column]
     if suffix_of(path) in _READERS:
         if not path.is_file():
             raise ValueError(f"There is no file {source!r} to read prompts from.")
-        values = _file_prompts(path, column)
+        entries = _file_entries(path, columns)
     elif path.is_file() and suffix_of(path) not in FORMATS:
         raise ValueError(
             f"Prompts cannot be read from {path.name!r}. Write a text file with a prompt a line (.txt), or one of "
             f"{', '.join(dict.fromkeys([*_READERS, *FORMATS]))}."
         )
     else:
-        values = _dataset_prompts(source, column, dataset_config, dataset_split)
-    prompts: dict[str, None] = {}
+        entries = _dataset_entries(source, columns, dataset_config, dataset_split)
+    return distinct_prompts(entries, source, max_prompts)
+
+
+def distinct_prompts(
+    entries: Iterable[Sequence[Any]], source: str, max_prompts: int | None = None
+) -> dict[str, str | None]:
+    """The category of each distinct prompt, in order.
+
+    Args:
+        entries: each a prompt, or a prompt and its category.
+        source: of them, for messages.
+        max_prompts: take the first ones only.
+
+    Raises:
+        ValueError: if there are none, or one of them cannot be used.
+    """
+    prompts: dict[str, str | None] = {}
     num_rows = 0
-    for row, value in enumerate(values):
+    for row, entry in enumerate(entries):
         if max_prompts is not None and len(prompts) == max_prompts:
             break
         try:
-            check_prompt(value).encode()
+            check_prompt(entry[0]).encode()
         except ValueError as error:  # of encoding, for half a surrogate pair
             raise ValueError(f"Prompt {row} of {source!r} cannot be used: {error}. Mend or drop it.") from error
-        prompts[value] = None
+        if len(entry) > 1 and (entry[1] is None or isinstance(entry[1], (list, dict)) or not str(entry[1]).strip()):
+            raise ValueError(
+                f"Prompt {row} of {source!r} has no category, but {shown(entry[1])}. Write one beside each prompt, or "
+                "leave `category_column` out."
+            )
+        prompts.setdefault(entry[0], str(entry[1]).strip() if len(entry) > 1 else None)
         num_rows += 1
     if not prompts:
         raise ValueError(f"There are no prompts in {source!r}.")
@@ -65,28 +106,39 @@ def read_prompts(
             num_rows - len(prompts),
             num_rows,
         )
-    return list(prompts)
+    return prompts
 
 
-def _file_prompts(path: Path, column: str) -> Iterator[Any]:
+def _file_entries(path: Path, columns: Sequence[str]) -> Iterator[Sequence[Any]]:
     for entry in _READERS[suffix_of(path)](path):
         if isinstance(entry, dict):
-            check_columns(repr(path.name), list(entry), [column], REMEDY)
-            entry = entry[column]
-        yield entry
+            check_columns(repr(path.name), list(entry), columns, _remedy(columns))
+            yield [entry[name] for name in columns]
+        elif len(columns) > 1:
+            raise ValueError(
+                f"{path.name!r} has prompts without columns, and so no categories. Leave `category_column` out, or "
+                "write a .jsonl, .csv or .tsv file."
+            )
+        else:
+            yield [entry]
 
 
-def _dataset_prompts(source: str, column: str, config: str | None, split: str) -> Iterator[Any]:
+def _dataset_entries(source: str, columns: Sequence[str], config: str | None, split: str) -> Iterator[Sequence[Any]]:
     dataset = open_dataset(source, config, split, streaming=True)
     present = known_columns(dataset)
-    check_columns(repr(source), present, [column], REMEDY)
+    check_columns(repr(source), present, columns, _remedy(columns))
     if present is not None:
         # so that no image is read on the way
-        dataset = open_dataset(source, config, split, streaming=True, columns=[column])
+        dataset = open_dataset(source, config, split, streaming=True, columns=columns)
     names = ClassNames(dataset.features)
     for row in dataset:
-        check_columns(repr(source), list(row), [column], REMEDY)
-        yield names.resolve(row)[column]
+        check_columns(repr(source), list(row), columns, _remedy(columns))
+        resolved = names.resolve(row)
+        yield [resolved[name] for name in columns]
+
+
+def _remedy(columns: Sequence[str]) -> str:
+    return "Set `prompt_column`." if len(columns) == 1 else "Set `prompt_column` or `category_column`."
 
 
 def _read_text(path: Path) -> Iterator[str]:

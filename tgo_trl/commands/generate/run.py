@@ -196,14 +196,18 @@ class _Generation(ShardedRun[Request]):
         }
 
     def blocks(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Request]]]:
+        for number, (shard, rows) in enumerate(self.ranges(wanted)):
+            if number == 0:  # where all is drawn, it stays where it is
+                self._place()
+            requests = find_requests(self.prompts, rows, self.config.num_images_per_prompt, self.config.seed)
+            yield shard, list(requests)
+
+    def _place(self) -> None:
         if self.device is not None:
             if self.config.enable_model_cpu_offload:
                 self.sampler.pipeline.enable_model_cpu_offload(device=self.device)
             else:
                 self.sampler.pipeline.to(self.device)
-        for shard, rows in self.ranges(wanted):
-            requests = find_requests(self.prompts, rows, self.config.num_images_per_prompt, self.config.seed)
-            yield shard, list(requests)
 
     def rows(self, shard: int, items: Sequence[Request], progress: Callable[[int], object]) -> list[dict[str, Any]]:
         medium = self.sampler.medium

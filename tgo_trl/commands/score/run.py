@@ -75,7 +75,7 @@ def score(
     )  # fmt: skip
     rows = RowBlocks(dataset, features, rows_per_shard(config.rows_per_shard, reader.is_video))
     run = _Scoring(config, models, reader, rows, _with_scores(features, config.new_columns()))
-    _try(models, reader, rows.first)
+    try_rewards(models, reader, rows.first)
     return write_dataset(run, folder, config, state)
 
 
@@ -126,7 +126,7 @@ class _Scoring(ShardedRun[Row]):
             "content": fingerprint(*map(reader.content, rows.first)),
             "reader": reader.settings(),
             "rewards": [
-                _describe(spec, column, reward, kwargs.get(spec, {}))
+                describe_reward(spec, column, reward, kwargs.get(spec, {}))
                 for spec, (column, reward) in zip(config.rewards, self.models.items(), strict=True)
             ],
             "earlier_rewards": [*earlier["settings"]["earlier_rewards"], *earlier["settings"]["rewards"]]
@@ -307,7 +307,7 @@ def _load_rewards(config: ScoreConfig, rewards: Mapping[str, Reward] | None) -> 
     return [rewards[spec] for spec in config.rewards]
 
 
-def _try(models: Mapping[str, Reward], reader: RowReader, rows: Sequence[Row]) -> None:
+def try_rewards(models: Mapping[str, Reward], reader: RowReader, rows: Sequence[Row]) -> None:
     """Scores one row, so that a reward that cannot work fails now, and one from the Hub knows its commit."""
     for row in rows:
         read = reader.read(row)
@@ -317,7 +317,7 @@ def _try(models: Mapping[str, Reward], reader: RowReader, rows: Sequence[Row]) -
             return
 
 
-def _describe(spec: str, column: str, reward: Reward, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def describe_reward(spec: str, column: str, reward: Reward, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """What is recorded of a reward, without what names a machine.
 
     The settings of the user's own code may hold anything, keys of services too: they leave a digest only.

@@ -1,0 +1,264 @@
+"""Models compared on the same prompts and seeds, by several rewards: numbers with their intervals, and pictures.
+
+Samples are drawn once and kept; each reward's scores are kept beside them. So a reward that is added only scores, a
+model that is added is drawn and scored alone, and a run that was killed goes on where it stopped.
+"""
+
+import gc
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tqdm.auto import tqdm
+
+from ...messages.public import public_name
+from ...messages.values import shown_path
+from ...policy.loading import check_pipeline, set_adapter_scale
+from ...rewards import load_reward
+from ...rewards.base import Reward
+from ...settings import shown
+from ...storage.files import replace_file, sweep, write_json
+from ...storage.fingerprints import fingerprint
+from ...storage.processes import process_state
+from ...storage.records import SCORING_NAME, read_record
+from ..generate.run import build_sampler, write_samples
+from ..sharded_run import check_own_folder, locks_output_dir
+from ..strength.card import check_adapter
+from .config import Contestant, EvaluateConfig
+from .plots import PROMPTS_IN_A_ROW, plot_distributions, plot_grid, plot_win_rates
+from .prompt_sets import read_prompt_set
+from .report import EvaluationReport, Measured, find_results
+from .samples import Samples
+from .scoring import write_scores
+from .text import as_latex, as_markdown, print_evaluation
+
+RECORD_NAME = "evaluation.json"
+MARKDOWN_NAME, LATEX_NAME = "evaluation.md", "evaluation.tex"
+WIN_RATES_NAME, DISTRIBUTIONS_NAME = "win_rates.png", "score_distributions.png"
+MODELS = "models"
+PROMPTS_SHOWN = 6
+
+
+@locks_output_dir
+def evaluate(config: EvaluateConfig) -> EvaluationReport | None:
+    """Compares models; goes on where a run stopped, and makes only what is missing.
+
+    Every process of a distributed launch calls this; they share samples and scores, and the main one does the rest.
+
+    Args:
+        config: what is compared, on what, and by what.
+
+    Returns:
+        What was found, as it stands in `evaluation.json`; None in all processes but the main one. In
+        `config.output_dir` are also `evaluation.md` and `evaluation.tex`, the pictures, and of each model the folder
+        `models/<label>` with `drawn`, a data set as `generate` writes it, and `scores/<reward>`, its scores.
+
+    Raises:
+        ValueError: for settings that cannot work, or a folder that holds something else, or samples that were drawn
+            with other settings.
+    """
+    state, folder = process_state(), Path(config.output_dir)
+
+    # What can fail, before a model is loaded.
+    if state.is_main_process:
+        check_own_folder(folder, RECORD_NAME)
+    prompts = read_prompt_set(config)
+    _check_grid(config, len(prompts))
+    kwargs: Any = config.reward_kwargs
+    rewards = {spec: load_reward(spec, **kwargs.get(spec, {})) for spec in config.rewards}
+    for contestant in config.contestants():
+        _check_model(config, contestant)
+    if state.is_main_process:
+        _claim(folder, config)
+    state.wait_for_everyone()
+
+    # The samples, a model at a time; then the scores, a reward at a time.
+    samples = {}
+    for contestant in config.contestants():
+        _say(config, f"Model {contestant.label}")
+        samples[contestant.label] = _draw(config, contestant, list(prompts), folder / MODELS / contestant.folder)
+    for spec, reward in rewards.items():
+        for label, found in samples.items():
+            _say(config, f"Reward {config.reward_names()[spec]}, model {label}")
+            _score(config, spec, reward, found)
+        if hasattr(reward, "release"):
+            reward.release()
+    report = _publish(config, prompts, samples) if state.is_main_process else None
+    state.wait_for_everyone()
+    return report
+
+
+# ---- Before anything is drawn ----
+
+
+def _check_model(config: EvaluateConfig, contestant: Contestant) -> None:
+    """Looks for what can be looked for without loading anything: the last model comes hours after the first."""
+    generation = config.generation(contestant, "")
+    adapter, kwargs = generation.adapter_name_or_path, cast("dict[str, Any]", generation.model_init_kwargs)
+    try:
+        check_pipeline(contestant.model, kwargs)
+        if adapter is not None:
+            check_adapter(adapter)
+            if not Path(adapter).exists() and (adapter.count("/") > 1 or adapter.startswith((".", "/", "~"))):
+                raise ValueError(f"there is no adapter {shown_path(adapter)} here, and a Hub id is written owner/name.")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The model {shown(contestant.label)}: {error}") from error
+
+
+def _check_grid(config: EvaluateConfig, num_prompts: int) -> None:
+    for prompt in config.grid_prompts or ():
+        if prompt >= num_prompts:
+            raise ValueError(
+                f"`grid_prompts` has {prompt}, but there are {num_prompts} prompts: write numbers below {num_prompts}."
+            )
+
+
+def _claim(folder: Path, config: EvaluateConfig) -> None:
+    """Notes that the folder is this command's, before anything else is written there; clears up after a kill."""
+    for place in (folder, *(folder / MODELS / contestant.folder for contestant in config.contestants())):
+        sweep(place)
+    if not (folder / RECORD_NAME).is_file():
+        write_json(folder / RECORD_NAME, {"settings": {}})
+
+
+# ---- Samples and scores ----
+
+
+def _draw(config: EvaluateConfig, contestant: Contestant, prompts: Sequence[str], folder: Path) -> Samples:
+    """Draws what is missing of a model's samples, and makes room for the next."""
+    generation = config.generation(contestant, str(folder / "drawn"))
+    sampler = build_sampler(generation, None, None)
+    if generation.adapter_scale != 1:
+        set_adapter_scale(sampler.pipeline, generation.adapter_scale)
+    write_samples(generation, prompts, sampler, process_state().device)
+    medium = sampler.medium
+    del sampler
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return Samples(folder, medium, config.num_images_per_prompt)
+
+
+def _score(config: EvaluateConfig, spec: str, reward: Reward, samples: Samples) -> None:
+    """Scores what is missing of a model's samples."""
+    folder = samples.folder / "scores" / config.reward_names()[spec]
+    write_scores(config.scoring(spec, str(samples.folder / "drawn"), str(folder)), reward, samples)
+
+
+def _say(config: EvaluateConfig, text: str) -> None:
+    if process_state().is_main_process and not config.disable_tqdm:
+        tqdm.write(text, file=sys.stderr)
+
+
+# ---- What comes of them ----
+
+
+def _publish(
+    config: EvaluateConfig, prompts: Mapping[str, str | None], samples: Mapping[str, Samples]
+) -> EvaluationReport:
+    """Makes the report of all that is in the folder; writes and prints it."""
+    folder = Path(config.output_dir)
+    measured = _measured(config, samples)
+    report = _report(config, prompts, samples, measured)
+    pictures = _plot(config, report, list(prompts), samples, measured, folder)
+    replace_file(folder / MARKDOWN_NAME, lambda path: path.write_text(as_markdown(report, pictures), "utf-8"))
+    replace_file(folder / LATEX_NAME, lambda path: path.write_text(as_latex(report), "utf-8"))
+    write_json(folder / RECORD_NAME, {"settings": _settings(config), **asdict(report)})
+    written = [RECORD_NAME, MARKDOWN_NAME, LATEX_NAME, *(name for name, _ in pictures)]
+    print_evaluation(report, [str(folder / name) for name in written])
+    return report
+
+
+def _measured(config: EvaluateConfig, samples: Mapping[str, Samples]) -> Measured:
+    labels = list(samples)
+    scores, seeds = {}, []
+    for name in config.reward_names().values():
+        found = [samples[label].scores(name) for label in labels]
+        scores[name] = torch.stack([values for values, _ in found])
+        seeds += [of_samples for _, of_samples in found]
+    assert all(others == seeds[0] for others in seeds), "models were sampled with different seeds"
+    varieties = None
+    if config.num_images_per_prompt > 1:
+        varieties = torch.stack([samples[label].varieties() for label in labels])
+    return Measured(labels, scores, varieties)
+
+
+def _report(
+    config: EvaluateConfig, prompts: Mapping[str, str | None], samples: Mapping[str, Samples], measured: Measured
+) -> EvaluationReport:
+    baseline = config.baseline or measured.labels[0]
+    categories: dict[str, list[int]] = {}
+    for i, category in enumerate(prompts.values()):
+        if category is not None:
+            categories.setdefault(category, []).append(i)
+    return EvaluationReport(
+        models={label: found.generation() for label, found in samples.items()},
+        baseline=baseline,
+        rewards={name: _scoring(samples.values(), name) for name in config.reward_names().values()},
+        prompts={
+            "source": public_name(config.prompts),
+            "number": len(prompts),
+            "fingerprint": fingerprint(*prompts),
+            "categories": {name: len(chosen) for name, chosen in categories.items()},
+        },
+        num_images_per_prompt=config.num_images_per_prompt,
+        seed=config.seed,
+        num_resamples=config.num_resamples,
+        overall=find_results(measured, baseline, config.num_resamples, config.seed),
+        categories={
+            name: find_results(measured.of(chosen), baseline, config.num_resamples, config.seed)
+            for name, chosen in categories.items()
+        },
+    )
+
+
+def _scoring(samples: Iterable[Samples], reward: str) -> dict[str, Any]:
+    """What is recorded of a reward, the same of all models."""
+    record = read_record(next(iter(samples)).folder / "scores" / reward, SCORING_NAME)
+    assert record is not None
+    return dict(record["settings"]["reward"])
+
+
+def _settings(config: EvaluateConfig) -> dict[str, Any]:
+    """What the report is a function of and does not say itself, and the order of what it says."""
+    return {
+        "models": [contestant.label for contestant in config.contestants()],
+        "rewards": list(config.reward_names().values()),
+        "category_column": config.category_column,
+    }
+
+
+def _plot(
+    config: EvaluateConfig, report: EvaluationReport, prompts: Sequence[str], samples: Mapping[str, Samples],
+    measured: Measured, folder: Path,
+) -> list[tuple[str, str]]:  # fmt: skip
+    """Writes the pictures, and removes those of an earlier run; file and caption of each."""
+    for path in (folder / WIN_RATES_NAME, *folder.glob("grid-*.png")):
+        path.unlink(missing_ok=True)
+    pictures = []
+    if report.others:
+        plot_win_rates(report, folder / WIN_RATES_NAME)
+        caption = (
+            "Wins, ties and losses of the first of two models against the second, by reward. Dot and line: win rate"
+        )
+        pictures.append((WIN_RATES_NAME, f"{caption} (ties count half) with its 95 % interval over prompts."))
+    plot_distributions(report, measured.scores, folder / DISTRIBUTIONS_NAME)
+    caption = f"Distribution of the scores of all samples. Line: median; dotted: that of {report.baseline}."
+    pictures.append((DISTRIBUTIONS_NAME, caption))
+    chosen = config.grid_prompts or evenly_spread(len(prompts), PROMPTS_SHOWN)
+    pages = [chosen[start : start + PROMPTS_IN_A_ROW] for start in range(0, len(chosen), PROMPTS_IN_A_ROW)]
+    how = "chosen by number" if config.grid_prompts else "evenly spread over the set, not chosen"
+    for number, page in enumerate(pages, 1):
+        name, images = f"grid-{number}.png", [found.pictures(page) for found in samples.values()]
+        plot_grid(report.labels, [prompts[i] for i in page], [[it[i] for i in page] for it in images], folder / name)
+        pictures.append((name, f"The first sample of each prompt, from the same seed in each column; prompts {how}."))
+    return pictures
+
+
+def evenly_spread(count: int, most: int) -> list[int]:
+    """Up to `most` of the numbers below `count`, spread evenly."""
+    chosen = min(count, most)
+    return [i * count // chosen for i in range(chosen)]
