@@ -119,7 +119,7 @@ def check_drift_of(args: TGOConfig, prepared: Any) -> None:
     if num_positive < FEW_OF_DRIFT:
         logger.warning(
             "`max_drift` bounds the drift in each quartile of the time, and `eval_dataset` has %d positive rows for "
-            "all four: chance decides, and a quartile without a row is not bounded. Add rows, to %d positive ones or more.",
+            "all four: chance decides, and a quartile without a row is not bounded. Add rows, to %d positive ones.",
             num_positive,
             FEW_OF_DRIFT,
         )

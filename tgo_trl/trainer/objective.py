@@ -38,7 +38,7 @@ def recipe_settings(recipe: str | None) -> dict[str, Any]:
     return PAPER | RECIPES[recipe]
 
 
-def negative_weight(value: float | str) -> float | str:
+def negative_weight(value: Any) -> float | str:
     """`alpha` as a number, or `"balanced"`.
 
     Raises:

@@ -378,7 +378,7 @@ class TGOConfig(TrainingArguments):
         default="repel", metadata={"help": "What negative rows ask for.", "choices": list(NEGATIVES)}
     )
     mirror_strength: float = field(default=1.0, metadata={"help": "How far mirrored negatives may lead."})
-    negative_weight: float | str = field(  # type: ignore[assignment]  # as `temperature`
+    negative_weight: float | str | None = field(  # as `temperature`
         default=None, metadata={"help": "Times which negative rows count, or 'balanced': 1, or the recipe's."}
     )
     negative_margin: float | None = field(default=None, metadata={"help": "Negative rows beyond it give no gradient."})
