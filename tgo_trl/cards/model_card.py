@@ -49,6 +49,8 @@ class CardContent:
         rule: threshold and weights; None without scores.
         hyperparameters: a name and a value per row of the table.
         prompt: for the snippet.
+        negative_prompt: likewise; None for none.
+        paper: title and arXiv id of where the loss is from; None for that of TGO.
         grid: path of the sample grid, relative to the card.
         histogram: path of the score histogram, relative to the card.
         evaluated_step: the update after which the weights were what they are.
@@ -75,6 +77,8 @@ class CardContent:
     rule: LabelRule | None
     hyperparameters: Mapping[str, Any]
     prompt: str
+    negative_prompt: str | None
+    paper: tuple[str, str] | None
     grid: str | None
     histogram: str | None
     evaluated_step: int

@@ -143,7 +143,9 @@ class EncodedDataset(TorchDataset[PreparedRow]):
         return self._take(kept, torch.tensor([True, False]).repeat(len(kept) // 2), 2)
 
     def _take(self, kept: Sequence[int], is_positive: Tensor, rows_per_item: int) -> "EncodedDataset":
-        labels = Labels(self.labels.scores[kept], is_positive, self.labels.weights[kept])
+        relative = self.labels.relative_scores
+        relative = None if relative is None else relative[kept]
+        labels = Labels(self.labels.scores[kept], is_positive, self.labels.weights[kept], relative)
         positions = [self.positions[i] for i in kept]
         return EncodedDataset(self.scanned, self.images, self.prompts, positions, labels, rows_per_item)
 
@@ -177,7 +179,7 @@ class EncodedDataset(TorchDataset[PreparedRow]):
         valid = position >= 0
         position = position if valid else padding_like(position)
         source = self.positions[position]
-        return {
+        row: PreparedRow = {
             "row": self.scanned.rows[source],
             "epoch": epoch,
             "valid": valid,
@@ -187,6 +189,9 @@ class EncodedDataset(TorchDataset[PreparedRow]):
             "image": self.images[source],
             "prompt": self.prompts[source],
         }
+        if self.labels.relative_scores is not None:
+            row["relative_score"] = self.labels.relative_scores[position]
+        return row
 
 
 def encode_images(

@@ -21,10 +21,11 @@ from ..data.encoded import EncodedDataset
 from ..data.sampler import RowSampler
 from ..data.stream import StreamDataset
 from ..families import Family
+from ..labels.quantiles import ScoreQuantiles
 from ..labels.rule import LabelRule, Labels
 from ..losses import LossInputs, RowErrors, build_loss
 from ..losses.likelihood import log_likelihood
-from ..media.types import Size
+from ..media.types import Sample, Size
 from ..policy.adapters import check_policy
 from ..policy.draws import EVALUATION_EPOCH, Draw, draw_keys, draw_rows
 from ..policy.encoders import FrozenEncoders
@@ -210,7 +211,8 @@ class TGOTrainer(BaseTrainer):
         self._add_own_callbacks(eval_rewards)
         if self.is_world_process_zero():
             objective = self._objective() | ({} if args.recipe is None else {"recipe": args.recipe})
-            print_summary(summary_rows(self.label_rule, self.train_labels, args.beta, self.temperature, objective))
+            weighed = self.train_labels if self.loss.weighs_rows else None
+            print_summary(summary_rows(self.label_rule, weighed, args.beta, self.temperature, objective))
 
     # ---- Set-up ----
 
@@ -255,8 +257,9 @@ class TGOTrainer(BaseTrainer):
         shuffle_seed = None if self.args.train_sampling_strategy == "sequential" else seed
         block = training_block(self.args, len(self.sizes))
         self._row_sampler = RowSampler(
-            len(dataset), shuffle_seed, block, groups=self._groups(dataset), rows_per_item=dataset.rows_per_item
-        )
+            len(dataset), shuffle_seed, block, groups=self._groups(dataset), rows_per_item=dataset.rows_per_item,
+            is_positive=dataset.labels.is_positive.tolist(), positive_ratio=self.args.positive_ratio,
+        )  # fmt: skip
         return self._row_sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
@@ -298,7 +301,8 @@ class TGOTrainer(BaseTrainer):
         sums = self._sums["train" if self.model.training else "eval"]
         errors, draw = self._errors(model, inputs)
         statistic = self._statistic if self.model.training else None  # an evaluation is a function of the weights
-        rows = self.loss(LossInputs(errors, is_positive, inputs["weight"], statistic))
+        relative_score = inputs.get("relative_score")
+        rows = self.loss(LossInputs(errors, is_positive, inputs["weight"], statistic, relative_score))
         assert (rows.reward is None) == (errors.reference is None)
         self._look_for_bad_rows(inputs["row"], rows.loss, valid)
         if self._guard.skip:  # what is left out is left out of the metrics too
@@ -306,7 +310,7 @@ class TGOTrainer(BaseTrainer):
         add_likelihood_metrics(sums, log_likelihood(errors.policy.mean(0), self.temperature), is_positive, valid)
         if rows.reward is not None:
             add_reward_metrics(sums, rows.reward, is_positive, valid)
-            if self.loss.rows == "scored":
+            if self.loss.rows == "scored" and self.loss.weighs_rows:
                 add_weight_metrics(sums, inputs["weight"], is_positive, valid)
         if errors.reference is not None:
             num_samples = self.args.num_likelihood_samples
@@ -458,7 +462,36 @@ class TGOTrainer(BaseTrainer):
         prepared = self.preparer.evaluation_set(test_dataset, self.label_rule, metric_key_prefix)
         return super().predict(prepared, ignore_keys, metric_key_prefix)
 
+    # ---- Samples ----
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        from_reference: bool = False,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> list[Sample]:
+        """As [`BaseTrainer.sample`], of policy and reference alike with the prompts that the loss gives good rows."""
+        prompts = [self.loss.prompt(prompt, True) for prompt in prompts]
+        if self.negative_prompt is not None:
+            kwargs = {"negative_prompt": self.negative_prompt, **kwargs}
+        return super().sample(prompts, seeds, from_reference, batch_size, **kwargs)
+
     # ---- The card ----
+
+    @property
+    def negative_prompt(self) -> str | None:
+        """What samples are drawn away from; None unless the loss has taught it."""
+        return self.loss.negative_prompt
+
+    @property
+    def paper(self) -> tuple[str, str] | None:
+        """Title and arXiv id of where the loss is from, for the card; None for the paper of TGO."""
+        return self.loss.paper
+
+    def _example_prompt(self) -> str:
+        return self.loss.prompt(super()._example_prompt(), True)
 
     @property
     def method(self) -> str:
@@ -473,6 +506,10 @@ class TGOTrainer(BaseTrainer):
             shown["negative_weight"] = f"{shown.get('negative_weight', 1.0):.4g} (balanced)"
         if self.args.time_range is not None:
             shown["time_range"] = "{:g} to {:g}".format(*self.args.time_range)
+        if self.args.positive_ratio is not None:
+            shown["positive_ratio"] = self.args.positive_ratio
+        if isinstance(self.preparer.relative_scores, ScoreQuantiles):
+            shown["quantile_scope"] = self.preparer.relative_scores.scope
         return {
             name.replace("_", " "): f"{value:.4g}" if isinstance(value, float) else value
             for name, value in shown.items()
@@ -485,7 +522,7 @@ class TGOTrainer(BaseTrainer):
             "loss": args.loss_type,
             "beta": args.beta,
             "temperature": f"{self.temperature:.6g}",
-            "confidence coefficient": args.confidence_coef,
+            **({"confidence coefficient": args.confidence_coef} if self.loss.weighs_rows else {}),
             "score normalisation": args.score_normalization,
             "likelihood samples": args.num_likelihood_samples,
             **self._objective(),
