@@ -107,7 +107,7 @@ def check_objective(settings: Mapping[str, Any]) -> None:
                     f"`{name}` is {settings[name]}, which holds back how hard negative rows push away. With "
                     f"`negatives='mirror'` they pull, to their mirror image. Set one of the two."
                 )
-    elif settings["mirror_strength"] != 1 and settings["loss_type"] == "tgo":
+    elif settings["mirror_strength"] != 1 and "negatives" in _own(settings):
         raise ValueError(
             f"`mirror_strength` is {settings['mirror_strength']}, which only mirrored negatives have. Set "
             "`negatives='mirror'` too, or leave it out."
@@ -124,9 +124,14 @@ def _check_times(times: Any) -> None:
         )
 
 
+def _own(settings: Mapping[str, Any]) -> set[str]:
+    """The settings that the loss has."""
+    return {field.name for field in fields(LOSSES[settings["loss_type"]])}
+
+
 def _check_prefixes(settings: Mapping[str, Any]) -> None:
     positive, negative = settings["positive_prefix"], settings["negative_prefix"]
-    if settings["loss_type"] == "csft" and positive == negative:
+    if "positive_prefix" in _own(settings) and positive == negative:
         raise ValueError(
             f"`positive_prefix` and `negative_prefix` are both {shown(positive)}, so that prompts do not tell good "
             "rows from bad ones. Set two that differ."
@@ -161,7 +166,7 @@ def _check_used(settings: Mapping[str, Any]) -> None:
     """That the loss has the settings that are not as they are by default."""
     loss_type = settings["loss_type"]
     loss = LOSSES[loss_type]
-    refused = {name: value for name, value in OFF.items() if name not in {field.name for field in fields(loss)}}
+    refused = {name: value for name, value in OFF.items() if name not in _own(settings)}
     if loss.relative_score != "quantile":
         refused["quantile_scope"] = "auto"
     if not loss.weighs_rows and settings["confidence_coef"] != 0:
