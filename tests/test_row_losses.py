@@ -273,6 +273,12 @@ def test_a_stream_has_no_ratio(tmp_path):
         make_trainer(config(tmp_path, positive_ratio=0.8), train_dataset=streamed(tiny.scored_rows(8)))
 
 
+def test_quantiles_of_prompts_are_refused_of_a_stream_that_is_evaluated(tmp_path):
+    trainer = make_trainer(config(tmp_path, loss_type="qrpo"))
+    with pytest.raises(ValueError, match=r"\(`quantile_scope='auto'`\), which the streaming evaluation data set does"):
+        trainer.evaluate(streamed(tiny.scored_rows(4)))
+
+
 @pytest.mark.parametrize("loss_type", OF_ROWS)
 def test_the_best_metric_is_one_that_the_loss_has(tmp_path, loss_type):
     settings = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True, "eval_steps": 1,
@@ -310,6 +316,7 @@ def trained(folder, loss_type, **settings):
 @pytest.mark.parametrize("loss_type", OF_ROWS)
 def test_it_trains_in_any_layout_evaluates_and_says_so(tmp_path, loss_type, use_peft):
     settings = {"use_peft": use_peft, "optim": "sgd", "learning_rate": 0.1, "per_device_train_batch_size": 4}
+    settings |= {"quantile_scope": "dataset"} if loss_type == "qrpo" else {}
     whole, start = trained(tmp_path / "whole", loss_type, **settings)
     accumulated = {**settings, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     parts, _ = trained(tmp_path / "parts", loss_type, **accumulated)

@@ -111,7 +111,7 @@ class RowSampler(Sampler[Index]):
                 left[kind] -= 1
                 yield position
 
-    def _kind(self, position: int) -> "Kind":
+    def _kind(self, position: int) -> Kind:
         return self._group(position), bool(self.is_positive[position])
 
     def _padded(self, positions: Iterable[int]) -> int:

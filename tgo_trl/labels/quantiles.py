@@ -1,7 +1,7 @@
 """Quantiles of scores, among those of their prompt or of all rows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,12 +16,10 @@ class ScoreQuantiles:
     """Empirical distributions of scores, fitted once on the training set, and where other scores lie in them.
 
     Attributes:
-        scores: float64, all of them in ascending order.
-        of_prompts: those of each prompt, likewise; None if all rows share one distribution.
+        distribution: float64 `[n]`, the scores in ascending order; or those of each prompt.
     """
 
-    scores: Tensor
-    of_prompts: Mapping[str, Tensor] | None = field(default=None)
+    distribution: Tensor | Mapping[str, Tensor]
 
     @classmethod
     def fit(cls, scores: Tensor, prompts: Sequence[str], scope: str) -> "ScoreQuantiles":
@@ -40,12 +38,12 @@ class ScoreQuantiles:
         if scope == "dataset" or (scope == "auto" and min(map(len, groups.values())) == 1):
             return cls(scores.sort().values)
         _check_several(groups)
-        return cls(scores.sort().values, {prompt: scores[rows].sort().values for prompt, rows in groups.items()})
+        return cls({prompt: scores[rows].sort().values for prompt, rows in groups.items()})
 
     @property
     def scope(self) -> str:
         """`"prompt"` or `"dataset"`."""
-        return "dataset" if self.of_prompts is None else "prompt"
+        return "dataset" if isinstance(self.distribution, Tensor) else "prompt"
 
     def __call__(self, scores: Tensor, prompts: Sequence[str]) -> Tensor:
         """The quantile of each score, float32 `[N]` in [0, 1].
@@ -59,15 +57,15 @@ class ScoreQuantiles:
         Raises:
             ValueError: if such a prompt has a single row.
         """
-        if self.of_prompts is None:
-            return mid_quantiles(scores, self.scores).float()
+        known = self.distribution
+        if isinstance(known, Tensor):
+            return mid_quantiles(scores, known).float()
         groups = _rows_of_prompts(prompts)
-        _check_several({prompt: rows for prompt, rows in groups.items() if prompt not in self.of_prompts})
+        _check_several({prompt: rows for prompt, rows in groups.items() if prompt not in known})
         quantiles = torch.empty(len(scores))
         for prompt, rows in groups.items():
-            known = self.of_prompts.get(prompt)
-            of_prompt = scores[rows]
-            quantiles[rows] = mid_quantiles(of_prompt, of_prompt.sort().values if known is None else known).float()
+            own = scores[rows]
+            quantiles[rows] = mid_quantiles(own, known[prompt] if prompt in known else own.sort().values).float()
         return quantiles
 
 

@@ -47,13 +47,10 @@ class DiffusionKTOLoss(Loss):
         """The weighted loss of each row, and its log-ratio."""
         ratio = self.log_ratio(inputs.errors)
         reward = implicit_reward(ratio, self.beta)
-        gain = reward
-        if inputs.statistic is not None:
-            gain = reward - implicit_reward(inputs.statistic.clamp(min=0), self.beta)
-        loss = utility_loss(toward_label(gain, inputs.is_positive), self.utility)
-        return RowLosses(
-            (self.desirable_weight * loss).where(inputs.is_positive, self.undesirable_weight * loss), ratio, reward
-        )
+        point = 0.0 if inputs.statistic is None else implicit_reward(inputs.statistic.clamp(min=0), self.beta)
+        loss = utility_loss(toward_label(reward - point, inputs.is_positive), self.utility)
+        weighed = (self.desirable_weight * loss).where(inputs.is_positive, self.undesirable_weight * loss)
+        return RowLosses(weighed, ratio, reward)
 
 
 def utility_loss(gain: Tensor, utility: str) -> Tensor:

@@ -104,6 +104,11 @@ class DataPreparer:
                 f"`threshold_type='{rule.threshold_type}'` needs all images of a prompt at once, which the "
                 f"streaming {name} data set does not give. Load it without `streaming=True`."
             )
+        if isinstance(self.relative_scores, ScoreQuantiles) and self.relative_scores.scope == "prompt":
+            raise ValueError(
+                f"Quantiles are of each prompt's own scores (`quantile_scope={self.args.quantile_scope!r}`), which the "
+                f"streaming {name} data set does not give at once. Load it without `streaming=True`, or set 'dataset'."
+            )
         block = evaluation_block(self.args, len(self.sizes))
         return StreamDataset(
             source, rule, EVALUATION_EPOCH, False, self.loss, block, relative_scores=self.relative_scores
