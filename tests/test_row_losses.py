@@ -248,7 +248,8 @@ def test_the_best_policy_of_qrpo_is_the_closed_form():
         ({"loss_type": "nft", "quantile_scope": "prompt"}, "`quantile_scope` is 'prompt', which `loss_type='nft'` has"),
         ({"loss_type": "nft", "advantage_clip": -1.0}, "`advantage_clip` is -1.0; it must be greater than 0"),
         ({"loss_type": "qrpo", "mirror_strength": 2.0}, "`mirror_strength` is 2.0, which `loss_type='qrpo'` has no"),
-        ({"loss_type": "csft", "negative_prefix": ""}, "`positive_prefix` and `negative_prefix` are both ''"),
+        ({"loss_type": "csft", "negative_prefix": ""}, "`positive_prefix` is '' and `negative_prefix` ''"),
+        ({"loss_type": "csft", "negative_prefix": "  "}, "so that prompts do not tell good rows from bad ones"),
         ({"positive_prefix": "good "}, "`positive_prefix` is 'good ', which `loss_type='tgo'` has no use for"),
         ({"loss_type": "csft", "sync_ref_model": True}, "`loss_type='csft'` has no reference"),
         ({"loss_type": "csft", "max_drift": 1.2}, "`loss_type='csft'` has no reference to drift from"),
@@ -432,5 +433,6 @@ def test_samples_are_drawn_as_good_images(tmp_path, prefixes, prompt, negative):
     assert not np.array_equal(np.asarray(sample), np.asarray(other))
     trainer.create_model_card()
     card = (tmp_path / "out" / "README.md").read_text()
+    assert ("| positive prefix | 'good image, ' |" in card) == bool(prefixes)
     shown = ', negative_prompt="Weird image."' if negative else ""
     assert f'image = pipeline("{prompt}"{shown}).images[0]' in card

@@ -131,10 +131,10 @@ def _own(settings: Mapping[str, Any]) -> set[str]:
 
 def _check_prefixes(settings: Mapping[str, Any]) -> None:
     positive, negative = settings["positive_prefix"], settings["negative_prefix"]
-    if "positive_prefix" in _own(settings) and positive == negative:
+    if "positive_prefix" in _own(settings) and positive.strip() == negative.strip():
         raise ValueError(
-            f"`positive_prefix` and `negative_prefix` are both {shown(positive)}, so that prompts do not tell good "
-            "rows from bad ones. Set two that differ."
+            f"`positive_prefix` is {shown(positive)} and `negative_prefix` {shown(negative)}, so that prompts do not "
+            "tell good rows from bad ones. Set two that differ."
         )
 
 

@@ -31,6 +31,7 @@ from ..policy.draws import EVALUATION_EPOCH, Draw, draw_keys, draw_rows
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
 from ..policy.loading import load_reference_networks
+from ..settings import shown
 from .arguments import check_arguments, check_loss, default_args, training_dtype
 from .base_trainer import BaseTrainer
 from .callbacks import ScoreLogCallback, check_callbacks
@@ -501,19 +502,16 @@ class TGOTrainer(BaseTrainer):
     def _objective(self) -> dict[str, Any]:
         """The settings of the loss that are not the paper's, by name."""
         values = {item.name: (getattr(self.loss, item.name), item.default) for item in fields(self.loss)}
-        shown = {name: value for name, (value, usual) in values.items() if usual is not MISSING and value != usual}
+        told = {name: _told(it) for name, (it, usual) in values.items() if usual is not MISSING and it != usual}
         if self.args.negative_weight == BALANCED:  # also where it came to 1, as by default
-            shown["negative_weight"] = f"{shown.get('negative_weight', 1.0):.4g} (balanced)"
+            told["negative_weight"] = f"{told.get('negative_weight', 1)} (balanced)"
         if self.args.time_range is not None:
-            shown["time_range"] = "{:g} to {:g}".format(*self.args.time_range)
+            told["time_range"] = "{:g} to {:g}".format(*self.args.time_range)
         if self.args.positive_ratio is not None:
-            shown["positive_ratio"] = self.args.positive_ratio
+            told["positive_ratio"] = _told(self.args.positive_ratio)
         if isinstance(self.preparer.relative_scores, ScoreQuantiles):
-            shown["quantile_scope"] = self.preparer.relative_scores.scope
-        return {
-            name.replace("_", " "): f"{value:.4g}" if isinstance(value, float) else value
-            for name, value in shown.items()
-        }
+            told["quantile_scope"] = self.preparer.relative_scores.scope
+        return {name.replace("_", " "): value for name, value in told.items()}
 
     def hyperparameters(self) -> dict[str, Any]:
         """Name and value of each line of the card's table."""
@@ -532,6 +530,13 @@ class TGOTrainer(BaseTrainer):
     def _release_encoders(self) -> None:
         if not self._keep_encoders:  # a stream needs them at every step
             self.encoders.release()
+
+
+def _told(value: Any) -> Any:
+    """A setting's value for a cell of a table: a number rounded, text of the user's as a literal."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return shown(value).replace("|", r"\|") if isinstance(value, str) and not value.isidentifier() else value
 
 
 def drop_padding(predictions: Any, scores: Any) -> tuple[Any, Any]:
