@@ -105,6 +105,44 @@ def test_the_collator_stacks_tensors_and_leaves_host_fields_alone():
     assert torch.equal(batch["valid"], torch.tensor([True, True]))
 
 
+# ---- The share of positive rows ----
+
+
+def test_a_ratio_takes_all_of_one_side_and_others_of_the_other_in_each_epoch():
+    # 8 positive rows at 0.8 are joined by 2 of the 32 negative ones
+    labels = [i % 5 == 0 for i in range(40)]
+    sampler = RowSampler(40, seed=1, is_positive=labels, positive_ratio=0.8)
+    assert len(sampler) == 10
+    orders = []
+    for epoch in range(12):
+        sampler.epoch = epoch
+        orders.append([position for _, position in sampler])
+        assert sorted(position for position in orders[-1] if labels[position]) == list(range(0, 40, 5))
+        assert sum(not labels[position] for position in orders[-1]) == 2
+        assert orders[-1] == [p for p in (p for _, p in RowSampler(40, 1, epoch=epoch)) if p in orders[-1]]
+    negatives = [position for order in orders for position in order if not labels[position]]
+    assert len(set(negatives)) > 12  # not always the same
+
+
+def test_a_ratio_leaves_out_positive_rows_where_there_are_too_many():
+    # 32 of 40 are positive; at 0.5 the 8 negative ones are joined by 8
+    sampler = RowSampler(40, seed=1, is_positive=[i % 5 != 0 for i in range(40)], positive_ratio=0.5)
+    assert len(sampler) == 16
+
+
+def test_a_ratio_holds_in_each_group():
+    # wide: 2 positive and 8 negative rows, tall: 2 and 2; of 4 and 10 the ratio 0.5 takes all and 4 / 10
+    groups = ["wide"] * 10 + ["tall"] * 4
+    labels = [True] * 2 + [False] * 8 + [True] * 2 + [False] * 2
+    for epoch in range(3):
+        sampler = RowSampler(14, 3, 4, epoch, groups, is_positive=labels, positive_ratio=0.5)
+        taken = [position for _, position in sampler if position >= 0]
+        kinds = [(groups[position], labels[position]) for position in taken]
+        # 8 x 0.4 = 3.2, 2 x 0.4 = 0.8
+        assert [kinds.count((name, side)) for name in ("wide", "tall") for side in (True, False)] == [2, 3, 2, 1]
+        assert len(sampler) == 8 + 4
+
+
 # ---- Groups ----
 
 GROUPS = ["wide", "tall", "wide", "square", "wide", "tall", "wide", "wide"]  # 5 wide, 2 tall, 1 square

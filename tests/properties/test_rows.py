@@ -42,6 +42,30 @@ def test_every_row_comes_once_an_epoch(arguments):
         assert all(position in positions for position in like)
 
 
+@given(samplers(), st.lists(st.booleans(), min_size=40, max_size=40), st.floats(0.1, 0.9), st.integers(0, 30))
+def test_a_ratio_leaves_out_rows_of_one_side_alone_and_is_gone_on_with(arguments, labels, ratio, count):
+    labels = labels[: arguments["num_rows"]]
+    arguments = {**arguments, "seed": arguments["seed"] or 0, "is_positive": labels, "positive_ratio": ratio}
+    sampler, epoch, block = RowSampler(**arguments), arguments["epoch"], arguments["block"]
+    taken = real(sampler)
+    assert len(set(taken)) == len(taken)
+    assert len(list(sampler)) == len(sampler) == sampler.num_left(epoch)
+    num_positive, groups = sum(labels), arguments["groups"]
+    if 0 < num_positive < len(labels):
+        side = num_positive / len(labels) <= ratio  # all rows of this side come
+        assert {i for i in range(len(labels)) if labels[i] == side} <= set(taken)
+        share = sum(labels[i] for i in taken) / len(taken)
+        num_groups = 1 if groups is None else len(set(groups))
+        assert abs(share - ratio) * len(taken) <= 0.5 * num_groups + 1e-9  # of rounding, in each group
+    done = sampler.first(epoch, count // block * block)
+    rest = sampler.in_blocks(3)
+    rest.done = {epoch: done}
+    assert sorted([*done, *real(rest)]) == sorted(taken)
+    assert len(list(rest)) == rest.num_left(epoch)
+    sampler.epoch = epoch + 1
+    assert len(list(sampler)) == len(sampler)  # of any epoch
+
+
 @given(samplers(), st.lists(st.integers(0, 40), min_size=1, max_size=3), st.lists(st.integers(1, 12), max_size=2))
 def test_what_is_left_is_what_was_not_done(arguments, counts, blocks):
     """Interrupted several times, each time with updates of another size, as a checkpoint remembers it."""

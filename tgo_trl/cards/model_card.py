@@ -51,6 +51,7 @@ class CardContent:
         pairs: what was compared; None if no pairs were.
         hyperparameters: a name and a value per row of the table.
         prompt: for the snippet.
+        negative_prompt: likewise; None for none.
         paper: title and arXiv id, or address, of where the loss is from; None for that of TGO.
         grid: path of the sample grid, relative to the card.
         histogram: path of the score histogram, relative to the card.
@@ -79,6 +80,7 @@ class CardContent:
     pairs: Pairs | None
     hyperparameters: Mapping[str, Any]
     prompt: str
+    negative_prompt: str | None
     paper: tuple[str, str] | None
     grid: str | None
     histogram: str | None

@@ -14,6 +14,7 @@ class PreparedRow(TypedDict, total=False):
         valid: False for padding.
         score, weight: float32.
         is_positive: bool.
+        relative_score: float32, where the loss reads it.
         image, prompt: the encoders' tensors by name, of map-style data.
         pixels, geometry, prompt_text: of a stream, whose rows are encoded in the training step.
     """
@@ -24,6 +25,7 @@ class PreparedRow(TypedDict, total=False):
     score: Tensor
     is_positive: Tensor
     weight: Tensor
+    relative_score: Tensor
     image: dict[str, Tensor]
     prompt: dict[str, Tensor]
     pixels: Tensor

@@ -148,7 +148,9 @@ class EncodedDataset(TorchDataset[PreparedRow]):
 
     def _positives(self) -> "EncodedDataset":
         kept = self.labels.is_positive.nonzero().flatten().tolist()
-        labels = Labels(*(values[kept] for values in vars(self.labels).values()))
+        rows, relative = self.labels, self.labels.relative_scores
+        relative = None if relative is None else relative[kept]
+        labels = Labels(rows.scores[kept], rows.is_positive[kept], rows.weights[kept], relative)
         return EncodedDataset(self.scanned, self.images, self.prompts, [self.positions[i] for i in kept], labels)
 
     @property
@@ -181,7 +183,7 @@ class EncodedDataset(TorchDataset[PreparedRow]):
         valid = position >= 0
         position = position if valid else padding_like(position)
         source = self.positions[position]
-        return {
+        row: PreparedRow = {
             "row": self.scanned.rows[source],
             "epoch": epoch,
             "valid": valid,
@@ -191,6 +193,9 @@ class EncodedDataset(TorchDataset[PreparedRow]):
             "image": self.images[source],
             "prompt": self.prompts[source],
         }
+        if self.labels.relative_scores is not None:
+            row["relative_score"] = self.labels.relative_scores[position]
+        return row
 
 
 def encode_images(

@@ -1,5 +1,6 @@
 """Which rows a batch holds: a pure function of (seed, epoch), padded so that every process gets as many batches."""
 
+import copy
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -20,6 +21,10 @@ def padding_like(position: int) -> int:
     return -1 - position
 
 
+Kind = tuple[Hashable, bool]
+"""Group and label of a row."""
+
+
 class RowSampler(Sampler[Index]):
     """Yields `(epoch, position)` of every row, in the epoch's order.
 
@@ -33,6 +38,9 @@ class RowSampler(Sampler[Index]):
         epoch: the epoch that the next iteration draws; the trainer moves it.
         groups: the group of each row, such as the size of its image; None for one group.
         rows_per_item: rows that stay together, in their order, and belong to one group: two of a pair.
+        is_positive: the label of each row, for `positive_ratio`.
+        positive_ratio: the share of positive rows in an epoch, of each group alike: of the side that has too many, it
+            leaves out some, others in each epoch. None for all rows.
 
     Attributes:
         done: for an epoch that a resumed run goes on with, the rows that are trained on already.
@@ -40,7 +48,7 @@ class RowSampler(Sampler[Index]):
 
     def __init__(
         self, num_rows: int, seed: int | None, block: int = 1, epoch: int = 0, groups: Sequence[Hashable] | None = None,
-        rows_per_item: int = 1,
+        rows_per_item: int = 1, is_positive: Sequence[bool] = (), positive_ratio: float | None = None,
     ) -> None:  # fmt: skip
         self.num_rows = num_rows
         self.seed = seed
@@ -49,15 +57,26 @@ class RowSampler(Sampler[Index]):
         self.groups = groups
         self.rows_per_item = rows_per_item
         self.done: dict[int, frozenset[int]] = {}
-        self._length = self._padded(range(num_rows))  # asked for at every update
+        self.is_positive = is_positive
+        self._quotas: Counter[Kind] | None = None
+        if positive_ratio is not None:
+            self._quotas = _quotas(Counter(map(self._kind, range(num_rows))), positive_ratio)
+        self._length = self._padded(self._order(epoch))  # asked for at every update
 
     def __len__(self) -> int:
         return self._length
 
+    def in_blocks(self, block: int) -> "RowSampler":
+        """The same rows in blocks of another size, nothing done of them yet."""
+        other = copy.copy(self)
+        other.block, other.done = block, {}
+        other._length = other._padded(other._order(self.epoch))
+        return other
+
     def num_left(self, epoch: int) -> int:
         """How many rows, padding included, an iteration of the epoch yields: fewer than `len` of a resumed one."""
         done = self.done.get(epoch, frozenset())
-        return self._padded([position for position in range(self.num_rows) if position not in done])
+        return self._padded([position for position in self._order(epoch) if position not in done])
 
     def first(self, epoch: int, count: int) -> frozenset[int]:
         """The rows among the first `count` that a whole iteration of the epoch yields, padding among them.
@@ -80,7 +99,20 @@ class RowSampler(Sampler[Index]):
             return range(self.num_rows)
         size = self.rows_per_item
         items = shuffled_rows(self.seed, epoch, self.num_rows // size)
+        if self._quotas is not None:
+            return list(self._within_quotas(items))
         return items if size == 1 else [size * item + i for item in items for i in range(size)]
+
+    def _within_quotas(self, order: Sequence[int]) -> Iterator[int]:
+        left = Counter(self._quotas)
+        for position in order:
+            kind = self._kind(position)
+            if left[kind]:
+                left[kind] -= 1
+                yield position
+
+    def _kind(self, position: int) -> Kind:
+        return self._group(position), bool(self.is_positive[position])
 
     def _padded(self, positions: Iterable[int]) -> int:
         counts = Counter(map(self._group, positions))
@@ -99,3 +131,12 @@ class RowSampler(Sampler[Index]):
 
     def _group(self, position: int) -> Hashable:
         return None if self.groups is None else self.groups[position]
+
+
+def _quotas(counts: Counter[Kind], positive_ratio: float) -> Counter[Kind]:
+    """How many rows of each kind an epoch takes: all of the side that has too few, and a share of the other."""
+    totals = {side: sum(count for (_, label), count in counts.items() if label == side) for side in (True, False)}
+    wanted = {True: positive_ratio, False: 1 - positive_ratio}
+    num_rows = min(totals[side] / wanted[side] for side in wanted)
+    shares = {side: num_rows * wanted[side] / max(totals[side], 1) for side in wanted}
+    return Counter({(group, side): round(shares[side] * count) for (group, side), count in counts.items()})

@@ -1,10 +1,11 @@
 """Streaming data: rows are checked, decoded and labelled as they come, and encoded in the training step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import torch
 from datasets import IterableDataset
+from torch import Tensor
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 
@@ -31,6 +32,7 @@ class StreamDataset(TorchIterableDataset[PreparedRow]):
         loss: says which rows are left out, and what prompts become.
         block: rows of one size come together in this number; at the end of the stream they are padded to it.
         fingerprint: a digest of the rows' prompts and scores, where they have been looked through.
+        relative_scores: of scores and prompts, what the loss reads of them; None where it reads labels alone.
 
     Attributes:
         labels, example_prompt: None, which a stream does not know beforehand.
@@ -41,8 +43,8 @@ class StreamDataset(TorchIterableDataset[PreparedRow]):
     labels = example_prompt = pairs = None
 
     def __init__(
-        self, source: RowSource, rule: LabelRule, epoch: int, repeat: bool, loss: type[Loss], block: int,
-        fingerprint: str = "",
+        self, source: RowSource, rule: LabelRule, epoch: int, repeat: bool, loss: Loss, block: int,
+        fingerprint: str = "", relative_scores: Callable[[Tensor, Sequence[str]], Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.source = source
         self.rule = rule
@@ -51,6 +53,7 @@ class StreamDataset(TorchIterableDataset[PreparedRow]):
         self.loss = loss
         self.block = block
         self.fingerprint = fingerprint
+        self.relative_scores = relative_scores
         self.skip = 0
 
     def __iter__(self) -> Iterator[PreparedRow]:
@@ -114,6 +117,8 @@ class StreamDataset(TorchIterableDataset[PreparedRow]):
                 "geometry": geometry,
                 "prompt_text": self.loss.prompt(prompt, is_positive),
             }
+            if self.relative_scores is not None:
+                prepared["relative_score"] = self.relative_scores(label.scores, [prompt])[0]
             yield size, prepared
         bad.warn("streamed", row + 1)
 

@@ -24,11 +24,13 @@ class Labels:
         scores: float64 `[N]`, in the data set's score units.
         is_positive: bool `[N]`, `s >= tau`.
         weights: float32 `[N]`, confidence weights.
+        relative_scores: float32 `[N]`, what the loss reads of the scores; None where it reads labels alone.
     """
 
     scores: Tensor
     is_positive: Tensor
     weights: Tensor
+    relative_scores: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,15 @@ class LabelRule:
         z, z_thresholds = ((values - self.center) / self.scale for values in (scores, thresholds))
         weights = confidence_weights(z, z_thresholds, self.confidence_coef).to(torch.float32)
         return Labels(scores, scores >= thresholds, weights)
+
+    def advantages(self, scores: Tensor, prompts: Sequence[str]) -> Tensor:
+        """`A = (s - tau) / sigma` of each row, float32 `[N]`, with the standard deviation of the fitted scores.
+
+        Args:
+            scores: float64 `[N]`, in score units.
+            prompts: `N` prompts.
+        """
+        return ((scores - self._row_thresholds(scores, prompts)) / self.score_std).float()
 
     def to_dict(self) -> dict[str, Any]:
         """The rule as plain JSON values."""

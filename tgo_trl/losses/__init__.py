@@ -4,15 +4,23 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from .base import Loss, LossInputs, Predictions, RowErrors, RowLosses, Rows
+from .base import Loss, LossInputs, Predictions, RelativeScore, RowErrors, RowLosses, Rows
+from .csft import CSFTLoss
 from .diffusion_dpo import DiffusionDPOLoss
+from .diffusion_kto import DiffusionKTOLoss
 from .dspo import DSPOLoss
+from .nft import NFTLoss
+from .qrpo import QRPOLoss
 from .sft import SFTLoss
 from .tgo import TGOLoss
 
 LOSSES: dict[str, type[Loss]] = {
     "tgo": TGOLoss,
     "sft": SFTLoss,
+    "csft": CSFTLoss,
+    "diffusion_kto": DiffusionKTOLoss,
+    "nft": NFTLoss,
+    "qrpo": QRPOLoss,
     "diffusion_dpo": DiffusionDPOLoss,
     "dspo": DSPOLoss,
 }
@@ -31,6 +39,6 @@ def build_loss(loss_type: str, settings: Mapping[str, Any]) -> Loss:
 
 
 __all__ = [
-    "LOSSES", "DSPOLoss", "DiffusionDPOLoss", "Loss", "LossInputs", "Predictions", "RowErrors", "RowLosses", "Rows",
-    "SFTLoss", "TGOLoss", "build_loss",
+    "LOSSES", "CSFTLoss", "DSPOLoss", "DiffusionDPOLoss", "DiffusionKTOLoss", "Loss", "LossInputs", "NFTLoss",
+    "Predictions", "QRPOLoss", "RelativeScore", "RowErrors", "RowLosses", "Rows", "SFTLoss", "TGOLoss", "build_loss",
 ]  # fmt: skip

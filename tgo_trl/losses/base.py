@@ -2,15 +2,17 @@
 
 A loss knows no model, no data set and no trainer. It says in class attributes what it needs, and the trainer brings it:
 
-| loss | `rows` | `needs_reference` | `reads_predictions` | `has_statistic` | `prompt` |
-|---|---|---|---|---|---|
-| TGO, repelling | scored | yes | | | |
-| TGO, mirrored negatives | scored | yes | yes: the target is mirrored at the reference's prediction | | |
-| SFT | positives | no | | | |
-| CSFT | scored | no | | | says how good the image is |
-| Diffusion-KTO | scored | yes | | mean log-ratio, clamped at 0, as the reference point | |
-| Diffusion-DPO | pairs | yes | | | |
-| DSPO | pairs | yes | yes: the distance to the reference's prediction | | |
+| loss | `rows` | `needs_reference` | `reads_predictions` | `has_statistic` | `prompt` | `relative_score` |
+|---|---|---|---|---|---|---|
+| TGO, repelling | scored | yes | | | | |
+| TGO, mirrored negatives | scored | yes | yes: the target is mirrored at the reference's prediction | | | |
+| SFT | positives | no | | | | |
+| CSFT | scored | no | | | says how good the image is | |
+| Diffusion-KTO | scored | yes | | mean log-ratio, clamped at 0, as the reference point | | |
+| NFT | scored | yes | yes: as mirrored negatives | | | advantage |
+| QRPO | scored | yes | | | | quantile |
+| Diffusion-DPO | pairs | yes | | | | |
+| DSPO | pairs | yes | yes: the distance to the reference's prediction | | | |
 
 Of a pair, both rows come in one batch, the better one first, with one draw between them.
 """
@@ -22,8 +24,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from .likelihood import log_ratio
+
 Rows = Literal["scored", "positives", "pairs"]
 """All rows; those at the threshold or above it; or pairs, the better and the worse image of a prompt in turns."""
+RelativeScore = Literal["advantage", "quantile"]
+"""A score beside others: its distance to the threshold in standard deviations, or the share of scores below it."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,14 @@ class LossInputs:
         weight: float32 `[B]`, the confidence weight `w >= 1`.
         statistic: a scalar, the mean of [`Loss.row_statistic`] over all rows of the whole update; None without
             [`Loss.has_statistic`], and in an evaluation, which has no updates.
+        relative_score: float32 `[B]`, the score as [`Loss.relative_score`] says; None where that is None.
     """
 
     errors: RowErrors
     is_positive: Tensor
     weight: Tensor
     statistic: Tensor | None = None
+    relative_score: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,10 @@ class Loss(ABC):
     """Whether the reference is asked too."""
     has_statistic: ClassVar[bool] = False
     """Whether it needs a mean over the whole update, which takes another forward pass over its rows beforehand."""
+    relative_score: ClassVar[RelativeScore | None] = None
+    """What it reads of a row's score beside its label; None for nothing."""
+    weighs_rows: ClassVar[bool] = True
+    """Whether rows count by their confidence weight."""
     usual_temperature: ClassVar[float | None] = None
     """`T` where `temperature` is "auto"; None for that of the noise process, which is the paper's."""
     paper: ClassVar[tuple[str, str] | None] = None
@@ -137,10 +149,22 @@ class Loss(ABC):
         """Whether an error is taken for the variance of a Gaussian, which that of a token model is not."""
         return False
 
-    @classmethod
-    def prompt(cls, prompt: str, is_positive: bool) -> str:
-        """The prompt that a row is trained with: the data set's, unless the loss tells the network of the label."""
+    @property
+    def negative_prompt(self) -> str | None:
+        """What samples are drawn away from, by classifier-free guidance; None unless the loss has taught it."""
+        return None
+
+    def prompt(self, prompt: str, is_positive: bool) -> str:
+        """The prompt that a row is trained with: the data set's, unless the loss tells the network of the label.
+
+        Samples are drawn with the prompt of a positive row.
+        """
         return prompt
+
+    def log_ratio(self, errors: RowErrors) -> Tensor:
+        """`log pi_theta - log pi_ref` of each row, its errors averaged over the draws, float32 `[B]`."""
+        assert errors.reference is not None
+        return log_ratio(errors.policy.mean(0), errors.reference.mean(0), self.temperature)
 
     def row_statistic(self, errors: RowErrors) -> Tensor:
         """What is averaged over the whole update for [`LossInputs.statistic`], float32 `[B]`, without gradient."""

@@ -14,6 +14,7 @@ class SFTLoss(Loss):
     method: ClassVar[str] = "supervised fine-tuning on the {media}s that scored above a threshold"
     rows: ClassVar[Rows] = "positives"
     needs_reference: ClassVar[bool] = False
+    weighs_rows: ClassVar[bool] = False
 
     def __call__(self, inputs: LossInputs) -> RowLosses:
         """The error of each row, in error units."""

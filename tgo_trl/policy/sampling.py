@@ -1,7 +1,8 @@
-"""What sampling from a pipeline needs beside the call: generators by seed, and silence."""
+"""What sampling from a pipeline needs beside the call: generators by seed, a negative prompt for each, and silence."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -21,3 +22,21 @@ def quiet(pipeline: DiffusionPipeline) -> Iterator[None]:
         yield
     finally:
         pipeline.set_progress_bar_config(**config)
+
+
+def negating(pipeline: DiffusionPipeline, negative_prompt: str | None) -> Any:
+    """The pipeline, called with this negative prompt for each prompt of a call: some repeat one, and others do not."""
+    return pipeline if negative_prompt is None else _Negating(pipeline, negative_prompt)
+
+
+class _Negating:
+    def __init__(self, pipeline: DiffusionPipeline, negative_prompt: str) -> None:
+        self._pipeline = pipeline
+        self._negative_prompt = negative_prompt
+
+    def __call__(self, prompt: str | list[str], **kwargs: Any) -> Any:
+        negative = self._negative_prompt if isinstance(prompt, str) else [self._negative_prompt] * len(prompt)
+        return self._pipeline(prompt, **{**kwargs, "negative_prompt": negative})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipeline, name)

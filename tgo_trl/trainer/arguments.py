@@ -10,13 +10,14 @@ from datasets import Dataset, IterableDataset
 from diffusers import DiffusionPipeline
 
 from ..families import Family, build_family
-from ..losses import LOSSES, build_loss
+from ..losses import LOSSES
 from ..media.sizes import aspect_ratio_sizes, check_size
 from ..media.types import Size
 from ..noise import NoiseProcess
 from ..policy.alterations import check_networks, unwrap_networks
 from ..policy.distributed import check_strategy
 from ..policy.policy import Policy
+from .objective import unresolved_loss
 from .pair_sources import check_pair_source
 from .tgo_config import TGOConfig
 
@@ -87,6 +88,11 @@ def _check_stream(args: TGOConfig) -> None:
         raise ValueError(
             "A streaming `train_dataset` has no length, so the number of updates is unknown. Set `max_steps` in the "
             "`TGOConfig`."
+        )
+    if args.positive_ratio is not None:
+        raise ValueError(
+            f"`positive_ratio` is {args.positive_ratio}, which leaves out other rows in each epoch, and a streaming "
+            "`train_dataset` is read in order. Leave it out, or load the data set without `streaming=True`."
         )
     if args.sync_ref_model and args.ref_model_sync_strategy == "epoch":
         raise ValueError(
@@ -169,7 +175,7 @@ def check_loss(args: TGOConfig, process: NoiseProcess) -> None:
     """Raises a ValueError for a loss that reads what the network's predictions do not have."""
     if process.has_target:
         return
-    loss = build_loss(args.loss_type, {**vars(args), "temperature": 1.0, "negative_weight": 1.0})
+    loss = unresolved_loss(vars(args))
     if loss.reads_predictions:
         raise ValueError(
             f"`loss_type={args.loss_type!r}` subtracts predictions from their target, and this pipeline predicts "

@@ -29,7 +29,7 @@ from ..policy.encoders import FrozenEncoders
 from ..policy.loading import load_pipeline, remove_offloading, replace_tokenizer
 from ..policy.policy import Policy, build_policy, disable_dropout
 from ..policy.reference import AdapterReference, ModelReference, Reference
-from ..policy.sampling import cpu_generators, quiet
+from ..policy.sampling import cpu_generators, negating, quiet
 from ..rewards.base import Reward
 from ..storage.fingerprints import component_fingerprint, tensors_digest, weights_fingerprint
 from ..storage.records import CARD_NAME
@@ -199,7 +199,7 @@ class BaseTrainer(ResumableTrainer):
             from_reference: sample from the reference instead of the policy; without one, as of `loss_type='sft'`, from
                 the policy as it was before training.
             batch_size: samples that are drawn at once; all of them if None.
-            kwargs: passed to the pipeline.
+            kwargs: passed to the pipeline; a `negative_prompt` that is a string is that of each prompt.
 
         Raises:
             ValueError: if there is no reference to sample from.
@@ -212,6 +212,8 @@ class BaseTrainer(ResumableTrainer):
         was_training = self.model.training
         reference = self.sampled_reference if from_reference else None
         sampling = nullcontext() if reference is None else reference.sampling(self.pipeline)
+        negative = kwargs.get("negative_prompt")
+        called = negating(self.pipeline, kwargs.pop("negative_prompt") if isinstance(negative, str) else None)
         self.encoders.summon()
         try:
             with self.optimizer_mode.averaged(), self.strategy.whole(), sampling, self.encoders.decoding():
@@ -222,7 +224,7 @@ class BaseTrainer(ResumableTrainer):
                     for start in range(0, len(prompts), size):
                         rows = slice(start, start + size)
                         generators = cpu_generators(seeds[rows])
-                        samples += self.family.sample(self.pipeline, prompts[rows], generators, self.size, **kwargs)
+                        samples += self.family.sample(called, prompts[rows], generators, self.size, **kwargs)
                 return samples
         finally:
             self.model.train(was_training)
@@ -442,6 +444,7 @@ class BaseTrainer(ResumableTrainer):
             pairs=self.pairs,
             hyperparameters=self.hyperparameters(),
             prompt=self._example_prompt(),
+            negative_prompt=self.negative_prompt,
             paper=self.paper,
             grid=None if grid is None else grid.relative_to(folder).as_posix(),
             histogram=SCORE_HISTOGRAM_NAME if (folder / SCORE_HISTOGRAM_NAME).is_file() else None,
@@ -465,6 +468,11 @@ class BaseTrainer(ResumableTrainer):
     def method(self) -> str:
         """How it is trained, after "trained with", for the card."""
         raise NotImplementedError
+
+    @property
+    def negative_prompt(self) -> str | None:
+        """What the card's snippet draws away from; None for nothing."""
+        return None
 
     @property
     def paper(self) -> tuple[str, str] | None:

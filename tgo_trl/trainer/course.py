@@ -1,15 +1,15 @@
 """What the course of a run depends on, so that a run that goes on can tell whether it is the same run."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ..families.base import adapter_metadata
-from ..losses import LOSSES
 from ..policy.policy import Policy
 from ..storage.fingerprints import stored_tensors, tensors_digest
+from . import objective
 
 if TYPE_CHECKING:
     from .tgo_config import TGOConfig
@@ -39,7 +39,7 @@ OPTIMIZER = ("optim", "optim_args", "optim_target_modules", "optimizer", "use_pe
 """Settings without which a saved optimizer state means nothing."""
 
 
-OFF = {item.name: item.default for loss in LOSSES.values() for item in fields(loss) if item.default is not MISSING}
+OFF = objective.OFF | {"quantile_scope": "auto"}
 """Settings of the objective as they are by default, and as they were in a run of a version that did not have them."""
 
 

@@ -107,8 +107,8 @@ def check_drift_of(args: TGOConfig, prepared: Any) -> None:
         prepared: the evaluation set, or several by name.
     """
     sets = list(prepared.values()) if isinstance(prepared, dict) else [prepared]
-    labels = [None if dataset is None else dataset.labels for dataset in sets]
-    if args.max_drift is None or None in labels:  # a stream is labelled as it is read
+    labels = [dataset.labels for dataset in sets if dataset is not None and dataset.labels is not None]
+    if args.max_drift is None or len(labels) < len(sets):  # a stream is labelled as it is read
         return
     num_positive = sum(int(it.is_positive.sum()) for it in labels)
     if not num_positive:
@@ -189,7 +189,7 @@ def _check_best_metric(args: TGOConfig, sets: Sequence[str] | None, has_more: bo
         known = [name for name in known if not name.startswith(OF_A_REFERENCE)]
     if loss.rows == "positives":
         known = [name for name in known if name not in OF_NEGATIVES]
-    if loss.rows != "scored":
+    if loss.rows != "scored" or not loss.weighs_rows:
         known = [name for name in known if name != "weights/balance"]
     if sets is not None:
         known = [f"{name}_{metric}" for name in sets for metric in known]

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
-from ..losses import LOSSES
+from ..labels.quantiles import QUANTILE_SCOPES
+from ..losses import LOSSES, Loss, build_loss
+from ..losses.diffusion_kto import UTILITIES
 from ..losses.dspo import DSPO_BETAS
 from ..losses.tgo import ERROR_SCALES, NEGATIVES
 from ..settings import check_choice, shown
@@ -17,14 +19,27 @@ PAPER: dict[str, Any] = {"error_scale": "absolute", "negative_weight": 1.0, "bet
 
 RECIPES: dict[str, dict[str, Any]] = {
     "robust": {"error_scale": "relative", "negative_weight": "balanced", "beta": 0.3},
+    "diffusion_kto_paper": {"loss_type": "diffusion_kto", "beta": 5.0, "positive_ratio": 0.8},
+    "diffusion_kto_code": {"loss_type": "diffusion_kto", "beta": 1.0, "positive_ratio": 0.8},
 }
-"""Settings that were measured together, by name, of those in [`PAPER`]; what the user sets stays."""
+"""Settings that were measured together, by name, of those that are None until then; what the user sets stays.
+
+A `loss_type` among them is the one that they are of, and is the user's to set.
+"""
+
+USUAL_CONFIDENCE = 5.0
+"""The paper's `c`, which holds where the user does not set it."""
+
+OFF: dict[str, Any] = {
+    field.name: field.default for loss in LOSSES.values() for field in fields(loss) if field.default is not MISSING
+}
+"""Settings of losses as they are by default."""
 
 MOST_SMOOTHING = 0.5
 
 
 def recipe_settings(recipe: str | None) -> dict[str, Any]:
-    """The settings of [`PAPER`] as a recipe has them.
+    """The settings of [`PAPER`] as a recipe has them, and those that it has besides.
 
     Args:
         recipe: a key of [`RECIPES`]; None for none.
@@ -35,7 +50,16 @@ def recipe_settings(recipe: str | None) -> dict[str, Any]:
     if recipe is None:
         return PAPER
     check_choice("recipe", recipe, tuple(RECIPES))
-    return PAPER | RECIPES[recipe]
+    return {name: value for name, value in (PAPER | RECIPES[recipe]).items() if name != "loss_type"}
+
+
+def unresolved_loss(settings: Mapping[str, Any]) -> Loss:
+    """The loss of the settings, with 1 for what only the data tell: the temperature, and the balance of weights.
+
+    Args:
+        settings: by name, those of [`~tgo_trl.TGOConfig`].
+    """
+    return build_loss(settings["loss_type"], {**settings, "temperature": 1.0, "negative_weight": 1.0})
 
 
 def negative_weight(value: Any) -> float | str:
@@ -64,6 +88,8 @@ def check_objective(settings: Mapping[str, Any]) -> None:
     check_choice("error_scale", settings["error_scale"], ERROR_SCALES)
     check_choice("negatives", settings["negatives"], NEGATIVES)
     check_choice("dspo_form", settings["dspo_form"], tuple(DSPO_BETAS))
+    check_choice("utility", settings["utility"], UTILITIES)
+    check_choice("quantile_scope", settings["quantile_scope"], QUANTILE_SCOPES)
     for name in ("trust_region", "sft_weight"):
         if not 0 <= settings[name] < math.inf:
             raise ValueError(f"`{name}` is {settings[name]}; it must be at least 0 and finite.")
@@ -74,6 +100,8 @@ def check_objective(settings: Mapping[str, Any]) -> None:
         )
     _check_times(settings["time_range"])
     _check_used(settings)
+    _check_prefixes(settings)
+    _check_ratio(settings)
     if settings["negatives"] == "mirror":
         for name, unset in (("negative_margin", None), ("label_smoothing", 0.0)):
             if settings[name] != unset:
@@ -81,7 +109,7 @@ def check_objective(settings: Mapping[str, Any]) -> None:
                     f"`{name}` is {settings[name]}, which holds back how hard negative rows push away. With "
                     f"`negatives='mirror'` they pull, to their mirror image. Set one of the two."
                 )
-    elif settings["mirror_strength"] != 1:
+    elif settings["mirror_strength"] != 1 and "negatives" in _own(settings):
         raise ValueError(
             f"`mirror_strength` is {settings['mirror_strength']}, which only mirrored negatives have. Set "
             "`negatives='mirror'` too, or leave it out."
@@ -98,15 +126,61 @@ def _check_times(times: Any) -> None:
         )
 
 
+def _own(settings: Mapping[str, Any]) -> set[str]:
+    """The settings that the loss has."""
+    return {field.name for field in fields(LOSSES[settings["loss_type"]])}
+
+
+def _check_prefixes(settings: Mapping[str, Any]) -> None:
+    positive, negative = settings["positive_prefix"], settings["negative_prefix"]
+    if "positive_prefix" in _own(settings) and positive.strip() == negative.strip():
+        raise ValueError(
+            f"`positive_prefix` is {shown(positive)} and `negative_prefix` {shown(negative)}, so that prompts do not "
+            "tell good rows from bad ones. Set two that differ."
+        )
+
+
+def _check_ratio(settings: Mapping[str, Any]) -> None:
+    """That the sampler can hold to `positive_ratio`."""
+    ratio, loss_type = settings["positive_ratio"], settings["loss_type"]
+    if ratio is None:
+        return
+    if not 0 < ratio < 1:
+        raise ValueError(f"`positive_ratio` is {ratio}, a share of rows; it must be between 0 and 1, such as 0.8.")
+    if LOSSES[loss_type].rows != "scored":
+        raise ValueError(
+            f"`positive_ratio` is {ratio}, and `loss_type={loss_type!r}` does not take positive and negative rows each "
+            "by itself. Leave it out."
+        )
+    if settings["negative_weight"] == BALANCED:
+        raise ValueError(
+            f"`positive_ratio` is {ratio}, and `negative_weight` is {BALANCED!r}, of all rows: both even out the "
+            "sides. Set one of the two."
+        )
+    if settings["train_sampling_strategy"] == "sequential":
+        raise ValueError(
+            f"`positive_ratio` is {ratio}, which leaves out other rows in each epoch, and "
+            "`train_sampling_strategy='sequential'` takes all of them in order. Set one of the two."
+        )
+
+
 def _check_used(settings: Mapping[str, Any]) -> None:
     """That the loss has the settings that are not as they are by default."""
     loss_type = settings["loss_type"]
-    own = {field.name for field in fields(LOSSES[loss_type])}
-    for field in (field for loss in LOSSES.values() for field in fields(loss)):
-        if field.name in own or field.name in ("temperature", "beta"):
-            continue
-        if settings[field.name] != field.default:
+    loss = LOSSES[loss_type]
+    refused = {name: value for name, value in OFF.items() if name not in _own(settings)}
+    if loss.relative_score != "quantile":
+        refused["quantile_scope"] = "auto"
+    if not loss.weighs_rows and settings["confidence_coef"] != 0:
+        refused["confidence_coef"] = USUAL_CONFIDENCE
+    for name, unset in refused.items():
+        if settings[name] != unset:
             raise ValueError(
-                f"`{field.name}` is {settings[field.name]!r}, which `loss_type={loss_type!r}` has no use for. Leave it "
-                "out."
+                f"`{name}` is {shown(settings[name])}, which `loss_type={loss_type!r}` has no use for. Leave it out."
             )
+    of = RECIPES.get(settings["recipe"], {}).get("loss_type", loss_type)
+    if of != loss_type:
+        raise ValueError(
+            f"`recipe` is {settings['recipe']!r}, which `loss_type={loss_type!r}` has no use for. Set "
+            f"`loss_type={of!r}` too, or leave it out."
+        )

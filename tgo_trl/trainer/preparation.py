@@ -1,7 +1,7 @@
 """From the user's data sets to what the trainer reads: checks, threshold, encoding."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +9,17 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from huggingface_hub.constants import HF_HOME
+from torch import Tensor
 
 from ..data.encoded import EncodedDataset, ScannedRows, encode_images, encode_prompts, scan_rows
 from ..data.pairs import Pairs, find_pairs, without_unreadable
 from ..data.rows import BadRows, RowSource
 from ..data.stream import StreamDataset, scan_stream
+from ..labels.checks import check_finite
 from ..labels.fitting import fit_label_rule
+from ..labels.quantiles import ScoreQuantiles
 from ..labels.rule import PER_PROMPT, LabelRule, Labels
 from ..labels.weights import weight_balance
-from ..losses import LOSSES
 from ..media.origin import find_origin
 from ..media.readers import ImageReader, MediaReader, VideoReader
 from ..media.types import Size
@@ -25,6 +27,7 @@ from ..policy.draws import EVALUATION_EPOCH
 from ..policy.encoders import FrozenEncoders
 from ..storage.fingerprints import fingerprint
 from ..storage.shards import ShardWriter
+from .objective import unresolved_loss
 from .pair_sources import check_pair_source, column_hint, columns_of, pair_selection
 from .tgo_config import TGOConfig
 
@@ -56,6 +59,8 @@ class DataPreparer:
 
     Attributes:
         weight_balance: of all training rows, see [`~tgo_trl.labels.weights.weight_balance`].
+        relative_scores: of scores and prompts, what the loss reads of them; None where it reads labels alone. Fitted on
+            the training set too.
     """
 
     def __init__(self, args: TGOConfig, encoders: FrozenEncoders, sizes: Sequence[Size]) -> None:
@@ -64,7 +69,8 @@ class DataPreparer:
         self.sizes = sizes
         video_format = encoders.family.video_format
         self.reader: MediaReader = ImageReader() if video_format is None else VideoReader(video_format)
-        self.loss = LOSSES[args.loss_type]
+        self.loss = unresolved_loss(vars(args))
+        self.relative_scores: Callable[[Tensor, Sequence[str]], Tensor] | None = None
         self.weight_balance = 1.0
 
     def training_set(self, dataset: Dataset | IterableDataset) -> tuple[PreparedDataset, LabelRule | None]:
@@ -78,7 +84,8 @@ class DataPreparer:
         rule = self._fit(scores, prompts)
         self._weigh(rule.apply(scores, prompts))
         block = training_block(self.args, len(self.sizes))
-        return StreamDataset(source, rule, 0, True, self.loss, block, fingerprint(*scores, *prompts)), rule
+        digest = fingerprint(*scores, *prompts)
+        return StreamDataset(source, rule, 0, True, self.loss, block, digest, self.relative_scores), rule
 
     def evaluation_set(self, dataset: Dataset | IterableDataset, rule: LabelRule | None, name: str) -> PreparedDataset:
         """An evaluation set, labelled by the training set's rule."""
@@ -91,8 +98,15 @@ class DataPreparer:
                 f"`threshold_type='{rule.threshold_type}'` needs all images of a prompt at once, which the "
                 f"streaming {name} data set does not give. Load it without `streaming=True`."
             )
+        if isinstance(self.relative_scores, ScoreQuantiles) and self.relative_scores.scope == "prompt":
+            raise ValueError(
+                f"Quantiles are of each prompt's own scores (`quantile_scope={self.args.quantile_scope!r}`), which the "
+                f"streaming {name} data set does not give at once. Load it without `streaming=True`, or set 'dataset'."
+            )
         block = evaluation_block(self.args, len(self.sizes))
-        return StreamDataset(source, rule, EVALUATION_EPOCH, False, self.loss, block)
+        return StreamDataset(
+            source, rule, EVALUATION_EPOCH, False, self.loss, block, relative_scores=self.relative_scores
+        )
 
     def _source(self, dataset: Dataset | IterableDataset, name: str) -> RowSource:
         if self.loss.rows == "pairs":
@@ -120,6 +134,8 @@ class DataPreparer:
         if rule is None and len(positions) < len(scanned.rows):  # without the images that could not be read
             fitted = self._fit(kept.scores, kept.prompts)
         labels = fitted.apply(kept.scores, kept.prompts)
+        if self.relative_scores is not None:
+            labels = replace(labels, relative_scores=self.relative_scores(labels.scores, kept.prompts))
         if rule is None:
             self._weigh(labels)
         rows = zip(positions, kept.prompts, labels.is_positive.tolist(), strict=True)
@@ -170,7 +186,7 @@ class DataPreparer:
 
     def _fit(self, scores: list[float], prompts: list[str]) -> LabelRule:
         args = self.args
-        return fit_label_rule(
+        rule = fit_label_rule(
             scores,
             prompts,
             threshold_type=args.threshold_type,
@@ -180,6 +196,11 @@ class DataPreparer:
             confidence_coef=args.confidence_coef,
             normalization=args.score_normalization,
         )
+        if self.loss.relative_score == "advantage":
+            self.relative_scores = rule.advantages
+        elif self.loss.relative_score == "quantile":
+            self.relative_scores = ScoreQuantiles.fit(check_finite(scores), prompts, args.quantile_scope)
+        return rule
 
     def _writer(self) -> ShardWriter:
         folder = Path(self.args.encoding_cache_dir or Path(HF_HOME) / "tgo_trl" / "encodings")

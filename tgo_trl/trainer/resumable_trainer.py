@@ -298,10 +298,7 @@ class ResumableTrainer(Trainer):
             self.train_dataset.skip = done.rows  # type: ignore[union-attr]
             return
         sampler = self._row_sampler
-        before = RowSampler(
-            sampler.num_rows, sampler.seed, done.block, groups=sampler.groups, rows_per_item=sampler.rows_per_item
-        )
-        sampler.done = {done.epoch: before.first(done.epoch, done.rows)}
+        sampler.done = {done.epoch: sampler.in_blocks(done.block).first(done.epoch, done.rows)}
 
     def _run_epoch(  # type: ignore[override]
         self, *, epoch: int, steps_in_epoch: int, num_update_steps_per_epoch: int, **kwargs: Any

@@ -18,7 +18,7 @@ def summary_rows(
 
     Args:
         rule: fitted on the training set.
-        labels: of the training rows; None for a stream, whose rows are labelled as they come.
+        labels: of the training rows, if the loss weighs them; None for a stream, whose rows are labelled as they come.
         beta: of the loss.
         temperature: `T`.
         objective: settings of the loss that are not the paper's, by name.

@@ -13,14 +13,16 @@ from ..data.pairs import SELECTIONS
 from ..labels import NORMALIZATIONS
 from ..labels.checks import MAX_FLOAT32
 from ..labels.fitting import THRESHOLD_TYPES
+from ..labels.quantiles import QUANTILE_SCOPES
 from ..losses import LOSSES
+from ..losses.diffusion_kto import UTILITIES
 from ..losses.dspo import DSPO_BETAS
 from ..losses.tgo import ERROR_SCALES, NEGATIVES
 from ..messages.public import without_secrets
 from ..noise import DENSITIES
 from ..policy.targets import check_target_names
 from ..settings import as_dictionary, check_choice, check_finite, check_types, shown
-from .objective import RECIPES, check_objective, negative_weight, recipe_settings
+from .objective import RECIPES, USUAL_CONFIDENCE, check_objective, negative_weight, recipe_settings
 from .selection import (
     SAMPLES_PER_PROMPT,
     Bounds,
@@ -43,7 +45,10 @@ _WHOLE = (
     "ref_model_sync_steps", "lora_r", "encode_batch_size", "sample_steps", "sample_num_inference_steps",
     "eval_samples_per_prompt", "early_stopping_patience",
 )  # fmt: skip
-_POSITIVE = (*_WHOLE, "beta", "fps", "logit_std", "timestep_shift", "mirror_strength", "negative_margin")
+_POSITIVE = (
+    *_WHOLE, "beta", "fps", "logit_std", "timestep_shift", "mirror_strength", "negative_margin", "desirable_weight",
+    "undesirable_weight", "advantage_clip",
+)  # fmt: skip
 
 
 OF_A_THRESHOLD = (
@@ -160,9 +165,15 @@ class TGOConfig(TrainingArguments):
         > Parameters that control the training
 
         loss_type (`str`, *optional*, defaults to `"tgo"`):
-            `"tgo"`: the weighted logistic loss. `"sft"`: plain denoising error on the positive rows only, without a
-            reference, as a baseline. `"diffusion_dpo"`, `"dspo"`: on pairs of images of one prompt, without a
-            threshold.
+            `docs/losses.md` has the equation of each, and when to use it.
+
+            - `"tgo"`: the weighted logistic loss.
+            - `"sft"`: plain denoising error on the positive rows only, without a reference, as a baseline.
+            - `"csft"`: the same on all rows, whose prompts say how good they are.
+            - `"diffusion_kto"`: the expected utility of likely good rows and unlikely bad ones.
+            - `"nft"`: offline DiffusionNFT: the reference is drawn to good rows, and to mirror images of bad ones.
+            - `"qrpo"`: the implicit reward is fitted to the quantile of the score.
+            - `"diffusion_dpo"`, `"dspo"`: on pairs of images of one prompt, without a threshold.
         beta (`float`, *optional*):
             `beta`, deviation from the reference model. Where neither you nor a `recipe` set it, 1; of `"diffusion_dpo"`
             5000, of `"dspo"` 0.001 or 5000, as in their released code.
@@ -173,9 +184,10 @@ class TGOConfig(TrainingArguments):
             numbers, as in the paper (Stable Diffusion 1.5 at 512 pixels), and moves inversely with the number of
             numbers; 2 for losses of pairs, whose published equations have `beta / 2` and no `T`.
         recipe (`str`, *optional*):
-            A named combination of the settings below that was measured as a whole (`docs/results.md`). `"robust"` keeps
-            nearer to the data: `error_scale="relative"`, `negative_weight="balanced"`, `beta=0.3`. What you set stays,
-            and the table before training says what came of it.
+            A named combination of the settings below. `"robust"` was measured as a whole (`docs/results.md`), and keeps
+            nearer to the data: `error_scale="relative"`, `negative_weight="balanced"`, `beta=0.3`.
+            `"diffusion_kto_paper"` and `"diffusion_kto_code"` are what was published of `loss_type="diffusion_kto"`.
+            What you set stays, and the table before training says what came of it.
         error_scale (`str`, *optional*):
             `"absolute"`: errors over `T`, as in the paper. `"relative"`: over `T e_ref`, the reference's error of the
             row at that time, so that a step near the noise, where errors are tiny, is no larger than elsewhere.
@@ -184,7 +196,8 @@ class TGOConfig(TrainingArguments):
             `"repel"`: negative rows are made less likely, as in the paper. `"mirror"`: their mirror image at the
             reference's prediction is made more likely, which is bounded.
         mirror_strength (`float`, *optional*, defaults to `1.0`):
-            `s`, with `negatives="mirror"`: how far the policy may go, in steps that the data ask for.
+            `s`, with `negatives="mirror"` or `loss_type="nft"`: how far the policy may go, in steps that the data ask
+            for.
         negative_weight (`float` or `"balanced"`, *optional*):
             Times which negative rows count. `"balanced"` is the weight of all positive rows over that of all negative
             ones, at most 1. Near 0, what is left is close to supervised fine-tuning. 1, where neither you nor a
@@ -197,6 +210,23 @@ class TGOConfig(TrainingArguments):
             `lambda` in the penalty `lambda beta / T` times the mean squared difference of the predictions.
         sft_weight (`float`, *optional*, defaults to `0.0`):
             `gamma` in the term `gamma beta / T` times weight and error of the positive rows.
+        utility (`str`, *optional*, defaults to `"sigmoid"`):
+            With `loss_type="diffusion_kto"`: `"sigmoid"`, the value function of KTO, `"loss_averse"` (`log sigmoid(v)`)
+            or `"risk_seeking"` (`-log sigmoid(-v)`).
+        desirable_weight, undesirable_weight (`float`, *optional*, defaults to `1.0`):
+            With `loss_type="diffusion_kto"`: times which positive and negative rows count.
+        positive_ratio (`float`, *optional*):
+            The share of positive rows in each epoch, by leaving out rows of the side that has too many, others in each
+            epoch; an epoch is that much shorter. All rows are taken if it is not set.
+        positive_prefix, negative_prefix (`str`, *optional*, defaults to `""` and `"Weird image. "`):
+            With `loss_type="csft"`: what the prompts of positive and of negative rows begin with. Samples are drawn
+            with `positive_prefix`, or, if it is empty, with `negative_prefix` as the negative prompt.
+        advantage_clip (`float`, *optional*, defaults to `1.0`):
+            With `loss_type="nft"`: the distance to the threshold, in standard deviations of the scores, from which on a
+            row counts in full.
+        quantile_scope (`str`, *optional*, defaults to `"auto"`):
+            With `loss_type="qrpo"`: whether quantiles are of the scores of each `"prompt"`, or of all of the
+            `"dataset"`. `"auto"` is the former, if every prompt has several rows.
         time_range (`list[float]`, *optional*):
             Two shares of the way from data to noise, between which training looks; all of it by default.
         num_likelihood_samples (`int`, *optional*, defaults to `1`):
@@ -350,7 +380,9 @@ class TGOConfig(TrainingArguments):
     )
     threshold_percentile: float = field(default=50.0, metadata={"help": "Percentile of the scores, 0 to 100."})
     threshold_value: float | None = field(default=None, metadata={"help": "Threshold, in score units."})
-    confidence_coef: float = field(default=5.0, metadata={"help": "c in the weight 1 + c |score - threshold|."})
+    confidence_coef: float = field(
+        default=USUAL_CONFIDENCE, metadata={"help": "c in the weight 1 + c |score - threshold|."}
+    )
     score_normalization: str = field(
         default="none", metadata={"help": "Normalisation of the scores.", "choices": list(NORMALIZATIONS)}
     )
@@ -385,6 +417,18 @@ class TGOConfig(TrainingArguments):
     label_smoothing: float = field(default=0.0, metadata={"help": "Share of labels that may be wrong."})
     trust_region: float = field(default=0.0, metadata={"help": "Weight of the distance to the reference."})
     sft_weight: float = field(default=0.0, metadata={"help": "Weight of the error of positive rows."})
+    utility: str = field(default="sigmoid", metadata={"help": "Utility of Diffusion-KTO.", "choices": list(UTILITIES)})
+    desirable_weight: float = field(default=1.0, metadata={"help": "Times which positive rows count in Diffusion-KTO."})
+    undesirable_weight: float = field(default=1.0, metadata={"help": "Times which negative rows do."})
+    positive_ratio: float | None = field(default=None, metadata={"help": "Share of positive rows in each epoch."})
+    positive_prefix: str = field(default="", metadata={"help": "Begins the prompts of positive rows in CSFT."})
+    negative_prefix: str = field(default="Weird image. ", metadata={"help": "Begins those of negative rows."})
+    advantage_clip: float = field(
+        default=1.0, metadata={"help": "Standard deviations from which on a row counts in full in NFT."}
+    )
+    quantile_scope: str = field(
+        default="auto", metadata={"help": "Whose scores QRPO's quantiles are of.", "choices": list(QUANTILE_SCOPES)}
+    )
     time_range: list[float] | None = field(
         default=None, metadata={"help": "Two shares of the way from data to noise, to train between."}
     )

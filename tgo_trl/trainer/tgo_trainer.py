@@ -21,15 +21,17 @@ from ..data.encoded import EncodedDataset
 from ..data.sampler import RowSampler
 from ..data.stream import StreamDataset
 from ..families import Family
+from ..labels.quantiles import ScoreQuantiles
 from ..labels.rule import LabelRule, Labels
 from ..losses import LossInputs, RowErrors, build_loss
 from ..losses.likelihood import log_likelihood
-from ..media.types import Size
+from ..media.types import Sample, Size
 from ..policy.adapters import check_policy
 from ..policy.draws import EVALUATION_EPOCH, Draw, draw_pairs, draw_rows
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
 from ..policy.loading import load_reference_networks
+from ..settings import shown
 from .arguments import check_arguments, check_loss, default_args, training_dtype
 from .base_trainer import BaseTrainer
 from .callbacks import ScoreLogCallback, check_callbacks
@@ -222,7 +224,8 @@ class TGOTrainer(BaseTrainer):
         if self.pairs is not None:
             return pair_rows(self.pairs, beta, temperature, objective)
         assert self.label_rule is not None
-        return summary_rows(self.label_rule, self.train_labels, beta, temperature, objective)
+        weighed = self.train_labels if self.loss.weighs_rows else None
+        return summary_rows(self.label_rule, weighed, beta, temperature, objective)
 
     def _resolve_temperature(self, args: TGOConfig, train_set: PreparedDataset) -> float:
         if isinstance(args.temperature, float):
@@ -268,8 +271,9 @@ class TGOTrainer(BaseTrainer):
         shuffle_seed = None if self.args.train_sampling_strategy == "sequential" else seed
         block = training_block(self.args, len(self.sizes))
         self._row_sampler = RowSampler(
-            len(dataset), shuffle_seed, block, groups=self._groups(dataset), rows_per_item=dataset.rows_per_item
-        )
+            len(dataset), shuffle_seed, block, groups=self._groups(dataset), rows_per_item=dataset.rows_per_item,
+            is_positive=dataset.labels.is_positive.tolist(), positive_ratio=self.args.positive_ratio,
+        )  # fmt: skip
         return self._row_sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
@@ -311,7 +315,8 @@ class TGOTrainer(BaseTrainer):
         sums = self._sums["train" if self.model.training else "eval"]
         errors, draw = self._errors(model, inputs)
         statistic = self._statistic if self.model.training else None  # an evaluation is a function of the weights
-        rows = self.loss(LossInputs(errors, is_positive, inputs["weight"], statistic))
+        relative_score = inputs.get("relative_score")
+        rows = self.loss(LossInputs(errors, is_positive, inputs["weight"], statistic, relative_score))
         assert (rows.reward is None) == (errors.reference is None)
         self._look_for_bad_rows(inputs["row"], rows.loss, valid)
         if self._guard.skip:  # what is left out is left out of the metrics too
@@ -319,7 +324,7 @@ class TGOTrainer(BaseTrainer):
         add_likelihood_metrics(sums, log_likelihood(errors.policy.mean(0), self.temperature), is_positive, valid)
         if rows.reward is not None:
             add_reward_metrics(sums, rows.reward, is_positive, valid, self.loss.rows == "pairs")
-            if self.loss.rows == "scored":
+            if self.loss.rows == "scored" and self.loss.weighs_rows:
                 add_weight_metrics(sums, inputs["weight"], is_positive, valid)
         if errors.reference is not None:
             num_samples = self.args.num_likelihood_samples
@@ -469,12 +474,36 @@ class TGOTrainer(BaseTrainer):
         prepared = self.preparer.evaluation_set(test_dataset, self.label_rule, metric_key_prefix)
         return super().predict(prepared, ignore_keys, metric_key_prefix)
 
+    # ---- Samples ----
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        from_reference: bool = False,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> list[Sample]:
+        """As [`BaseTrainer.sample`], of policy and reference alike with the prompts that the loss gives good rows."""
+        prompts = [self.loss.prompt(prompt, True) for prompt in prompts]
+        if self.negative_prompt is not None:
+            kwargs = {"negative_prompt": self.negative_prompt, **kwargs}
+        return super().sample(prompts, seeds, from_reference, batch_size, **kwargs)
+
     # ---- The card ----
+
+    @property
+    def negative_prompt(self) -> str | None:
+        """What samples are drawn away from; None unless the loss has taught it."""
+        return self.loss.negative_prompt
 
     @property
     def paper(self) -> tuple[str, str] | None:
         """Title and arXiv id, or address, of where the loss is from, for the card; None for the paper of TGO."""
         return self.loss.paper
+
+    def _example_prompt(self) -> str:
+        return self.loss.prompt(super()._example_prompt(), True)
 
     @property
     def method(self) -> str:
@@ -485,20 +514,23 @@ class TGOTrainer(BaseTrainer):
     def _objective(self) -> dict[str, Any]:
         """The settings of the loss that are not the paper's, by name."""
         values = {item.name: (getattr(self.loss, item.name), item.default) for item in fields(self.loss)}
-        shown = {name: value for name, (value, usual) in values.items() if usual is not MISSING and value != usual}
+        told = {name: _told(it) for name, (it, usual) in values.items() if usual is not MISSING and it != usual}
         if self.args.negative_weight == BALANCED:  # also where it came to 1, as by default
-            shown["negative_weight"] = f"{shown.get('negative_weight', 1.0):.4g} (balanced)"
+            told["negative_weight"] = f"{told.get('negative_weight', 1)} (balanced)"
         if self.args.time_range is not None:
-            shown["time_range"] = "{:g} to {:g}".format(*self.args.time_range)
-        return {
-            name.replace("_", " "): f"{value:.4g}" if isinstance(value, float) else value
-            for name, value in shown.items()
-        }
+            told["time_range"] = "{:g} to {:g}".format(*self.args.time_range)
+        if self.args.positive_ratio is not None:
+            told["positive_ratio"] = _told(self.args.positive_ratio)
+        if isinstance(self.preparer.relative_scores, ScoreQuantiles):
+            told["quantile_scope"] = self.preparer.relative_scores.scope
+        return {name.replace("_", " "): value for name, value in told.items()}
 
     def hyperparameters(self) -> dict[str, Any]:
         """Name and value of each line of the card's table."""
         args = self.args
-        of_scores = {"confidence coefficient": args.confidence_coef, "score normalisation": args.score_normalization}
+        of_scores: dict[str, Any] = {"score normalisation": args.score_normalization}
+        if self.loss.weighs_rows:
+            of_scores = {"confidence coefficient": args.confidence_coef, **of_scores}
         return {
             "loss": args.loss_type,
             "beta": args.beta,
@@ -512,6 +544,13 @@ class TGOTrainer(BaseTrainer):
     def _release_encoders(self) -> None:
         if not self._keep_encoders:  # a stream needs them at every step
             self.encoders.release()
+
+
+def _told(value: Any) -> Any:
+    """A setting's value for a cell of a table: a number rounded, text of the user's as a literal."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return shown(value).replace("|", r"\|") if isinstance(value, str) and not value.isidentifier() else value
 
 
 def drop_padding(predictions: Any, scores: Any) -> tuple[Any, Any]:

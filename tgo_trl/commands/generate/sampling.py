@@ -13,7 +13,7 @@ from torch import nn
 from ...families import Family
 from ...media.types import Size
 from ...policy.draws import stable_seed
-from ...policy.sampling import cpu_generators, quiet
+from ...policy.sampling import cpu_generators, negating, quiet
 from ...settings import shown
 
 
@@ -60,8 +60,7 @@ class Sampler:
     def rows(self, requests: Iterable[Request]) -> Iterator[dict[str, Any]]:
         """A row of each request, as it is sampled, with PIL images."""
         call = dict(self.call)
-        negative_prompt = call.pop("negative_prompt", None)
-        called: Any = self.pipeline if negative_prompt is None else _Negating(self.pipeline, negative_prompt)
+        called = negating(self.pipeline, call.pop("negative_prompt", None))
         for batch in _batches(requests, self.batch_size):
             generators = cpu_generators([request.seed for request in batch])
             with _sampling(self.pipeline, batch[0].seed):
@@ -101,21 +100,6 @@ def _batches(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
             batch = []
     if batch:
         yield batch
-
-
-class _Negating:
-    """A pipeline with a negative prompt for each prompt of a call: some repeat a single one, and others do not."""
-
-    def __init__(self, pipeline: DiffusionPipeline, negative_prompt: str) -> None:
-        self._pipeline = pipeline
-        self._negative_prompt = negative_prompt
-
-    def __call__(self, prompt: str | list[str], **kwargs: Any) -> Any:
-        negative = self._negative_prompt if isinstance(prompt, str) else [self._negative_prompt] * len(prompt)
-        return self._pipeline(prompt, negative_prompt=negative, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pipeline, name)
 
 
 @contextmanager
