@@ -26,12 +26,11 @@ from tgo_trl.commands.strength.report import (
     ScaleRow,
     StrengthReport,
     Suggestion,
-    interval,
-    resampled_means,
     suggest_scale,
 )
 from tgo_trl.commands.strength.run import strength
 from tgo_trl.measures import thumbnails, variety
+from tgo_trl.measures.bootstrap import interval, resampled_means
 from tgo_trl.policy.draws import draw_rows
 from tgo_trl.policy.loading import adapter_scales, set_adapter_scale
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .commands.generate.run import generate
     from .commands.inspect.config import InspectConfig
     from .commands.inspect.run import inspect
+    from .commands.judge.config import JudgeConfig
+    from .commands.judge.run import judge
     from .commands.score.config import ScoreConfig
     from .commands.score.run import score
     from .commands.strength.config import StrengthConfig
@@ -27,6 +29,7 @@ _EXPORTS = {
     "Family": "families",
     "GenerateConfig": "commands.generate.config",
     "InspectConfig": "commands.inspect.config",
+    "JudgeConfig": "commands.judge.config",
     "MeissonicPipeline": "models",
     "SampleGridCallback": "trainer.sample_grids",
     "ScoreConfig": "commands.score.config",
@@ -36,14 +39,15 @@ _EXPORTS = {
     "convert": "commands.convert.run",
     "generate": "commands.generate.run",
     "inspect": "commands.inspect.run",
+    "judge": "commands.judge.run",
     "score": "commands.score.run",
     "strength": "commands.strength.run",
 }
 
 __all__ = [
-    "ConvertConfig", "Family", "GenerateConfig", "InspectConfig", "MeissonicPipeline", "SampleGridCallback",
-    "ScoreConfig", "StrengthConfig", "TGOConfig", "TGOTrainer", "__version__", "convert", "generate", "inspect",
-    "score", "strength",
+    "ConvertConfig", "Family", "GenerateConfig", "InspectConfig", "JudgeConfig", "MeissonicPipeline",
+    "SampleGridCallback", "ScoreConfig", "StrengthConfig", "TGOConfig", "TGOTrainer", "__version__", "convert",
+    "generate", "inspect", "judge", "score", "strength",
 ]  # fmt: skip
 
 

@@ -61,6 +61,11 @@ COMMANDS = {
         ("commands.strength.config:StrengthConfig",),
         "commands.strength.run:strength",
     ),
+    "judge": Command(
+        "let a model that sees images say whose are better",
+        ("commands.judge.config:JudgeConfig",),
+        "commands.judge.run:judge",
+    ),
 }
 
 LAUNCH_OPTIONS = ("accelerate_config", "num_processes")

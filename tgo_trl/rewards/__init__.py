@@ -20,6 +20,7 @@ REWARDS = {
     "imagereward": "imagereward:ImageReward",
     "pickscore": "pickscore:PickScore",
     "videoreward": "videoreward:VideoReward",
+    "vlm": "vlm:RubricReward",
 }
 """Module and class of each reward model; imported when it is asked for."""
 

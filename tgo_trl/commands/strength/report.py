@@ -3,12 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-NUM_RESAMPLES = 10_000
-RESAMPLES_AT_ONCE = 100
-TAILS = (0.025, 0.975)
+from ...measures.bootstrap import interval
 
 
 @dataclass(frozen=True)
@@ -77,30 +74,6 @@ class StrengthReport:
     rows: list[ScaleRow]
     suggestion: Suggestion
     code: str | None
-
-
-def resampled_means(rewards: Tensor, seed: int = 0) -> Tensor:
-    """Means over prompts that are drawn anew with replacement, float64 `[S, R]`: the bootstrap (Efron 1979).
-
-    All scales have the same prompts in a draw, so that two of them can be compared prompt by prompt.
-
-    Args:
-        rewards: float64 `[S, P]`, the mean reward of each prompt at each scale.
-        seed: of the draws.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    num_prompts = rewards.shape[1]
-    means = []
-    for _ in range(NUM_RESAMPLES // RESAMPLES_AT_ONCE):
-        chosen = torch.randint(num_prompts, (RESAMPLES_AT_ONCE, num_prompts), generator=generator)
-        means.append(rewards[:, chosen].mean(-1))
-    return torch.cat(means, 1)
-
-
-def interval(means: Tensor) -> tuple[float, float]:
-    """The 95 % percentile interval of resampled means `[R]`."""
-    low, high = torch.quantile(means, torch.tensor(TAILS, dtype=means.dtype)).tolist()
-    return low, high
 
 
 def suggest_scale(rows: Sequence[ScaleRow], means: Tensor, min_variety: float, max_drift: float) -> Suggestion:

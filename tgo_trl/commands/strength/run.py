@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ...families import Family
 from ...hub.repositories import Destination, open_repository
 from ...measures import variety
+from ...measures.bootstrap import interval, resampled_means
 from ...messages.public import public_name
 from ...policy.loading import set_adapter_scale
 from ...rewards import load_reward
@@ -37,7 +38,7 @@ from .card import PICTURE_NAME, check_adapter, find_base, local_folder, push_car
 from .config import StrengthConfig
 from .drift import DriftRows, denoising_errors, encode_drift_rows, read_drift_rows
 from .plots import plot_strength
-from .report import ScaleRow, StrengthReport, interval, resampled_means, suggest_scale
+from .report import ScaleRow, StrengthReport, suggest_scale
 from .samples import ScaleSamples, read_samples
 from .text import card_section, print_strength
 
