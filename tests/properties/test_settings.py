@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from tgo_trl import TGOConfig
 from tgo_trl.commands.convert.config import ConvertConfig
 from tgo_trl.commands.generate.config import GenerateConfig
+from tgo_trl.commands.judge.config import JudgeConfig
 from tgo_trl.commands.score.config import ScoreConfig
 from tgo_trl.commands.strength.config import StrengthConfig
 from tgo_trl.labels.checks import MAX_FLOAT32
@@ -115,6 +116,7 @@ COMMANDS = {
     ScoreConfig: ["rows", "out", ["clip_score"]],
     ConvertConfig: ["rows", "out"],
     StrengthConfig: ["adapter", "prompts.txt", ["clip_score"]],
+    JudgeConfig: ["http://localhost/v1", "seer", ["one", "two"], "out"],
 }
 
 

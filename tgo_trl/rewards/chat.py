@@ -95,7 +95,8 @@ class ChatClient:
         Raises:
             EndpointError: in a line, if the server cannot be reached or does not answer.
         """
-        question = ["What is this? Answer in one word, as JSON.", Image.new("RGB", (64, 64), "white")]
+        question: list[str | Image.Image] = ["What is this? Answer in one word, as JSON."]
+        question.append(Image.new("RGB", (64, 64), "white"))
         answer = self.ask("You look at images.", question, schema, is_first=True)
         if answer.refusal is not None:  # many servers know no schemas
             self._asks_for_json = False

@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_THINKING = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_TAG = "(?:think|thinking|reasoning)>"
+_THINKING = re.compile(rf"\A.*</{_TAG}|<{_TAG}.*\Z", re.DOTALL | re.IGNORECASE)
+"""Up to its last end, since some servers leave out the beginning; or without an end, where tokens ran out."""
 _FENCE = re.compile(r"^```\w*\s*\n(.*?)\n?```$", re.DOTALL)
 _GAP = r"[\s\"'*_`]*"
 """Quotes and Markdown between a name, its colon and its value."""
@@ -17,7 +19,7 @@ def read_reply(text: str, name: str, value_pattern: str, read: Callable[[Any], T
     """The value that a reply gives to a name; None if it gives none, or several that differ.
 
     A JSON object is read first, alone or in a code fence; then, in whatever the reply is, `name: value` with or without
-    quotes; then a reply that is nothing but the value. What stands in `<think>` is passed over.
+    quotes; then a reply that is nothing but the value. What a model thinks aloud, in `<think>`, is passed over.
 
     Args:
         text: the reply, which may hold anything.

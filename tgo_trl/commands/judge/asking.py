@@ -86,7 +86,7 @@ def _ask(question: Question, files: Sequence[bytes], config: JudgeConfig, client
     except ValueError as error:
         where = f"prompt {shown(comparison.prompt)}, sample {comparison.sample_index}"
         raise ValueError(f"One of the images of {where}: {error}. Mend or drop it.") from error
-    parts = [prompt_text(comparison.prompt), "First image:", first, "Second image:", second]
+    parts = (prompt_text(comparison.prompt), "First image:", first, "Second image:", second)
     return client.ask(system_text(config), parts, SCHEMA)
 
 

@@ -60,9 +60,9 @@ def _plot_bars(bars: Sequence[tuple[str, PairResult]], title: str, note: str, pa
         if result.wins.interval is not None:
             low, high = result.wins.interval
             error = [[result.wins.value - low], [high - result.wins.value]]
-            axes.errorbar(
-                result.wins.value, place + 0.22, xerr=error, color="black", elinewidth=1, capsize=2.5, fmt="none"
-            )
+            label = None if place else "95 % interval of the wins"
+            style = {"color": "black", "elinewidth": 1, "capsize": 2.5, "fmt": "none", "label": label}
+            axes.errorbar(result.wins.value, place + 0.22, xerr=error, **style)
     axes.axvline(0.5, color="black", linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
     axes.set(yticks=places, yticklabels=[name for name, _ in bars], xlim=(0, 1), xlabel="share of verdicts (%)")
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
@@ -72,7 +72,7 @@ def _plot_bars(bars: Sequence[tuple[str, PairResult]], title: str, note: str, pa
         axes.spines[side].set_visible(False)
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_title(note, loc="right", fontsize=8, color="#666666")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     save_figure(figure, path, DOTS_PER_INCH)
 
 

@@ -119,7 +119,7 @@ def build_report(
         models=names,
         order=config.order,
         pairs=pairs,
-        shown_first=_share(verdicts, lambda v: sum(v.shown_first), lambda v: len(v.shown_first)),
+        shown_first=_share(verdicts, lambda v: v.num_first, lambda v: v.num_decided),
         inconsistent=_share(judged, lambda v: v.is_inconsistent) if in_both else None,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
@@ -132,7 +132,7 @@ def build_report(
 def _pair_result(verdicts: Sequence[Verdict], first: str, second: str) -> PairResult:
     judged = [verdict for verdict in verdicts if verdict.winner is not None]
     if not judged:
-        reply = next((reply for verdict in verdicts for reply in verdict.replies if reply), "")
+        reply = next((found.reply for verdict in verdicts for found in verdict.readings if found.reply), "")
         raise ValueError(
             f"There is no verdict on {first!r} against {second!r}. The first reply is {reply[:200]!r}: name another "
             "`model`, or raise `max_tokens`."

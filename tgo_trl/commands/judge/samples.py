@@ -151,8 +151,6 @@ def _index(
                 f"{row}. Drop one, or set `sample_column`."
             )
         rows[prompt, sample] = row
-    if not rows:
-        raise ValueError(f"The data set of {name!r} has no rows.")
     return rows, categories
 
 

@@ -17,11 +17,11 @@ SMALL = 20
 def print_judgement(report: JudgeReport, written: Sequence[str], next_step: str) -> None:
     """Prints the results, how far to trust them, what was written, and what comes next."""
     console = Console(highlight=False, markup=False, emoji=False)  # a path or a name may hold `[/x]`
-    table = Table(*HEAD, title=f"Judged by {report.judge}")
+    table = Table("", "win", "tie", "loss", "win rate (95 %)", "number", title=f"Judged by {report.judge}")
     for pair in report.pairs:
-        table.add_row(*_cells(pair), end_section=bool(pair.categories))
-        for category, result in pair.categories.items():
-            table.add_row(*_cells(result, f"  {category}"))
+        table.add_row(f"{pair.first} against {pair.second}", *_short_cells(pair), end_section=not pair.categories)
+        for i, (category, result) in enumerate(pair.categories.items(), 1):
+            table.add_row(f"  {category}", *_short_cells(result), end_section=i == len(pair.categories))
     console.print(table)
     for line in remarks(report):
         console.print(line)
@@ -90,6 +90,12 @@ def remarks(report: JudgeReport) -> list[str]:
 
 def _num_prompts(report: JudgeReport) -> int:
     return min(pair.num_prompts for pair in report.pairs)
+
+
+def _short_cells(pair: PairResult) -> list[str]:
+    """For the width of a terminal."""
+    shares = [f"{100 * share.value:.1f} %" for share in (pair.wins, pair.ties, pair.losses)]
+    return [*shares, _share(pair.win_rate), f"{pair.num_comparisons:,}"]
 
 
 def _cells(pair: PairResult, name: str | None = None) -> list[str]:

@@ -14,6 +14,26 @@ UNREADABLE, REFUSED, FAILED = "unreadable", "refused", "failed"
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What the judge said to one question.
+
+    Attributes:
+        is_swapped: whether the second model's image was shown first.
+        said: `"first"` or `"second"`, as shown, or `"tie"`; None if it cannot be read.
+        reply: its words; empty if there is no answer.
+    """
+
+    is_swapped: bool
+    said: str | None
+    reply: str
+
+    @property
+    def winner(self) -> str | None:
+        """The verdict on the models instead of the images as shown."""
+        return {FIRST: SECOND, SECOND: FIRST}.get(self.said or "", self.said) if self.is_swapped else self.said
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the judge says about a comparison.
 
@@ -22,16 +42,24 @@ class Verdict:
         winner: `"first"` or `"second"`, of the comparison's models, or `"tie"`; None if there is no verdict.
         missing: why there is none; None if there is one.
         is_inconsistent: whether the two orders gave different verdicts, which makes a tie.
-        shown_first: of each order's verdict that is no tie, whether it is for the image that was shown first.
-        replies: of the model, in the order in which they were asked for.
+        readings: one, or one of each order.
     """
 
     comparison: Comparison
     winner: str | None
     missing: str | None
     is_inconsistent: bool
-    shown_first: tuple[bool, ...]
-    replies: tuple[str, ...]
+    readings: tuple[Reading, ...]
+
+    @property
+    def num_first(self) -> int:
+        """Readings for the image that was shown first."""
+        return sum(reading.said == FIRST for reading in self.readings)
+
+    @property
+    def num_decided(self) -> int:
+        """Readings that are no ties."""
+        return sum(reading.said in (FIRST, SECOND) for reading in self.readings)
 
     def row(self, names: Sequence[str]) -> dict[str, Any]:
         """As it is written: with names of models."""
@@ -46,7 +74,10 @@ class Verdict:
             "winner": winners[self.winner],
             "missing": self.missing,
             "is_inconsistent": self.is_inconsistent,
-            "replies": list(self.replies),
+            "replies": [
+                {"shown_first": names[comparison.second if found.is_swapped else comparison.first], "text": found.reply}
+                for found in self.readings
+            ],
         }
 
 
@@ -59,26 +90,17 @@ def find_verdicts(questions: Sequence[Question], answers: Mapping[str, Answer]) 
 
 
 def _verdict(comparison: Comparison, asked: Sequence[Question], answers: Mapping[str, Answer]) -> Verdict:
-    found = [answers.get(question.key) for question in asked]
-    said = [None if answer is None else read_verdict(answer.text) for answer in found]
-    winners = {
-        _of_models(verdict, question.is_swapped)
-        for verdict, question in zip(said, asked, strict=True)
-        if verdict is not None
-    }
-    missing = next((_why(answer) for answer, verdict in zip(found, said, strict=True) if verdict is None), None)
+    readings, missing = [], None
+    for question in asked:
+        answer = answers.get(question.key)
+        reply = "" if answer is None else answer.text
+        readings.append(Reading(question.is_swapped, read_verdict(reply), reply))
+        if readings[-1].said is None:
+            missing = missing or _why(answer)
+    winners = {reading.winner for reading in readings}
     is_inconsistent = missing is None and len(winners) > 1
     winner = None if missing is not None else TIE if is_inconsistent else winners.pop()
-    return Verdict(
-        comparison, winner, missing, is_inconsistent,
-        shown_first=tuple(verdict == FIRST for verdict in said if verdict in (FIRST, SECOND)),
-        replies=tuple("" if answer is None else answer.text for answer in found),
-    )  # fmt: skip
-
-
-def _of_models(verdict: str, is_swapped: bool) -> str:
-    """A verdict on the images as shown, as one on the models."""
-    return {FIRST: SECOND, SECOND: FIRST}.get(verdict, verdict) if is_swapped else verdict
+    return Verdict(comparison, winner, missing, is_inconsistent, tuple(readings))
 
 
 def _why(answer: Answer | None) -> str:
