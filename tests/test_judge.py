@@ -469,14 +469,14 @@ def test_settings_that_cannot_work_are_named(settings, message):
 
 
 def test_agreement_with_people_is_that_worked_by_hand(models, tmp_path):
-    # The judge says ours, tie, ours, base. Two people label the first cat; the last dog has no label.
+    # The judge says ours, tie, ours, base. Two people look at the first cat, and none at the last dog.
     (tmp_path / "people.csv").write_text(
         "prompt,sample_index,winner\na cat,0,ours\na cat,0,base\na cat,1,tie\na dog,0,tie\na dog,1,\na cow,0,ours\n"
     )
     with serving() as endpoint:
-        report = judge(config(endpoint, models, tmp_path / "out", labels=[str(tmp_path / "people.csv")]))
+        report = judge(config(endpoint, models, tmp_path / "out", agreement_with=[str(tmp_path / "people.csv")]))
     (found,) = report.agreements
-    assert (found.name, found.num_labels, found.num_others, found.share) == ("people.csv", 4, 1, 0.5)
+    assert (found.name, found.num_verdicts, found.num_unmatched, found.share) == ("people.csv", 4, 1, 0.5)
     # judge: 3 ours, 1 tie; people: 1 ours, 2 ties, 1 base: by chance 3/4 1/4 + 1/4 2/4 = 5/16
     assert found.kappa == pytest.approx((1 / 2 - 5 / 16) / (1 - 5 / 16))
     assert found.confusion == [[1, 1, 1], [0, 1, 0], [0, 0, 0]]
@@ -488,29 +488,29 @@ def test_agreement_with_people_is_that_worked_by_hand(models, tmp_path):
 def test_a_second_judge_is_read_from_its_folder_whatever_the_order_of_the_models(models, tmp_path):
     with serving() as endpoint:
         judge(config(endpoint, models, tmp_path / "one"))
-        settings = {"names": ["ours", "base"], "labels": [str(tmp_path / "one")]}
+        settings = {"names": ["ours", "base"], "agreement_with": [str(tmp_path / "one")]}
         same = judge(config(endpoint, models, tmp_path / "two", **settings)).agreements[0]
-        turned = {"labels": str(tmp_path / "one")}
+        turned = {"agreement_with": str(tmp_path / "one")}
         other = judge(config(endpoint, models[::-1], tmp_path / "three", **turned)).agreements[0]
     assert (same.name, same.share, same.kappa) == ("one", 1.0, 1.0)
-    assert (other.share, other.num_labels, other.confusion) == (1.0, 4, [[1, 0, 0], [0, 1, 0], [0, 0, 2]])
+    assert (other.share, other.num_verdicts, other.confusion) == (1.0, 4, [[1, 0, 0], [0, 1, 0], [0, 0, 2]])
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("prompt,sample_index\na cat,0\n", "`labels` 'people.csv' has no column 'winner'"),
+        ("prompt,sample_index\na cat,0\n", "`agreement_with` 'people.csv' has no column 'winner'"),
         ("prompt,winner\na cat,ours\n", "no column 'sample_index', and prompts have several"),
         ("prompt,sample_index,winner\na cat,0,theirs\n", "Row 0 .*winner 'theirs'; it must be 'ours', 'base' or 'tie'"),
         ("prompt,sample_index,first,second,winner\na cat,0,ours,other,tie\n", "Row 0 .*names the model 'other'"),
-        ("prompt,sample_index,winner\na cow,0,ours\n", "None of the 1 labels of 'people.csv'"),
+        ("prompt,sample_index,winner\na cow,0,ours\n", "None of the 1 verdicts in 'people.csv'"),
     ],
 )
-def test_labels_that_cannot_be_are_named_before_anything_is_asked(table, message, models, tmp_path):
+def test_verdicts_of_others_that_cannot_be_are_named_before_anything_is_asked(table, message, models, tmp_path):
     (tmp_path / "people.csv").write_text(table)
     with serving() as endpoint:
         with pytest.raises(ValueError, match=message):
-            judge(config(endpoint, models, tmp_path / "out", labels=[str(tmp_path / "people.csv")]))
+            judge(config(endpoint, models, tmp_path / "out", agreement_with=[str(tmp_path / "people.csv")]))
         assert not endpoint.questions
 
 
@@ -542,7 +542,7 @@ def test_the_interval_of_a_ratio_weighs_prompts_by_what_they_have():
 
 
 def test_a_picture_has_a_bar_for_each_opponent(tmp_path):
-    names = ["a model whose name is much longer than any picture has room for", "base", "other"]
+    names = ["a model whose name is much longer than any picture has room for", "$x_1", "$\\frac$ | b"]
     third = [write(tmp_path, name, images) for name, images in (("x", OURS), ("y", BASE), ("z", OURS))]
     with serving() as endpoint:
         report = judge(config(endpoint, third, tmp_path / "out", names=names, compare="all"))

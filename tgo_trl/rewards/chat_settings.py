@@ -10,6 +10,9 @@ from ..messages.public import is_secret_name
 from ..settings import as_dictionary, check_choice, check_types, shown
 
 IMAGE_FORMATS = ("png", "jpeg")
+BOUNDS = {
+    "max_retries": (0, 100), "max_concurrent": (1, 256), "max_image_side": (16, 16_384), "max_tokens": (1, 1_000_000),
+}  # fmt: skip
 
 
 @dataclass
@@ -54,9 +57,9 @@ class ChatSettings:
         ]  # fmt: skip
         check_types(self, names)
         self._check_address()
-        for name, least in (("max_retries", 0), ("max_concurrent", 1), ("max_image_side", 16), ("max_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` is {shown(getattr(self, name))}; it must be at least {least}.")
+        for name, (least, most) in BOUNDS.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"`{name}` is {shown(getattr(self, name))}; it must be {least} to {most:,}.")
         if not 0 < self.timeout <= 86_400:
             raise ValueError(f"`timeout` is {shown(self.timeout)}; it must be above 0 seconds and at most a day.")
         check_choice("image_format", self.image_format, IMAGE_FORMATS)

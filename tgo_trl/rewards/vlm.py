@@ -55,6 +55,8 @@ class RubricReward(ChatSettings):
     high: float = field(default=10.0, kw_only=True)
 
     name: ClassVar[str] = "vlm"
+    unrecorded_settings: ClassVar[tuple[str, ...]] = ("api_key_variable", "timeout", "max_retries", "max_concurrent")
+    """What scores do not depend on, so that another run may go on with other ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,7 +35,8 @@ class JudgeConfig(ChatSettings):
         sample_column: which image of its prompt a row has. A data set without it has them in order.
         category_column: of the first data set; results are reported for each category too.
         max_prompts, max_samples_per_prompt: judge the first ones only.
-        labels: output folders of other judges, or tables of human labels, that this judge is compared with.
+        agreement_with: output folders of other judges, or tables of people's verdicts; see
+            [`~tgo_trl.commands.judge.agreements.read_others`].
         price_per_million_prompt_tokens, price_per_million_completion_tokens: in whatever currency, for the costs.
         disable_tqdm: show no progress bar.
     """
@@ -59,8 +60,8 @@ class JudgeConfig(ChatSettings):
     category_column: str | None = field(default=None, metadata={"help": "Column of categories to report on."})
     max_prompts: int | None = field(default=None, metadata={"help": "Judge the first prompts only."})
     max_samples_per_prompt: int | None = field(default=None, metadata={"help": "Judge the first samples only."})
-    labels: list[str] | None = field(
-        default=None, metadata={"help": "Folders of other judges, or tables of human labels, to compare with."}
+    agreement_with: list[str] | None = field(
+        default=None, metadata={"help": "Folders of other judges, or tables of people's verdicts."}
     )
     price_per_million_prompt_tokens: float | None = field(default=None, metadata={"help": "For the costs."})
     price_per_million_completion_tokens: float | None = field(default=None, metadata={"help": "For the costs."})
@@ -69,7 +70,7 @@ class JudgeConfig(ChatSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.datasets = as_list(self.datasets) or []
-        self.names, self.labels = as_list(self.names), as_list(self.labels)
+        self.names, self.agreement_with = as_list(self.names), as_list(self.agreement_with)
         prices = ("price_per_million_prompt_tokens", "price_per_million_completion_tokens")
         limits = ("max_prompts", "max_samples_per_prompt")
         columns = ("prompt_column", "image_column", "sample_column", "category_column")

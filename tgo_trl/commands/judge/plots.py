@@ -77,4 +77,5 @@ def _plot_bars(bars: Sequence[tuple[str, PairResult]], title: str, note: str, pa
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    return short.replace("$", r"\$")  # or matplotlib would read a formula

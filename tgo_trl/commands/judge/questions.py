@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from ...rewards.chat_settings import text_or_file
 from ...rewards.replies import read_reply
 from ...storage.fingerprints import fingerprint
@@ -68,7 +70,7 @@ def find_questions(
     judge = fingerprint(json.dumps([*asked, config.extra_body], sort_keys=True))
     digests: dict[tuple[int, str, int], str] = {}
     questions = []
-    for comparison in comparisons:
+    for comparison in tqdm(comparisons, desc="Reading", unit="pair", leave=False, disable=config.disable_tqdm):
         prompt, sample = comparison.prompt, comparison.sample_index
         for place in (comparison.first, comparison.second):
             if (place, prompt, sample) not in digests:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 
 from ...measures.bootstrap import ratio_interval
+from .agreements import Agreement
 from .config import TIE, JudgeConfig
 from .costs import Usage
-from .labels import Agreement
 from .questions import FIRST, SECOND
 from .verdicts import FAILED, REFUSED, UNREADABLE, Verdict
 

@@ -16,11 +16,11 @@ from ...storage.fingerprints import fingerprint
 from ...storage.processes import process_state
 from ...storage.records import read_record
 from ..sharded_run import locks_output_dir
+from .agreements import VERDICTS_NAME, agree, read_others
 from .answers import AnswerLog, write_lines
 from .asking import ask_missing
 from .config import JudgeConfig
 from .costs import Usage
-from .labels import VERDICTS_NAME, compare, read_labels
 from .plots import plot_judgement
 from .questions import SCHEMA, Question, find_questions, system_text
 from .report import JudgeReport, build_report
@@ -67,7 +67,7 @@ def _judge(config: JudgeConfig) -> JudgeReport:
     models = open_models(config)
     comparisons = find_comparisons(models, config)
     names = config.model_names()
-    labels = [read_labels(str(source), names, comparisons) for source in config.labels or ()]
+    others = [read_others(str(source), names, comparisons) for source in config.agreement_with or ()]
     questions = find_questions(comparisons, models, config)
 
     # The answers.
@@ -85,7 +85,7 @@ def _judge(config: JudgeConfig) -> JudgeReport:
     # The report.
     verdicts = find_verdicts(questions, log.answers)
     usage = _usage(questions, log, config)
-    found = [compare(verdicts, given) for given in labels]
+    found = [agree(verdicts, given) for given in others]
     report = build_report(verdicts, config, usage, [agreement for agreement in found if agreement is not None])
     write_lines(folder / VERDICTS_NAME, (json.dumps(verdict.row(names)) for verdict in verdicts))
     pictures = plot_judgement(report, folder)
@@ -152,9 +152,9 @@ def _check_folder(folder: Path) -> None:
 
 
 def _next_step(config: JudgeConfig) -> str:
-    if config.labels:
+    if config.agreement_with:
         return "Next: look at some of the verdicts and their reasons."
     return (
-        f"Next: look at some of the verdicts and their reasons, or have another judge see the same, with `--labels "
-        f"{config.output_dir}` and another `--output_dir`."
+        "Next: look at some of the verdicts and their reasons, or have another judge see the same, with "
+        f"`--agreement_with {config.output_dir}` and another `--output_dir`."
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from .labels import OUTCOMES, Agreement
+from .agreements import OUTCOMES, Agreement
 from .report import JudgeReport, PairResult, Share
 from .verdicts import FAILED, REFUSED, UNREADABLE
 
@@ -76,7 +76,7 @@ def remarks(report: JudgeReport) -> list[str]:
     for agreement in report.agreements:
         kappa = "" if agreement.kappa is None else f", Cohen's kappa {agreement.kappa:.2f}"
         lines.append(
-            f"Of {agreement.num_labels:,} verdicts of {agreement.name}, {100 * agreement.share:.1f} % are the same"
+            f"Of {agreement.num_verdicts:,} verdicts of {agreement.name}, {100 * agreement.share:.1f} % are the same"
             f"{kappa}."
         )
     cost = "" if report.cost is None else f", which cost {report.cost:.4g} at the prices set"
@@ -114,7 +114,7 @@ def _share(share: Share) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [head, *rows]
-    texts = ["| " + " | ".join(cell.replace("|", "\\|").strip() for cell in cells) + " |" for cells in lines]
+    texts = ["| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |" for cells in lines]
     return [texts[0], "|" + "---|" * len(head), *texts[1:], ""]
 
 

@@ -327,7 +327,8 @@ def _describe(spec: str, column: str, reward: Reward, kwargs: Mapping[str, Any])
 
     The settings of the user's own code may hold anything, keys of services too: they leave a digest only.
     """
-    settings = {name: value for name, value in kwargs.items() if name != "device"}
+    unrecorded = {"device", *getattr(reward, "unrecorded_settings", ())}
+    settings = {name: value for name, value in kwargs.items() if name not in unrecorded}
     if spec in REWARDS:
         settings = public_value(settings)
     elif settings:

@@ -20,18 +20,18 @@ OUTCOMES = (FIRST, TIE, SECOND)
 
 
 @dataclass(frozen=True)
-class Labels:
+class Others:
     """Verdicts of another judge, or of people, who may be several and disagree.
 
     Attributes:
         name: where they are from.
         of: for each comparison, by prompt, sample and places of the models, `"first"`, `"second"` or `"tie"`.
-        num_others: labels of what is not compared here.
+        num_unmatched: verdicts on what is not compared here.
     """
 
     name: str
     of: dict[tuple[str, int, int, int], list[str]]
-    num_others: int
+    num_unmatched: int
 
 
 @dataclass(frozen=True)
@@ -40,73 +40,77 @@ class Agreement:
 
     Attributes:
         name: of the others.
-        num_labels: that the judge has a verdict on.
+        num_verdicts: of theirs, on what the judge has a verdict on too.
         share: of them that are the same.
         kappa: Cohen's; None where both always say one and the same.
         confusion: how often the judge said what (rows) where the others said what (columns): first, tie, second, of the
             two models.
-        num_others: labels of what was not compared.
+        num_unmatched: verdicts of theirs on what was not compared.
     """
 
     name: str
-    num_labels: int
+    num_verdicts: int
     share: float
     kappa: float | None
     confusion: list[list[int]]
-    num_others: int
+    num_unmatched: int
 
 
-def read_labels(source: str, names: Sequence[str], comparisons: Sequence[Comparison]) -> Labels:
-    """Labels of some of the comparisons.
+def read_others(source: str, names: Sequence[str], comparisons: Sequence[Comparison]) -> Others:
+    """The verdicts of others on some of the comparisons.
 
     Args:
         source: the output folder of another judge, or a table with the columns `prompt` and `winner`, the name of a
             model or `tie`; `sample_index`, if prompts have several; and `first` and `second`, the names of the models,
-            if there are more than two. A label may be empty.
+            if there are more than two. Rows without a winner are passed over.
         names: of the models.
         comparisons: all that are made.
 
     Raises:
-        ValueError: if a column is missing or a label cannot be, naming the row, or none is of any comparison.
+        ValueError: if a column is missing or a winner cannot be, naming the row, or none is of any comparison.
     """
     path = Path(source, VERDICTS_NAME) if Path(source).is_dir() else Path(source)
     dataset = open_dataset(str(path))
     columns = column_names(dataset)
     wanted = ["prompt", "winner", *(["first", "second"] if len(names) > 2 else [])]
-    check_columns(f"`labels` {public_name(source)!r}", columns, wanted, "Rename columns, or name another table.")
+    check_columns(
+        f"`agreement_with` {public_name(source)!r}", columns, wanted, "Rename columns, or name another table."
+    )
     known = {_key(comparison): comparison for comparison in comparisons}
     if "sample_index" not in columns and len({(c.prompt, c.first, c.second) for c in comparisons}) < len(comparisons):
-        raise ValueError(f"`labels` {public_name(source)!r} has no column 'sample_index', and prompts have several.")
+        raise ValueError(
+            f"`agreement_with` {public_name(source)!r} has no column 'sample_index', and prompts have several."
+        )
     samples = {comparison.prompt: comparison.sample_index for comparison in comparisons}
     found: dict[tuple[str, int, int, int], list[str]] = {}
-    num_others = 0
+    num_unmatched = 0
     keep = [name for name in ("prompt", "sample_index", "first", "second", "winner") if name in columns]
     for row, example in enumerate(dataset.select_columns(keep)):
         if example["winner"] is None or example["winner"] == "":
             continue
-        places = _places(example, names, f"Row {row} of `labels` {public_name(source)!r}")
+        places = _places(example, names, f"Row {row} of `agreement_with` {public_name(source)!r}")
         sample = example.get("sample_index", samples.get(example["prompt"]))
         for key, outcome in _outcomes(example["prompt"], sample, *places):
             if key in known:
                 found.setdefault(key, []).append(outcome)
                 break
         else:
-            num_others += 1
+            num_unmatched += 1
     if not found:
         raise ValueError(
-            f"None of the {num_others:,} labels of {public_name(source)!r} is of a prompt, a sample and two models "
-            "that are compared here. Look at the names of the models, and at the prompts."
+            f"None of the {num_unmatched:,} verdicts in {public_name(source)!r} is of a prompt, a sample and two "
+            "models that are compared here. Look at the names of the models, and at the prompts."
         )
-    return Labels(public_name(source), found, num_others)
+    return Others(public_name(source), found, num_unmatched)
 
 
-def compare(verdicts: Sequence[Verdict], labels: Labels) -> Agreement | None:
-    """How far verdicts and labels agree; None if no label is of a comparison that has a verdict."""
+def agree(verdicts: Sequence[Verdict], others: Others) -> Agreement | None:
+    """How far the judge agrees with others; None if it has no verdict on what they have."""
     ours: list[str] = []
     theirs: list[str] = []
     for verdict in verdicts:
         if verdict.winner is not None:
-            given = labels.of.get(_key(verdict.comparison), [])
+            given = others.of.get(_key(verdict.comparison), [])
             ours += [verdict.winner] * len(given)
             theirs += given
     if not ours:
@@ -114,7 +118,7 @@ def compare(verdicts: Sequence[Verdict], labels: Labels) -> Agreement | None:
     pairs = list(zip(ours, theirs, strict=True))
     confusion = [[pairs.count((a, b)) for b in OUTCOMES] for a in OUTCOMES]
     share, kappa = agreement(ours, theirs), cohens_kappa(ours, theirs)
-    return Agreement(labels.name, len(ours), share, kappa, confusion, labels.num_others)
+    return Agreement(others.name, len(ours), share, kappa, confusion, others.num_unmatched)
 
 
 def _key(comparison: Comparison) -> tuple[str, int, int, int]:
@@ -136,6 +140,6 @@ def _places(example: Mapping[str, Any], names: Sequence[str], where: str) -> tup
 def _outcomes(
     prompt: Any, sample: Any, first: int, second: int, winner: str
 ) -> Iterator[tuple[tuple[Any, Any, int, int], str]]:
-    """A label, as it is and with its models the other way round."""
+    """A verdict, as it is and with its models the other way round."""
     yield (prompt, sample, first, second), winner
     yield (prompt, sample, second, first), {FIRST: SECOND, SECOND: FIRST}.get(winner, winner)
