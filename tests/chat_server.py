@@ -8,13 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import huggingface_hub
 import numpy as np
 import pytest
 from PIL import Image
+
+from .hub_server import Server
 
 SECRET = "sk-this-is-the-key-0123456789"
 
@@ -126,9 +128,7 @@ def _completion(reply: Reply) -> dict[str, Any]:
 def serving(behave: Callable[[Asked], Reply] = brighter) -> Iterator[Endpoint]:
     """A server that answers as long as the context lasts."""
     endpoint = Endpoint(behave)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"endpoint": endpoint}))
-    server.daemon_threads = True
-    server.block_on_close = False
+    server = Server(("127.0.0.1", 0), type("Bound", (_Handler,), {"endpoint": endpoint}))
     endpoint.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

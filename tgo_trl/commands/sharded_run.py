@@ -24,7 +24,7 @@ from ..storage.files import replace_file
 from ..storage.locks import sole_writer
 from ..storage.parquet import ParquetFolder
 from ..storage.processes import process_state
-from ..storage.records import CARD_NAME
+from ..storage.records import CARD_NAME, read_record
 from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD
 from .settings import DatasetSettings
 
@@ -110,6 +110,17 @@ def locks_output_dir(command: Command) -> Command:
             return command(config, *args, **kwargs)
 
     return cast(Command, locked)
+
+
+def check_own_folder(folder: Path, record_name: str) -> None:
+    """Raises a ValueError if a folder holds something and not the record of the command that is to write there."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    others = [name for name in names if not name.startswith(("_", "."))]  # without the lock, and what a kill leaves
+    if others and read_record(folder, record_name) is None:
+        raise ValueError(
+            f"The folder {str(folder)!r} holds {min(others)!r} and no {record_name}: it is not of this command. Set "
+            "another `output_dir`."
+        )
 
 
 def check_destination(folder: Path, config: DatasetSettings, state: PartialState) -> None:

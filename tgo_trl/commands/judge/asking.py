@@ -60,8 +60,8 @@ def ask_missing(
                 for question, future in _done(running):
                     failure = _take(question, future, log)
                     usage.add(log.answers.get(question.key))
+                    bar.set_postfix_str(usage.text(), refresh=False)
                     bar.update(1)
-                    bar.set_postfix_str(usage.text())
                     watch.see(failure, log.answers.get(question.key))
         return watch.num_failed
     finally:  # of an interrupt too: what is on its way is paid for

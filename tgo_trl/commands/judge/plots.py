@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from ...plots import NEGATIVE, POSITIVE, save_figure
@@ -12,8 +13,8 @@ from .report import JudgeReport, PairResult
 NEUTRAL = "#c9c9c9"
 DOTS_PER_INCH = 150
 LONGEST_NAME = 28
-NARROWEST = 0.045
-"""Share of a bar that has room for its number."""
+NARROW, NARROWEST = 0.045, 0.015
+"""Shares of a bar that have room for a number, and for a small one."""
 MOST_CATEGORIES = 30
 
 
@@ -52,18 +53,16 @@ def _plot_bars(bars: Sequence[tuple[str, PairResult]], title: str, note: str, pa
         axes.barh(places, values, 0.68, left=start, color=colour, edgecolor="white", linewidth=0.8, label=label)
         for place, value, left in zip(places, values, start, strict=True):
             if value >= NARROWEST:
-                axes.text(
-                    left + value / 2, place, f"{100 * value:.0f}", ha="center", va="center", color=ink, fontsize=10
-                )
+                style = {"ha": "center", "va": "center", "color": ink, "fontsize": 10 if value >= NARROW else 8}
+                axes.text(left + value / 2, place, f"{100 * value:.0f}", **style)
         start = [left + value for left, value in zip(start, values, strict=True)]
-    for place, (_, result) in zip(places, bars, strict=True):
-        if result.wins.interval is not None:
-            low, high = result.wins.interval
-            error = [[result.wins.value - low], [high - result.wins.value]]
-            label = None if place else "95 % interval of the wins"
-            style = {"color": "black", "elinewidth": 1, "capsize": 2.5, "fmt": "none", "label": label}
-            axes.errorbar(result.wins.value, place + 0.22, xerr=error, **style)
-    axes.axvline(0.5, color="black", linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
+    sure = [(place, result.wins.value, *result.wins.interval) for place, (_, result) in zip(places, bars, strict=True)
+            if result.wins.interval is not None]  # fmt: skip
+    if sure:
+        heights, values, lows, highs = map(np.array, zip(*sure, strict=True))
+        whiskers = {"color": "black", "elinewidth": 1, "capsize": 2.5, "fmt": "none"}
+        error, label = (values - lows, highs - values), "95 % interval of the wins"
+        axes.errorbar(values, heights + 0.22, xerr=error, label=label, **whiskers)
     axes.set(yticks=places, yticklabels=[name for name, _ in bars], xlim=(0, 1), xlabel="share of verdicts (%)")
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
     axes.invert_yaxis()

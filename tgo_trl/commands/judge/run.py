@@ -15,7 +15,7 @@ from ...storage.files import replace_file, sweep, write_json
 from ...storage.fingerprints import fingerprint
 from ...storage.processes import process_state
 from ...storage.records import read_record
-from ..sharded_run import locks_output_dir
+from ..sharded_run import check_own_folder, locks_output_dir
 from .agreements import VERDICTS_NAME, agree, read_others
 from .answers import AnswerLog, write_lines
 from .asking import ask_missing
@@ -57,7 +57,7 @@ def judge(config: JudgeConfig) -> JudgeReport | None:
 
 def _judge(config: JudgeConfig) -> JudgeReport:
     folder = Path(config.output_dir)
-    _check_folder(folder)
+    check_own_folder(folder, RECORD_NAME)
     client = ChatClient(config)
     is_complete = bool((read_record(folder, RECORD_NAME) or {}).get("is_complete"))
     if not is_complete:  # or there may be nothing to ask
@@ -139,16 +139,6 @@ def _settings(config: JudgeConfig) -> dict[str, Any]:
         "max_tokens": config.max_tokens,
         "extra_body": public_value(config.extra_body),
     }
-
-
-def _check_folder(folder: Path) -> None:
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    others = [name for name in names if not name.startswith(("_", "."))]  # without the lock, and what a kill leaves
-    if others and read_record(folder, RECORD_NAME) is None:
-        raise ValueError(
-            f"The folder {str(folder)!r} holds {min(others)!r} and no {RECORD_NAME}: it is not of this command. Set "
-            "another `output_dir`."
-        )
 
 
 def _next_step(config: JudgeConfig) -> str:

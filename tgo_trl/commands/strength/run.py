@@ -33,7 +33,7 @@ from ..generate.prompts import read_prompts
 from ..generate.run import build_sampler, write_samples
 from ..generate.sampling import Sampler
 from ..score.run import score
-from ..sharded_run import locks_output_dir
+from ..sharded_run import check_own_folder, locks_output_dir
 from .card import PICTURE_NAME, check_adapter, find_base, local_folder, push_card, write_card
 from .config import StrengthConfig
 from .drift import DriftRows, denoising_errors, encode_drift_rows, read_drift_rows
@@ -284,13 +284,7 @@ def _check_folder(folder: Path, config: StrengthConfig) -> None:
             f"`output_dir` is {config.output_dir!r}, where the adapter itself is. Set another folder: the samples of "
             "all scales go there, and would be pushed with the adapter."
         )
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    others = [name for name in names if not name.startswith(("_", "."))]  # without the lock, and what a kill leaves
-    if others and read_record(folder, RECORD_NAME) is None:
-        raise ValueError(
-            f"The folder {config.output_dir!r} holds {min(others)!r} and no {RECORD_NAME}: it is not of this command. "
-            "Set another `output_dir`."
-        )
+    check_own_folder(folder, RECORD_NAME)
 
 
 def _destination(config: StrengthConfig) -> Destination:
