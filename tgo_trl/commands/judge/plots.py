@@ -59,10 +59,10 @@ def _plot_bars(bars: Sequence[tuple[str, PairResult]], title: str, note: str, pa
     sure = [(place, result.wins.value, *result.wins.interval) for place, (_, result) in zip(places, bars, strict=True)
             if result.wins.interval is not None]  # fmt: skip
     if sure:
-        heights, values, lows, highs = map(np.array, zip(*sure, strict=True))
+        heights, wins, lows, highs = map(np.array, zip(*sure, strict=True))
         whiskers = {"color": "black", "elinewidth": 1, "capsize": 2.5, "fmt": "none"}
-        error, label = (values - lows, highs - values), "95 % interval of the wins"
-        axes.errorbar(values, heights + 0.22, xerr=error, label=label, **whiskers)
+        error, label = (wins - lows, highs - wins), "95 % interval of the wins"
+        axes.errorbar(wins, heights + 0.22, xerr=error, label=label, **whiskers)
     axes.set(yticks=places, yticklabels=[name for name, _ in bars], xlim=(0, 1), xlabel="share of verdicts (%)")
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
     axes.invert_yaxis()
