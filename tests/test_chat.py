@@ -15,8 +15,7 @@ from PIL import Image
 from tgo_trl.commands.judge.questions import VERDICT, read_verdict
 from tgo_trl.commands.score.config import ScoreConfig
 from tgo_trl.commands.score.run import score, score_dataset
-from tgo_trl.rewards import checked_scores, load_reward
-from tgo_trl.rewards.base import NoScore
+from tgo_trl.rewards import NoScore, checked_scores, load_reward
 from tgo_trl.rewards.chat import NO_KEY, ChatClient, EndpointError, RequestFailedError, image_url
 from tgo_trl.rewards.chat_settings import ChatSettings
 from tgo_trl.rewards.replies import read_reply

@@ -92,7 +92,7 @@ def test_wins_ties_and_losses_are_those_worked_by_hand(models, tmp_path, capsys)
     assert pair.win_rate.value == (2 + 0.5) / 4
     # of the cats, ours wins 1.5 of 2, of the dogs 1 of 2; drawn anew, both prompts may be the one or the other
     assert pair.win_rate.interval == (0.5, 0.75)
-    assert pair.num_missing == {"unreadable": 0, "refused": 0, "failed": 0}
+    assert pair.num_missing == dict.fromkeys(("unreadable", "cut", "refused", "failed"), 0)
     assert (report.prompt_tokens, report.completion_tokens, report.cost) == (400, 40, 400 * 5 / 1e6)
     assert (report.judge, report.order, report.inconsistent) == ("seer", "random", None)
     assert [row["winner"] for row in rows_of(out)] == ["ours", "tie", "ours", "base"]
@@ -212,11 +212,11 @@ def test_what_has_no_verdict_is_counted_and_left_out(models, tmp_path):
 
     with serving(behave) as endpoint:
         report = judge(config(endpoint, models, tmp_path / "out"))
-        assert report.pairs[0].num_missing == {"unreadable": 2, "refused": 1, "failed": 0}
+        assert report.pairs[0].num_missing == {"unreadable": 1, "cut": 1, "refused": 1, "failed": 0}
         assert (report.pairs[0].num_comparisons, report.pairs[0].num_wins) == (1, 1)
-        assert [row["missing"] for row in rows_of(tmp_path / "out")] == ["unreadable", "unreadable", None, "refused"]
+        assert [row["missing"] for row in rows_of(tmp_path / "out")] == ["cut", "unreadable", None, "refused"]
         page = (tmp_path / "out" / "judge.md").read_text()
-        assert "2 where the reply has no one verdict, 1 where the server refused." in page
+        assert "1 where the reply has no one verdict, 1 where it ended before one, for want of `max_tokens`, 1" in page
         judge(config(endpoint, models, tmp_path / "out"))
         assert len(endpoint.questions) == 4  # paid for, and not asked again
 

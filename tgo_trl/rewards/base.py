@@ -20,9 +20,6 @@ from ..precision import as_dtype, default_dtype
 
 logger = logging.getLogger(__name__)
 
-Reward: TypeAlias = Callable[[Sequence[str], Sequence[Any]], Sequence[float]]
-"""`N` prompts and `N` images (for a video reward: lists of frames) to `N` scores, higher is better."""
-
 
 @dataclass(frozen=True)
 class NoScore:
@@ -33,6 +30,10 @@ class NoScore:
     """
 
     reason: str
+
+
+Reward: TypeAlias = Callable[[Sequence[str], Sequence[Any]], Sequence[float | NoScore]]
+"""`N` prompts and `N` images (for a video reward: lists of frames) to `N` scores, higher is better."""
 
 
 class ModelReward(ABC):
@@ -176,7 +177,7 @@ class UserReward:
         self.version = str(getattr(function, "version", version))
         self.license = str(getattr(function, "license", "not stated"))
 
-    def __call__(self, prompts: Sequence[str], images: Sequence[Any]) -> Sequence[float]:
+    def __call__(self, prompts: Sequence[str], images: Sequence[Any]) -> Sequence[float | NoScore]:
         """What the function returns, unchecked."""
         return self.function(prompts, images)
 

@@ -10,7 +10,7 @@ from .agreements import Agreement
 from .config import TIE, JudgeConfig
 from .costs import Usage
 from .questions import FIRST, SECOND
-from .verdicts import FAILED, REFUSED, UNREADABLE, Verdict
+from .verdicts import REASONS, Verdict
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _pair_result(verdicts: Sequence[Verdict], first: str, second: str) -> PairRe
     return PairResult(
         first, second, len(judged), len({verdict.comparison.prompt for verdict in judged}),
         winners.count(FIRST), winners.count(TIE), winners.count(SECOND), wins, ties, losses, win_rate,
-        {why: sum(verdict.missing == why for verdict in verdicts) for why in (UNREADABLE, REFUSED, FAILED)},
+        {why: sum(verdict.missing == why for verdict in verdicts) for why in REASONS},
         sum(verdict.is_inconsistent for verdict in judged),
     )  # fmt: skip
 

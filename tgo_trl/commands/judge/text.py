@@ -7,7 +7,7 @@ from rich.table import Table
 
 from .agreements import OUTCOMES, Agreement
 from .report import JudgeReport, PairResult, Share
-from .verdicts import FAILED, REFUSED, UNREADABLE
+from .verdicts import CUT, FAILED, REFUSED, UNREADABLE
 
 HEAD = ("model", "against", "win", "tie", "loss", "win rate", "comparisons", "prompts")
 SMALL = 20
@@ -67,6 +67,7 @@ def remarks(report: JudgeReport) -> list[str]:
         )
     gaps = {
         UNREADABLE: "the reply has no one verdict",
+        CUT: "it ended before one, for want of `max_tokens`",
         REFUSED: "the server refused",
         FAILED: "no attempt got an answer",
     }

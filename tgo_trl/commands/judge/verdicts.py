@@ -9,8 +9,9 @@ from .config import TIE
 from .questions import FIRST, SECOND, Question, read_verdict
 from .samples import Comparison
 
-UNREADABLE, REFUSED, FAILED = "unreadable", "refused", "failed"
-"""Why a comparison has no verdict: the reply does not say; the server refused; no attempt got an answer."""
+UNREADABLE, CUT, REFUSED, FAILED = REASONS = "unreadable", "cut", "refused", "failed"
+"""Why a comparison has no verdict: the reply does not say, or ended before it did; the server refused; no attempt got
+an answer."""
 
 
 @dataclass(frozen=True)
@@ -106,4 +107,6 @@ def _verdict(comparison: Comparison, asked: Sequence[Question], answers: Mapping
 def _why(answer: Answer | None) -> str:
     if answer is None:
         return FAILED
-    return UNREADABLE if answer.refusal is None else REFUSED
+    if answer.refusal is not None:
+        return REFUSED
+    return CUT if answer.finish_reason == "length" else UNREADABLE
