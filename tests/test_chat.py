@@ -4,6 +4,7 @@ import io
 import json
 import threading
 import time
+import traceback
 from email.utils import formatdate
 
 import numpy as np
@@ -111,13 +112,18 @@ def test_large_images_are_made_smaller_and_small_ones_left():
         Reply(body=b'{"choices": [{"message": nul'),
         Reply(body=b"[1, 2]"),
         Reply(body=b"\xff\xfe\x00"),
-        Reply("late", delay=0.5),
     ],
 )
 def test_a_failure_that_passes_is_waited_for(failure):
     with serving(in_turn(failure, failure, Reply("first"))) as endpoint:
-        assert ask(endpoint, timeout=0.2).text == "first"
+        assert ask(endpoint).text == "first"
     assert len(endpoint.requests) == 3
+
+
+def test_an_answer_that_is_late_is_asked_for_again():
+    with serving(in_turn(Reply("late", delay=1.0), Reply("first"))) as endpoint:
+        assert ask(endpoint, timeout=0.5).text == "first"
+    assert len(endpoint.requests) >= 2
 
 
 def test_attempts_end():
@@ -175,8 +181,9 @@ def test_what_no_other_question_would_change_ends_the_run(status, advice):
             ask(endpoint)
         assert not isinstance(raised.value, RequestFailedError)
         assert len(endpoint.requests) == 1
-    assert SECRET not in str(raised.value)
-    assert "user:pass" not in str(raised.value)
+    told = "".join(traceback.format_exception(raised.value))  # as `--debug` shows it
+    assert SECRET not in told
+    assert "user:pass" not in told
     assert "\n" not in str(raised.value)
 
 
@@ -369,13 +376,13 @@ def test_a_number_is_read_if_it_is_plain_and_in_the_range(text, number):
 def test_scores_come_in_the_order_of_the_rows_and_a_few_at_once():
     def behave(asked):
         value = asked.images[0].getpixel((0, 0))[0]
-        return Reply("white") if asked.is_check else Reply(f'{{"score": {value}}}', delay=0.03 * (value % 3))
+        return Reply("white") if asked.is_check else Reply(f'{{"score": {value}}}', delay=0.04 * (value % 3))
 
     with serving(behave) as endpoint:
         reward = rubric(endpoint, low=0, high=255, max_concurrent=3, rubric="How bright is it?")
         assert checked_scores(reward, ["a"] * 9, [grey(i) for i in range(9)]) == list(range(9))
         assert reward(["b"], [grey(77)]) == [77]
-        assert endpoint.most_at_once == 3
+        assert 1 < endpoint.most_at_once <= 3
     assert "How bright is it?" in endpoint.questions[0].system
     assert "from 0 (worst) to 255 (best)" in endpoint.questions[0].system
     assert len(endpoint.requests) == 11  # one of them to see whether the server is there

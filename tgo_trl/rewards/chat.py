@@ -104,7 +104,8 @@ class ChatClient:
         if answer.refusal is not None:
             raise EndpointError(
                 f"{self.settings.host} does not answer a question with an image ({answer.refusal}). Name a `model` "
-                "that sees images, and look at `extra_body` and `max_tokens`."
+                f"that sees images, and look at `extra_body`, `max_tokens` and the key in "
+                f"{self.settings.api_key_variable}."
             )
 
     def ask(
@@ -140,7 +141,7 @@ class ChatClient:
                 ) from error
             except (InferenceTimeoutError, httpx.RequestError, *BROKEN) as error:
                 failure, pause = error, 0.0
-                if is_first and isinstance(error, httpx.ConnectError):
+                if is_first and isinstance(error.__cause__ or error, (httpx.ConnectError, httpx.ConnectTimeout)):
                     break
             if pause > LONGEST_ASKED or attempt == self.settings.max_retries:
                 break
@@ -150,7 +151,7 @@ class ChatClient:
             raise AssertionError("the last attempt returns or breaks")
         if self._is_stopped.is_set():
             raise RequestFailedError("The run was stopped.")
-        raise RequestFailedError(f"{self.settings.host} does not answer: {self._said(failure)}") from failure
+        raise RequestFailedError(f"{self.settings.host} does not answer: {self._said(failure)}")
 
     def stop(self) -> None:
         """Lets no attempt begin any more; those that wait for an answer still get it."""
@@ -181,7 +182,8 @@ class ChatClient:
         if advice is None:
             return self._said(error)
         advice = advice.format(variable=self.settings.api_key_variable)
-        raise EndpointError(f"{self.settings.host} answers {self._said(error)} {advice}") from error
+        # without the error itself, in which some servers repeat the key
+        raise EndpointError(f"{self.settings.host} answers {self._said(error)} {advice}") from None
 
     def _part(self, part: str | Image.Image) -> dict[str, Any]:
         if isinstance(part, str):
