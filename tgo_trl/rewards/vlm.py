@@ -38,7 +38,7 @@ NUMBER = r"[-+]?\d+(?:\.\d+)?(?!\w|[.,]\d)(?!\s*(?:-|to)\s*\d)(?!\s*/\s*(?!{high
 """A number in text, `8` or `8/10`; but not the first of `1-10`, as where the question is repeated, nor of `8/100`."""
 
 
-@dataclass
+@dataclass(eq=False)
 class RubricReward(ChatSettings):
     """The number that a model gives an image by a rubric, on any server with OpenAI's protocol.
 
@@ -125,7 +125,7 @@ class RubricReward(ChatSettings):
             return NoScore(f"{self.host} refuses to rate it ({answer.refusal.rstrip('.')})")
         score = read_reply(answer.text, "score", NUMBER.format(high=self.high), self._number)
         if score is None:
-            length = " It ended for want of `max_tokens`" if answer.finish_reason == "length" else ""
+            length = ", which ended for want of `max_tokens`" if answer.finish_reason == "length" else ""
             return NoScore(
                 f"the reply has no one number from {self.low:g} to {self.high:g}: {shown(answer.text)}{length}"
             )

@@ -24,8 +24,8 @@ MOST_UNREADABLE = 20
 def ask_missing(
     questions: Sequence[Question], models: Sequence[ModelSamples], config: JudgeConfig, client: ChatClient,
     log: AnswerLog,
-) -> int:  # fmt: skip
-    """Asks what `log` has no answer to, and adds the answers as they come.
+) -> None:  # fmt: skip
+    """Asks what `log` has no answer to, and adds the answers as they come; none of requests that failed for good.
 
     Args:
         questions: all of them; of two with the same key, one is asked.
@@ -33,9 +33,6 @@ def ask_missing(
         config: of the command.
         client: of the judge.
         log: of the answers.
-
-    Returns:
-        How many questions have no answer, since their requests failed in all attempts.
 
     Raises:
         EndpointError: if the server has gone.
@@ -63,7 +60,6 @@ def ask_missing(
                     bar.set_postfix_str(usage.text(), refresh=False)
                     bar.update(1)
                     watch.see(failure, log.answers.get(question.key))
-        return watch.num_failed
     finally:  # of an interrupt too: what is on its way is paid for
         client.stop()
         pool.shutdown(cancel_futures=True)
@@ -115,14 +111,12 @@ class _Watch:
 
     def __init__(self, has_verdict: bool) -> None:
         self.has_verdict = has_verdict
-        self.num_failed = 0
         self._failed_in_a_row = 0
         self._num_unreadable = 0
 
     def see(self, failure: RequestFailedError | None, answer: Answer | None) -> None:
         """Raises if the run is to end after this."""
         if failure is not None:
-            self.num_failed += 1
             self._failed_in_a_row += 1
             if self._failed_in_a_row == MOST_FAILED:
                 raise failure

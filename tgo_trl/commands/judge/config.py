@@ -88,7 +88,7 @@ class JudgeConfig(ChatSettings):
         if len(self.datasets) < 2:
             raise ValueError(f"`datasets` has {len(self.datasets)}; name two or more, one of each model.")
         self._check_names()
-        text_or_file("criteria", self.criteria)
+        self.criteria = text_or_file("criteria", self.criteria)
 
     def model_names(self) -> list[str]:
         """What the models are called, in the order of `datasets`."""

@@ -7,7 +7,6 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ...rewards.chat_settings import text_or_file
 from ...rewards.replies import read_reply
 from ...storage.fingerprints import fingerprint
 from .config import TIE, JudgeConfig
@@ -50,7 +49,7 @@ class Question:
 
 def system_text(config: JudgeConfig) -> str:
     """What the judge is to do."""
-    return SYSTEM.format(criteria=text_or_file("criteria", config.criteria))
+    return SYSTEM.format(criteria=config.criteria)
 
 
 def prompt_text(prompt: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ...measures.bootstrap import ratio_interval
+from ...messages.public import public_name
 from .agreements import Agreement
 from .config import TIE, JudgeConfig
 from .costs import Usage
@@ -115,7 +116,7 @@ def build_report(
     judged = [verdict for verdict in verdicts if verdict.winner is not None]
     in_both = config.order == "both"
     return JudgeReport(
-        judge=config.model,
+        judge=public_name(config.model),
         models=names,
         order=config.order,
         pairs=pairs,

@@ -124,7 +124,6 @@ def _usage(questions: Sequence[Question], log: AnswerLog, config: JudgeConfig) -
 def _settings(config: JudgeConfig) -> dict[str, Any]:
     """What the report is a function of and does not say itself."""
     return {
-        "judge": public_name(config.model),
         "host": config.host,
         "datasets": [public_name(str(name)) for name in config.datasets],
         "split": config.dataset_split,
