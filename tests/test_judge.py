@@ -19,9 +19,9 @@ from tgo_trl.commands.judge import asking
 from tgo_trl.commands.judge.config import JudgeConfig
 from tgo_trl.commands.judge.plots import plot_judgement
 from tgo_trl.commands.judge.questions import is_swapped
+from tgo_trl.commands.judge.report import ratio_interval
 from tgo_trl.commands.judge.run import judge
 from tgo_trl.measures.agreement import agreement, cohens_kappa
-from tgo_trl.measures.bootstrap import ratio_interval
 from tgo_trl.rewards.chat import EndpointError, RequestFailedError
 
 from .chat_server import SECRET, Reply, brighter, connect, serving

@@ -30,14 +30,3 @@ def interval(means: Tensor) -> tuple[float, float]:
     """The 95 % percentile interval of resampled means `[R]`."""
     low, high = torch.quantile(means, torch.tensor(TAILS, dtype=means.dtype)).tolist()
     return low, high
-
-
-def ratio_interval(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:
-    """The 95 % interval of `sum(numerators) / sum(denominators)` over prompts, such as of a share of verdicts.
-
-    Args:
-        numerators: float64 `[P]`, of each prompt.
-        denominators: float64 `[P]`, each above 0.
-    """
-    above, below = resampled_means(torch.stack([numerators, denominators]))
-    return interval(above / below)

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from ...measures.bootstrap import ratio_interval
+from ...measures.bootstrap import interval, resampled_means
 from ...messages.public import public_name
 from .agreements import Agreement
 from .config import TIE, JudgeConfig
@@ -128,6 +129,17 @@ def build_report(
         cost=usage.cost,
         agreements=list(agreements),
     )
+
+
+def ratio_interval(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:
+    """The 95 % interval of `sum(numerators) / sum(denominators)` over prompts, such as of a share of verdicts.
+
+    Args:
+        numerators: float64 `[P]`, of each prompt.
+        denominators: float64 `[P]`, each above 0.
+    """
+    above, below = resampled_means(torch.stack([numerators, denominators]))
+    return interval(above / below)
 
 
 def _pair_result(verdicts: Sequence[Verdict], first: str, second: str) -> PairResult:
