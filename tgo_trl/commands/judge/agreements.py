@@ -76,7 +76,7 @@ def read_others(source: str, names: Sequence[str], comparisons: Sequence[Compari
     check_columns(
         f"`agreement_with` {public_name(source)!r}", columns, wanted, "Rename columns, or name another table."
     )
-    known = {_key(comparison): comparison for comparison in comparisons}
+    known = set(map(_key, comparisons))
     if "sample_index" not in columns and len({(c.prompt, c.first, c.second) for c in comparisons}) < len(comparisons):
         raise ValueError(
             f"`agreement_with` {public_name(source)!r} has no column 'sample_index', and prompts have several."
