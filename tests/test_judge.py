@@ -357,6 +357,19 @@ def test_a_torn_line_is_asked_again(models, tmp_path, caplog):
     assert files(out) == whole
 
 
+def test_a_run_that_was_killed_after_its_last_answer_ends_as_any_other(models, tmp_path):
+    out = tmp_path / "out"
+    with serving() as endpoint:
+        judge(config(endpoint, models, out))
+        whole = files(out)
+        lines = whole["answers.jsonl"].splitlines(keepends=True)
+        (out / "answers.jsonl").write_bytes(b"".join(reversed(lines)))  # as they came
+        (out / "judge.json").write_text('{"settings": {}, "is_complete": false}')
+        judge(config(endpoint, models, out))
+        assert len(endpoint.questions) == 4
+    assert files(out) == whole
+
+
 def judging(models, out, endpoint):
     return ["judge", "--datasets", *models, "--output_dir", str(out), "--base_url", endpoint.url, "--model", "seer",
             "--disable_tqdm", "--max_concurrent", "2"]  # fmt: skip

@@ -47,7 +47,9 @@ class AnswerLog:
 
     def sort(self) -> None:
         """Brings the lines into an order that does not depend on which answer came first."""
-        write_lines(self.path, (self._lines[key] for key in sorted(self._lines)))
+        if list(self._lines) != sorted(self._lines):
+            self._lines = dict(sorted(self._lines.items()))
+            write_lines(self.path, self._lines.values())
 
     def _read(self) -> None:
         num_damaged = 0

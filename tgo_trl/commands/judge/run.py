@@ -80,7 +80,7 @@ def _judge(config: JudgeConfig) -> JudgeReport:
         write_json(folder / RECORD_NAME, {"settings": _settings(config), "is_complete": False})
         _announce(config, len(questions), num_missing)
         ask_missing(questions, models, config, client, log)
-        log.sort()
+    log.sort()  # also of a run that was killed when it had asked the last
 
     # The report.
     verdicts = find_verdicts(questions, log.answers)
