@@ -66,7 +66,7 @@ def test_the_table_of_names_is_there_without_the_libraries():
         "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert out == ["['aesthetic', 'clip_score', 'hpsv2.1', 'imagereward', 'pickscore', 'videoreward']", "[]"]
+    assert out == ["['aesthetic', 'clip_score', 'hpsv2.1', 'imagereward', 'pickscore', 'videoreward', 'vlm']", "[]"]
 
 
 @pytest.mark.parametrize("name", ["aesthetic", "clip_score", "hpsv2.1", "pickscore"])

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .commands.generate.run import generate
     from .commands.inspect.config import InspectConfig
     from .commands.inspect.run import inspect
+    from .commands.judge.config import JudgeConfig
+    from .commands.judge.run import judge
     from .commands.score.config import ScoreConfig
     from .commands.score.run import score
     from .commands.strength.config import StrengthConfig
@@ -30,6 +32,7 @@ _EXPORTS = {
     "Family": "families",
     "GenerateConfig": "commands.generate.config",
     "InspectConfig": "commands.inspect.config",
+    "JudgeConfig": "commands.judge.config",
     "MeissonicPipeline": "models",
     "SampleGridCallback": "trainer.sample_grids",
     "ScoreConfig": "commands.score.config",
@@ -40,14 +43,15 @@ _EXPORTS = {
     "evaluate": "commands.evaluate.run",
     "generate": "commands.generate.run",
     "inspect": "commands.inspect.run",
+    "judge": "commands.judge.run",
     "score": "commands.score.run",
     "strength": "commands.strength.run",
 }
 
 __all__ = [
-    "ConvertConfig", "EvaluateConfig", "Family", "GenerateConfig", "InspectConfig", "MeissonicPipeline",
+    "ConvertConfig", "EvaluateConfig", "Family", "GenerateConfig", "InspectConfig", "JudgeConfig", "MeissonicPipeline",
     "SampleGridCallback", "ScoreConfig", "StrengthConfig", "TGOConfig", "TGOTrainer", "__version__", "convert",
-    "evaluate", "generate", "inspect", "score", "strength",
+    "evaluate", "generate", "inspect", "judge", "score", "strength",
 ]  # fmt: skip
 
 

@@ -66,6 +66,11 @@ COMMANDS = {
         ("commands.evaluate.config:EvaluateConfig",),
         "commands.evaluate.run:evaluate",
     ),
+    "judge": Command(
+        "let a model that sees images say whose are better",
+        ("commands.judge.config:JudgeConfig",),
+        "commands.judge.run:judge",
+    ),
 }
 
 LAUNCH_OPTIONS = ("accelerate_config", "num_processes")

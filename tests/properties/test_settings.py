@@ -15,6 +15,7 @@ from tgo_trl import TGOConfig
 from tgo_trl.commands.convert.config import ConvertConfig
 from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.generate.config import GenerateConfig
+from tgo_trl.commands.judge.config import JudgeConfig
 from tgo_trl.commands.score.config import ScoreConfig
 from tgo_trl.commands.strength.config import StrengthConfig
 from tgo_trl.labels.checks import MAX_FLOAT32
@@ -117,6 +118,7 @@ COMMANDS = {
     ConvertConfig: ["rows", "out"],
     StrengthConfig: ["adapter", "prompts.txt", ["clip_score"]],
     EvaluateConfig: [["a=b"], "prompts.txt", ["clip_score"]],
+    JudgeConfig: ["http://localhost/v1", "seer", ["one", "two"], "out"],
 }
 
 

@@ -5,6 +5,5 @@ from .variety import group_varieties, thumbnails, variety
 from .wins import wins
 
 __all__ = [
-    "group_varieties", "interval", "resampled_means", "resampled_medians", "thumbnails", "variety",
-    "wins",
+    "group_varieties", "interval", "resampled_means", "resampled_medians", "thumbnails", "variety", "wins",
 ]  # fmt: skip

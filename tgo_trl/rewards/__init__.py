@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .base import Reward, checked_scores
+    from .base import NoScore, Reward, checked_scores
     from .ensemble import Ensemble, Member
 
 REWARDS = {
@@ -20,12 +20,15 @@ REWARDS = {
     "imagereward": "imagereward:ImageReward",
     "pickscore": "pickscore:PickScore",
     "videoreward": "videoreward:VideoReward",
+    "vlm": "vlm:RubricReward",
 }
 """Module and class of each reward model; imported when it is asked for."""
 
-_EXPORTS = {"Ensemble": "ensemble", "Member": "ensemble", "Reward": "base", "checked_scores": "base"}
+_EXPORTS = {
+    "Ensemble": "ensemble", "Member": "ensemble", "NoScore": "base", "Reward": "base", "checked_scores": "base",
+}  # fmt: skip
 
-__all__ = ["REWARDS", "Ensemble", "Member", "Reward", "checked_scores", "load_reward"]
+__all__ = ["REWARDS", "Ensemble", "Member", "NoScore", "Reward", "checked_scores", "load_reward"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -19,7 +20,19 @@ from ..precision import as_dtype, default_dtype
 
 logger = logging.getLogger(__name__)
 
-Reward: TypeAlias = Callable[[Sequence[str], Sequence[Any]], Sequence[float]]
+
+@dataclass(frozen=True)
+class NoScore:
+    """In place of a score, where a reward has none for a row and the next rows may have one.
+
+    Attributes:
+        reason: as a clause.
+    """
+
+    reason: str
+
+
+Reward: TypeAlias = Callable[[Sequence[str], Sequence[Any]], Sequence[float | NoScore]]
 """`N` prompts and `N` images (for a video reward: lists of frames) to `N` scores, higher is better."""
 
 
@@ -164,7 +177,7 @@ class UserReward:
         self.version = str(getattr(function, "version", version))
         self.license = str(getattr(function, "license", "not stated"))
 
-    def __call__(self, prompts: Sequence[str], images: Sequence[Any]) -> Sequence[float]:
+    def __call__(self, prompts: Sequence[str], images: Sequence[Any]) -> Sequence[float | NoScore]:
         """What the function returns, unchecked."""
         return self.function(prompts, images)
 
@@ -175,6 +188,17 @@ def checked_scores(reward: Reward, prompts: Sequence[str], images: Sequence[Any]
     Raises:
         ValueError: if it does not return one finite number per row, naming the reward and the row.
     """
+    scores = []
+    for row, score in enumerate(scores_or_none(reward, prompts, images)):
+        if isinstance(score, NoScore):
+            name = reward_name(reward)
+            raise ValueError(f"The reward {name!r}, row {row} (prompt {shorten(prompts[row])}): {score.reason}.")
+        scores.append(score)
+    return scores
+
+
+def scores_or_none(reward: Reward, prompts: Sequence[str], images: Sequence[Any]) -> list[float | NoScore]:
+    """Likewise, with the [`NoScore`] of rows that the reward has none for."""
     check_rows(prompts, images)
     if not prompts:
         return []
@@ -189,10 +213,10 @@ def checked_scores(reward: Reward, prompts: Sequence[str], images: Sequence[Any]
         raise ValueError(f"The reward {name!r} returned one number, not a list of scores. {advice}") from error
     if len(values) != len(prompts):
         raise ValueError(f"The reward {name!r} returned {len(values)} scores for {len(prompts)} rows. {advice}")
-    scores = []
+    scores: list[float | NoScore] = []
     for row, (value, prompt) in enumerate(zip(values, prompts, strict=True)):
         try:
-            scores.append(check_score(value))
+            scores.append(value if isinstance(value, NoScore) else check_score(value))
         except ValueError as error:
             raise ValueError(f"The reward {name!r}, row {row} (prompt {shorten(prompt)}): {error}. {advice}") from error
     return scores

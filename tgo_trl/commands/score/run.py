@@ -19,7 +19,7 @@ from ...media.embedding import ColumnError
 from ...media.origin import find_origin, named_origin
 from ...messages.public import public_name, public_value
 from ...rewards import REWARDS, load_reward
-from ...rewards.base import Reward, checked_scores, reward_name
+from ...rewards.base import NoScore, Reward, reward_name, scores_or_none
 from ...rewards.ensemble import Ensemble, Member
 from ...storage.files import replace_file
 from ...storage.fingerprints import fingerprint
@@ -258,29 +258,34 @@ def score_rows(
             bad.add(index, read.column, str(read))
             continue
         if batch and num_pixels + read.num_pixels > PIXELS_PER_CALL:
-            yield from _score_batch(batch, rewards)
+            yield from _score_batch(batch, rewards, bad)
             batch, num_pixels = [], 0
         batch.append((index, read))
         num_pixels += read.num_pixels
         if len(batch) == batch_size:
-            yield from _score_batch(batch, rewards)
+            yield from _score_batch(batch, rewards, bad)
             batch, num_pixels = [], 0
     if batch:
-        yield from _score_batch(batch, rewards)
+        yield from _score_batch(batch, rewards, bad)
 
 
 def _score_batch(
-    batch: Sequence[tuple[int, ReadRow]], rewards: Mapping[str, Reward]
+    batch: Sequence[tuple[int, ReadRow]], rewards: Mapping[str, Reward], bad: BadRows
 ) -> Iterator[tuple[int, Row, dict[str, float]]]:
     prompts, media = [read.prompt for _, read in batch], [read.media for _, read in batch]
-    columns = {}
+    columns: dict[str, list[float | NoScore]] = {}
     for name, reward in rewards.items():
         try:
-            columns[name] = checked_scores(reward, prompts, media)
+            columns[name] = scores_or_none(reward, prompts, media)
         except ValueError as error:
             raise ValueError(f"Rows {batch[0][0]} to {batch[-1][0]}: {error}") from error
     for position, (index, read) in enumerate(batch):
-        yield index, read.row, {name: scores[position] for name, scores in columns.items()}
+        given = {name: column[position] for name, column in columns.items()}
+        missing = [(name, score.reason) for name, score in given.items() if isinstance(score, NoScore)]
+        if missing:
+            bad.add(index, *missing[0])
+        else:
+            yield index, read.row, {name: score for name, score in given.items() if not isinstance(score, NoScore)}
 
 
 def _with_scores(features: Features, names: Sequence[str]) -> Features:
@@ -313,7 +318,7 @@ def try_rewards(models: Mapping[str, Reward], reader: RowReader, rows: Sequence[
         read = reader.read(row)
         if isinstance(read, ReadRow):
             for reward in models.values():
-                checked_scores(reward, [read.prompt], [read.media])
+                scores_or_none(reward, [read.prompt], [read.media])
             return
 
 
@@ -322,7 +327,8 @@ def describe_reward(spec: str, column: str, reward: Reward, kwargs: Mapping[str,
 
     The settings of the user's own code may hold anything, keys of services too: they leave a digest only.
     """
-    settings = {name: value for name, value in kwargs.items() if name != "device"}
+    unrecorded = {"device", *getattr(reward, "unrecorded_settings", ())}
+    settings = {name: value for name, value in kwargs.items() if name not in unrecorded}
     if spec in REWARDS:
         settings = public_value(settings)
     elif settings:

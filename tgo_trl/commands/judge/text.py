@@ -1,0 +1,124 @@
+"""The judge's report in words: in the terminal, and in Markdown."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from .agreements import OUTCOMES, Agreement
+from .report import JudgeReport, PairResult, Share
+from .verdicts import CUT, FAILED, REFUSED, UNREADABLE
+
+HEAD = ("model", "against", "win", "tie", "loss", "win rate", "comparisons", "prompts")
+SMALL = 20
+"""Prompts below which a bootstrap interval is too narrow."""
+
+
+def print_judgement(report: JudgeReport, written: Sequence[str], next_step: str) -> None:
+    """Prints the results, how far to trust them, what was written, and what comes next."""
+    console = Console(highlight=False, markup=False, emoji=False)  # a path or a name may hold `[/x]`
+    table = Table("", "win", "tie", "loss", "win rate (95 %)", "number", title=f"Judged by {report.judge}")
+    for pair in report.pairs:
+        table.add_row(f"{pair.first} against {pair.second}", *_short_cells(pair), end_section=not pair.categories)
+        for i, (category, result) in enumerate(pair.categories.items(), 1):
+            table.add_row(f"  {category}", *_short_cells(result), end_section=i == len(pair.categories))
+    console.print(table)
+    for line in remarks(report):
+        console.print(line)
+    for path in written:
+        console.print(f"Written: {path}")
+    console.print(next_step)
+
+
+def markdown(report: JudgeReport, pictures: Sequence[str]) -> str:
+    """The report as a page.
+
+    Args:
+        report: what was found.
+        pictures: their paths, relative to the page.
+    """
+    lines = [f"# Images judged by {report.judge}", ""]
+    for picture in pictures:
+        lines += [f"![Wins, ties and losses]({picture})", ""]
+    lines += _table(HEAD, [_cells(pair) for pair in report.pairs])
+    for pair in report.pairs:
+        if pair.categories:
+            rows = [_cells(result, category)[:1] + _cells(result)[2:] for category, result in pair.categories.items()]
+            lines += [f"## {pair.first} against {pair.second}, by category", ""]
+            lines += _table(("category", *HEAD[2:]), rows)
+    lines += ["## How far to trust this", "", *(f"- {line}" for line in remarks(report)), ""]
+    for agreement in report.agreements:
+        lines += [f"## Agreement with {agreement.name}", "", *_confusion(agreement)]
+    return "\n".join(lines)
+
+
+def remarks(report: JudgeReport) -> list[str]:
+    """What to know beside the table, a sentence or two each."""
+    lines = [
+        "95 % intervals are over prompts drawn anew (bootstrap). The win rate is wins and half of the ties."
+        + (f" With fewer than {SMALL} prompts they are too narrow." if _num_prompts(report) < SMALL else "")
+    ]
+    if report.shown_first is not None:
+        lines.append(f"Of the verdicts that are no ties, {_share(report.shown_first)} are for the image shown first.")
+    if report.inconsistent is not None:
+        lines.append(
+            f"Shown in both orders, {_share(report.inconsistent)} of the comparisons got different verdicts, and count "
+            "as ties."
+        )
+    gaps = {
+        UNREADABLE: "the reply has no one verdict",
+        CUT: "it ended before one, for want of `max_tokens`",
+        REFUSED: "the server refused",
+        FAILED: "no attempt got an answer",
+    }
+    parts = [f"{report.num_missing(why):,} where {text}" for why, text in gaps.items() if report.num_missing(why)]
+    if parts:
+        lines.append(f"Left out are comparisons without a verdict: {', '.join(parts)}.")
+    for agreement in report.agreements:
+        kappa = "" if agreement.kappa is None else f", Cohen's kappa {agreement.kappa:.2f}"
+        lines.append(
+            f"Of {agreement.num_verdicts:,} verdicts of {agreement.name}, {100 * agreement.share:.1f} % are the same"
+            f"{kappa}."
+        )
+    cost = "" if report.cost is None else f", which cost {report.cost:.4g} at the prices set"
+    uncounted = f"; {report.num_uncounted:,} answers were not counted" if report.num_uncounted else ""
+    lines.append(
+        f"The server counts {report.prompt_tokens:,} tokens of prompts and {report.completion_tokens:,} of answers"
+        f"{cost}{uncounted}."
+    )
+    return lines
+
+
+def _num_prompts(report: JudgeReport) -> int:
+    return min(pair.num_prompts for pair in report.pairs)
+
+
+def _short_cells(pair: PairResult) -> list[str]:
+    """For the width of a terminal."""
+    shares = [f"{100 * share.value:.1f} %" for share in (pair.wins, pair.ties, pair.losses)]
+    return [*shares, _share(pair.win_rate), f"{pair.num_comparisons:,}"]
+
+
+def _cells(pair: PairResult, name: str | None = None) -> list[str]:
+    shares = [_share(share) for share in (pair.wins, pair.ties, pair.losses, pair.win_rate)]
+    names = [pair.first, pair.second] if name is None else [name, ""]
+    return [*names, *shares, f"{pair.num_comparisons:,}", f"{pair.num_prompts:,}"]
+
+
+def _share(share: Share) -> str:
+    text = f"{100 * share.value:.1f} %"
+    if share.interval is None:
+        return text
+    low, high = share.interval
+    return f"{text} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, *rows]
+    texts = ["| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |" for cells in lines]
+    return [texts[0], "|" + "---|" * len(head), *texts[1:], ""]
+
+
+def _confusion(agreement: Agreement) -> list[str]:
+    rows = [[f"**{name}**", *map(str, counts)] for name, counts in zip(OUTCOMES, agreement.confusion, strict=True)]
+    return _table(("the judge \\ the others", *OUTCOMES), rows)

@@ -1,0 +1,252 @@
+"""A chat endpoint that sees images: any server with OpenAI's protocol, asked patiently and within bounds.
+
+huggingface_hub's client speaks the protocol. Here are attempts, pauses, and what a failure means: one that may pass is
+waited for, one that ends the run is said in a line, and one that is of a single question is an answer without a text.
+"""
+
+import base64
+import email.utils
+import io
+import os
+import random
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+from PIL import Image
+
+from ..messages.public import HIDDEN, public_text
+from ..messages.values import cut
+from .chat_settings import ChatSettings
+
+LONGEST_PAUSE = 60.0
+"""Seconds between two attempts, unless the server asks for more."""
+LONGEST_ASKED = 300.0
+"""Seconds that a server may ask to wait; a request that is to wait longer has failed."""
+LONGEST_REPLY = 20_000
+"""Characters of an answer that are kept."""
+PASSING = (408, 425, 429)
+"""Statuses besides 5xx that may be otherwise in a moment."""
+ENDING = {
+    401: "The key is missing, wrong or expired: put the right one into the environment variable {variable}.",
+    402: "The account has no money left: mend that, and run the same command again.",
+    404: "There is no such address or model: look at `base_url` (it mostly ends with /v1) and `model`.",
+}
+"""Statuses that no other question would have another answer to, with what to do."""
+NO_KEY = "none"
+"""Sent where there is no key: huggingface_hub would send the user's own token of the Hub."""
+BROKEN = (ValueError, TypeError, AttributeError, KeyError, IndexError)
+"""What comes of an answer that is none of the protocol, as of a gateway's page."""
+
+
+class EndpointError(OSError):
+    """Nothing can be asked any more; the message is for the user."""
+
+
+class RequestFailedError(EndpointError):
+    """One question was not answered in all attempts; the next one may be."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for a question.
+
+    Attributes:
+        text: of the model, at most [`LONGEST_REPLY`] characters; empty if the server refused.
+        prompt_tokens, completion_tokens: as the server counts them; None if it does not.
+        finish_reason: why the text ends: `"length"` where `max_tokens` were used up.
+        refusal: why the server does not answer this question, with the status; None if it does.
+    """
+
+    text: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    finish_reason: str | None = None
+    refusal: str | None = None
+
+
+class ChatClient:
+    """Asks one model; several threads may share it.
+
+    Args:
+        settings: which model, and how.
+    """
+
+    def __init__(self, settings: ChatSettings) -> None:
+        self.settings = settings
+        self._key = os.environ.get(settings.api_key_variable, "").strip()
+        self._client = InferenceClient(
+            base_url=settings.base_url, api_key=self._key or NO_KEY, timeout=settings.timeout
+        )
+        self._is_stopped = threading.Event()
+        self._asks_for_json = True
+
+    def check(self, schema: Mapping[str, Any]) -> None:
+        """Asks a small question with an image, and finds out whether the server takes a schema of answers.
+
+        Args:
+            schema: JSON schema of the answers that will be asked for.
+
+        Raises:
+            EndpointError: in a line, if the server cannot be reached or does not answer.
+        """
+        question: list[str | Image.Image] = ["What is this? Answer in one word, as JSON."]
+        question.append(Image.new("RGB", (64, 64), "white"))
+        answer = self.ask("You look at images.", question, schema, is_first=True)
+        if answer.refusal is not None:  # many servers know no schemas
+            self._asks_for_json = False
+            answer = self.ask("You look at images.", question, schema, is_first=True)
+        if answer.refusal is not None:
+            raise EndpointError(
+                f"{self.settings.host} does not answer a question with an image ({answer.refusal}). Name a `model` "
+                f"that sees images, and look at `extra_body`, `max_tokens` and the key in "
+                f"{self.settings.api_key_variable}."
+            )
+
+    def ask(
+        self, system: str, parts: Sequence[str | Image.Image], schema: Mapping[str, Any], is_first: bool = False
+    ) -> Answer:
+        """The model's answer at temperature 0.
+
+        Args:
+            system: what it is to do.
+            parts: texts and RGB images of the question, in order.
+            schema: JSON schema of the answer, asked for where the server takes it.
+            is_first: whether the server has not been heard of: where no connection is made, it is not tried again.
+
+        Raises:
+            EndpointError: if no question would be answered.
+            RequestFailedError: if this one was not, in all attempts.
+        """
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": list(map(self._part, parts))}]
+        for attempt in range(self.settings.max_retries + 1):
+            if self._is_stopped.is_set():
+                break
+            try:
+                return self._answer(messages, schema)
+            except HfHubHTTPError as error:
+                if not _may_pass(error):
+                    return Answer("", refusal=self._refusal(error))
+                failure: Exception = error
+                pause = _asked_pause(error)
+            except OfflineModeIsEnabled as error:
+                raise EndpointError(
+                    "HF_HUB_OFFLINE is set, with which huggingface_hub's client asks no server, a local one neither. "
+                    "Unset it for this command."
+                ) from error
+            except (InferenceTimeoutError, httpx.RequestError, *BROKEN) as error:
+                failure, pause = error, 0.0
+                if is_first and isinstance(error.__cause__ or error, (httpx.ConnectError, httpx.ConnectTimeout)):
+                    break
+            if pause > LONGEST_ASKED or attempt == self.settings.max_retries:
+                break
+            # as long as the server asks for, and no two threads at once
+            self._is_stopped.wait(max(pause, min(2.0**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1)))
+        else:
+            raise AssertionError("the last attempt returns or breaks")
+        if self._is_stopped.is_set():
+            raise RequestFailedError("The run was stopped.")
+        raise RequestFailedError(f"{self.settings.host} does not answer: {self._said(failure)}")
+
+    def stop(self) -> None:
+        """Lets no attempt begin any more; those that wait for an answer still get it."""
+        self._is_stopped.set()
+
+    def _answer(self, messages: list[Any], schema: Mapping[str, Any]) -> Answer:
+        response_format: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
+        extra: Any = self.settings.extra_body
+        output = self._client.chat_completion(
+            messages, model=self.settings.model, temperature=0.0, max_tokens=self.settings.max_tokens,
+            response_format=response_format if self._asks_for_json else None, extra_body=extra or None,
+        )  # fmt: skip
+        choice = output.choices[0]
+        content: Any = choice.message.content
+        if isinstance(content, list):  # of parts, as in a question
+            content = "".join(str(part["text"]) for part in content if part.get("type") == "text")
+        usage: Any = getattr(output, "usage", None)
+        return Answer(
+            str(content or "")[:LONGEST_REPLY],
+            _count(getattr(usage, "prompt_tokens", None)),
+            _count(getattr(usage, "completion_tokens", None)),
+            None if choice.finish_reason is None else str(choice.finish_reason)[:40],
+        )
+
+    def _refusal(self, error: HfHubHTTPError) -> str:
+        """Why the server does not answer this question; raises an [`EndpointError`] if it would answer no other."""
+        advice = ENDING.get(error.response.status_code)
+        if advice is None:
+            return self._said(error)
+        advice = advice.format(variable=self.settings.api_key_variable)
+        # without the error itself, in which some servers repeat the key
+        raise EndpointError(f"{self.settings.host} answers {self._said(error)} {advice}") from None
+
+    def _part(self, part: str | Image.Image) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        url = image_url(part, self.settings.max_image_side, self.settings.image_format)
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    def _said(self, error: Exception) -> str:
+        """What went wrong, in one line, without the key."""
+        if isinstance(error, HfHubHTTPError):
+            text = f"{error.response.status_code}, {_server_message(error) or error.response.reason_phrase}"
+        elif isinstance(error, InferenceTimeoutError):
+            text = f"nothing came within {self.settings.timeout:g} seconds (`timeout`)"
+        elif isinstance(error, httpx.RequestError):
+            text = f"{type(error).__name__}, {error}; is `base_url` right, and does the server run?"
+        else:
+            text = f"what came is none of the protocol ({type(error).__name__})"
+        text = " ".join(text.split())
+        if self._key:
+            text = text.replace(self._key, HIDDEN)
+        return cut(public_text(text), 300).rstrip(".") + "."
+
+
+def image_url(image: Image.Image, max_side: int, image_format: str) -> str:
+    """The image as a data URL, made smaller (Lanczos) if a side is longer than `max_side` pixels.
+
+    Args:
+        image: RGB.
+        max_side: in pixels.
+        image_format: `"png"` or `"jpeg"`.
+    """
+    sent = image.copy()
+    sent.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    sent.save(file, image_format.upper(), **({"quality": 90} if image_format == "jpeg" else {}))
+    return f"data:image/{image_format};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _may_pass(error: HfHubHTTPError) -> bool:
+    return error.response.status_code >= 500 or error.response.status_code in PASSING
+
+
+def _asked_pause(error: HfHubHTTPError) -> float:
+    """Seconds that the server asks to wait, in `Retry-After`, as a number or a date; 0 if it does not."""
+    asked = error.response.headers.get("Retry-After", "").strip()
+    try:
+        return max(0.0, float(asked))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+def _server_message(error: HfHubHTTPError) -> str:
+    """What the server says itself, which OpenAI's protocol has one level deeper than the Hub's."""
+    try:
+        body = error.response.json()["error"]
+        return str(body["message"] if isinstance(body, Mapping) else body)
+    except (RuntimeError, *BROKEN):
+        return str(error.server_message or "")
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -1,0 +1,40 @@
+"""What a model's reply says, where it was asked for a JSON object: read if it is plain, and never guessed."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_TAG = "(?:think|thinking|reasoning)>"
+_THINKING = re.compile(rf"\A.*</{_TAG}|<{_TAG}.*\Z", re.DOTALL | re.IGNORECASE)
+"""Up to its last end, since some servers leave out the beginning; or without an end, where tokens ran out."""
+_FENCE = re.compile(r"^```\w*\s*\n(.*?)\n?```$", re.DOTALL)
+_GAP = r"[\s\"'*_`]*"
+"""Quotes and Markdown between a name, its colon and its value."""
+
+
+def read_reply(text: str, name: str, value_pattern: str, read: Callable[[Any], T | None]) -> T | None:
+    """The value that a reply gives to a name; None if it gives none, or several that differ.
+
+    A JSON object is read first, alone or in a code fence; then, in whatever the reply is, `name: value` with or without
+    quotes; then a reply that is nothing but the value. What a model thinks aloud, in `<think>`, is passed over.
+
+    Args:
+        text: the reply, which may hold anything.
+        name: of the value, such as `"winner"`.
+        value_pattern: a regular expression of values in text.
+        read: makes a value of JSON's or of text; None for one that is not allowed.
+    """
+    text = _THINKING.sub("", text).strip()
+    fenced = _FENCE.match(text)
+    try:
+        whole = json.loads(fenced[1] if fenced else text)
+    except (ValueError, RecursionError):
+        whole = None
+    if isinstance(whole, dict) and name in whole:
+        return read(whole[name])
+    found = re.findall(rf"\b{re.escape(name)}{_GAP}[:=]{_GAP}({value_pattern})", text, re.IGNORECASE)
+    values = {read(value) for value in found} or {read(text.strip(" \n.*\"'`"))}
+    return values.pop() if len(values) == 1 else None
