@@ -1,5 +1,6 @@
 """The two worlds of digits: scores, targets and measures by hand, and the frontier of methods at a small size."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -16,11 +17,12 @@ FOLDER = Path(__file__).parents[1] / "examples" / "digits"
 
 @pytest.fixture(scope="module", autouse=True)
 def modules():
-    """The modules of the worlds, where `benchmarks.frontier` finds them."""
+    """The modules of the worlds, where the benchmarks find them."""
     sys.path.insert(0, str(FOLDER))
     yield
     sys.path.remove(str(FOLDER))
-    for name in [*(path.stem for path in FOLDER.glob("*.py")), "benchmarks.frontier"]:
+    benchmarks = ("benchmarks.digit_runs", "benchmarks.frontier", "benchmarks.paper_table")
+    for name in (*(path.stem for path in FOLDER.glob("*.py")), *benchmarks):
         sys.modules.pop(name, None)
 
 
@@ -127,7 +129,7 @@ def test_the_best_of_n_is_chosen_row_by_row():
 
     from worlds import WORLDS
 
-    from benchmarks.frontier import best_of
+    from benchmarks.digit_runs import best_of
 
     values = {5: [10, 200], 10_005: [30, 100], 20_005: [20, 255]}  # grey of both rows, by seed
 
@@ -142,8 +144,8 @@ def test_the_best_of_n_is_chosen_row_by_row():
     assert [brightness(None, images) for images in chosen] == [[10, 200], [30, 200], [30, 255]]
 
 
-def test_the_rate_is_the_best_within_the_bounds_of_drift_and_variety():
-    from benchmarks.frontier import choose_rate
+def test_what_is_chosen_is_the_best_within_the_bounds_of_drift_and_variety():
+    from benchmarks.digit_runs import choose
 
     def result(rate, drift, scores, variety=1.0, distance=1.0):
         measured = {"frechet": distance, "variety": variety}
@@ -153,12 +155,14 @@ def test_the_rate_is_the_best_within_the_bounds_of_drift_and_variety():
     base = result(0, 1.0, [0.1], variety=0.5)
     gentle, good, wild = result(1e-4, 1.0, [0.5, 0.6]), result(1e-3, 1.2, [0.8, 0.6]), result(1e-2, 1.3, [0.9, 0.9])
     uniform = result(3e-3, 1.0, [0.9, 0.9], variety=0.87 * 0.5 - 0.01)
-    assert choose_rate([gentle, good, wild, uniform], base) == 1e-3
-    assert choose_rate([wild, uniform, result(2e-2, 1.4, [0, 0], distance=0.9)], base) == 2e-2
+    assert choose([gentle, good, wild, uniform], base) == good
+    near = result(2e-2, 1.4, [0, 0], distance=0.9)
+    assert choose([wild, uniform, near], base) == near
 
 
 def test_rows_are_means_over_seeds():
-    from benchmarks.frontier import Options, Run, summarise, table, trained_runs
+    from benchmarks.digit_runs import Options, summarise, table
+    from benchmarks.frontier import METHODS, trained_runs
 
     def result(seed, score):
         run = {"world": "asked", "method": "base", "value": 0.0, "learning_rate": 0.0, "seed": seed}
@@ -170,32 +174,64 @@ def test_rows_are_means_over_seeds():
     mean, half = row["measured"]["unseen net"]
     assert (mean, half) == (pytest.approx(0.6), pytest.approx(math.tan(0.475 * math.pi) * 0.1))
     assert "| base, guidance 2 |  | 70.0 ± 0.0 | 60.0 ± 127.1 | 60.0 ± 0.0 | 80.0 ± 0.0 | 1.50 ± 0.00 |  |" in table(
-        [row], "asked", "ddim"
+        [row], "asked", "ddim", METHODS
     )
     rates = {(world, method): 1e-3 for world in ("asked", "strokes") for method in ("SFT", "TGO, the paper's")}
     rates |= {(world, method): 2e-3 for world in ("asked", "strokes") for method in ("TGO, robust", "TGO, mirrored")}
     runs = trained_runs(rates, Options(num_seeds=2))
     assert len({run.name for run in runs}) == len(runs) == 2 * 2 * 13
-    assert Run("asked", "SFT", 8, 1e-3, 1) in runs
+    (longer,) = [run for run in runs if (run.world, run.method, run.value, run.seed) == ("asked", "SFT", 8, 1)]
+    assert (longer.learning_rate, longer.times, longer.settings) == (1e-3, 8, {"loss_type": "sft"})
+    (robust,) = [run for run in runs if run.name == "strokes-TGO_robust-0.3-0.002-1-1000"]
+    assert (robust.settings, robust.guidances) == ({"recipe": "robust", "beta": 0.3}, (1, 2, 4))
 
 
 @pytest.mark.slow
 def test_the_frontier_at_a_small_size_and_again(tmp_path, capsys):
     from benchmarks import frontier
+    from benchmarks.digit_runs import Options, parse_options
 
     arguments = ["--quick", "--worlds", "strokes", "--num_workers", "1", "--output_dir", str(tmp_path)]
-    rows = frontier.main(frontier.parse_options(arguments))
+    options = parse_options("", Options(), arguments)
+    rows = frontier.main(options)
     assert (tmp_path / "results.json").read_text() == json.dumps(rows, indent=1).replace("Infinity", "null") + "\n"
     base = next(row for row in rows if (row["method"], row["sampler"], row["guidance"]) == ("base", "ddim", 1))
     assert base["seeds"] == 1
     assert base["measured"]["legible"][0] > 0.5  # of three denoising steps
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match="are of other options"):
-        frontier.main(frontier.parse_options([*arguments, "--num_images", "30"]))
+        frontier.main(dataclasses.replace(options, num_images=30))
     said = capsys.readouterr().out
     assert "### strokes, ancestral" in said
     assert "TGO, robust: beta 0.3, guidance 4" in said
     assert "base, best of 2" in said
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
-    assert frontier.main(frontier.parse_options(arguments)) == rows
+    assert frontier.main(options) == rows
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+
+
+@pytest.mark.slow
+def test_losses_are_compared_at_a_small_size(tmp_path, capsys):
+    from benchmarks import paper_table
+    from benchmarks.digit_runs import parse_options
+
+    chosen = ["CSFT", "Diffusion-DPO"]
+    arguments = ["--quick", "--worlds", "asked", "--num_workers", "1", "--output_dir", str(tmp_path)]
+    options = parse_options("", paper_table.TableOptions(), [*arguments, "--methods", *chosen])
+    rows = paper_table.main(options)
+    assert {row["method"] for row in rows} == {"base", "best of n", "real scans", *chosen}
+    said = capsys.readouterr().out
+    assert "| CSFT | 0.0" in said
+    assert "| Diffusion-DPO: beta " in said
+    # two rates of CSFT, two rates at two strengths of the other, and each once more
+    assert len(list((tmp_path / "adapters").iterdir())) == 2 + 4 + 2
+
+
+def test_every_loss_is_in_the_table():
+    from benchmarks.paper_table import METHODS
+    from tgo_trl.losses import LOSSES
+    from tgo_trl.trainer.objective import RECIPES
+
+    compared = {method.settings.get("loss_type", "tgo") for method in METHODS.values()}
+    assert compared == set(LOSSES)
+    assert all(method.settings.get("recipe") in (None, *RECIPES) for method in METHODS.values())

@@ -1,0 +1,119 @@
+"""Every loss on the same scored images, with as many updates, each with its own learning rate and strength.
+
+    python -m benchmarks.paper_table --output_dir outputs/paper_table
+    python -m benchmarks.paper_table --output_dir outputs/paper_table_quick --quick
+
+The losses are those of the paper's table, and those beside TGO that were published since (`docs/losses.md`), in both
+worlds of digits (`benchmarks/frontier.py` describes what is measured). Each has the same budget of tuning, two learning
+rates at two strengths, of which `choose` takes one on a training seed and images that the results do not use. Pairs are
+all those of one prompt; a pair is two of the 64 rows of an update. Beside them: the base with guidance, and the best of
+n of its images.
+
+Every run is kept in `output_dir/runs`, and not made again when the command is started again.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .digit_runs import (
+    BASE,
+    BEST,
+    FIRST_TUNING_SEED,
+    REAL,
+    TUNING_SEED,
+    Method,
+    Options,
+    Run,
+    check_folder,
+    choose,
+    measure_all,
+    parse_options,
+    prepare,
+    results_of,
+    write,
+)
+
+GOOD, BAD = "good image, ", "bad image, "
+PAIRS = {"pairs": "all"}
+
+METHODS = {
+    "SFT": Method({"loss_type": "sft"}, None, (0,), "#8c8c8c"),
+    "CSFT": Method(
+        {"loss_type": "csft", "positive_prefix": GOOD, "negative_prefix": BAD}, None, (0,), "#ccb974", prefix=GOOD
+    ),
+    "Diffusion-KTO": Method({"loss_type": "diffusion_kto"}, "beta", (1, 0.3), "#64b5cd"),
+    "Diffusion-DPO": Method({"loss_type": "diffusion_dpo", **PAIRS}, "beta", (20, 5), "#937860"),
+    "DSPO, SD 1.5 form": Method({"loss_type": "dspo", "dspo_form": "sd15", **PAIRS}, "beta", (1e-3, 0.5), "#da8bc3"),
+    "DSPO, SDXL form": Method({"loss_type": "dspo", "dspo_form": "sdxl", **PAIRS}, "beta", (20, 5), "#a05195"),
+    "NFT, offline": Method({"loss_type": "nft"}, "mirror_strength", (1, 2), "#2f9e9e"),
+    "QRPO": Method({"loss_type": "qrpo"}, "beta", (1, 0.3), "#b8860b"),
+    "TGO, the paper's": Method({}, "beta", (10, 3), "#c44e52"),
+    "TGO, robust": Method({"recipe": "robust"}, "beta", (0.3, 0.1), "#4c72b0"),
+    "TGO, mirrored": Method({"negatives": "mirror", "beta": 3.0}, "mirror_strength", (1, 2), "#55a868"),
+}
+LEARNING_RATES = (5e-4, 2e-3)
+BASE_GUIDANCES = (1.0, 2.0, 4.0, 8.0)
+
+
+@dataclass(frozen=True)
+class TableOptions(Options):
+    """Options of the table."""
+
+    output_dir: Path = Path("outputs/paper_table")
+    num_seeds: int = 5
+    most_of: int = 4
+    methods: tuple[str, ...] = tuple(METHODS)
+
+
+def tuning_runs(options: TableOptions) -> list[Run]:
+    """Each loss at each learning rate and strength, and the base, on seeds that the results do not use."""
+    seeds = {"seed": TUNING_SEED, "first_seed": FIRST_TUNING_SEED}
+    runs = [Run(world, BASE, **seeds) for world in options.worlds]
+    return runs + [
+        METHODS[name].run(world, name, value, rate, **seeds)
+        for world in options.worlds
+        for name in options.methods
+        for value in METHODS[name].values
+        for rate in LEARNING_RATES
+    ]
+
+
+def runs_of_results(chosen: dict[tuple[str, str], dict[str, Any]], options: TableOptions) -> list[Run]:
+    """Each loss as it was chosen, real scans, the base with guidance, and the best of n without, seed by seed."""
+    runs = []
+    for seed in range(options.num_seeds):
+        for world in options.worlds:
+            runs += [
+                Run(world, REAL, seed=seed),
+                Run(world, BASE, seed=seed, guidances=BASE_GUIDANCES),
+                Run(world, BEST, options.most_of, seed=seed),
+            ]
+            for name in options.methods:
+                tuned = chosen[world, name]
+                runs.append(METHODS[name].run(world, name, tuned["value"], tuned["learning_rate"], seed=seed))
+    return runs
+
+
+def main(options: TableOptions) -> list[dict[str, Any]]:
+    """Runs what is missing, and writes tables, figures and picture."""
+    start = time.perf_counter()
+    check_folder(options, METHODS)
+    for world in options.worlds:
+        prepare(world, options)
+    tuned = measure_all(tuning_runs(options), options, "Learning rates and strengths")
+    chosen = {
+        (world, name): choose(results_of(tuned, world, name), *results_of(tuned, world, BASE))["run"]
+        for world in options.worlds
+        for name in options.methods
+    }
+    results = measure_all(runs_of_results(chosen, options), options, "Losses")
+    methods = {name: METHODS[name] for name in options.methods}
+    rows = write(results, methods, options, "paper_table.png")
+    print(f"took {(time.perf_counter() - start) / 60:.0f} minutes; runs of an earlier start are not made again")
+    return rows
+
+
+if __name__ == "__main__":
+    main(parse_options(__doc__.splitlines()[0], TableOptions()))
