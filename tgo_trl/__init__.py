@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .commands.strength.run import strength
     from .families import Family
     from .models import MeissonicPipeline
+    from .trainer.alignprop_config import AlignPropConfig
+    from .trainer.alignprop_trainer import AlignPropTrainer
     from .trainer.sample_grids import SampleGridCallback
     from .trainer.tgo_config import TGOConfig
     from .trainer.tgo_trainer import TGOTrainer
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "AlignPropConfig": "trainer.alignprop_config",
+    "AlignPropTrainer": "trainer.alignprop_trainer",
     "ConvertConfig": "commands.convert.config",
     "Family": "families",
     "GenerateConfig": "commands.generate.config",
@@ -41,9 +45,9 @@ _EXPORTS = {
 }
 
 __all__ = [
-    "ConvertConfig", "Family", "GenerateConfig", "InspectConfig", "MeissonicPipeline", "SampleGridCallback",
-    "ScoreConfig", "StrengthConfig", "TGOConfig", "TGOTrainer", "__version__", "convert", "generate", "inspect",
-    "score", "strength",
+    "AlignPropConfig", "AlignPropTrainer", "ConvertConfig", "Family", "GenerateConfig", "InspectConfig",
+    "MeissonicPipeline", "SampleGridCallback", "ScoreConfig", "StrengthConfig", "TGOConfig", "TGOTrainer",
+    "__version__", "convert", "generate", "inspect", "score", "strength",
 ]  # fmt: skip
 
 

@@ -17,15 +17,45 @@ from ..policy.single_file import is_single_file
 
 TEMPLATE_NAME = "model_card_template.md"
 PACKAGES = ("tgo_trl", "trl", "transformers", "diffusers", "peft", "accelerate", "datasets", "torch")
-TITLE = "Threshold-Guided Optimization for Visual Generative Models"
-PAPER_ID = "2605.04653"
-CITATION = f"""@inproceedings{{tgo2026,
-    title     = {{{{{TITLE}}}}},
-    booktitle = {{International Conference on Machine Learning}},
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method is from.
+
+    Attributes:
+        title: of the paper.
+        id: its number on arXiv.
+        citation: its entry in a bibliography, as BibTeX.
+    """
+
+    title: str
+    id: str
+    citation: str
+
+
+TGO_PAPER = Paper(
+    "Threshold-Guided Optimization for Visual Generative Models",
+    "2605.04653",
+    """@inproceedings{tgo2026,
+    title     = {{Threshold-Guided Optimization for Visual Generative Models}},
+    booktitle = {International Conference on Machine Learning},
     year      = 2026,
-    eprint    = {{{PAPER_ID}}},
-    archivePrefix = {{arXiv}},
-}}"""
+    eprint    = {2605.04653},
+    archivePrefix = {arXiv},
+}""",
+)
+ALIGNPROP_PAPER = Paper(
+    "Aligning Text-to-Image Diffusion Models with Reward Backpropagation",
+    "2310.03739",
+    """@article{prabhudesai2023aligning,
+    title     = {{Aligning Text-to-Image Diffusion Models with Reward Backpropagation}},
+    author    = {Mihir Prabhudesai and Anirudh Goyal and Deepak Pathak and Katerina Fragkiadaki},
+    year      = 2023,
+    eprint    = {2310.03739},
+    archivePrefix = {arXiv},
+}""",
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +76,7 @@ class CardContent:
         rank_and_alpha: of the adapter; None if there is none, or they differ from layer to layer.
         method: how it was trained, after "trained with".
         method_tag: the same as a tag.
+        paper: where the method is from.
         rule: threshold and weights; None without scores.
         hyperparameters: a name and a value per row of the table.
         prompt: for the snippet.
@@ -72,6 +103,7 @@ class CardContent:
     rank_and_alpha: tuple[int, float] | None
     method: str
     method_tag: str
+    paper: Paper
     rule: LabelRule | None
     hyperparameters: Mapping[str, Any]
     prompt: str
@@ -109,9 +141,9 @@ def build_card(content: CardContent) -> ModelCard:
         **_adapter_scale(content.rank_and_alpha),
         loading_method="from_single_file" if is_file else "from_pretrained",
         versions={name: version for name in PACKAGES if (version := _installed_version(name))},
-        title=TITLE,
-        paper_id=PAPER_ID,
-        citation=CITATION,
+        title=content.paper.title,
+        paper_id=content.paper.id,
+        citation=content.paper.citation,
     )
     return ModelCard(text)
 

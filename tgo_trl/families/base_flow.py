@@ -4,6 +4,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from ..noise import FlowMatchingProcess, NoiseProcess, build_density
@@ -48,6 +49,24 @@ class FlowMatchingFamily(LatentFamily):
         schedule = flow_schedule(pipeline, self.timestep_shift)
         density = build_density(self.timestep_density, self.logit_mean, self.logit_std, self.mode_scale)
         return FlowMatchingProcess(schedule.sigmas, schedule.config.num_train_timesteps, density)
+
+    def schedule(
+        self, pipeline: DiffusionPipeline, num_steps: int, shape: tuple[int, ...], device: torch.device
+    ) -> Any:
+        """As of any latents, shifted by the image's size where the scheduler asks for it."""
+        scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        config, arguments = scheduler.config, self.schedule_arguments(num_steps)
+        if config.get("use_dynamic_shifting"):
+            num_tokens = shape[-2] * shape[-1] // self.latent_patch**2
+            few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+            least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+            arguments["mu"] = least + (num_tokens - few) * (most - least) / (many - few)
+        scheduler.set_timesteps(device=device, **arguments)
+        return scheduler
+
+    def schedule_arguments(self, num_steps: int) -> dict[str, Any]:
+        """What the pipeline tells its scheduler of the steps."""
+        return {"num_inference_steps": num_steps}
 
 
 def flow_schedule(pipeline: DiffusionPipeline, shift: float | None) -> FlowMatchEulerDiscreteScheduler:

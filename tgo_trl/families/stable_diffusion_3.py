@@ -23,6 +23,7 @@ class StableDiffusion3Family(FlowMatchingFamily):
     max_sequence_length: int = 256
 
     network_names = ("transformer",)
+    has_sampler = True
     prompt_encoders = (
         "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3",
     )  # fmt: skip

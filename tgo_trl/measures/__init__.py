@@ -1,5 +1,5 @@
 """What is measured of samples, whatever drew them."""
 
-from .variety import thumbnails, variety
+from .variety import THUMBNAIL, Moments, Spread, thumbnails, variety
 
-__all__ = ["thumbnails", "variety"]
+__all__ = ["THUMBNAIL", "Moments", "Spread", "thumbnails", "variety"]

@@ -63,6 +63,11 @@ def check_feasible(
             "`max_drift` bounds the distance to a reference that `sync_ref_model=True` moves: after each move it "
             "begins anew. `min_variety` and `eval_rewards` stay with the reference that the run begins with."
         )
+    check_run(args, optimizers, optimizer_cls_and_kwargs)
+
+
+def check_run(args: TGOConfig, optimizers: Sequence[Any], optimizer_cls_and_kwargs: Any) -> None:
+    """Raises a ValueError for an optimizer, a schedule or reporters that cannot be had, whatever is trained."""
     optimizer = optimizers[0]
     if optimizer is None:
         optimizer = _check_optimizer(args, optimizer_cls_and_kwargs)

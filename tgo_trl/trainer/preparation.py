@@ -9,6 +9,7 @@ from huggingface_hub.constants import HF_HOME
 
 from ..data.columns import Columns
 from ..data.encoded import EncodedDataset, encode_images, encode_prompts, scan_rows
+from ..data.prompts import PromptDataset, check_prompt_column, read_prompts
 from ..data.rows import BadRows, RowSource
 from ..data.stream import StreamDataset, scan_stream
 from ..labels.fitting import fit_label_rule
@@ -112,7 +113,7 @@ class DataPreparer:
             raise ValueError(f"The {name} data set has no row that can be used. {' '.join(bad.reasons[:5])}".rstrip())
         # fails before hours of encoding, if it fails
         fitted = rule or self._fit(scanned.scores, scanned.prompts)
-        writer, batch_size = self._writer(), self.args.encode_batch_size
+        writer, batch_size = shard_writer(self.args), self.args.encode_batch_size
         images, positions = encode_images(source, scanned, bad, self.encoders, writer, batch_size)
         bad.warn(name, len(source.dataset))
         self.encoders.release()  # those of images and of prompts need not be on the device together
@@ -146,12 +147,34 @@ class DataPreparer:
             normalization=args.score_normalization,
         )
 
-    def _writer(self) -> ShardWriter:
-        folder = Path(self.args.encoding_cache_dir or Path(HF_HOME) / "tgo_trl" / "encodings")
-        state = PartialState()
-        return ShardWriter(
-            folder, state.process_index, state.num_processes, state.wait_for_everyone, self._shows_progress()
-        )
-
     def _shows_progress(self) -> bool:
-        return PartialState().is_main_process and not self.args.disable_tqdm
+        return shows_progress(self.args)
+
+
+def prepare_prompts(dataset: Dataset, args: TGOConfig, encoders: FrozenEncoders) -> PromptDataset:
+    """The rows of a data set of which the prompts alone are read, encoded.
+
+    Raises:
+        ValueError: if there is no such column, or no row that can be used.
+    """
+    name, column = "training", args.prompt_column
+    check_prompt_column(dataset, column)
+    bad = BadRows(args.on_bad_row == "skip")
+    texts = read_prompts(dataset, column, bad)
+    if not texts:
+        raise ValueError(f"The {name} data set has no row that can be used. {' '.join(bad.reasons[:5])}".rstrip())
+    bad.warn(name, len(dataset))
+    prompts = encode_prompts(texts, encoders, shard_writer(args), args.encode_batch_size, name)
+    return PromptDataset(texts, prompts)
+
+
+def shard_writer(args: TGOConfig) -> ShardWriter:
+    """Writes what is encoded to the folder of the settings."""
+    folder = Path(args.encoding_cache_dir or Path(HF_HOME) / "tgo_trl" / "encodings")
+    state = PartialState()
+    return ShardWriter(folder, state.process_index, state.num_processes, state.wait_for_everyone, shows_progress(args))
+
+
+def shows_progress(args: TGOConfig) -> bool:
+    """Whether this process shows bars."""
+    return PartialState().is_main_process and not args.disable_tqdm
