@@ -89,7 +89,7 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit(tmp_path):
     resumed.train(resume_from_checkpoint=True)
     assert_equal(trained_weights(resumed), trained_weights(whole))
     other = make_trainer(tmp_path / "cut", sample_num_steps=2, **saving)
-    with pytest.raises(ValueError, match="other settings or data: .*samples"):
+    with pytest.raises(ValueError, match=r"other settings or data: .*samples"):
         other.train(resume_from_checkpoint=True)
 
 

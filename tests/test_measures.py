@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tgo_trl.measures import thumbnails, variety
+from tgo_trl.measures import Moments, thumbnails, variety
 
 
 def test_variety_is_the_mean_distance_within_a_group():
@@ -40,3 +40,21 @@ def test_of_a_video_four_frames_are_compared():
     rows = thumbnails([still, moving])  # frames 0, 2, 4 and 6: 0, 0.2, 0.4 and 0.6
     assert rows.shape == (2, 4 * 3 * 32 * 32)
     assert torch.dist(rows[0], rows[1]).item() == pytest.approx(((0.04 + 0.16 + 0.36) / 4) ** 0.5, rel=1e-5)
+
+
+def test_moments_are_those_of_all_rows():
+    rows = torch.randn(11, 3, generator=torch.Generator().manual_seed(0)) + 100
+    moments = Moments()
+    assert moments.pop() is None
+    moments.add(rows[:4], torch.ones(4, dtype=torch.bool))
+    moments.add(torch.cat([rows[4:], torch.full((2, 3), torch.nan)]), torch.tensor([True] * 7 + [False] * 2))
+    spread = moments.pop()
+    assert spread.mean.tolist() == pytest.approx(rows.double().mean(0).tolist())
+    assert spread.variance == pytest.approx(rows.double().var(0).sum().item())
+    apart = torch.stack([(rows[i] - rows[j]).double() for i in range(11) for j in range(i)])
+    assert spread.distance == pytest.approx(apart.square().mean().sqrt().item())
+    assert moments.pop() is None
+    moments.add(rows[:1, :1], torch.tensor([True]))
+    assert moments.pop(lambda sums, how: 2 * sums).deviation == 0  # the same row in two processes
+    moments.add(rows[:1], torch.tensor([False]))
+    assert moments.pop() is None

@@ -100,7 +100,7 @@ def resized_square(pixels: Tensor, size: int, rounding: Callable[[float], int] =
     short = min(pixels.shape[-2:])
     if short != size:
         height, width = (size if side == short else int(size * side / short) for side in pixels.shape[-2:])
-        pixels = F.interpolate(pixels, (height, width), mode="bicubic", align_corners=False, antialias=True)
-        pixels = pixels.clamp(0, 1)
+        for shape in ((pixels.shape[-2], width), (height, width)):  # Pillow clips after each of its two passes
+            pixels = F.interpolate(pixels, shape, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
     top, left = (rounding((side - size) / 2) for side in pixels.shape[-2:])
     return pixels[..., top : top + size, left : left + size]
