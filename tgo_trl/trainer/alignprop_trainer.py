@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from ..cards.model_card import ALIGNPROP_PAPER, Paper
 from ..data.batch import FIELDS
 from ..data.collator import RowCollator
+from ..data.encoded import encode_prompts
 from ..data.prompts import PromptDataset
 from ..data.sampler import RowSampler
 from ..families import Family
@@ -36,7 +37,7 @@ from .course import describe_optimizer
 from .eval_samples import load_eval_rewards
 from .feasibility import check_run
 from .nonfinite import UpdateGuard
-from .preparation import prepare_prompts, training_block
+from .preparation import shard_writer, training_block, training_prompts
 
 
 class AlignPropTrainer(BaseTrainer):
@@ -105,7 +106,7 @@ class AlignPropTrainer(BaseTrainer):
     ) -> None:
         # Whatever can be refused is, before anything is loaded.
         args = _default_args(model) if args is None else args
-        dataset = _check_arguments(args, train_dataset)
+        texts = training_prompts(_check_arguments(args, train_dataset), args)
         check_run(args, optimizers, optimizer_cls_and_kwargs)
         check_callbacks(args, callbacks)
         self.reward = _find_reward(reward)
@@ -123,8 +124,9 @@ class AlignPropTrainer(BaseTrainer):
         encoder_dtype = dtype if args.use_peft else torch.float32
         self.encoders = FrozenEncoders(self.family, self.pipeline, args.device, encoder_dtype)
         self.sampler = self._build_sampler(args)
-        self._try_reward()  # rather now than after hours of encoding
-        train_set = prepare_prompts(dataset, args, self.encoders)
+        self._try_reward(next(iter(texts.values())))
+        prompts = encode_prompts(texts, self.encoders, shard_writer(args), args.encode_batch_size, "training")
+        train_set = PromptDataset(texts, prompts)
         self._release_encoders()
 
         # What is trained.
@@ -169,11 +171,11 @@ class AlignPropTrainer(BaseTrainer):
             self.encoders, image, self.encoders.nothing(), args.sample_num_steps, scale, args.sample_eta
         )
 
-    def _try_reward(self) -> None:
-        """Raises a ValueError if the reward of a grey image has no gradient."""
+    def _try_reward(self, prompt: str) -> None:
+        """Raises a ValueError if the reward of a grey image has no gradient: rather now than in the first update."""
         pixels = torch.full((1, 3, *self.size), 0.5, device=self.encoders.device, requires_grad=True)
         with torch.enable_grad():
-            checked_pixel_scores(self.reward, ["a photo"], pixels)
+            checked_pixel_scores(self.reward, [prompt], pixels)
 
     def _sampling_options(self) -> dict[str, Any]:
         """As in training, so that what is shown is what is trained."""

@@ -9,7 +9,7 @@ from huggingface_hub.constants import HF_HOME
 
 from ..data.columns import Columns
 from ..data.encoded import EncodedDataset, encode_images, encode_prompts, scan_rows
-from ..data.prompts import PromptDataset, check_prompt_column, read_prompts
+from ..data.prompts import check_prompt_column, read_prompts
 from ..data.rows import BadRows, RowSource
 from ..data.stream import StreamDataset, scan_stream
 from ..labels.fitting import fit_label_rule
@@ -151,21 +151,19 @@ class DataPreparer:
         return shows_progress(self.args)
 
 
-def prepare_prompts(dataset: Dataset, args: TGOConfig, encoders: FrozenEncoders) -> PromptDataset:
-    """The rows of a data set of which the prompts alone are read, encoded.
+def training_prompts(dataset: Dataset, args: TGOConfig) -> dict[int, str]:
+    """The prompt of each row that can be used, by its index in a data set of which prompts alone are read.
 
     Raises:
-        ValueError: if there is no such column, or no row that can be used.
+        ValueError: if there is no such column, or no such row.
     """
-    name, column = "training", args.prompt_column
-    check_prompt_column(dataset, column)
+    check_prompt_column(dataset, args.prompt_column)
     bad = BadRows(args.on_bad_row == "skip")
-    texts = read_prompts(dataset, column, bad)
+    texts = read_prompts(dataset, args.prompt_column, bad)
     if not texts:
-        raise ValueError(f"The {name} data set has no row that can be used. {' '.join(bad.reasons[:5])}".rstrip())
-    bad.warn(name, len(dataset))
-    prompts = encode_prompts(texts, encoders, shard_writer(args), args.encode_batch_size, name)
-    return PromptDataset(texts, prompts)
+        raise ValueError(f"The training data set has no row that can be used. {' '.join(bad.reasons[:5])}".rstrip())
+    bad.warn("training", len(dataset))
+    return texts
 
 
 def shard_writer(args: TGOConfig) -> ShardWriter:
