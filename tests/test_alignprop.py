@@ -8,8 +8,12 @@ from datasets import Dataset
 from diffusers import StableDiffusionPipeline
 
 from tgo_trl import AlignPropConfig, AlignPropTrainer
+from tgo_trl.families import find_family
+from tgo_trl.trainer.arguments import run_name_of
+from tgo_trl.trainer.nonfinite import NonFiniteError
 
 from . import tiny
+from .cases import CASES
 from .runs import Stop, StopAt, assert_close, assert_equal, logged, trained_weights
 
 PROMPTS = Dataset.from_dict({"prompt": ["a cat", "two birds", "a red cube", "the sea"]})
@@ -106,3 +110,206 @@ def test_results_do_not_depend_on_how_an_update_is_laid_out(tmp_path, eta):
     assert_close(runs[0][0], runs[1][0], 1e-6)
     assert runs[0][1] == pytest.approx(runs[1][1], abs=1e-6)
     assert runs[0][2] == pytest.approx(runs[1][2], abs=1e-6)
+
+
+SAMPLED = [case for case in CASES if find_family(type(case.build())).has_sampler and "-" not in case.name]
+
+
+@pytest.mark.parametrize("case", SAMPLED, ids=lambda case: case.name)
+def test_every_family_with_a_sampler_is_trained(case, tmp_path):
+    guided = case.name != "flux"
+    trainer = make_trainer(
+        tmp_path, case.build(), max_steps=1, resolution=case.module.RESOLUTION,
+        sample_guidance_scale=3.0 if guided else None, sample_prompts=["a cat"], sample_steps=1, **case.module.SETTINGS,
+    )  # fmt: skip
+    before = trained_weights(trainer)
+    trainer.train()  # layers without a gradient would be named
+    after = trained_weights(trainer)
+    assert any(not torch.equal(after[name], weight) for name, weight in before.items())
+    assert len(list((tmp_path / "out" / "samples").iterdir())) == 1
+
+
+def test_all_weights_can_be_trained_and_averaged(tmp_path):
+    trainer = make_trainer(tmp_path, use_peft=False, learning_rate=1e-3, ema_decay=0.9)
+    trainer.train()
+    trainer.save_model()
+    assert (tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    with pytest.raises(ValueError, match="AlignProp with `use_peft=False` keeps no copy of the network"):
+        trainer.sample(["a cat"], [0], from_reference=True)
+
+
+def test_evaluations_draw_samples_and_choose_the_checkpoint(tmp_path):
+    trainer = make_trainer(
+        tmp_path, max_steps=3, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        load_best_model_at_end=True, eval_rewards=["tests.runs:brightness"], eval_prompts=["a red cat", "a blue dog"],
+        min_variety=0.01,
+    )  # fmt: skip
+    trainer.train()
+    values = logged(trainer, "eval_samples/brightness")
+    assert len(values) == 3
+    assert trainer.kept_step == 1 + values.index(max(values))
+    assert all(0.01 < value < 2 for value in logged(trainer, "eval_samples/variety"))
+    assert trainer.evaluate()["eval_samples/brightness"] == pytest.approx(max(values), abs=1e-6)
+    with pytest.raises(ValueError, match="An evaluation draws the samples of `eval_prompts`"):
+        trainer.evaluate(PROMPTS)
+    trainer.create_model_card()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"After update {trainer.kept_step}, whose weights these are" in card
+    assert "brightness" in card[card.index("## Evaluation") :]
+
+
+# ---- What is no number ----
+
+
+class Broken(Brightness):
+    """NaN for one prompt."""
+
+    def score_pixels(self, prompts, pixels):
+        scores = super().score_pixels(prompts, pixels)
+        return scores + torch.tensor([torch.nan if prompt == "two birds" else 0.0 for prompt in prompts])
+
+
+def test_a_reward_that_is_nan_ends_the_run_or_is_left_out(tmp_path):
+    trainer = make_trainer(tmp_path / "error", reward=Broken())
+    before = trained_weights(trainer)
+    with pytest.raises(NonFiniteError, match=r"of row 1 of the data set is not finite.*Lower `learning_rate`,"):
+        trainer.train()
+    assert all(weight.isfinite().all() for weight in trained_weights(trainer).values())
+    trainer = make_trainer(tmp_path / "skip", reward=Broken(), on_bad_row="skip", max_steps=4)
+    trainer.train()  # one of an epoch's two updates, whichever it is
+    assert any(not torch.equal(weight, before[name]) for name, weight in trained_weights(trainer).items())
+    assert trainer._guard.num_left_out == 2
+
+
+def test_rows_without_a_prompt_are_errors_or_left_out(tmp_path):
+    rows = Dataset.from_dict({"text": ["a cat", "", "the sea", None]})
+    with pytest.raises(ValueError, match="Row 1, column 'text': the prompt is empty"):
+        make_trainer(tmp_path, dataset=rows, prompt_column="text")
+    trainer = make_trainer(tmp_path, dataset=rows, prompt_column="text", on_bad_row="skip")
+    assert trainer.train_dataset.texts == {0: "a cat", 2: "the sea"}
+    assert trainer.train_dataset[0, 1]["row"] == 2
+    assert trainer.train_dataset.example_prompt == "a cat"
+    with pytest.raises(ValueError, match=r"has no column 'prompt'; it has 'text'.*`AlignPropConfig`"):
+        make_trainer(tmp_path, dataset=rows)
+    with pytest.raises(ValueError, match="no row that can be used"):
+        make_trainer(tmp_path, dataset=Dataset.from_dict({"prompt": [""]}), on_bad_row="skip")
+
+
+def test_prompts_are_read_by_name(tmp_path):
+    PROMPTS.to_json(tmp_path / "prompts.jsonl")
+    trainer = make_trainer(tmp_path, dataset=str(tmp_path / "prompts.jsonl"))
+    assert list(trainer.train_dataset.texts.values()) == PROMPTS["prompt"]
+
+
+# ---- Refused before anything is loaded ----
+
+
+@pytest.mark.parametrize(("name", "why"), [("AmusedPipeline", "tokens"), ("WanPipeline", "videos")])
+def test_pipelines_without_such_a_sampler_are_refused_by_their_index(tmp_path, name, why):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(ValueError, match=f"cannot be trained by the gradient of a reward here: .*{why}"):
+        make_trainer(tmp_path, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"reward": "videoreward"}, ValueError, "`reward`: The reward 'videoreward' gives scores without a gradient"),
+        ({"reward": "nothing"}, ValueError, "`reward`: There is no reward named 'nothing'"),
+        ({"reward": "tests.runs:brightness"}, ValueError, "'brightness' gives scores without a gradient"),
+        ({"train_dataset": None}, ValueError, "`train_dataset` is required"),
+        ({"train_dataset": PROMPTS.to_iterable_dataset()}, TypeError, "without `streaming=True`"),
+        ({"args": 1e-4}, TypeError, "`args` must be an `AlignPropConfig`, got `float`"),
+    ],
+)
+def test_arguments_that_cannot_work(tmp_path, arguments, error, message):
+    defaults = {"reward": Brightness(), "args": settings(tmp_path), "train_dataset": PROMPTS}
+    with pytest.raises(error, match=message):
+        AlignPropTrainer("no/such-model", **{**defaults, **arguments})
+
+
+def test_a_reward_is_tried_before_prompts_are_encoded(tmp_path):
+    class Detached(Brightness):
+        def score_pixels(self, prompts, pixels):
+            return pixels.detach().mean((1, 2, 3))
+
+    with pytest.raises(ValueError, match="'brightness' returned scores without a gradient"):
+        make_trainer(tmp_path, reward=Detached())
+    assert not (tmp_path / "cache").exists()
+
+
+def test_samplers_that_cannot_be_had(tmp_path):
+    flux = next(case for case in CASES if case.name == "flux")
+    with pytest.raises(ValueError, match=r"`sample_guidance_scale` is 2\.0, and this network takes its guidance as an"):
+        make_trainer(tmp_path, flux.build(), **flux.module.SETTINGS)
+    with pytest.raises(ValueError, match=r"`sample_eta` is 0\.5, and the pipeline's scheduler, a `FlowMatchEuler"):
+        make_trainer(tmp_path, flux.build(), sample_guidance_scale=None, sample_eta=0.5, **flux.module.SETTINGS)
+
+
+# ---- Settings ----
+
+
+def test_how_far_the_gradient_goes_back(tmp_path):
+    def last_steps(**changes):
+        return settings(tmp_path, sample_num_steps=50, **changes).last_steps
+
+    assert last_steps() == (1, 50)  # begins at step 0, 1, ... or 49
+    assert last_steps(truncated_rand_backprop_minmax=(10, 40)) == (11, 40)  # at 10, ... or 39
+    assert last_steps(truncated_backprop_rand=False) == (1, 1)
+    assert last_steps(truncated_backprop_rand=False, truncated_backprop_timestep=0) == (50, 50)
+    assert last_steps(truncated_backprop_rand=False, truncated_backprop_timestep=45) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beta": 3.0}, r"`beta` is 3\.0, which `AlignPropTrainer` has no use for"),
+        ({"loss_type": "sft"}, "`loss_type` is 'sft'"),
+        ({"recipe": "robust"}, "`recipe` is 'robust'"),
+        ({"sync_ref_model": True}, "compared with no reference"),
+        ({"max_drift": 1.2}, "`min_variety` works"),
+        ({"sample_num_inference_steps": 20}, "have `sample_num_steps`"),
+        ({"sample_num_steps": 0}, "`sample_num_steps` is 0; it must be at least 1"),
+        ({"sample_num_steps": 2.5}, r"`sample_num_steps` is 2\.5; it must be a whole number"),
+        ({"sample_eta": 1.5}, r"`sample_eta` is 1\.5; it must be from 0 to 1"),
+        ({"truncated_backprop_timestep": 1}, "is 1, which `truncated_backprop_rand=True` does not use"),
+        (
+            {"truncated_rand_backprop_minmax": [0, 2], "truncated_backprop_rand": False},
+            "which `truncated_backprop_rand=False` does not use. Set `truncated_backprop_timestep`",
+        ),
+        ({"truncated_backprop_timestep": 3, "truncated_backprop_rand": False}, "it must be from 0 to 2"),
+        ({"truncated_backprop_timestep": -1, "truncated_backprop_rand": False}, "it must be from 0 to 2"),
+        ({"truncated_rand_backprop_minmax": [0, 4]}, "must be two whole numbers"),
+        ({"truncated_rand_backprop_minmax": [2, 2]}, "must be two whole numbers"),
+        ({"truncated_rand_backprop_minmax": ["a"]}, "must be two whole numbers"),
+        ({"truncated_rand_backprop_minmax": "0"}, "must be two whole numbers"),
+        ({"eval_strategy": "steps", "eval_steps": 1}, "set `eval_rewards` or `eval_prompts`"),
+        (
+            {
+                "eval_strategy": "steps", "eval_steps": 1, "eval_prompts": ["a"], "load_best_model_at_end": True,
+                "save_strategy": "steps", "save_steps": 1,
+            },
+            "`metric_for_best_model` is 'loss', and an evaluation measures 'samples/variety'",
+        ),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_work(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        settings(tmp_path, **changes)
+
+
+def test_settings_come_back_from_json(tmp_path):
+    args = settings(tmp_path, truncated_rand_backprop_minmax=(0, 2))
+    own = json.loads(json.dumps(args.to_dict()))
+    names = ("sample_num_steps", "truncated_rand_backprop_minmax", "sample_guidance_scale", "lora_r")
+    assert AlignPropConfig(str(tmp_path), use_cpu=True, **{name: own[name] for name in names}).last_steps == (2, 3)
+    assert not {"beta", "loss_type", "threshold_type", "sample_num_inference_steps"} & own.keys()
+    assert args.learning_rate == 1e-2
+    assert AlignPropConfig(str(tmp_path), use_cpu=True).learning_rate == 1e-3
+
+
+def test_a_run_without_settings_is_named_after_the_model(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="`train_dataset` is required"):
+        AlignPropTrainer("owner/model", Brightness())
+    assert run_name_of("owner/model", "AlignProp") == "model-AlignProp"

@@ -97,7 +97,9 @@ def train(options: Options, **settings: Any) -> AlignPropTrainer:
 
 def print_results(trainer: AlignPropTrainer) -> None:
     """What the judge saw over the run, beside the reward that was climbed."""
-    table = Table("update", "reward (net)", "right digits (judge)", "variety (base: 100 %)", title="AlignProp on digits")
+    table = Table(
+        "update", "reward (net)", "right digits (judge)", "variety (base: 100 %)", title="AlignProp on digits"
+    )
     rewards = {entry["step"]: entry["reward"] for entry in trainer.state.log_history if "reward" in entry}
     for entry in trainer.state.log_history:
         if "eval_samples/right_digits" in entry:
