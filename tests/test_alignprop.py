@@ -54,8 +54,9 @@ def make_trainer(folder, pipeline=None, reward=None, dataset=PROMPTS, callbacks=
 
 
 def test_a_reward_is_climbed_and_the_adapter_loads_in_stock_diffusers(tmp_path):
-    trainer = make_trainer(tmp_path, max_steps=12)
+    trainer = make_trainer(tmp_path, max_steps=12, sample_prompts=["a cat"], sample_steps=12)
     trainer.train()
+    assert len(list((tmp_path / "out" / "samples").iterdir())) == 1
     rewards = logged(trainer, "reward")
     assert sum(rewards[-2:]) > sum(rewards[:2]) + 0.02  # an epoch's two updates
     assert rewards == pytest.approx([-loss for loss in logged(trainer)], abs=1e-4)
@@ -120,13 +121,12 @@ def test_every_family_with_a_sampler_is_trained(case, tmp_path):
     guided = case.name != "flux"
     trainer = make_trainer(
         tmp_path, case.build(), max_steps=1, resolution=case.module.RESOLUTION,
-        sample_guidance_scale=3.0 if guided else None, sample_prompts=["a cat"], sample_steps=1, **case.module.SETTINGS,
+        sample_guidance_scale=3.0 if guided else None, sample_num_steps=2, **case.module.SETTINGS,
     )  # fmt: skip
     before = trained_weights(trainer)
     trainer.train()  # layers without a gradient would be named
     after = trained_weights(trainer)
     assert any(not torch.equal(after[name], weight) for name, weight in before.items())
-    assert len(list((tmp_path / "out" / "samples").iterdir())) == 1
 
 
 def test_all_weights_can_be_trained_and_averaged(tmp_path):

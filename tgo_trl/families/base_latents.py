@@ -81,6 +81,10 @@ class LatentFamily(Family):
         own = inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default
         return float(own if scale is None else scale)
 
+    def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
+        """The guided prediction `f_0 + s (f_c - f_0)`, of predictions `[B, C, H, W]` with a prompt and without."""
+        return without + scale * (with_prompt - without)
+
     def guidance_options(self, scale: float) -> dict[str, Any]:
         """What the pipeline is called with to guide by a scale that [`guidance`] returned."""
         return {"guidance_scale": scale}

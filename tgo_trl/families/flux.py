@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor
@@ -29,6 +28,7 @@ class FluxFamily(FlowMatchingFamily):
 
     network_names = ("transformer",)
     has_sampler = True
+    own_sigmas = True
     latent_patch = 2
     training_settings = (*FlowMatchingFamily.training_settings, "train_guidance_scale")
     prompt_encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
@@ -53,10 +53,6 @@ class FluxFamily(FlowMatchingFamily):
     def longest_prompt(self, pipeline: DiffusionPipeline) -> int:
         """512, above which the pipeline refuses to be called."""
         return 512
-
-    def schedule_arguments(self, num_steps: int) -> dict[str, Any]:
-        """Noise levels from 1 to `1 / num_steps`, evenly spread, which the scheduler then shifts."""
-        return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps)}
 
     def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
         """1: the scale is an input of the network, if there is any, which [`predict`] gives it."""

@@ -52,6 +52,11 @@ class StableDiffusion3Family(FlowMatchingFamily):
         """The transformer takes patches of the latents."""
         return int(pipeline.vae_scale_factor * pipeline.patch_size)
 
+    def num_tokens(self, pipeline: DiffusionPipeline, shape: tuple[int, ...]) -> int:
+        """Patches of the latents."""
+        patch = int(pipeline.transformer.config.patch_size)
+        return (shape[-2] // patch) * (shape[-1] // patch)
+
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
         """Hidden states of CLIP, then of T5, `[B, tokens, features]`, and CLIP's pooled ones, `[B, features]`.
 

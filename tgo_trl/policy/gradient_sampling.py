@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..families import Family
+from ..families import FAMILIES, Family
 from ..families.base_latents import LatentFamily
 from .draws import SampleDraw
 from .encoders import FrozenEncoders
@@ -23,11 +23,10 @@ def check_sampler(family: Family | type[Family], name: str) -> None:
     """
     if family.has_sampler:
         return
-    # of a class, `process` tells nothing yet; tokens and videos are told by what their families extend
+    known = ", ".join(pipeline for pipeline, kind in FAMILIES.items() if kind.has_sampler)
     raise ValueError(
-        f"`{name}` cannot be trained by the gradient of a reward here: {_why_not(family)}. Use a pipeline of Stable "
-        "Diffusion 1.x, 2.x, XL, 3 or 3.5 or of FLUX.1, or train with `TGOTrainer`, which needs no gradient of the "
-        "reward."
+        f"`{name}` cannot be trained by the gradient of a reward here: {_why_not(family)}. Use one of {known}; or "
+        "`TGOTrainer`, which needs no gradient of the reward."
     )
 
 
@@ -122,8 +121,7 @@ class GradientSampler:
             return prediction
         twice = torch.cat([latents, latents])
         with_prompt, without = model(twice, time.expand(len(twice)), conditions).chunk(2)
-        guided: Tensor = without + self.guidance_scale * (with_prompt - without)
-        return guided
+        return self.family.guided(with_prompt, without, self.guidance_scale)
 
 
 def step_options(scheduler: Any, eta: float, generators: list[torch.Generator] | None) -> dict[str, Any]:
