@@ -1,6 +1,10 @@
 """A trainer that climbs a reward's gradient: its runs, its settings, and what it refuses before anything is loaded."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from tgo_trl.trainer.nonfinite import NonFiniteError
 
 from . import tiny
 from .cases import CASES
+from .devices import cpu_environment
 from .runs import Stop, StopAt, assert_close, assert_equal, logged, trained_weights
 
 PROMPTS = Dataset.from_dict({"prompt": ["a cat", "two birds", "a red cube", "the sea"]})
@@ -111,6 +116,31 @@ def test_results_do_not_depend_on_how_an_update_is_laid_out(tmp_path, eta):
     assert_close(runs[0][0], runs[1][0], 1e-6)
     assert runs[0][1] == pytest.approx(runs[1][1], abs=1e-6)
     assert runs[0][2] == pytest.approx(runs[1][2], abs=1e-6)
+
+
+def run_in_processes(folder, **layout):
+    """Three updates of four rows, the second and the third of which have padding in two processes; what they gave."""
+    rows = Dataset.from_dict({"prompt": [*PROMPTS["prompt"], "a fish", "a ship", "a tree"]})
+    trainer = make_trainer(folder, dataset=rows, max_steps=3, optim="sgd", learning_rate=1.0, **layout)
+    trainer.train()
+    values = {name: logged(trainer, name) for name in ("reward", "reward_std", "variety", "loss")}
+    return {"weights": trained_weights(trainer), **values}
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.test_alignprop"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, str(tmp_path)], cwd=Path(__file__).parents[1], env=cpu_environment(),
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    one = run_in_processes(tmp_path / "one", per_device_train_batch_size=4)
+    assert_equal(second["weights"], first["weights"])
+    assert_close(first.pop("weights"), one.pop("weights"), 1e-5)
+    for name, values in one.items():
+        assert first[name] == pytest.approx(values, abs=1e-5), name
 
 
 SAMPLED = [case for case in CASES if find_family(type(case.build())).has_sampler and "-" not in case.name]
@@ -313,3 +343,10 @@ def test_a_run_without_settings_is_named_after_the_model(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="`train_dataset` is required"):
         AlignPropTrainer("owner/model", Brightness())
     assert run_name_of("owner/model", "AlignProp") == "model-AlignProp"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out = Path(sys.argv[1])
+    found = run_in_processes(out / "two", per_device_train_batch_size=2)
+    torch.save(found, out / f"{os.environ['RANK']}.pt")
