@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
@@ -63,7 +64,8 @@ class Lumina2Family(FlowMatchingFamily):
     def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
         """As long as the prediction with a prompt, in each row of latents."""
         guided = super().guided(with_prompt, without, scale)
-        return guided * (with_prompt.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        length, wanted = (torch.linalg.vector_norm(it, dim=-1, keepdim=True) for it in (guided, with_prompt))
+        return guided * (wanted / length)
 
     def predict(
         self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]

@@ -66,9 +66,10 @@ class FrozenEncoders:
 
     def recompute_decoding(self) -> None:
         """Has autoencoders recompute their blocks in the backward pass, where they can."""
-        for module in self._modules(self.family.image_encoders):
-            if getattr(module, "_supports_gradient_checkpointing", False):
-                module.enable_gradient_checkpointing()
+        autoencoders: list[Any] = self._modules(self.family.image_encoders)
+        for autoencoder in autoencoders:
+            if getattr(autoencoder, "_supports_gradient_checkpointing", False):
+                autoencoder.enable_gradient_checkpointing()
 
     def summon(self) -> None:
         """Moves everything frozen to the device, to sample from the pipeline."""

@@ -77,7 +77,7 @@ class ClipScore(PromptReward):
     def _inputs(self, pixels: Tensor) -> Tensor:
         """The same of pixels, float32 `[N, 3, H, W]` in [0, 1], with gradient."""
         settings: Any = self._image_processor
-        size = dict(settings.size).get("shortest_edge")
+        size: Any = dict(settings.size).get("shortest_edge")
         crop = dict(settings.crop_size)
         usual = settings.do_resize and settings.do_center_crop and settings.do_rescale and settings.do_normalize
         if not usual or crop != {"height": size, "width": size} or settings.resample != Image.Resampling.BICUBIC:

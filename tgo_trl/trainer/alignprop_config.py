@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ..settings import shown
-from .selection import draws_samples, sample_metrics
+from .selection import draws_samples
 from .tgo_config import TGOConfig
 
 TAKEN = frozenset({
@@ -132,18 +132,10 @@ class AlignPropConfig(TGOConfig):
             )
 
     def _check_evaluation(self) -> None:
-        settings = vars(self)
-        if self.eval_strategy != "no" and not draws_samples(settings):
+        if self.eval_strategy != "no" and not draws_samples(vars(self)):
             raise ValueError(
                 f"`eval_strategy` is {shown(getattr(self.eval_strategy, 'value', self.eval_strategy))}, and an "
                 "evaluation draws samples: set `eval_rewards` or `eval_prompts`, or `eval_strategy='no'`."
-            )
-        known, metric = sample_metrics(settings), str(self.metric_for_best_model).removeprefix("eval_")
-        is_used = self.load_best_model_at_end or self.save_strategy == "best"
-        if is_used and metric not in known:
-            raise ValueError(
-                f"`metric_for_best_model` is {shown(self.metric_for_best_model)}, and an evaluation measures "
-                f"{', '.join(map(repr, known)) or 'nothing'}. Set it to one of them, which `eval_rewards` adds to."
             )
 
 

@@ -35,7 +35,7 @@ from .base_trainer import BaseTrainer
 from .callbacks import check_callbacks
 from .course import describe_optimizer
 from .eval_samples import load_eval_rewards
-from .feasibility import check_run
+from .feasibility import check_run, check_sample_metric
 from .nonfinite import UpdateGuard
 from .preparation import shard_writer, training_block, training_prompts
 
@@ -107,6 +107,7 @@ class AlignPropTrainer(BaseTrainer):
         # Whatever can be refused is, before anything is loaded.
         args = _default_args(model) if args is None else args
         texts = training_prompts(_check_arguments(args, train_dataset), args)
+        check_sample_metric(args)
         check_run(args, optimizers, optimizer_cls_and_kwargs)
         check_callbacks(args, callbacks)
         self.reward = _find_reward(reward)
@@ -131,9 +132,10 @@ class AlignPropTrainer(BaseTrainer):
 
         # What is trained.
         policy, was_trained = self._build_policy(args, dtype, peft_config, None, False, optimizers[0])
-        self.recomputes = bool(args.gradient_checkpointing or getattr(args, "activation_checkpointing", False))
-        policy.recomputes_calls = self.recomputes
-        if self.recomputes:
+        policy.recomputes_calls = bool(
+            args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)  # the newer name
+        )
+        if policy.recomputes_calls:
             self.encoders.recompute_decoding()
         settings = {
             "reward": f"{reward_name(self.reward)} ({getattr(self.reward, 'version', 'no version')})",

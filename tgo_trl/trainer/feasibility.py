@@ -92,6 +92,16 @@ def needs_best_metric(args: TGOConfig) -> bool:
     return args.metric_for_best_model is not None and (is_best or args.lr_scheduler_type in by_metric)
 
 
+def check_sample_metric(args: TGOConfig) -> None:
+    """Raises a ValueError if evaluations that draw samples, and do nothing else, lack `metric_for_best_model`."""
+    known = sample_metrics(vars(args))
+    if needs_best_metric(args) and _bare(args) not in known:
+        raise ValueError(
+            f"`metric_for_best_model` is {args.metric_for_best_model!r}, and an evaluation measures "
+            f"{', '.join(map(repr, known)) or 'nothing'}. Set it to one of them; `eval_rewards` adds some."
+        )
+
+
 def check_best_metric_for(args: TGOConfig, eval_dataset: object, process: NoiseProcess) -> None:
     """Raises a ValueError if a pipeline with this noise process cannot give `metric_for_best_model`."""
     sets = list(eval_dataset) if isinstance(eval_dataset, Mapping) else None
