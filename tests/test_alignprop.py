@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -334,6 +335,7 @@ def test_settings_come_back_from_json(tmp_path):
     names = ("sample_num_steps", "truncated_rand_backprop_minmax", "sample_guidance_scale", "lora_r")
     assert AlignPropConfig(str(tmp_path), use_cpu=True, **{name: own[name] for name in names}).last_steps == (2, 3)
     assert not {"beta", "loss_type", "threshold_type", "sample_num_inference_steps"} & own.keys()
+    assert replace(args, max_steps=7).to_dict() == {**own, "max_steps": 7}
     assert args.learning_rate == 1e-2
     assert AlignPropConfig(str(tmp_path), use_cpu=True).learning_rate == 1e-3
 

@@ -46,16 +46,20 @@ class LatentFamily(Family):
     # ---- The sampler's way, of families that have `has_sampler` ----
 
     def decode(self, pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
-        """Pixels `[B, 3, H, W]`, about -1 to 1, with gradient: the inverse of [`clean`], and the autoencoder.
+        """Pixels `[B, 3, H, W]`, about -1 to 1, with gradient.
 
         Args:
             pipeline: its autoencoder is on the device of `latents`, and decodes in its own dtype.
-            latents: float `[B, C, H, W]`.
+            latents: float `[B, C, H, W]`, as [`clean`] has them.
         """
-        config = pipeline.vae.config
-        latents = latents / float(config.scaling_factor) + float(config.get("shift_factor") or 0.0)
-        pixels: Tensor = pipeline.vae.decode(latents.to(pipeline.vae.dtype), return_dict=False)[0]
+        latents = self.unscaled(pipeline, latents).to(pipeline.vae.dtype)
+        pixels: Tensor = pipeline.vae.decode(latents, return_dict=False)[0]
         return pixels
+
+    def unscaled(self, pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
+        """What the autoencoder decodes: the inverse of [`clean`]."""
+        config = pipeline.vae.config
+        return latents / float(config.scaling_factor) + float(config.get("shift_factor") or 0.0)
 
     def schedule(
         self, pipeline: DiffusionPipeline, num_steps: int, shape: tuple[int, ...], device: torch.device

@@ -65,7 +65,8 @@ class Lumina2Family(FlowMatchingFamily):
         """As long as the prediction with a prompt, in each row of latents."""
         guided = super().guided(with_prompt, without, scale)
         length, wanted = (torch.linalg.vector_norm(it, dim=-1, keepdim=True) for it in (guided, with_prompt))
-        return guided * (wanted / length)
+        scaled: Tensor = guided * (wanted / length)
+        return scaled
 
     def predict(
         self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]

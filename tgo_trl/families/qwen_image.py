@@ -77,9 +77,11 @@ class QwenImageFamily(FlowMatchingFamily):
 
     def decode(self, pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
         """Pixels `[B, 3, H, W]`, about -1 to 1, with gradient; to the autoencoder, of videos."""
-        latents = not_standardized(latents, pipeline.vae.config).unsqueeze(2)
-        pixels: Tensor = pipeline.vae.decode(latents.to(pipeline.vae.dtype), return_dict=False)[0]
-        return pixels.squeeze(2)
+        return super().decode(pipeline, latents).squeeze(2)
+
+    def unscaled(self, pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
+        """Also one frame of a video, `[B, C, 1, H, W]`."""
+        return not_standardized(latents, pipeline.vae.config).unsqueeze(2)
 
     def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
         """The scale as [`sample`] takes it: 1, unless one is given, as the pipeline guides nothing by itself."""

@@ -58,13 +58,13 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
             latents = standardized(latents, config)
         return latents * float(config.scaling_factor)
 
-    def decode(self, pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
-        """Also undoes what [`clean`] does with `latents_mean` and `latents_std`, where the autoencoder has them."""
+    def unscaled(self, pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
+        """Also undoes `latents_mean` and `latents_std`, where the autoencoder has them."""
         config = pipeline.vae.config
+        latents = latents / float(config.scaling_factor)
         if config.latents_mean is not None and config.latents_std is not None:
-            scale = float(config.scaling_factor)
-            latents = not_standardized(latents / scale, config) * scale
-        return super().decode(pipeline, latents)
+            latents = not_standardized(latents, config)
+        return latents
 
     def encode_nothing(self, pipeline: DiffusionPipeline) -> dict[str, Tensor]:
         """Zeros, where the pipeline takes them for the empty prompt, as the base model's does."""

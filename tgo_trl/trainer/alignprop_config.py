@@ -78,10 +78,11 @@ class AlignPropConfig(TGOConfig):
         if isinstance(self.truncated_rand_backprop_minmax, tuple):  # as TRL has it
             self.truncated_rand_backprop_minmax = list(self.truncated_rand_backprop_minmax)
         super().__post_init__()
+        for name, default in _not_taken().items():  # which became what they are for another trainer
+            setattr(self, name, default)
         self._check_sampling()
         self._check_truncation()
         self._check_evaluation()
-        self.sample_num_inference_steps = self.sample_num_steps
 
     def to_dict(self) -> dict[str, Any]:
         """As of [`TGOConfig`], without the settings that are not taken."""
