@@ -265,8 +265,14 @@ def test_a_reward_is_tried_before_prompts_are_encoded(tmp_path):
         def score_pixels(self, prompts, pixels):
             return pixels.detach().mean((1, 2, 3))
 
+    class Aside(Detached):
+        def score_pixels(self, prompts, pixels):
+            return super().score_pixels(prompts, pixels) * torch.ones(1, requires_grad=True)
+
     with pytest.raises(ValueError, match="'brightness' returned scores without a gradient"):
         make_trainer(tmp_path, reward=Detached())
+    with pytest.raises(ValueError, match="'brightness' has a gradient, and none of the pixels"):
+        make_trainer(tmp_path, reward=Aside())
     assert not (tmp_path / "cache").exists()
 
 

@@ -177,7 +177,12 @@ class AlignPropTrainer(BaseTrainer):
         """Raises a ValueError if the reward of a grey image has no gradient: rather now than in the first update."""
         pixels = torch.full((1, 3, *self.size), 0.5, device=self.encoders.device, requires_grad=True)
         with torch.enable_grad():
-            checked_pixel_scores(self.reward, [prompt], pixels)
+            scores = checked_pixel_scores(self.reward, [prompt], pixels)
+        if torch.autograd.grad(scores.sum(), pixels, allow_unused=True)[0] is None:
+            raise ValueError(
+                f"The reward {reward_name(self.reward)!r} has a gradient, and none of the pixels: its `score_pixels` "
+                "detaches them, or makes something else of them. Compute with the tensor that it is given."
+            )
 
     def _sampling_options(self) -> dict[str, Any]:
         """As in training, so that what is shown is what is trained."""
