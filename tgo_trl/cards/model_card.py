@@ -76,7 +76,7 @@ class CardContent:
         rank_and_alpha: of the adapter; None if there is none, or they differ from layer to layer.
         method: how it was trained, after "trained with".
         method_tag: the same as a tag.
-        paper: where the method is from.
+        method_paper: where it is from.
         rule: threshold and weights; None without scores.
         hyperparameters: a name and a value per row of the table.
         prompt: for the snippet.
@@ -103,7 +103,7 @@ class CardContent:
     rank_and_alpha: tuple[int, float] | None
     method: str
     method_tag: str
-    paper: Paper
+    method_paper: Paper
     rule: LabelRule | None
     hyperparameters: Mapping[str, Any]
     prompt: str
@@ -141,9 +141,9 @@ def build_card(content: CardContent) -> ModelCard:
         **_adapter_scale(content.rank_and_alpha),
         loading_method="from_single_file" if is_file else "from_pretrained",
         versions={name: version for name in PACKAGES if (version := _installed_version(name))},
-        title=content.paper.title,
-        paper_id=content.paper.id,
-        citation=content.paper.citation,
+        title=content.method_paper.title,
+        paper_id=content.method_paper.id,
+        citation=content.method_paper.citation,
     )
     return ModelCard(text)
 

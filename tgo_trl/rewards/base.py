@@ -19,9 +19,6 @@ from ..precision import as_dtype, default_dtype
 
 logger = logging.getLogger(__name__)
 
-DIFFERENTIABLE = ("aesthetic", "clip_score", "hpsv2.1", "imagereward", "pickscore")
-"""Those rewards of this package that give gradients."""
-
 Reward: TypeAlias = Callable[[Sequence[str], Sequence[Any]], Sequence[float]]
 """`N` prompts and `N` images (for a video reward: lists of frames) to `N` scores, higher is better."""
 
@@ -202,56 +199,11 @@ class UserReward:
         self.name = str(getattr(function, "name", name))
         self.version = str(getattr(function, "version", version))
         self.license = str(getattr(function, "license", "not stated"))
-        self.differentiable = is_differentiable(function)
+        self.differentiable, self.score_pixels = is_differentiable(function), getattr(function, "score_pixels", None)
 
     def __call__(self, prompts: Sequence[str], images: Sequence[Any]) -> Sequence[float]:
         """What the function returns, unchecked."""
         return self.function(prompts, images)
-
-    def score_pixels(self, prompts: Sequence[str], pixels: Tensor) -> Tensor:
-        """What the function's own `score_pixels` returns, unchecked; raises a ValueError if it has none."""
-        check_differentiable(self)
-        function: Any = self.function
-        scores: Tensor = function.score_pixels(prompts, pixels)
-        return scores
-
-
-def is_differentiable(reward: Any) -> bool:
-    """Whether a reward says that it is, and has a `score_pixels`; see [`DifferentiableReward`]."""
-    return getattr(reward, "differentiable", False) is True and callable(getattr(reward, "score_pixels", None))
-
-
-def check_differentiable(reward: Any) -> None:
-    """Raises a ValueError if a reward cannot give gradients, naming those that can."""
-    if is_differentiable(reward):
-        return
-    raise ValueError(
-        f"The reward {reward_name(reward)!r} gives scores without a gradient. Those that can be climbed are "
-        f"{', '.join(DIFFERENTIABLE)}, and objects of your own that have `differentiable = True` and "
-        "`score_pixels(prompts, pixels)`, which takes a float tensor [N, 3, H, W] in [0, 1] and returns a tensor [N]."
-    )
-
-
-def checked_pixel_scores(reward: DifferentiableReward, prompts: Sequence[str], pixels: Tensor) -> Tensor:
-    """The reward's scores of pixels, float32 `[N]`, with gradient; whether they are finite is not looked at.
-
-    Raises:
-        ValueError: if it returns anything else, naming the reward.
-    """
-    scores: Any = reward.score_pixels(prompts, pixels)
-    wanted = f"`score_pixels` has to return a floating-point tensor of shape [{len(prompts)}] that holds a gradient"
-    if not isinstance(scores, Tensor):
-        raise ValueError(f"The reward {reward_name(reward)!r} returned a `{type(scores).__name__}`; {wanted}.")
-    if scores.shape != (len(prompts),) or not scores.is_floating_point():
-        raise ValueError(
-            f"The reward {reward_name(reward)!r} returned {scores.dtype} of shape {list(scores.shape)}; {wanted}."
-        )
-    if pixels.requires_grad and not scores.requires_grad:
-        raise ValueError(
-            f"The reward {reward_name(reward)!r} returned scores without a gradient of the pixels, as of a call within "
-            f"`torch.no_grad()` or through NumPy; {wanted}."
-        )
-    return scores.float()
 
 
 def checked_scores(reward: Reward, prompts: Sequence[str], images: Sequence[Any]) -> list[float]:
@@ -312,6 +264,48 @@ def load_images(images: Sequence[Any]) -> list[Image.Image]:
         except ValueError as error:
             raise ValueError(f"Image {i} of a batch of {len(images)}: {error}.") from error
     return loaded
+
+
+DIFFERENTIABLE = ("aesthetic", "clip_score", "hpsv2.1", "imagereward", "pickscore")
+"""Those rewards of this package that give gradients."""
+
+
+def is_differentiable(reward: Any) -> bool:
+    """Whether a reward says that it is, and has a `score_pixels`; see [`DifferentiableReward`]."""
+    return getattr(reward, "differentiable", False) is True and callable(getattr(reward, "score_pixels", None))
+
+
+def check_differentiable(reward: Any) -> None:
+    """Raises a ValueError if a reward cannot give gradients, naming those that can."""
+    if is_differentiable(reward):
+        return
+    raise ValueError(
+        f"The reward {reward_name(reward)!r} gives scores without a gradient. Those that can be climbed are "
+        f"{', '.join(DIFFERENTIABLE)}, and objects of your own that have `differentiable = True` and "
+        "`score_pixels(prompts, pixels)`, which takes a float tensor [N, 3, H, W] in [0, 1] and returns a tensor [N]."
+    )
+
+
+def checked_pixel_scores(reward: DifferentiableReward, prompts: Sequence[str], pixels: Tensor) -> Tensor:
+    """The reward's scores of pixels, float32 `[N]`, with gradient; whether they are finite is not looked at.
+
+    Raises:
+        ValueError: if it returns anything else, naming the reward.
+    """
+    scores: Any = reward.score_pixels(prompts, pixels)
+    wanted = f"`score_pixels` has to return a floating-point tensor of shape [{len(prompts)}] that holds a gradient"
+    if not isinstance(scores, Tensor):
+        raise ValueError(f"The reward {reward_name(reward)!r} returned a `{type(scores).__name__}`; {wanted}.")
+    if scores.shape != (len(prompts),) or not scores.is_floating_point():
+        raise ValueError(
+            f"The reward {reward_name(reward)!r} returned {scores.dtype} of shape {list(scores.shape)}; {wanted}."
+        )
+    if pixels.requires_grad and not scores.requires_grad:
+        raise ValueError(
+            f"The reward {reward_name(reward)!r} returned scores without a gradient of the pixels, as of a call within "
+            f"`torch.no_grad()` or through NumPy; {wanted}."
+        )
+    return scores.float()
 
 
 def hub_file(model_id: str, filename: str, revision: str | None = None) -> tuple[Path, str | None]:

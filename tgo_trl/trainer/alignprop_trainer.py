@@ -86,7 +86,7 @@ class AlignPropTrainer(BaseTrainer):
     loss_is_scaled_for_ga = True
     method = "reward backpropagation (AlignProp)"
     method_tag = "alignprop"
-    paper: Paper = ALIGNPROP_PAPER
+    method_paper: Paper = ALIGNPROP_PAPER
     _objective_name = "AlignProp"
 
     def __init__(

@@ -455,7 +455,7 @@ class BaseTrainer(ResumableTrainer):
             rank_and_alpha=self.policy.rank_and_alpha,
             method=self.method,
             method_tag=self.method_tag,
-            paper=self.paper,
+            method_paper=self.method_paper,
             rule=self.label_rule,
             hyperparameters=self.hyperparameters(),
             prompt=self._example_prompt(),
@@ -478,17 +478,12 @@ class BaseTrainer(ResumableTrainer):
         card.save(path)
 
     @property
-    def method(self) -> str:
-        """How it is trained, after "trained with", for the card."""
-        raise NotImplementedError
-
-    @property
     def method_tag(self) -> str:
-        """The same as a tag."""
+        """How it is trained, as a tag of the card."""
         return self.args.loss_type
 
     @property
-    def paper(self) -> Paper:
+    def method_paper(self) -> Paper:
         """Where the method is from."""
         return TGO_PAPER
 
@@ -496,6 +491,11 @@ class BaseTrainer(ResumableTrainer):
     def _objective_name(self) -> str:
         """What messages call it."""
         return f"`loss_type={self.args.loss_type!r}`"
+
+    @property
+    def method(self) -> str:
+        """How it is trained, after "trained with", for the card."""
+        raise NotImplementedError
 
     def hyperparameters(self) -> dict[str, Any]:
         """Name and value of each line of the card's table."""
