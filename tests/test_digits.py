@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tgo_trl.trainer.evaluations import read_evaluations
 
@@ -144,3 +145,18 @@ def test_bounds_end_a_run_that_goes_wrong_and_keep_a_checkpoint_inside_of_them(d
         assert kept.variety >= 0.75
     assert robust["best_metric"] > 0.75 > 0.65 > paper["best_metric"], "a run that is not ended gets further"
     assert Image.open(path).size[0] > 1000
+
+
+@pytest.mark.slow
+def test_digits_are_drawn_by_the_gradient_of_a_net_at_a_small_size(digits, tmp_path, capsys):
+    import alignprop
+
+    options = alignprop.Options(
+        tmp_path, num_updates=2, batch_size=4, num_steps=2, samples_per_prompt=2, num_evaluations=1
+    )
+    alignprop.main(options)
+    assert "right digits (judge)" in capsys.readouterr().out
+    assert (tmp_path / "pytorch_lora_weights.safetensors").is_file()
+    pixels = torch.full((1, 3, 16, 16), 0.5, requires_grad=True)
+    score = alignprop.AskedDigit().score_pixels(["the digit two"], pixels)
+    assert torch.autograd.grad(score.sum(), pixels)[0].abs().max() > 0

@@ -123,6 +123,17 @@ def test_a_score_depends_on_its_own_row_alone(reward):
     reward.batch_size = 16
 
 
+def test_tensors_are_scored_as_images_and_with_a_gradient(reward):
+    image = load_sample_images().images[0][:224, 100:324]
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float().div(255).requires_grad_()
+    scores = reward.score_pixels(GOLDEN["prompts"][:1], pixels)
+    assert scores.tolist() == pytest.approx(reward(GOLDEN["prompts"][:1], [Image.fromarray(image)]), abs=1e-5)
+    (slope,) = torch.autograd.grad(scores.sum(), pixels)
+    with torch.no_grad():
+        ahead = reward.score_pixels(GOLDEN["prompts"][:1], pixels + 0.01 * slope / slope.abs().max())
+    assert (ahead - scores).item() == pytest.approx(0.01 * (slope.square().sum() / slope.abs().max()).item(), rel=0.1)
+
+
 def test_the_head_has_no_activations(reward):
     """By hand: with the last layer's bias alone, the score is (bias - mean) / std."""
     constant = {name: torch.zeros_like(value) for name, value in reward._head.state_dict().items()}

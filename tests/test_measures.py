@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from tgo_trl.measures import (
+    Moments,
     group_varieties,
     interval,
     resampled_means,
@@ -99,3 +100,21 @@ def test_all_rows_have_the_same_prompts_in_a_draw():
     assert not torch.equal(resampled_means(both, 250, seed=1), means)
     one = torch.tensor([[3.0]], dtype=torch.float64)
     assert interval(resampled_means(one, 100)[0]) == interval(resampled_medians(one[..., None], 100)[0]) == (3, 3)
+
+
+def test_moments_are_those_of_all_rows():
+    rows = torch.randn(11, 3, generator=torch.Generator().manual_seed(0)) + 100
+    moments = Moments()
+    assert moments.pop() is None
+    moments.add(rows[:4], torch.ones(4, dtype=torch.bool))
+    moments.add(torch.cat([rows[4:], torch.full((2, 3), torch.nan)]), torch.tensor([True] * 7 + [False] * 2))
+    spread = moments.pop()
+    assert spread.mean.tolist() == pytest.approx(rows.double().mean(0).tolist())
+    assert spread.variance == pytest.approx(rows.double().var(0).sum().item())
+    apart = torch.stack([(rows[i] - rows[j]).double() for i in range(11) for j in range(i)])
+    assert spread.distance == pytest.approx(apart.square().mean().sqrt().item())
+    assert moments.pop() is None
+    moments.add(rows[:1, :1], torch.tensor([True]))
+    assert moments.pop(lambda sums, how: 2 * sums).deviation == 0  # the same row in two processes
+    moments.add(rows[:1], torch.tensor([False]))
+    assert moments.pop() is None

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ from PIL import Image
 import tgo_trl.rewards as rewards
 from tgo_trl.precision import as_dtype, default_dtype
 from tgo_trl.rewards import REWARDS, Ensemble, Member, checked_scores, load_reward
-from tgo_trl.rewards.base import ModelReward, UserReward, load_images
+from tgo_trl.rewards.base import (
+    DIFFERENTIABLE,
+    ModelReward,
+    UserReward,
+    checked_pixel_scores,
+    is_differentiable,
+    load_images,
+)
 
 IMAGES = [Image.new("RGB", (8, 8), color) for color in ("black", "gray", "white")]
 PROMPTS = ["a", "bb", "ccc"]
@@ -77,6 +85,15 @@ def test_a_reward_by_name_has_name_version_license_and_loads_nothing(name):
     assert reward.license
     assert (reward.batch_size, reward.device, reward.dtype) == (3, torch.device("cpu"), torch.bfloat16)
     assert reward([], []) == []
+
+
+@pytest.mark.parametrize("name", sorted(REWARDS))
+def test_a_reward_says_whether_it_has_a_gradient(name):
+    reward = load_reward(name, device="cpu")
+    assert is_differentiable(reward) == (name in DIFFERENTIABLE)
+    if name not in DIFFERENTIABLE:
+        with pytest.raises(ValueError, match=f"{name!r} gives scores without a gradient.*aesthetic, clip_score, "):
+            reward.score_pixels(["a"], torch.zeros(1, 3, 8, 8))
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -277,6 +294,61 @@ def test_the_card_of_an_ensemble():
     assert ensemble.version == "2 * x [1] + 1 * (y [o/n@main] - 1) / 2"
     assert ensemble.license == "x: not stated; y: none"
     assert ensemble.name == "ensemble"
+
+
+class Level:
+    """Mean of one channel, with gradient."""
+
+    differentiable = True
+
+    def __init__(self, channel):
+        self.channel = channel
+
+    def __call__(self, prompts, images):
+        return [float(np.asarray(image)[..., self.channel].mean() / 255) for image in images]
+
+    def score_pixels(self, prompts, pixels):
+        return pixels[:, self.channel].mean((1, 2))
+
+
+def test_an_ensemble_has_a_gradient_if_all_members_do():
+    """2 (s_0 - 0.5) / 0.25 - s_2: slopes of 8 and -1, over the 4 pixels."""
+    members = {"red": Member(Level(0), 2.0, center=0.5, scale=0.25), "blue": Member(Level(2), -1.0, "none")}
+    pixels = torch.rand(2, 3, 2, 2).requires_grad_()
+    scores = Ensemble(members).score_pixels(["", ""], pixels)
+    assert is_differentiable(Ensemble(members))
+    assert torch.allclose(scores, 8 * (pixels[:, 0].mean((1, 2)) - 0.5) - pixels[:, 2].mean((1, 2)))
+    (slope,) = torch.autograd.grad(scores.sum(), pixels)
+    assert slope.mean((0, 2, 3)).tolist() == [2, 0, -0.25]
+    mixed = Ensemble({**members, "length": Member(LENGTHS, 1.0, "none")})
+    assert not is_differentiable(mixed)
+    with pytest.raises(ValueError, match="'length' gives scores without a gradient"):
+        mixed.score_pixels(["", ""], pixels)
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda pixels: pixels.mean((1, 2, 3)).tolist(), "returned a `list`"),
+        (lambda pixels: pixels.mean(), r"of shape \[\]; .* shape \[2\]"),
+        (lambda pixels: pixels.mean((1, 2, 3)) > 0.5, r"returned torch\.bool"),
+        (lambda pixels: pixels.detach().mean((1, 2, 3)), "without a gradient of the pixels"),
+    ],
+)
+def test_scores_of_pixels_are_checked(score, message):
+    reward = SimpleNamespace(name="mine", differentiable=True, score_pixels=lambda prompts, pixels: score(pixels))
+    with pytest.raises(ValueError, match=rf"'mine' {message}" if message.startswith("returned") else message):
+        checked_pixel_scores(reward, ["", ""], torch.rand(2, 3, 4, 4).requires_grad_())
+
+
+def test_an_object_of_a_file_can_have_a_gradient(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "class Mean:\n    differentiable = True\n    def score_pixels(self, prompts, pixels):\n"
+        "        return pixels.mean((1, 2, 3))\n    def __call__(self, prompts, images):\n        return [0.0]\n"
+    )
+    reward = load_reward(f"{tmp_path}/mine.py:Mean")
+    assert is_differentiable(reward)
+    assert reward.score_pixels(["a"], torch.ones(1, 3, 2, 2)).tolist() == [1.0]
 
 
 def test_an_ensemble_that_is_not_fitted_says_so():

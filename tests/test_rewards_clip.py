@@ -31,7 +31,8 @@ from tgo_trl.media.images import load_image
 from tgo_trl.rewards.aesthetic import Aesthetic, linear_head, openai_pixels
 from tgo_trl.rewards.base import hub_file, load_pt_file
 from tgo_trl.rewards.clip_score import ClipScore
-from tgo_trl.rewards.hpsv2 import HPSv2, hps_pixels
+from tgo_trl.rewards.hpsv2 import HPSv2, hps_pixels, padded_square
+from tgo_trl.rewards.networks import normalize, resized_square
 from tgo_trl.rewards.open_clip import clip_from_open_clip
 from tgo_trl.rewards.pickscore import PickScore
 
@@ -528,3 +529,59 @@ def test_a_head_of_another_backbone_is_refused(clip_folder, tmp_path):
 def test_other_heads_are_refused(shapes):
     with pytest.raises(ValueError, match="not a stack of linear layers with one output"):
         linear_head({name: torch.zeros(shape) for name, shape in shapes.items()})
+
+
+# ---- With gradient ----
+
+
+def as_pixels(*images):
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 for image in images])
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_tensors_are_brought_to_size_as_images_are(clip_folder, hps_folder, name):
+    """Up to Pillow's rounding to 8 bits after each of its two passes: less than 2 of 255, and 0.4 on average."""
+    image, pixels = PHOTOS[name], as_pixels(PHOTOS[name])
+    clip = ClipScore(clip_folder)
+    clip._load_preprocessing()
+    pairs = [
+        (clip._inputs(pixels)[0], clip._pixels([image])[0]),
+        (normalize(resized_square(pixels, 224, round))[0], openai_pixels(image, 224)),
+    ]
+    for ours, theirs in pairs:
+        shades = (ours - theirs).abs() * torch.tensor(STD).view(3, 1, 1) * 255
+        assert shades.max() < 2
+        assert shades.mean() < 0.4
+    assert torch.equal(padded_square(pixels, 224)[0], hps_pixels(image, 224))
+
+
+@pytest.mark.parametrize("name", ["clip_score", "pickscore", "hpsv2.1", "aesthetic"])
+def test_scores_of_tensors_are_those_of_images_and_have_a_gradient(clip_folder, hps_folder, head_folder, name):
+    reward = {
+        "clip_score": lambda: ClipScore(clip_folder),
+        "pickscore": lambda: PickScore(clip_folder, processor=clip_folder),
+        "hpsv2.1": lambda: hps_reward(hps_folder),
+        "aesthetic": lambda: Aesthetic(head_folder, backbone=clip_folder),
+    }[name]()
+    assert (reward.name, reward.differentiable) == (name, True)
+    images = [PHOTOS["landscape"], CHINA.crop((0, 0, 640, 427)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    pixels = as_pixels(*images).requires_grad_()
+    scores = reward.score_pixels(PROMPTS[:2], pixels)
+    assert scores.dtype == torch.float32
+    spread = np.ptp(reward(PROMPTS, [PHOTOS["landscape"], PHOTOS["portrait"], PHOTOS["odd"], FLOWER]))
+    assert scores.tolist() == pytest.approx(reward(PROMPTS[:2], images), abs=0.02 * spread)
+    (slope,) = torch.autograd.grad(scores[0], pixels)
+    assert slope[1].abs().max() == 0  # the other row's
+    way = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0)) * slope.abs().max() + slope
+    way = 0.02 * way / way.abs().max()
+    with torch.no_grad():
+        ahead, behind = (reward.score_pixels(PROMPTS[:2], pixels + sign * way)[0] for sign in (1, -1))
+    assert (ahead - behind).item() / 2 == pytest.approx((slope * way).sum().item(), rel=0.05)
+
+
+def test_image_settings_without_a_gradient_are_refused(clip_folder, tmp_path):
+    CLIPImageProcessorPil(do_center_crop=False).save_pretrained(tmp_path)
+    clip_tokenizer().save_pretrained(tmp_path)
+    reward = ClipScore(clip_folder, processor=str(tmp_path))
+    with pytest.raises(ValueError, match="are not CLIP's"):
+        reward.score_pixels(["a"], as_pixels(CHINA))

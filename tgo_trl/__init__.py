@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .commands.strength.run import strength
     from .families import Family
     from .models import MeissonicPipeline
+    from .trainer.alignprop_config import AlignPropConfig
+    from .trainer.alignprop_trainer import AlignPropTrainer
     from .trainer.sample_grids import SampleGridCallback
     from .trainer.tgo_config import TGOConfig
     from .trainer.tgo_trainer import TGOTrainer
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "AlignPropConfig": "trainer.alignprop_config",
+    "AlignPropTrainer": "trainer.alignprop_trainer",
     "ConvertConfig": "commands.convert.config",
     "EvaluateConfig": "commands.evaluate.config",
     "Family": "families",
@@ -49,9 +53,10 @@ _EXPORTS = {
 }
 
 __all__ = [
-    "ConvertConfig", "EvaluateConfig", "Family", "GenerateConfig", "InspectConfig", "JudgeConfig", "MeissonicPipeline",
-    "SampleGridCallback", "ScoreConfig", "StrengthConfig", "TGOConfig", "TGOTrainer", "__version__", "convert",
-    "evaluate", "generate", "inspect", "judge", "score", "strength",
+    "AlignPropConfig", "AlignPropTrainer", "ConvertConfig", "EvaluateConfig", "Family", "GenerateConfig",
+    "InspectConfig", "JudgeConfig", "MeissonicPipeline", "SampleGridCallback", "ScoreConfig", "StrengthConfig",
+    "TGOConfig", "TGOTrainer", "__version__", "convert", "evaluate", "generate", "inspect", "judge", "score",
+    "strength",
 ]  # fmt: skip
 
 

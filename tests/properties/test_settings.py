@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
-from tgo_trl import TGOConfig
+from tgo_trl import AlignPropConfig, TGOConfig
 from tgo_trl.commands.convert.config import ConvertConfig
 from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.generate.config import GenerateConfig
@@ -19,6 +19,7 @@ from tgo_trl.commands.judge.config import JudgeConfig
 from tgo_trl.commands.score.config import ScoreConfig
 from tgo_trl.commands.strength.config import StrengthConfig
 from tgo_trl.labels.checks import MAX_FLOAT32
+from tgo_trl.trainer.alignprop_config import TAKEN
 from tgo_trl.trainer.checkpoints import public_config
 
 INHERITED = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -110,6 +111,22 @@ def test_a_setting_of_any_type_is_taken_or_named(tmp_path_factory, name, value):
     if config is None:
         assert name in reason
         assert len(reason) < 1000
+
+
+CLIMBED = {field.name for field in dataclasses.fields(AlignPropConfig)} - INHERITED
+
+
+@given(st.sampled_from(sorted(CLIMBED)), anything)
+@example("truncated_rand_backprop_minmax", [True, 2])
+@example("truncated_rand_backprop_minmax", [0, 10**400])
+def test_so_is_one_of_alignprop(tmp_path_factory, name, value):
+    config, reason = refusal(AlignPropConfig, str(tmp_path_factory.getbasetemp()), use_cpu=True, **{name: value})
+    if config is None:
+        assert name in reason
+        assert len(reason) < 1000
+    else:
+        assert 1 <= config.last_steps[0] <= config.last_steps[1] <= config.sample_num_steps
+        assert name in config.to_dict() or name not in TAKEN
 
 
 COMMANDS = {

@@ -18,15 +18,45 @@ from ..policy.single_file import is_single_file
 
 TEMPLATE_NAME = "model_card_template.md"
 PACKAGES = ("tgo_trl", "trl", "transformers", "diffusers", "peft", "accelerate", "datasets", "torch")
-TITLE = "Threshold-Guided Optimization for Visual Generative Models"
-PAPER_ID = "2605.04653"
-CITATION = f"""@inproceedings{{tgo2026,
-    title     = {{{{{TITLE}}}}},
-    booktitle = {{International Conference on Machine Learning}},
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method is from.
+
+    Attributes:
+        title: of the paper.
+        id: its number on arXiv.
+        citation: its entry in a bibliography, as BibTeX.
+    """
+
+    title: str
+    id: str
+    citation: str
+
+
+TGO_PAPER = Paper(
+    "Threshold-Guided Optimization for Visual Generative Models",
+    "2605.04653",
+    """@inproceedings{tgo2026,
+    title     = {{Threshold-Guided Optimization for Visual Generative Models}},
+    booktitle = {International Conference on Machine Learning},
     year      = 2026,
-    eprint    = {{{PAPER_ID}}},
-    archivePrefix = {{arXiv}},
-}}"""
+    eprint    = {2605.04653},
+    archivePrefix = {arXiv},
+}""",
+)
+ALIGNPROP_PAPER = Paper(
+    "Aligning Text-to-Image Diffusion Models with Reward Backpropagation",
+    "2310.03739",
+    """@article{prabhudesai2023aligning,
+    title     = {{Aligning Text-to-Image Diffusion Models with Reward Backpropagation}},
+    author    = {Mihir Prabhudesai and Anirudh Goyal and Deepak Pathak and Katerina Fragkiadaki},
+    year      = 2023,
+    eprint    = {2310.03739},
+    archivePrefix = {arXiv},
+}""",
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +77,7 @@ class CardContent:
         rank_and_alpha: of the adapter; None if there is none, or they differ from layer to layer.
         method: how it was trained, after "trained with".
         method_tag: the same as a tag.
+        method_paper: where it is from.
         rule: threshold and weights; None without scores.
         pairs: what was compared; None if no pairs were.
         hyperparameters: a name and a value per row of the table.
@@ -76,6 +107,7 @@ class CardContent:
     rank_and_alpha: tuple[int, float] | None
     method: str
     method_tag: str
+    method_paper: Paper
     rule: LabelRule | None
     pairs: Pairs | None
     hyperparameters: Mapping[str, Any]
@@ -116,9 +148,9 @@ def build_card(content: CardContent) -> ModelCard:
         **_adapter_scale(content.rank_and_alpha),
         loading_method="from_single_file" if is_file else "from_pretrained",
         versions={name: version for name in PACKAGES if (version := _installed_version(name))},
-        title=TITLE,
-        paper_id=PAPER_ID,
-        citation=CITATION,
+        title=content.method_paper.title,
+        paper_id=content.method_paper.id,
+        citation=content.method_paper.citation,
     )
     return ModelCard(text)
 

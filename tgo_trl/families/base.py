@@ -46,6 +46,9 @@ class Family(ABC):
     """Those fields that change nothing in what is encoded."""
     lora_target_modules: ClassVar[tuple[str, ...]]
     """The modules that get an adapter unless the user names others."""
+    has_sampler: ClassVar[bool] = False
+    """Whether samples can be drawn with gradient, as the pipeline itself draws them: with the `decode`, `schedule`,
+    `guidance` and `encode_nothing` of a [`~tgo_trl.families.base_latents.LatentFamily`]."""
 
     @classmethod
     def load(cls, model: str, **kwargs: Any) -> DiffusionPipeline:

@@ -4,6 +4,8 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from ..noise import FlowMatchingProcess, NoiseProcess, build_density
@@ -25,6 +27,9 @@ class FlowMatchingFamily(LatentFamily):
     training_settings: ClassVar[tuple[str, ...]] = (
         "timestep_density", "logit_mean", "logit_std", "mode_scale", "timestep_shift",
     )  # fmt: skip
+
+    own_sigmas: ClassVar[bool] = False
+    """Whether the pipeline gives its scheduler noise levels from 1 to `1 / num_steps`, evenly spread, to be shifted."""
 
     timestep_density: str = "uniform"
     logit_mean: float = 0.0
@@ -48,6 +53,27 @@ class FlowMatchingFamily(LatentFamily):
         schedule = flow_schedule(pipeline, self.timestep_shift)
         density = build_density(self.timestep_density, self.logit_mean, self.logit_std, self.mode_scale)
         return FlowMatchingProcess(schedule.sigmas, schedule.config.num_train_timesteps, density)
+
+    def schedule(
+        self, pipeline: DiffusionPipeline, num_steps: int, shape: tuple[int, ...], device: torch.device
+    ) -> Any:
+        """As of any latents, shifted by the image's size where the scheduler asks for it."""
+        scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        config = scheduler.config
+        arguments: dict[str, Any] = {"num_inference_steps": num_steps}
+        if self.own_sigmas:
+            arguments = {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps)}
+        if config.get("use_dynamic_shifting"):
+            num_tokens = self.num_tokens(pipeline, shape)
+            few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+            least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+            arguments["mu"] = least + (num_tokens - few) * (most - least) / (many - few)
+        scheduler.set_timesteps(device=device, **arguments)
+        return scheduler
+
+    def num_tokens(self, pipeline: DiffusionPipeline, shape: tuple[int, ...]) -> int:
+        """The size of an image that the scheduler shifts by, of the shape of its latents."""
+        return shape[-2] * shape[-1] // self.latent_patch**2
 
 
 def flow_schedule(pipeline: DiffusionPipeline, shift: float | None) -> FlowMatchEulerDiscreteScheduler:

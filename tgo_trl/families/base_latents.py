@@ -1,5 +1,6 @@
-"""What the families on latents of a variational autoencoder share: encoding, and drawing from its posterior."""
+"""What the families on latents of a variational autoencoder share: encoding, decoding, and the sampler's way."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -42,11 +43,75 @@ class LatentFamily(Family):
         shift = float(config.get("shift_factor") or 0.0)
         return (posterior_sample(image, posterior_noise) - shift) * float(config.scaling_factor)
 
+    # ---- The sampler's way, of families that have `has_sampler` ----
+
+    def decode(self, pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
+        """Pixels `[B, 3, H, W]`, about -1 to 1, with gradient.
+
+        Args:
+            pipeline: its autoencoder is on the device of `latents`, and decodes in its own dtype.
+            latents: float `[B, C, H, W]`, as [`clean`] has them.
+        """
+        latents = self.unscaled(pipeline, latents).to(pipeline.vae.dtype)
+        pixels: Tensor = pipeline.vae.decode(latents, return_dict=False)[0]
+        return pixels
+
+    def unscaled(self, pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
+        """What the autoencoder decodes: the inverse of [`clean`]."""
+        config = pipeline.vae.config
+        return latents / float(config.scaling_factor) + float(config.get("shift_factor") or 0.0)
+
+    def schedule(
+        self, pipeline: DiffusionPipeline, num_steps: int, shape: tuple[int, ...], device: torch.device
+    ) -> Any:
+        """A scheduler of its own, of the pipeline's kind, at the start of `num_steps` steps, as the pipeline sets it.
+
+        Args:
+            pipeline: for its scheduler's configuration.
+            num_steps: of denoising.
+            shape: `(C, H, W)` of the latents.
+            device: of its timesteps.
+        """
+        scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        scheduler.set_timesteps(num_steps, device=device)
+        return scheduler
+
+    def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
+        """The scale of classifier-free guidance, the pipeline's own for None; there is none at 1 and below.
+
+        Raises:
+            ValueError: if a scale is given, and the pipeline guides in another way.
+        """
+        own = inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default
+        return float(own if scale is None else scale)
+
+    def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
+        """The guided prediction `f_0 + s (f_c - f_0)`, of predictions `[B, C, H, W]` with a prompt and without."""
+        return without + scale * (with_prompt - without)
+
+    def guidance_options(self, scale: float) -> dict[str, Any]:
+        """What the pipeline is called with to guide by a scale that [`guidance`] returned."""
+        return {"guidance_scale": scale}
+
+    def encode_nothing(self, pipeline: DiffusionPipeline) -> dict[str, Tensor]:
+        """What the networks take in place of a prompt, to be guided away from, as [`encode_prompts`], `[1, ...]`."""
+        return self.encode_prompts(pipeline, [""])
+
 
 def standardized(latents: Tensor, config: Any) -> Tensor:
     """`(latents - latents_mean) / latents_std` by channel, `[B, C, ...]`, as the configuration has them."""
-    mean, std = (
+    mean, std = _moments(latents, config)
+    return (latents - mean) / std
+
+
+def not_standardized(latents: Tensor, config: Any) -> Tensor:
+    """`latents * latents_std + latents_mean` by channel, the inverse of [`standardized`]."""
+    mean, std = _moments(latents, config)
+    return latents * std + mean
+
+
+def _moments(latents: Tensor, config: Any) -> list[Tensor]:
+    return [
         torch.tensor(values, dtype=torch.float32, device=latents.device).reshape(-1, *[1] * (latents.ndim - 2))
         for values in (config.latents_mean, config.latents_std)
-    )
-    return (latents - mean) / std
+    ]

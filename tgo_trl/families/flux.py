@@ -27,6 +27,8 @@ class FluxFamily(FlowMatchingFamily):
     train_guidance_scale: float | None = None
 
     network_names = ("transformer",)
+    has_sampler = True
+    own_sigmas = True
     latent_patch = 2
     training_settings = (*FlowMatchingFamily.training_settings, "train_guidance_scale")
     prompt_encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
@@ -52,6 +54,23 @@ class FluxFamily(FlowMatchingFamily):
         """512, above which the pipeline refuses to be called."""
         return 512
 
+    def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
+        """1: the scale is an input of the network, if there is any, which [`predict`] gives it."""
+        if scale is not None:
+            raise ValueError(
+                f"`sample_guidance_scale` is {scale}, and this network takes its guidance as an input or has none. "
+                "Leave it out; `train_guidance_scale` is what FLUX.1 [dev] is told."
+            )
+        return 1.0
+
+    def guidance_options(self, scale: float) -> dict[str, Any]:
+        """What the network is told, under the pipeline's name for it; schnell passes it over."""
+        return {"guidance_scale": self._told_guidance}
+
+    @property
+    def _told_guidance(self) -> float:
+        return DEFAULT_GUIDANCE if self.train_guidance_scale is None else self.train_guidance_scale
+
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
         """T5's hidden states `[B, max_sequence_length, features]` and CLIP's pooled one `[B, features]`."""
         device = pipeline.text_encoder_2.device
@@ -68,8 +87,7 @@ class FluxFamily(FlowMatchingFamily):
         embeds = conditions["embeds"].to(dtype)
         guidance = None
         if transformer.config.guidance_embeds:
-            scale = DEFAULT_GUIDANCE if self.train_guidance_scale is None else self.train_guidance_scale
-            guidance = torch.full((batch,), scale, dtype=torch.float32, device=device)
+            guidance = torch.full((batch,), self._told_guidance, dtype=torch.float32, device=device)
         prediction = transformer(
             hidden_states=FluxPipeline._pack_latents(corrupted.to(dtype), batch, channels, height, width),
             timestep=time / 1000,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
@@ -24,6 +25,8 @@ class Lumina2Family(FlowMatchingFamily):
     max_sequence_length: int = 256
 
     network_names = ("transformer",)
+    has_sampler = True
+    own_sigmas = True
     latent_patch = 2
     prompt_encoders = ("text_encoder", "tokenizer")
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
@@ -46,6 +49,24 @@ class Lumina2Family(FlowMatchingFamily):
             max_sequence_length=self.max_sequence_length,
         )
         return {"embeds": embeds, "mask": mask}
+
+    def encode_nothing(self, pipeline: DiffusionPipeline) -> dict[str, Tensor]:
+        """The empty prompt, without the system prompt."""
+        _, _, embeds, mask = pipeline.encode_prompt(
+            [""], True, device=pipeline.text_encoder.device, max_sequence_length=self.max_sequence_length
+        )
+        return {"embeds": embeds, "mask": mask}
+
+    def num_tokens(self, pipeline: DiffusionPipeline, shape: tuple[int, ...]) -> int:
+        """The channels: the pipeline takes the second dimension of latents that are not packed."""
+        return shape[0]
+
+    def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
+        """As long as the prediction with a prompt, in each row of latents."""
+        guided = super().guided(with_prompt, without, scale)
+        length, wanted = (torch.linalg.vector_norm(it, dim=-1, keepdim=True) for it in (guided, with_prompt))
+        scaled: Tensor = guided * (wanted / length)
+        return scaled
 
     def predict(
         self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]

@@ -13,7 +13,9 @@ from ..media.types import Sample, Size
 from ..precision import compute_dtype
 from .base import parts_of_last_block, posterior_sample
 from .base_flow import FlowMatchingFamily
-from .base_latents import standardized
+from .base_latents import not_standardized, standardized
+
+NO_PROMPT = " "
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class QwenImageFamily(FlowMatchingFamily):
     max_sequence_length: int = 512
 
     network_names = ("transformer",)
+    has_sampler = True
+    own_sigmas = True
     latent_patch = 2
     prompt_encoders = ("text_encoder", "tokenizer")
     # Without `add_q_proj` and `to_add_out`: nothing reads the text that leaves the last block, so that their adapters
@@ -71,6 +75,32 @@ class QwenImageFamily(FlowMatchingFamily):
         """`z = (mean + std * noise - latents_mean) / latents_std`, float32 `[B, C, H, W]`."""
         return standardized(posterior_sample(image, posterior_noise), pipeline.vae.config)
 
+    def decode(self, pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
+        """Pixels `[B, 3, H, W]`, about -1 to 1, with gradient; to the autoencoder, of videos."""
+        return super().decode(pipeline, latents).squeeze(2)
+
+    def unscaled(self, pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
+        """Also one frame of a video, `[B, C, 1, H, W]`."""
+        return not_standardized(latents, pipeline.vae.config).unsqueeze(2)
+
+    def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
+        """The scale as [`sample`] takes it: 1, unless one is given, as the pipeline guides nothing by itself."""
+        return 1.0 if scale is None else scale
+
+    def guidance_options(self, scale: float) -> dict[str, Any]:
+        """Nothing, where samples are not guided."""
+        return super().guidance_options(scale) if scale > 1 else {}
+
+    def encode_nothing(self, pipeline: DiffusionPipeline) -> dict[str, Tensor]:
+        """The negative prompt of [`sample`], a space."""
+        return self.encode_prompts(pipeline, [NO_PROMPT])
+
+    def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
+        """As long as the prediction with a prompt, in each token: the channels of two by two latents."""
+        guided = super().guided(with_prompt, without, scale)
+        lengths = [_token_lengths(it) for it in (with_prompt, guided)]
+        return guided * (lengths[0] / lengths[1])
+
     def predict(
         self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]
     ) -> Tensor:
@@ -101,7 +131,7 @@ class QwenImageFamily(FlowMatchingFamily):
         only beside a negative prompt, and wants one of these for each prompt.
         """
         if "guidance_scale" in kwargs:
-            kwargs = {"true_cfg_scale": kwargs.pop("guidance_scale"), "negative_prompt": " ", **kwargs}
+            kwargs = {"true_cfg_scale": kwargs.pop("guidance_scale"), "negative_prompt": NO_PROMPT, **kwargs}
         if isinstance(kwargs.get("negative_prompt"), str):
             kwargs["negative_prompt"] = [kwargs["negative_prompt"]] * len(prompts)
         return super().sample(pipeline, prompts, generators, size, **kwargs)
@@ -115,3 +145,9 @@ def _without_padding(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | Non
     lengths = mask.sum(1).tolist()
     longest = max(lengths)
     return embeds[:, :longest], None if min(lengths) == longest else mask[:, :longest]
+
+
+def _token_lengths(latents: Tensor) -> Tensor:
+    """The norm of each token, at all of its latents, `[B, 1, H, W]`, of latents `[B, C, H, W]`."""
+    squares = F.avg_pool2d(latents.square().sum(1, keepdim=True), 2) * 4
+    return squares.sqrt().repeat_interleave(2, -2).repeat_interleave(2, -1)

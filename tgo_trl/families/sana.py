@@ -25,6 +25,7 @@ class SanaFamily(FlowMatchingFamily):
     max_sequence_length: int = 300
 
     network_names = ("transformer",)
+    has_sampler = True
     prompt_encoders = ("text_encoder", "tokenizer")
     lora_target_modules = ("to_q", "to_k", "to_v")
 
@@ -57,6 +58,13 @@ class SanaFamily(FlowMatchingFamily):
             device=pipeline.text_encoder.device,
             max_sequence_length=self.max_sequence_length,
             complex_human_instruction=instruction,
+        )
+        return {"embeds": embeds, "mask": mask}
+
+    def encode_nothing(self, pipeline: DiffusionPipeline) -> dict[str, Tensor]:
+        """The empty prompt, without the instruction."""
+        _, _, embeds, mask = pipeline.encode_prompt(
+            [""], True, device=pipeline.text_encoder.device, max_sequence_length=self.max_sequence_length
         )
         return {"embeds": embeds, "mask": mask}
 

@@ -17,6 +17,7 @@ class StableDiffusionFamily(LatentFamily):
     """`StableDiffusionPipeline` with a text-to-image UNet, epsilon- or v-prediction."""
 
     network_names = ("unet",)
+    has_sampler = True
     prompt_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
 

@@ -23,6 +23,7 @@ class StableDiffusion3Family(FlowMatchingFamily):
     max_sequence_length: int = 256
 
     network_names = ("transformer",)
+    has_sampler = True
     prompt_encoders = (
         "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3",
     )  # fmt: skip
@@ -50,6 +51,11 @@ class StableDiffusion3Family(FlowMatchingFamily):
     def size_multiple(self, pipeline: DiffusionPipeline) -> int:
         """The transformer takes patches of the latents."""
         return int(pipeline.vae_scale_factor * pipeline.patch_size)
+
+    def num_tokens(self, pipeline: DiffusionPipeline, shape: tuple[int, ...]) -> int:
+        """Patches of the latents."""
+        patch = int(pipeline.transformer.config.patch_size)
+        return (shape[-2] // patch) * (shape[-1] // patch)
 
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
         """Hidden states of CLIP, then of T5, `[B, tokens, features]`, and CLIP's pooled ones, `[B, features]`.

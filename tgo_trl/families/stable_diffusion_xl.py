@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..precision import compute_dtype
 from .base import posterior_sample
-from .base_latents import standardized
+from .base_latents import not_standardized, standardized
 from .stable_diffusion import StableDiffusionFamily
 
 
@@ -57,6 +57,21 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
         if config.latents_mean is not None and config.latents_std is not None:
             latents = standardized(latents, config)
         return latents * float(config.scaling_factor)
+
+    def unscaled(self, pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
+        """Also undoes `latents_mean` and `latents_std`, where the autoencoder has them."""
+        config = pipeline.vae.config
+        latents = latents / float(config.scaling_factor)
+        if config.latents_mean is not None and config.latents_std is not None:
+            latents = not_standardized(latents, config)
+        return latents
+
+    def encode_nothing(self, pipeline: DiffusionPipeline) -> dict[str, Tensor]:
+        """Zeros, where the pipeline takes them for the empty prompt, as the base model's does."""
+        nothing = super().encode_nothing(pipeline)
+        if not pipeline.config.force_zeros_for_empty_prompt:
+            return nothing
+        return {name: torch.zeros_like(tensor) for name, tensor in nothing.items()}
 
     def predict(
         self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]

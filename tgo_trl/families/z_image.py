@@ -26,6 +26,8 @@ class ZImageFamily(FlowMatchingFamily):
     max_sequence_length: int = 512
 
     network_names = ("transformer",)
+    has_sampler = True
+    own_sigmas = True
     latent_patch = 2
     prompt_encoders = ("text_encoder", "tokenizer")
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
@@ -61,6 +63,14 @@ class ZImageFamily(FlowMatchingFamily):
         embeds = torch.stack([F.pad(tokens, (0, 0, 0, length - len(tokens))) for tokens in encoded])
         lengths = torch.tensor([len(tokens) for tokens in encoded], device=device)
         return {"embeds": embeds, "mask": torch.arange(length, device=device) < lengths[:, None]}
+
+    def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
+        """1 more than the pipeline's scale, which is `s` in `f_c + s (f_c - f_0)`: 0 for none."""
+        return 1 + super().guidance(pipeline, scale)
+
+    def guidance_options(self, scale: float) -> dict[str, Any]:
+        """The pipeline's scale again."""
+        return super().guidance_options(scale - 1)
 
     def clean(self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], posterior_noise: Tensor) -> Tensor:
         """`z = (mean - shift_factor) * scaling_factor`, float32 `[B, C, H, W]`.

@@ -1,7 +1,8 @@
 """How different the samples of one prompt are: what a policy loses that has found one picture which scores well."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -70,3 +71,55 @@ def thumbnails(samples: Sequence[Sample]) -> Tensor:
         rows.append(torch.from_numpy(np.stack([np.asarray(frame) for frame in small])).flatten())
     pixels = torch.stack(rows).float() / 255
     return pixels / math.sqrt(pixels.shape[1])
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How rows of numbers were spread.
+
+    Attributes:
+        mean: float64 `[D]`.
+        variance: the unbiased one, summed over the `D` numbers; 0 of one row.
+    """
+
+    mean: Tensor
+    variance: float
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation, of `D = 1` in the units of the rows."""
+        return math.sqrt(self.variance)
+
+    @property
+    def distance(self) -> float:
+        """The root mean square difference of two rows, over all pairs of them and all of their numbers."""
+        return math.sqrt(2 * self.variance / len(self.mean))
+
+
+class Moments:
+    """Sums of rows as they come, from which their [`Spread`] can be told without keeping them."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def add(self, rows: Tensor, mask: Tensor) -> None:
+        """Adds the rows `[B, D]` where `mask` `[B]` is True."""
+        kept = rows.detach().double().where(mask[:, None], 0)
+        sums = torch.cat([mask.sum()[None].double(), kept.square().sum()[None], kept.sum(0)])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def pop(self, reduce: Callable[[Tensor, str], Tensor] = lambda sums, how: sums) -> Spread | None:
+        """The spread of all rows since the last call, over all processes; None without any.
+
+        Args:
+            reduce: sums a tensor over processes, as `Accelerator.reduce` does.
+        """
+        if self._sums is None:
+            return None
+        sums, self._sums = reduce(self._sums, "sum").cpu(), None
+        num, squares, total = int(sums[0]), sums[1], sums[2:]
+        if num == 0:
+            return None
+        mean = total / num
+        within = max(0.0, float(squares - num * mean.square().sum()))
+        return Spread(mean, within / max(1, num - 1))

@@ -84,6 +84,42 @@ def draw_pairs(
     return Draw(quantile, noise, posterior_noise, tuple(key for key in draw.keys for _ in range(2)))
 
 
+@dataclass(frozen=True)
+class SampleDraw:
+    """All randomness of `B` samples that the policy draws in training.
+
+    Attributes:
+        noise: float32 `[B, ...]`, standard normal, what a sample begins with.
+        generators: on the CPU, one per row, behind `noise`: for schedulers that add noise at each step.
+        num_last_steps: of each row, how many of the last steps the gradient goes back through.
+    """
+
+    noise: Tensor
+    generators: list[torch.Generator]
+    num_last_steps: list[int]
+
+
+def draw_samples(
+    seed: int, epochs: Sequence[int], rows: Sequence[int], shape: Sequence[int], last_steps: tuple[int, int],
+    device: torch.device,
+) -> SampleDraw:  # fmt: skip
+    """Draws the beginning of a sample for each row, another one in each epoch.
+
+    Args:
+        seed: the run's seed.
+        epochs: the epoch of each row.
+        rows: the index of each row in the data set.
+        shape: shape of one sample, without the batch dimension.
+        last_steps: the fewest and the most steps that the gradient goes back through, all numbers alike.
+        device: where the noise goes.
+    """
+    generators = [torch.Generator().manual_seed(stable_seed(seed, *key)) for key in zip(epochs, rows, strict=True)]
+    fewest, most = last_steps
+    nums = [int(torch.randint(fewest, most + 1, (), generator=generator)) for generator in generators]
+    noise = torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
+    return SampleDraw(_move(noise, device), generators, nums)
+
+
 def draw_keys(epochs: Sequence[int], rows: Sequence[int], num_samples: int) -> tuple[tuple[int, int, int], ...]:
     """`(epoch, row, sample)` of each draw, in the order of [`draw_rows`]."""
     return tuple((epoch, row, sample) for sample in range(num_samples) for epoch, row in zip(epochs, rows, strict=True))

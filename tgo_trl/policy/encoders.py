@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..families.base import Family, present
+from ..families.base_latents import LatentFamily
 from ..precision import cast
 from ..storage.fingerprints import component_fingerprint, fingerprint
 
@@ -51,6 +52,24 @@ class FrozenEncoders:
         """Encodes `B` prompts to the family's prompt tensors `[B, ...]`."""
         self._place(self.family.prompt_encoders, self.device)
         return self.family.encode_prompts(self.pipeline, list(prompts))
+
+    @torch.no_grad()
+    def nothing(self) -> dict[str, Tensor]:
+        """What the networks take in place of a prompt, to be guided away from, `[1, ...]`."""
+        self._place(self.family.prompt_encoders, self.device)
+        return self._latent_family.encode_nothing(self.pipeline)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels float `[B, 3, H, W]` of latents, about -1 to 1, with gradient."""
+        self._place(self.family.image_encoders, self.device)
+        return self._latent_family.decode(self.pipeline, latents)
+
+    def recompute_decoding(self) -> None:
+        """Has autoencoders recompute their blocks in the backward pass, where they can."""
+        autoencoders: list[Any] = self._modules(self.family.image_encoders)
+        for autoencoder in autoencoders:
+            if getattr(autoencoder, "_supports_gradient_checkpointing", False):
+                autoencoder.enable_gradient_checkpointing()
 
     def summon(self) -> None:
         """Moves everything frozen to the device, to sample from the pipeline."""
@@ -94,6 +113,11 @@ class FrozenEncoders:
         """A digest of each encoder and tokenizer, by name."""
         names = (*self.family.image_encoders, *self.family.prompt_encoders)
         return {name: component_fingerprint(component) for name, component in present(self.pipeline, names).items()}
+
+    @property
+    def _latent_family(self) -> LatentFamily:
+        assert isinstance(self.family, LatentFamily)
+        return self.family
 
     def _recipe(self, names: Sequence[str]) -> str:
         components = [self.fingerprints[name] for name in present(self.pipeline, names)]

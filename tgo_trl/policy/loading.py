@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..families import Family, find_published_family
+from ..families import Family, find_family, find_published_family
 from .alterations import unwrapped
 from .single_file import is_single_file, load_single_file
 
@@ -84,6 +84,23 @@ def load_pipeline(
         quantized = list(quantization_config.quant_mapping or quantization_config.components_to_quantize or ())
         kwargs["quantization_config"] = quantization_config
     return family_class.load(model, **_with_dtype(kwargs, quantized, dtype))
+
+
+def find_family_class(
+    model: str | DiffusionPipeline, init_kwargs: Mapping[str, Any] | None, family: Family | None
+) -> type[Family] | None:
+    """The class of the pipeline's family, before any weights are loaded; None of a single file, which has to be.
+
+    Raises:
+        ValueError: if no family is known.
+    """
+    if family is not None:
+        return type(family)
+    if isinstance(model, DiffusionPipeline):
+        return find_family(type(model))
+    if not isinstance(model, str) or is_single_file(model):
+        return None
+    return find_published_family(_class_name(model, dict(init_kwargs or {})))
 
 
 def _check_no_code(kwargs: dict[str, Any]) -> None:

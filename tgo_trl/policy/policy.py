@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 from diffusers.training_utils import cast_training_params
 from peft import PeftConfig, set_peft_model_state_dict
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..families import Family
 from ..families.base import adapter_state_dict
@@ -24,7 +25,13 @@ class Policy(nn.Module):
         family: how the networks are called.
         networks: the trained components by name.
         adapter_name: the adapter that is trained; None trains all weights.
+
+    Attributes:
+        recomputes_calls: whether each call is recomputed in the backward pass, so that of several calls in a row only
+            inputs and outputs are kept.
     """
+
+    recomputes_calls = False
 
     def __init__(self, family: Family, networks: Mapping[str, nn.Module], adapter_name: str | None) -> None:
         super().__init__()
@@ -34,7 +41,12 @@ class Policy(nn.Module):
 
     def forward(self, corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The prediction in the network's native target, `[B, ...]`."""
-        return self.family.predict(dict(self.networks.items()), corrupted, time, conditions)
+        inputs = (dict(self.networks.items()), corrupted, time, conditions)
+        if self.recomputes_calls and torch.is_grad_enabled():
+            # in here, where no wrapper of distributed training takes the recomputation for another step
+            prediction: Tensor = checkpoint(self.family.predict, *inputs, use_reentrant=False)
+            return prediction
+        return self.family.predict(*inputs)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, every_n_layers: int = 1,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
 from .base import ModelReward, load_images, load_pt_file
-from .networks import load_complete, normalize
+from .networks import load_complete, normalize, resized_square
 
 
 class Aesthetic(ModelReward):
@@ -28,6 +28,7 @@ class Aesthetic(ModelReward):
     """
 
     name = "aesthetic"
+    differentiable = True
     license = "Apache-2.0 (christophschuhmann/improved-aesthetic-predictor); CLIP: MIT (code)"
 
     def __init__(
@@ -60,8 +61,13 @@ class Aesthetic(ModelReward):
 
     def _score_batch(self, prompts: Sequence[str], images: Sequence[Any]) -> Tensor:
         size = self._tower.config.image_size
-        pixels = torch.stack([openai_pixels(image, size) for image in load_images(images)])
-        embeddings = self._tower(pixel_values=pixels.to(self.device, self.dtype)).image_embeds
+        return self._score_inputs(torch.stack([openai_pixels(image, size) for image in load_images(images)]))
+
+    def _score_pixels(self, prompts: Sequence[str], pixels: Tensor) -> Tensor:
+        return self._score_inputs(normalize(resized_square(pixels, self._tower.config.image_size, round)))
+
+    def _score_inputs(self, inputs: Tensor) -> Tensor:
+        embeddings = self._tower(pixel_values=inputs.to(self.device, self.dtype)).image_embeds
         scores: Tensor = self._head(F.normalize(embeddings.float(), dim=-1))
         return scores[:, 0]
 

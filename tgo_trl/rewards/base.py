@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
 from accelerate import PartialState
@@ -36,6 +36,15 @@ Reward: TypeAlias = Callable[[Sequence[str], Sequence[Any]], Sequence[float | No
 """`N` prompts and `N` images (for a video reward: lists of frames) to `N` scores, higher is better."""
 
 
+class DifferentiableReward(Protocol):
+    """A reward that can also be climbed: it says so, and scores pixels with gradient."""
+
+    differentiable: bool
+
+    def score_pixels(self, prompts: Sequence[str], pixels: Tensor) -> Tensor:
+        """Float32 `[N]`, higher is better, with the gradient of `pixels`, float `[N, 3, H, W]` in [0, 1]."""
+
+
 class ModelReward(ABC):
     """A reward that is a network: loaded at the first call, called in batches, without gradient.
 
@@ -53,10 +62,12 @@ class ModelReward(ABC):
     Attributes:
         name: as in `REWARDS`.
         license: of the weights, or what is known of it.
+        differentiable: whether [`score_pixels`] has a gradient.
     """
 
     name: ClassVar[str]
     license: str
+    differentiable: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -97,10 +108,7 @@ class ModelReward(ABC):
         check_rows(prompts, images)
         if not prompts:
             return []
-        if not self._is_loaded:
-            self._load()
-            self._is_loaded = True
-        self._place(self.device)
+        self._make_ready()
         scores: list[float] = []
         with torch.inference_mode():
             for start in range(0, len(prompts), self.batch_size):
@@ -108,11 +116,35 @@ class ModelReward(ABC):
                 scores += self._score_batch(prompts[rows], images[rows]).tolist()
         return scores
 
+    def score_pixels(self, prompts: Sequence[str], pixels: Tensor) -> Tensor:
+        """The score of each row, float32 `[N]`, with the gradient of `pixels`; all rows at once.
+
+        As of images with these pixels, but for what rounding to 8 bits does to those: scores differ by as much as they
+        would between two images that differ by a shade here and there.
+
+        Args:
+            prompts: `N` prompts.
+            pixels: float `[N, 3, H, W]` in [0, 1].
+
+        Raises:
+            ValueError: if this reward has no gradient.
+        """
+        check_differentiable(self)
+        check_rows(prompts, pixels)
+        self._make_ready()
+        return self._score_pixels(prompts, pixels.to(self.device, torch.float32)).float()
+
     def release(self) -> None:
         """Makes room on the device: networks wait on the CPU for the next call."""
         self._place(torch.device("cpu"))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _make_ready(self) -> None:
+        if not self._is_loaded:
+            self._load()
+            self._is_loaded = True
+        self._place(self.device)
 
     def _place(self, device: torch.device) -> None:
         for part in vars(self).values():
@@ -126,6 +158,10 @@ class ModelReward(ABC):
     @abstractmethod
     def _score_batch(self, prompts: Sequence[str], images: Sequence[Any]) -> Tensor:
         """Float `[N]`, the scores of one batch."""
+
+    def _score_pixels(self, prompts: Sequence[str], pixels: Tensor) -> Tensor:
+        """The same of float32 pixels `[N, 3, H, W]` in [0, 1] on `device`, with gradient, if [`differentiable`]."""
+        raise NotImplementedError
 
     def _weights_file(self, filename: str) -> Path:
         """A file of the repository that `model_id` names, or of the folder."""
@@ -176,6 +212,7 @@ class UserReward:
         self.name = str(getattr(function, "name", name))
         self.version = str(getattr(function, "version", version))
         self.license = str(getattr(function, "license", "not stated"))
+        self.differentiable, self.score_pixels = is_differentiable(function), getattr(function, "score_pixels", None)
 
     def __call__(self, prompts: Sequence[str], images: Sequence[Any]) -> Sequence[float | NoScore]:
         """What the function returns, unchecked."""
@@ -222,7 +259,7 @@ def scores_or_none(reward: Reward, prompts: Sequence[str], images: Sequence[Any]
     return scores
 
 
-def check_rows(prompts: Sequence[str], images: Sequence[Any]) -> None:
+def check_rows(prompts: Sequence[str], images: Sequence[Any] | Tensor) -> None:
     """Raises a ValueError if there is not one prompt, a string, for each image."""
     if isinstance(prompts, str):
         raise ValueError("`prompts` is a string. Pass a list of prompts, one for each image.")
@@ -233,7 +270,7 @@ def check_rows(prompts: Sequence[str], images: Sequence[Any]) -> None:
             raise ValueError(f"The prompt of row {row} is a `{type(prompt).__name__}`. Pass a list of strings.")
 
 
-def reward_name(reward: Reward) -> str:
+def reward_name(reward: Any) -> str:
     """What messages call a reward."""
     return str(getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__))
 
@@ -251,6 +288,48 @@ def load_images(images: Sequence[Any]) -> list[Image.Image]:
         except ValueError as error:
             raise ValueError(f"Image {i} of a batch of {len(images)}: {error}.") from error
     return loaded
+
+
+DIFFERENTIABLE = ("aesthetic", "clip_score", "hpsv2.1", "imagereward", "pickscore")
+"""Those rewards of this package that give gradients."""
+
+
+def is_differentiable(reward: Any) -> bool:
+    """Whether a reward says that it is, and has a `score_pixels`; see [`DifferentiableReward`]."""
+    return getattr(reward, "differentiable", False) is True and callable(getattr(reward, "score_pixels", None))
+
+
+def check_differentiable(reward: Any) -> None:
+    """Raises a ValueError if a reward cannot give gradients, naming those that can."""
+    if is_differentiable(reward):
+        return
+    raise ValueError(
+        f"The reward {reward_name(reward)!r} gives scores without a gradient. Those that can be climbed are "
+        f"{', '.join(DIFFERENTIABLE)}, and objects of your own that have `differentiable = True` and "
+        "`score_pixels(prompts, pixels)`, which takes a float tensor [N, 3, H, W] in [0, 1] and returns a tensor [N]."
+    )
+
+
+def checked_pixel_scores(reward: DifferentiableReward, prompts: Sequence[str], pixels: Tensor) -> Tensor:
+    """The reward's scores of pixels, float32 `[N]`, with gradient; whether they are finite is not looked at.
+
+    Raises:
+        ValueError: if it returns anything else, naming the reward.
+    """
+    scores: Any = reward.score_pixels(prompts, pixels)
+    wanted = f"`score_pixels` has to return a floating-point tensor of shape [{len(prompts)}] that holds a gradient"
+    if not isinstance(scores, Tensor):
+        raise ValueError(f"The reward {reward_name(reward)!r} returned a `{type(scores).__name__}`; {wanted}.")
+    if scores.shape != (len(prompts),) or not scores.is_floating_point():
+        raise ValueError(
+            f"The reward {reward_name(reward)!r} returned {scores.dtype} of shape {list(scores.shape)}; {wanted}."
+        )
+    if pixels.requires_grad and not scores.requires_grad:
+        raise ValueError(
+            f"The reward {reward_name(reward)!r} returned scores without a gradient of the pixels, as of a call within "
+            f"`torch.no_grad()` or through NumPy; {wanted}."
+        )
+    return scores.float()
 
 
 def hub_file(model_id: str, filename: str, revision: str | None = None) -> tuple[Path, str | None]:

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, CLIPM
 
 from ..messages.public import public_name
 from .base import PromptReward, load_images
-from .networks import load_complete
+from .networks import load_complete, normalize, resized_square
 
 
 class ClipScore(PromptReward):
@@ -27,6 +27,7 @@ class ClipScore(PromptReward):
     """
 
     name = "clip_score"
+    differentiable = True
     license = "MIT (code of openai/CLIP; no licence found for the weights)"
 
     def __init__(
@@ -73,10 +74,27 @@ class ClipScore(PromptReward):
         pixels: Tensor = self._image_processor(images=list(images), return_tensors="pt")["pixel_values"]
         return pixels
 
+    def _inputs(self, pixels: Tensor) -> Tensor:
+        """The same of pixels, float32 `[N, 3, H, W]` in [0, 1], with gradient."""
+        settings: Any = self._image_processor
+        size: Any = dict(settings.size).get("shortest_edge")
+        crop = dict(settings.crop_size)
+        usual = settings.do_resize and settings.do_center_crop and settings.do_rescale and settings.do_normalize
+        if not usual or crop != {"height": size, "width": size} or settings.resample != Image.Resampling.BICUBIC:
+            raise ValueError(
+                f"The image settings of {self.processor!r} are not CLIP's (bicubic to the shorter side, and cropped to "
+                "a square of it), which alone have a gradient here. Name another `processor`."
+            )
+        return normalize(resized_square(pixels, int(size)), settings.image_mean, settings.image_std)
+
     def _score_batch(self, prompts: Sequence[str], images: Sequence[Any]) -> Tensor:
-        outputs = self._model(
-            **self._tokens(prompts), pixel_values=self._pixels(load_images(images)).to(self.device, self.dtype)
-        )
+        return self._score_inputs(prompts, self._pixels(load_images(images)))
+
+    def _score_pixels(self, prompts: Sequence[str], pixels: Tensor) -> Tensor:
+        return self._score_inputs(prompts, self._inputs(pixels))
+
+    def _score_inputs(self, prompts: Sequence[str], inputs: Tensor) -> Tensor:
+        outputs = self._model(**self._tokens(prompts), pixel_values=inputs.to(self.device, self.dtype))
         # Normalised again: in bfloat16 the model's own division leaves lengths that are off by up to 0.4 %.
         text, image = (F.normalize(e.float(), dim=-1) for e in (outputs.text_embeds, outputs.image_embeds))
         return self._scale * (text * image).sum(-1)

@@ -8,7 +8,7 @@ import torch
 
 from ..labels import NORMALIZATIONS
 from ..labels.normalization import center_and_scale
-from .base import Reward, checked_scores, reward_name
+from .base import Reward, check_differentiable, checked_scores, is_differentiable, reward_name
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,29 @@ class Ensemble:
         """
         self._check_fitted()
         return self.combine(self.score(prompts, images))
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether all members are."""
+        return all(is_differentiable(member.reward) for member in self.members.values())
+
+    def score_pixels(self, prompts: Sequence[str], pixels: torch.Tensor) -> torch.Tensor:
+        """The weighted sum for each row, float32 `[N]`, with the gradient of `pixels`, float `[N, 3, H, W]` in [0, 1].
+
+        Raises:
+            ValueError: if a member is not fitted, or has no gradient.
+        """
+        self._check_fitted()
+        for member in self.members.values():
+            check_differentiable(member.reward)
+        members: Mapping[str, Any] = self.members
+        terms = [
+            member.weight
+            * (member.reward.score_pixels(prompts, pixels) - (member.center or 0.0))
+            / (member.scale or 1.0)
+            for member in members.values()
+        ]
+        return torch.stack(terms).sum(0)
 
     def score(self, prompts: Sequence[str], images: Sequence[Any]) -> dict[str, list[float]]:
         """The scores of each member, not normalised.

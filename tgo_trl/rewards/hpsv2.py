@@ -78,6 +78,9 @@ class HPSv2(ClipScore):
         size = self._model.config.vision_config.image_size
         return torch.stack([hps_pixels(image, size, self.antialias) for image in images])
 
+    def _inputs(self, pixels: Tensor) -> Tensor:
+        return padded_square(pixels, self._model.config.vision_config.image_size, self.antialias)
+
 
 def hps_pixels(image: Image.Image, size: int, antialias: bool = True) -> Tensor:
     """The whole image in a square: longer side resized to `size` (bicubic, in float), black to both sides.
@@ -90,13 +93,15 @@ def hps_pixels(image: Image.Image, size: int, antialias: bool = True) -> Tensor:
     Returns:
         float32 `[3, size, size]`, normalised by CLIP's mean and standard deviation. Bicubic values are not clipped.
     """
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-    scale = size / max(image.size)
-    height, width = (max(1, round(side * scale)) for side in pixels.shape[1:])
-    if (height, width) != pixels.shape[1:]:
-        pixels = F.interpolate(
-            pixels[None], (height, width), mode="bicubic", align_corners=False, antialias=antialias
-        )[0]  # fmt: skip
+    return padded_square(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255, size, antialias)[0]
+
+
+def padded_square(pixels: Tensor, size: int, antialias: bool = True) -> Tensor:
+    """As [`hps_pixels`], of float pixels `[N, 3, H, W]` in [0, 1], with gradient: float `[N, 3, size, size]`."""
+    scale = size / max(pixels.shape[-2:])
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[-2:])
+    if (height, width) != pixels.shape[-2:]:
+        pixels = F.interpolate(pixels, (height, width), mode="bicubic", align_corners=False, antialias=antialias)
     top, left = (size - height) // 2, (size - width) // 2
     pixels = F.pad(pixels, (left, size - width - left, top, size - height - top))
     return normalize(pixels)

@@ -11,7 +11,7 @@ from transformers import AddedToken, BertTokenizer, BlipTextConfig, BlipTextMode
 
 from .aesthetic import linear_head, openai_pixels
 from .base import PromptReward, load_images, load_pt_file
-from .networks import network_from_weights
+from .networks import network_from_weights, normalize, resized_square
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the network's outputs on the authors' data; scores come out with mean 0 and standard deviation 1 there."""
@@ -50,6 +50,7 @@ class ImageReward(PromptReward):
     """
 
     name = "imagereward"
+    differentiable = True
     license = "Apache-2.0"
     _max_tokens = 35
 
@@ -80,8 +81,14 @@ class ImageReward(PromptReward):
 
     def _score_batch(self, prompts: Sequence[str], images: Sequence[Any]) -> Tensor:
         size: Any = self._vision.config.image_size
-        pixels = torch.stack([openai_pixels(image, size) for image in load_images(images)])
-        seen = self._vision(pixel_values=pixels.to(self.device, self.dtype)).last_hidden_state
+        return self._score_inputs(prompts, torch.stack([openai_pixels(image, size) for image in load_images(images)]))
+
+    def _score_pixels(self, prompts: Sequence[str], pixels: Tensor) -> Tensor:
+        size: Any = self._vision.config.image_size
+        return self._score_inputs(prompts, normalize(resized_square(pixels, size, round)))
+
+    def _score_inputs(self, prompts: Sequence[str], inputs: Tensor) -> Tensor:
+        seen = self._vision(pixel_values=inputs.to(self.device, self.dtype)).last_hidden_state
         read = self._text(**self._tokens(prompts), encoder_hidden_states=seen).last_hidden_state
         outputs: Tensor = self._head(read[:, 0].float())
         return (outputs[:, 0] - MEAN) / STD

@@ -1,11 +1,13 @@
 """Networks of transformers with all of their weights, also from another layout, and the pixels that CLIP's take."""
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -76,7 +78,29 @@ def network_from_weights(
     return network.requires_grad_(False).eval()
 
 
-def normalize(pixels: Tensor) -> Tensor:
-    """CLIP's input of `[3, height, width]` in [0, 1]."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_MEAN, OPENAI_STD))
-    return (pixels - mean) / std
+def normalize(pixels: Tensor, mean: Sequence[float] = OPENAI_MEAN, std: Sequence[float] = OPENAI_STD) -> Tensor:
+    """CLIP's input of `[..., 3, height, width]` in [0, 1]."""
+    centre, spread = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std))
+    return (pixels - centre) / spread
+
+
+def resized_square(pixels: Tensor, size: int, rounding: Callable[[float], int] = math.floor) -> Tensor:
+    """Shorter side resized to `size` (bicubic, smoothed), centre cropped, with gradient: as Pillow does on 8 bits.
+
+    Pillow rounds to 8 bits after each of its two passes; without that, pixels are up to 2 of 255 apart.
+
+    Args:
+        pixels: float `[N, 3, H, W]` in [0, 1].
+        size: side of the square, in pixels.
+        rounding: of the corner of the crop, which may lie between two pixels.
+
+    Returns:
+        float `[N, 3, size, size]` in [0, 1].
+    """
+    short = min(pixels.shape[-2:])
+    if short != size:
+        height, width = (size if side == short else int(size * side / short) for side in pixels.shape[-2:])
+        for shape in ((pixels.shape[-2], width), (height, width)):  # Pillow clips after each of its two passes
+            pixels = F.interpolate(pixels, shape, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+    top, left = (rounding((side - size) / 2) for side in pixels.shape[-2:])
+    return pixels[..., top : top + size, left : left + size]

@@ -26,8 +26,13 @@ logger = logging.getLogger(__name__)
 
 def default_args(model: str | DiffusionPipeline) -> TGOConfig:
     """The configuration of a trainer that was given none, named after the model."""
+    return TGOConfig(run_name_of(model, "TGO"))
+
+
+def run_name_of(model: str | DiffusionPipeline, method: str) -> str:
+    """The folder of a run that was given none: the model's name, and the method's."""
     name = model if isinstance(model, str) else str(model.config.get("_name_or_path") or type(model).__name__)
-    return TGOConfig(f"{name.rstrip('/').split('/')[-1]}-TGO")
+    return f"{name.rstrip('/').split('/')[-1]}-{method}"
 
 
 def check_arguments(
@@ -49,7 +54,7 @@ def check_arguments(
     if train_dataset is None:
         raise ValueError("`train_dataset` is required")
     named = _named_datasets(train_dataset, eval_dataset)
-    _check_launch(args)
+    check_launch(args)
     if isinstance(train_dataset, IterableDataset):
         _check_stream(args)
     if LOSSES[args.loss_type].rows == "pairs":
@@ -112,12 +117,13 @@ def _check_pairs(args: TGOConfig, datasets: Mapping[str, Dataset | IterableDatas
             )
 
 
-def _check_launch(args: TGOConfig) -> None:
+def check_launch(args: TGOConfig) -> None:
+    """Raises a ValueError for ways of training that no trainer here has."""
     check_strategy(args)
     accelerator_config: Any = args.accelerator_config
     if accelerator_config.dispatch_batches:
         raise ValueError(
-            "`dispatch_batches=True` concatenates batches over processes, which TGOTrainer's rows do not allow. Leave "
+            "`dispatch_batches=True` concatenates batches over processes, which the rows do not allow. Leave "
             "it unset in `accelerator_config`."
         )
     for name, (value, unset, why) in _unsupported(args).items():

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import set_seed
 from transformers.trainer_utils import HubStrategy, SchedulerType, TrainOutput
 
-from ..cards.model_card import CardContent, build_card, shown_path
+from ..cards.model_card import TGO_PAPER, CardContent, Paper, build_card, shown_path
 from ..cards.sections import MARK, with_sections_of
 from ..families import Family
 from ..hub.repositories import Destination, UploadError
@@ -151,9 +151,7 @@ class BaseTrainer(ResumableTrainer):
         self.add_callback(UntrainedLayersCallback(self))
         if args.sync_ref_model:
             self.add_callback(SyncReferenceCallback(self.sync_reference))
-        kwargs: dict[str, Any] = {"num_inference_steps": args.sample_num_inference_steps}
-        if args.sample_guidance_scale is not None:
-            kwargs["guidance_scale"] = args.sample_guidance_scale
+        kwargs = self._sampling_options()
         if args.sample_prompts:
             self.add_callback(SampleGridCallback(self, args.sample_prompts, args.sample_steps, args.seed, **kwargs))
         if args.eval_sample_prompts:
@@ -164,6 +162,13 @@ class BaseTrainer(ResumableTrainer):
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(args.early_stopping_patience))
         self.add_callback(InterruptionCallback(lambda: self.is_interrupted, self.end_if_interrupted))
+
+    def _sampling_options(self) -> dict[str, Any]:
+        """How grids and evaluations call the pipeline."""
+        options: dict[str, Any] = {"num_inference_steps": self.args.sample_num_inference_steps}
+        if self.args.sample_guidance_scale is not None:
+            options["guidance_scale"] = self.args.sample_guidance_scale
+        return options
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch that the next pass over the training set draws."""
@@ -176,7 +181,7 @@ class BaseTrainer(ResumableTrainer):
     def sync_reference(self, alpha: float) -> None:
         """Moves the reference: `ref = alpha * policy + (1 - alpha) * ref`, where an averaged policy is its average."""
         if self.reference is None:
-            raise ValueError(f"There is no reference to synchronise (`loss_type={self.args.loss_type!r}`).")
+            raise ValueError(f"There is no reference to synchronise ({self._objective_name}).")
         policy = self.policy
         name = policy.adapter_name
         with self.optimizer_mode.averaged(), self.strategy.whole():
@@ -206,8 +211,8 @@ class BaseTrainer(ResumableTrainer):
         """
         if from_reference and self.sampled_reference is None:
             raise ValueError(
-                f"`loss_type={self.args.loss_type!r}` with `use_peft=False` keeps no copy of the network, so there is "
-                "no reference to draw from. Draw before training."
+                f"{self._objective_name} with `use_peft=False` keeps no copy of the network, so there is no reference "
+                "to draw from. Draw before training."
             )
         was_training = self.model.training
         reference = self.sampled_reference if from_reference else None
@@ -352,6 +357,18 @@ class BaseTrainer(ResumableTrainer):
     def _why_over(self, max_steps: int) -> tuple[str, str] | None:
         return super()._why_over(max_steps) or self._why_stopped()
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = False
+        if self.args.bounds.broken(metrics):  # never the best, whatever its metric
+            self.control.should_training_stop = True
+        else:
+            try:
+                is_best = super()._determine_best_metric(metrics, trial)
+            except KeyError as error:  # of a stream, or of `compute_metrics`: the others were checked
+                raise ValueError(str(error.args[0])) from error
+        self._show_evaluations()
+        return is_best
+
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self.kept_step = checkpoints.checkpoint_step(Path(str(self.state.best_model_checkpoint)))
@@ -439,7 +456,8 @@ class BaseTrainer(ResumableTrainer):
             is_adapter=self.policy.adapter_name is not None,
             rank_and_alpha=self.policy.rank_and_alpha,
             method=self.method,
-            method_tag=self.args.loss_type,
+            method_tag=self.method_tag,
+            method_paper=self.method_paper,
             rule=self.label_rule,
             pairs=self.pairs,
             hyperparameters=self.hyperparameters(),
@@ -463,6 +481,21 @@ class BaseTrainer(ResumableTrainer):
         if MARK in previous and not self.is_in_train:  # within training, the card is of weights that are not there yet
             card.content = with_sections_of(previous, card.content, weights_fingerprint(folder))
         card.save(path)
+
+    @property
+    def method_tag(self) -> str:
+        """How it is trained, as a tag of the card."""
+        return self.args.loss_type
+
+    @property
+    def method_paper(self) -> Paper:
+        """Where the method is from."""
+        return TGO_PAPER
+
+    @property
+    def _objective_name(self) -> str:
+        """What messages call it."""
+        return f"`loss_type={self.args.loss_type!r}`"
 
     @property
     def method(self) -> str:

@@ -65,6 +65,11 @@ def check_feasible(
             "`max_drift` bounds the distance to a reference that `sync_ref_model=True` moves: after each move it "
             "begins anew. `min_variety` and `eval_rewards` stay with the reference that the run begins with."
         )
+    check_run(args, optimizers, optimizer_cls_and_kwargs)
+
+
+def check_run(args: TGOConfig, optimizers: Sequence[Any], optimizer_cls_and_kwargs: Any) -> None:
+    """Raises a ValueError for an optimizer, a schedule or reporters that cannot be had, whatever is trained."""
     optimizer = optimizers[0]
     if optimizer is None:
         optimizer = _check_optimizer(args, optimizer_cls_and_kwargs)
@@ -87,6 +92,16 @@ def needs_best_metric(args: TGOConfig) -> bool:
     by_metric = (SchedulerType.REDUCE_ON_PLATEAU, getattr(SchedulerType, "GREEDY", None))
     is_best = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
     return args.metric_for_best_model is not None and (is_best or args.lr_scheduler_type in by_metric)
+
+
+def check_sample_metric(args: TGOConfig) -> None:
+    """Raises a ValueError if evaluations that draw samples, and do nothing else, lack `metric_for_best_model`."""
+    known = sample_metrics(vars(args))
+    if needs_best_metric(args) and _bare(args) not in known:
+        raise ValueError(
+            f"`metric_for_best_model` is {args.metric_for_best_model!r}, and an evaluation measures "
+            f"{', '.join(map(repr, known)) or 'nothing'}. Set it to one of them; `eval_rewards` adds some."
+        )
 
 
 def check_best_metric_for(args: TGOConfig, eval_dataset: object, process: NoiseProcess) -> None:

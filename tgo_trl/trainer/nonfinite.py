@@ -36,14 +36,19 @@ class UpdateGuard:
         accelerator: of the run.
         skip: whether such updates are left out and counted, instead of ending the run.
         made: called for each update that was not bad, once that is known, before the optimizer takes its next step.
+        levers: what makes steps smaller, for messages.
 
     Attributes:
         num_left_out: updates that were.
         asked_to_stop: whether any process has told [`before_step`] so.
     """
 
-    def __init__(self, accelerator: Accelerator, skip: bool, made: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, accelerator: Accelerator, skip: bool, made: Callable[[], None] = lambda: None,
+        levers: str = "`learning_rate`",
+    ) -> None:  # fmt: skip
         self.accelerator = accelerator
+        self.levers = levers
         self.skip = skip
         self._made = made
         self.num_left_out = 0
@@ -101,9 +106,8 @@ class UpdateGuard:
         reason = self._describe(found)
         if not self.skip:
             raise NonFiniteError(
-                f"{reason} The update was not made; weights and checkpoints are as before. Lower `learning_rate`, "
-                "`confidence_coef` or the ratio of `beta` to `temperature`, mend or drop these rows, or set "
-                "`on_bad_row='skip'` to leave such updates out."
+                f"{reason} The update was not made; weights and checkpoints are as before. Lower {self.levers}, mend "
+                "or drop these rows, or set `on_bad_row='skip'` to leave such updates out."
             )
         logger.warning("%s The update is left out.", reason)
         if self._num_in_a_row == MOST_IN_A_ROW:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data.encoded import EncodedDataset, ScannedRows, encode_images, encode_prompts, scan_rows
 from ..data.pairs import Pairs, find_pairs, without_unreadable
+from ..data.prompts import check_prompt_column, read_prompts
 from ..data.rows import BadRows, RowSource
 from ..data.stream import StreamDataset, scan_stream
 from ..labels.checks import check_finite
@@ -126,7 +127,7 @@ class DataPreparer:
             return self._encode_pairs(source, scanned, bad), None
         # fails before hours of encoding, if it fails
         fitted = rule or self._fit(scanned.scores, scanned.prompts)
-        writer, batch_size = self._writer(), self.args.encode_batch_size
+        writer, batch_size = shard_writer(self.args), self.args.encode_batch_size
         images, positions = encode_images(source, scanned, bad, self.encoders, writer, batch_size)
         bad.warn(name, len(source.dataset))
         self.encoders.release()  # those of images and of prompts need not be on the device together
@@ -158,7 +159,7 @@ class DataPreparer:
         used = sorted({*pairs.flat})
         scanned, places = scanned.take(used), {position: i for i, position in enumerate(used)}
         pairs = replace(pairs, positions=[(places[better], places[worse]) for better, worse in pairs.positions])
-        writer, batch_size = self._writer(), args.encode_batch_size
+        writer, batch_size = shard_writer(args), args.encode_batch_size
         images, readable = encode_images(source, scanned, bad, self.encoders, writer, batch_size)
         bad.warn(name, len(source.dataset))
         self.encoders.release()
@@ -202,12 +203,32 @@ class DataPreparer:
             self.relative_scores = ScoreQuantiles.fit(check_finite(scores), prompts, args.quantile_scope)
         return rule
 
-    def _writer(self) -> ShardWriter:
-        folder = Path(self.args.encoding_cache_dir or Path(HF_HOME) / "tgo_trl" / "encodings")
-        state = PartialState()
-        return ShardWriter(
-            folder, state.process_index, state.num_processes, state.wait_for_everyone, self._shows_progress()
-        )
-
     def _shows_progress(self) -> bool:
-        return PartialState().is_main_process and not self.args.disable_tqdm
+        return shows_progress(self.args)
+
+
+def training_prompts(dataset: Dataset, args: TGOConfig) -> dict[int, str]:
+    """The prompt of each row that can be used, by its index in a data set of which prompts alone are read.
+
+    Raises:
+        ValueError: if there is no such column, or no such row.
+    """
+    check_prompt_column(dataset, args.prompt_column)
+    bad = BadRows(args.on_bad_row == "skip")
+    texts = read_prompts(dataset, args.prompt_column, bad)
+    if not texts:
+        raise ValueError(f"The training data set has no row that can be used. {' '.join(bad.reasons[:5])}".rstrip())
+    bad.warn("training", len(dataset))
+    return texts
+
+
+def shard_writer(args: TGOConfig) -> ShardWriter:
+    """Writes what is encoded to the folder of the settings."""
+    folder = Path(args.encoding_cache_dir or Path(HF_HOME) / "tgo_trl" / "encodings")
+    state = PartialState()
+    return ShardWriter(folder, state.process_index, state.num_processes, state.wait_for_everyone, shows_progress(args))
+
+
+def shows_progress(args: TGOConfig) -> bool:
+    """Whether this process shows bars."""
+    return PartialState().is_main_process and not args.disable_tqdm

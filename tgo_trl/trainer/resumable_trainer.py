@@ -57,6 +57,7 @@ class ResumableTrainer(Trainer):
         temperature: `T`, resolved; None without a likelihood.
         size, sizes: that images are brought to, in pixels.
         changes: what was set otherwise on the way, a sentence each.
+        levers: the settings that make its steps smaller, for messages.
     """
 
     args: TGOConfig
@@ -69,6 +70,7 @@ class ResumableTrainer(Trainer):
     temperature: float | None = None
     size: Size
     sizes: Sequence[Size]
+    levers = "`learning_rate`"
     _course: Course
     _guard: UpdateGuard
 
@@ -204,13 +206,13 @@ class ResumableTrainer(Trainer):
         damage = checkpoints.checkpoint_damage(Path(wanted))
         if damage is not None:
             raise ValueError(
-                f"{wanted} is no complete checkpoint of a `TGOTrainer`: {damage}. Pass "
+                f"{wanted} is no complete checkpoint of a `{type(self).__name__}`: {damage}. Pass "
                 "`resume_from_checkpoint=True` for the newest complete one."
             )
         return Path(wanted)
 
     def _begin(self, checkpoint: Path | None) -> None:
-        self._guard = UpdateGuard(self.accelerator, self.args.on_bad_row == "skip", self._count_update)
+        self._guard = UpdateGuard(self.accelerator, self.args.on_bad_row == "skip", self._count_update, self.levers)
         self._progress = Progress(block=training_block(self.args, len(self.sizes)))
         self._resumed, self._changes, self.changes, self._last_saved, self._is_over = None, [], [], 0, False
         self.optimizer_mode.average = None
@@ -381,6 +383,18 @@ class ResumableTrainer(Trainer):
         self.model.eval()  # no step comes after this one
         with self.strategy.whole():
             checkpoints.load_weights(self.policy, folder)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the training metrics since the last log."""
+        if "train_loss" in logs and self.state.global_step == self._initial_global_step:
+            return  # the run was at its end already: its loss is not 0
+        if "loss" in logs:
+            logs.update(self._training_metrics())
+        super().log(logs, start_time)
+
+    def _training_metrics(self) -> dict[str, float]:
+        """Those since this was last asked, as means over all rows of all processes, which ask together."""
+        return {}
 
     @property
     def is_interrupted(self) -> bool:

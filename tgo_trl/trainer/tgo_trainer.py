@@ -120,6 +120,7 @@ class TGOTrainer(BaseTrainer):
     model: nn.Module
     label_rule: LabelRule | None
     temperature: float
+    levers = "`learning_rate`, `confidence_coef` or the ratio of `beta` to `temperature`"
 
     # `compute_loss` normalises over all rows of an accumulated batch.
     loss_is_scaled_for_ga = True
@@ -398,13 +399,8 @@ class TGOTrainer(BaseTrainer):
 
     # ---- Metrics and evaluation ----
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the training metrics since the last log, as means over all rows of all processes."""
-        if "train_loss" in logs and self.state.global_step == self._initial_global_step:
-            return  # the run was at its end already: its loss is not 0
-        if "loss" in logs:
-            logs.update(self._sums["train"].pop_means(self.accelerator))
-        super().log(logs, start_time)
+    def _training_metrics(self) -> dict[str, float]:
+        return self._sums["train"].pop_means(self.accelerator)
 
     def evaluate(
         self,
@@ -454,18 +450,6 @@ class TGOTrainer(BaseTrainer):
             return output
         predictions, scores = drop_padding(output.predictions, output.label_ids)
         return output._replace(predictions=predictions, label_ids=scores)
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        is_best = False
-        if self.args.bounds.broken(metrics):  # never the best, whatever its metric
-            self.control.should_training_stop = True
-        else:
-            try:
-                is_best = super()._determine_best_metric(metrics, trial)
-            except KeyError as error:  # of a stream, or of `compute_metrics`: the others were checked
-                raise ValueError(str(error.args[0])) from error
-        self._show_evaluations()
-        return is_best
 
     def predict(
         self, test_dataset: RawDataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
