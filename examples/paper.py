@@ -211,22 +211,31 @@ def write_prompts(recipe: Recipe, folder: Path) -> None:
         print(f"Written: {path}, {len(chosen):,} prompts")
 
 
-def compare_counts(recipe: Recipe, folder: Path) -> str | None:
-    """Whether the rows, and those above the recipe's threshold, are as many as published; None where nothing is."""
+def compare_counts(recipe: Recipe, folder: Path) -> list[str]:
+    """Rows, and those that are positive, by each rule that ties could have; beside the published; none without those.
+
+    The converted rows follow the first rule. Which one was published is not known, but the counts tell.
+    """
     if "expected" not in recipe:
-        return None
-    report = json.loads((folder / "inspection" / "inspection.json").read_text("utf-8"))
-    threshold = recipe["inspect"]["threshold_value"]
-    share = next(row["positive_share"] for row in report["thresholds"] if row["threshold"] == threshold)
-    rows, positive = report["num_usable"], round(share * report["num_usable"])
-    published = recipe["expected"]
-    found = f"{rows:,} rows, {positive:,} of them at or above {threshold:g}"
-    if (rows, positive) == (published["rows"], published["positive"]):
-        return f"{found}, as published."
-    return (
-        f"{found}; published are {published['rows']:,}, and {published['positive']:,}. Rows were counted in another way "
-        "there: look at docs/paper.md before numbers are compared."
-    )
+        return []
+    from tgo_trl.storage.sources import open_dataset  # slow to load
+
+    columns = ["wins", "ties", "comparisons"]
+    found = open_dataset(str(folder / "scored"), split="train", streaming=True, columns=columns)
+    rows = [tuple(row[name] for name in columns) for row in found]
+    threshold, published = recipe["inspect"]["threshold_value"], tuple(recipe["expected"].values())
+    decided = [wins for wins, ties, total in rows if ties < total]
+    rules = {
+        "a tie is no win": [wins for wins, *_ in rows],
+        "likewise, and images that only tied are no rows": decided,
+        "a tie is half a win": [wins + ties / 2 for wins, ties, _ in rows],
+    }
+    lines = [f"Published: {published[0]:,} rows, {published[1]:,} of them positive."]
+    for rule, scores in rules.items():
+        counts = (len(scores), sum(score >= threshold for score in scores))
+        same = ": as published" if counts == published else ""
+        lines.append(f"Where {rule}: {counts[0]:,} rows, {counts[1]:,} of them positive{same}.")
+    return lines
 
 
 # ---- Tables ----
@@ -348,8 +357,7 @@ def main(argv: Sequence[str] | None = None, execute: Callable[..., int] = in_a_p
         print("\n\n".join(map(str, steps)))
         return 0
     run_steps(steps, folder, lambda words: execute(words, **variables))
-    counts = compare_counts(recipe, folder)
-    print("" if counts is None else f"\n{counts}")
+    print("\n".join(["", *compare_counts(recipe, folder)]))
     for path in write_tables(recipe, folder):
         print(f"Written: {path}")
     return 0

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 PNG_BYTES = 1.7
 """Of a pixel: 1.3 and 1.8 of the two photographs that come with scikit-learn."""
 PASSES = {"sft": 3, "csft": 3, "tgo": 4, "diffusion_dpo": 4, "dspo": 4, "diffusion_kto": 6}
-"""Of the network for a row of a loss: forward, once more for gradient checkpointing, backward, which takes about as long
-for an adapter, and the reference's forward; of Diffusion-KTO, policy and reference once more for the mean."""
+"""Of the network for a row of a loss: forward, once more for gradient checkpointing, backward, which takes about as
+long for an adapter, and the reference's forward; of Diffusion-KTO, policy and reference once more for the mean."""
 PASSES_OF_ALL_WEIGHTS = 1
 """More, for the gradients of all weights."""
 PROMPTS = {"pick-a-pic": 424, "parti": 1632, "hpsv2": 3200}
@@ -88,7 +88,8 @@ def hours(recipe: dict[str, Any]) -> Iterator[Item]:
 
     def drawing(what: str, settings: dict[str, Any], count: int) -> Item:
         steps = settings["num_inference_steps"]
-        passes = 1 if "train_guidance_scale" in recipe["train"] else 2  # with the prompt and without, for the guidance
+        is_distilled = "train_guidance_scale" in recipe["train"]  # the guidance is an input of the network
+        passes = 1 if is_distilled else 2  # with the prompt and without
         arithmetic = f"{count:,} x {steps} steps x {passes} x {pass_s:g} s"
         return Item(what, arithmetic, count * steps * passes * pass_s / HOUR)
 
@@ -125,6 +126,7 @@ def print_costs(recipe: dict[str, Any]) -> None:
             print(f"| {item.what} | {item.arithmetic} | {item.amount:,.1f} |")
         print(f"| **together** | | **{sum(item.amount for item in items):,.1f}** |")
     print(
-        f"\nA PNG file has {PNG_BYTES:g} bytes a pixel, assumed; a pass is one of the network over one sample. Where its "
-        "time and the other numbers are from stands in the recipe, under `estimate`. None of this was run at full size."
+        f"\nA PNG file has {PNG_BYTES:g} bytes a pixel, assumed; a pass is one of the network over one sample. Where "
+        "its time and the other numbers are from stands in the recipe, under `estimate`. None of this was run at full "
+        "size."
     )
