@@ -70,7 +70,7 @@ def read_recipe(
         max_eval_prompts: to compare on, of each set.
 
     Raises:
-        ValueError: for a method that the setting does not have.
+        ValueError: for a method that the setting does not have, or prompts where it draws none.
     """
     path = RECIPES / f"{setting}.yaml"
     recipe = {name: setting.value for name, setting in read_settings(path).items()}
@@ -128,15 +128,13 @@ def find_steps(recipe: Recipe, folder: Path, own_options: Sequence[str]) -> list
         models.append(f"{label}={model}+{trained}" if is_adapter else f"{label}={trained}")
 
     shared = {name: value for name, value in recipe["evaluate"].items() if name not in ("prompts", "model_settings")}
+    theirs = recipe["evaluate"].get("model_settings", {})
+    kept = {label: settings for label, settings in theirs.items() if label in recipe["methods"]}
+    shared |= {"model_settings": kept} if kept else {}
     for prompts in recipe["evaluate"]["prompts"]:
         source = folder / "prompts" / "test.jsonl" if prompts == "test" else prompts
         settings = {"models": models, "prompts": source, **shared, "output_dir": _evaluation(folder, prompts)}
-        own = {
-            label: values
-            for label, values in recipe["evaluate"].get("model_settings", {}).items()
-            if label in recipe["methods"]
-        }
-        steps.append(_command("evaluate", {**settings, **({"model_settings": own} if own else {})}, Path(prompts).stem))
+        steps.append(_command("evaluate", settings, Path(prompts).stem))
     return steps
 
 
@@ -160,26 +158,34 @@ def _evaluation(folder: Path, prompts: str) -> Path:
 
 
 def run_steps(steps: Sequence[Step], folder: Path, execute: Callable[[list[str]], int]) -> None:
-    """Runs what has not been run yet, in order.
+    """Runs what has not been run yet, in order, and what comes after it.
 
     Args:
-        steps: to run; each is printed first.
+        steps: to run; each is printed first. Commands that are run again see for themselves whether there is anything
+            to do, and refuse what was made with other settings.
         folder: keeps the command of each that is done.
         execute: runs the words of one, and returns its exit status.
 
     Raises:
         SystemExit: with the status of a step that fails.
     """
+    is_done = True  # all of them so far
     for number, step in enumerate(steps, 1):
         path = folder / "steps" / f"{step.name.lower().replace(' ', '-')}.json"
         print(f"\n# {number} of {len(steps)}: {step.name}\n{step}", flush=True)
-        if path.is_file() and json.loads(path.read_text("utf-8"))["words"] == step.words:
+        is_done = is_done and path.is_file() and json.loads(path.read_text("utf-8")) == _record(step)
+        if is_done:
             print("# Done before.", flush=True)
             continue
         status = execute(step.words)
         if status != 0:
             raise SystemExit(status)
-        write_json(path, {"words": step.words})
+        write_json(path, _record(step))
+
+
+def _record(step: Step) -> dict[str, Any]:
+    """What is kept of a step that is done: its command, and that what it wrote is there."""
+    return {"words": step.words, "is_there": Path(step.words[step.words.index("--output_dir") + 1]).exists()}
 
 
 def in_a_process(words: list[str], **variables: str) -> int:
@@ -223,7 +229,8 @@ def compare_counts(recipe: Recipe, folder: Path) -> list[str]:
     columns = ["wins", "ties", "comparisons"]
     found = open_dataset(str(folder / "scored"), split="train", streaming=True, columns=columns)
     rows = [tuple(row[name] for name in columns) for row in found]
-    threshold, published = recipe["inspect"]["threshold_value"], tuple(recipe["expected"].values())
+    threshold, expected = recipe["inspect"]["threshold_value"], recipe["expected"]
+    published = (expected["rows"], expected["positive"])
     decided = [wins for wins, ties, total in rows if ties < total]
     rules = {
         "a tie is no win": [wins for wins, *_ in rows],

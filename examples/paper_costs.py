@@ -40,7 +40,13 @@ def num_rows(recipe: dict[str, Any]) -> int:
 def num_compared(recipe: dict[str, Any]) -> int:
     """Samples that are drawn to compare models, the base among them."""
     evaluate = recipe["evaluate"]
-    sizes = [recipe["prompts"]["test"] if name == "test" else PROMPTS[name] for name in evaluate["prompts"]]
+    known = {**PROMPTS, **({"test": recipe["prompts"]["test"]} if "prompts" in recipe else {})}
+    unknown = set(evaluate["prompts"]) - {*known}
+    if unknown:
+        raise ValueError(
+            f"How many prompts {', '.join(sorted(unknown))} has is not known; of {', '.join(known)} it is."
+        )
+    sizes = [known[name] for name in evaluate["prompts"]]
     most = evaluate.get("max_prompts") or max(sizes)
     return sum(min(size, most) for size in sizes) * evaluate["num_images_per_prompt"] * (len(recipe["methods"]) + 1)
 

@@ -96,10 +96,12 @@ def shrink_paper(recipe: dict[str, Any], folder: Path, write: bool = True) -> di
     """
     kind, size = MODELS[recipe["model"]]
     module = importlib.import_module(f"tests.tiny.{kind}")
-    if write and not (folder / "model").exists():
-        print(f"Without --tiny, this downloads {recipe['model']} ({size}), rewards and prompts, and takes days.")
-        module.build().save_pretrained(folder / "model")
+    if write and not (folder / "model" / "model_index.json").exists():
+        print(
+            f"Without --tiny, this downloads {recipe['model']} ({size}), rewards and prompts; --estimate has the rest."
+        )
         _write_prompts_and_pairs(folder)
+        module.build().save_pretrained(folder / "model")
     rewards = [f"{Path(__file__).resolve()}:{name}" for name in ("brightness", "contrast")]
     size_of = {"height": module.RESOLUTION, "width": module.RESOLUTION}
     sampling = {"num_inference_steps": 2, **size_of, "batch_size": 4, "disable_tqdm": True, **module.SETTINGS}
@@ -138,6 +140,7 @@ def _write_prompts_and_pairs(folder: Path) -> None:
     """Six prompts, and pairs of images as Pick-a-Pic v2 has them: of three images, one wins twice, one ties."""
     data = importlib.import_module("tests.tiny.data")
     prompts = [*data.PROMPTS, "a white horse", "a black cow"]
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", "utf-8")
     outcomes = ((0, 1, 1.0), (0, 2, 1.0), (1, 2, 0.5))
     rows = [(i, *outcome) for i in range(len(prompts)) for outcome in outcomes]

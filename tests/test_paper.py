@@ -178,20 +178,33 @@ def test_counts_beside_the_published(paper, tmp_path):
     assert paper.compare_counts({}, tmp_path) == []
 
 
-def test_a_step_that_fails_is_run_again_and_those_before_it_are_not(paper, tmp_path):
-    steps = [paper.Step("one", ["tgo-trl", "a"]), paper.Step("two", ["tgo-trl", "b"])]
-    ran = []
+def test_what_is_done_is_not_done_again(paper, tmp_path):
+    """But a step that failed, has other settings, or whose files are gone, and those after it."""
 
-    def execute(words: list[str], failing: str) -> int:
-        ran.append(words[1])
-        return 3 if words[1] == failing else 0
+    def step(name: str, *more: str):
+        return paper.Step(name, ["tgo-trl", name, *more, "--output_dir", str(tmp_path / name)])
 
-    with pytest.raises(SystemExit, match=r"^3$"):
-        paper.run_steps(steps, tmp_path, lambda words: execute(words, "b"))
-    paper.run_steps(steps, tmp_path, lambda words: execute(words, ""))
-    changed = [paper.Step("one", ["tgo-trl", "a", "--seed", "1"]), steps[1]]
-    paper.run_steps(changed, tmp_path, lambda words: execute(words, ""))
-    assert ran == ["a", "b", "b", "a"]  # the last one with another setting
+    def run(*steps, failing: str = "") -> str:
+        ran = []
+
+        def execute(words: list[str]) -> int:
+            ran.append(words[1])
+            (tmp_path / words[1]).mkdir(exist_ok=True)
+            return 3 if words[1] == failing else 0
+
+        try:
+            paper.run_steps(steps, tmp_path, execute)
+        except SystemExit as stopped:
+            ran.append(str(stopped.code))
+        return "".join(ran)
+
+    one, two, three = step("a"), step("b"), step("c")
+    assert run(one, two, three, failing="b") == "ab3"
+    assert run(one, two, three) == "bc"
+    assert run(one, two, three) == ""
+    assert run(one, step("b", "--seed", "1"), three) == "bc"
+    (tmp_path / "a").rmdir()
+    assert run(one, step("b", "--seed", "1"), three) == "abc"
 
 
 def test_a_step_has_a_process_of_its_own(paper, monkeypatch):
