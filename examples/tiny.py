@@ -9,8 +9,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import datasets
+import numpy as np
 
 from tgo_trl.settings import read_settings
 
@@ -79,3 +81,91 @@ def _write_stand_ins(module: ModuleType, score_column: str) -> Path:
     rows.rename_columns({"score": score_column}).to_parquet(folder / "rows" / "train.parquet")
     datasets.config.HF_DATASETS_CACHE = folder / "cache"  # so that nothing stays behind in the user's
     return folder
+
+
+# ---- For `paper.py` ----
+
+
+def shrink_paper(recipe: dict[str, Any], folder: Path, write: bool = True) -> dict[str, Any]:
+    """A recipe of `recipes/paper/` with two quick updates of each method, on what is written to a folder, once.
+
+    Args:
+        recipe: by command, as it is published.
+        folder: of the stand-ins, which stay, so that the commands can be run by hand.
+        write: whether they are written if they are not there.
+    """
+    kind, size = MODELS[recipe["model"]]
+    module = importlib.import_module(f"tests.tiny.{kind}")
+    if write and not (folder / "model" / "model_index.json").exists():
+        print(
+            f"Without --tiny, this downloads {recipe['model']} ({size}), rewards and prompts; --estimate has the rest."
+        )
+        _write_prompts_and_pairs(folder)
+        module.build().save_pretrained(folder / "model")
+    rewards = [f"{Path(__file__).resolve()}:{name}" for name in ("brightness", "contrast")]
+    size_of = {"height": module.RESOLUTION, "width": module.RESOLUTION}
+    sampling = {"num_inference_steps": 2, **size_of, "batch_size": 4, "disable_tqdm": True, **module.SETTINGS}
+    small = {
+        **recipe,
+        "model": str(folder / "model"),
+        "train": {
+            **recipe["train"], "max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
+            "bf16": False, "use_cpu": True, "logging_steps": 1, "disable_tqdm": True, "report_to": "none",
+            **(size_of if "height" in recipe["train"] else {"resolution": module.RESOLUTION}), **module.SETTINGS,
+        },
+        "methods": {
+            label: {**own, **({"warmup_steps": 1} if "warmup_steps" in own else {})}
+            for label, own in recipe["methods"].items()
+        },
+        "evaluate": {
+            **recipe["evaluate"], "rewards": rewards, "reward_kwargs": {}, "num_resamples": 100, **sampling,
+            "prompts": ["test"] if "prompts" in recipe else [str(folder / "prompts.txt")],
+        },
+    }  # fmt: skip
+    small.pop("published", None)
+    if "convert" in recipe:
+        small["convert"] = {**recipe["convert"], "dataset_name": str(folder / "pairs.parquet")}
+    else:
+        small["score"] = {**recipe["score"], "rewards": rewards[:1], "reward_kwargs": {}}
+        small["generate"] = {**recipe["generate"], **sampling, "num_images_per_prompt": 2}
+    if "prompts" in recipe:
+        source = {"source": str(folder / "prompts.txt"), "train": 4, "test": 2}
+        small["prompts"] = {**recipe["prompts"], **source}
+    elif "generate" in recipe:
+        small["generate"] |= {"prompts": str(folder / "prompts.txt"), "max_prompts": 4}
+    return small
+
+
+def _write_prompts_and_pairs(folder: Path) -> None:
+    """Six prompts, and pairs of images as Pick-a-Pic v2 has them: of three images, one wins twice, one ties."""
+    data = importlib.import_module("tests.tiny.data")
+    prompts = [*data.PROMPTS, "a white horse", "a black cow"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", "utf-8")
+    outcomes = ((0, 1, 1.0), (0, 2, 1.0), (1, 2, 0.5))
+    rows = [(i, *outcome) for i in range(len(prompts)) for outcome in outcomes]
+    images = {(i, j): data.picture(10 * i + j) for i in range(len(prompts)) for j in range(3)}
+    columns: dict[str, list[Any]] = {
+        "caption": [prompts[i] for i, *_ in rows],
+        "label_0": [score for *_, score in rows],
+        "label_1": [1 - score for *_, score in rows],
+        "has_label": [True] * len(rows),
+    }
+    for side in (0, 1):
+        columns[f"jpg_{side}"] = [images[row[0], row[1 + side]] for row in rows]
+        columns[f"image_{side}_uid"] = [f"{row[0]}-{row[1 + side]}" for row in rows]
+    datasets.Dataset.from_dict(columns).to_parquet(folder / "pairs.parquet")
+
+
+def brightness(prompts: Sequence[str], samples: Sequence[Any]) -> list[float]:
+    """A reward: the mean of the numbers of each image, or video, from 0 to 1."""
+    return [float(np.mean([np.asarray(frame) for frame in _frames(sample)]) / 255) for sample in samples]
+
+
+def contrast(prompts: Sequence[str], samples: Sequence[Any]) -> list[float]:
+    """Another: their standard deviation."""
+    return [float(np.std([np.asarray(frame) for frame in _frames(sample)]) / 255) for sample in samples]
+
+
+def _frames(sample: Any) -> list[Any]:
+    return sample if isinstance(sample, list) else [sample]
