@@ -301,8 +301,9 @@ def test_from_prompts_to_a_table(paper, tmp_path):
     assert run_tiny(paper, "sd15", tmp_path, "--methods", "TGO") == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    "setting", [pytest.param(it, marks=getattr(pytest.mark, "slow" if it == "pickapic" else "long")) for it in SETTINGS]
+)
 def test_each_setting_from_end_to_end(paper, setting, tmp_path, capsys):
     ran = run_tiny(paper, setting, tmp_path)
     assert len(ran) == len(SETTINGS[setting]) + 1  # of the sets of prompts, one
@@ -317,7 +318,7 @@ def test_each_setting_from_end_to_end(paper, setting, tmp_path, capsys):
     assert run_tiny(paper, setting, tmp_path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_program_in_processes_of_its_own(tmp_path):
     """As a user runs it, from another folder."""
     command = [sys.executable, str(ROOT / "examples" / "paper.py"), "--setting", "meissonic", "--tiny"]
