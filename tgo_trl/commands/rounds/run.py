@@ -14,6 +14,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -361,11 +362,11 @@ class _Rounds:
             (target / CARD_NAME).unlink()  # of another round
         for path in sorted(source.iterdir()):
             if path.suffix in (".safetensors", ".json", ".png"):
-                replace_file(target / path.name, lambda copied, path=path: shutil.copyfile(path, copied))
+                replace_file(target / path.name, partial(shutil.copyfile, path))
         if (source / "samples").is_dir():
             shutil.copytree(source / "samples", target / "samples", dirs_exist_ok=True)
         picture = self.args.output_path / PICTURE_NAME
-        replace_file(target / PICTURE_NAME, lambda copied: shutil.copyfile(picture, copied))
+        replace_file(target / PICTURE_NAME, partial(shutil.copyfile, picture))
         card = (source / CARD_NAME).read_text("utf-8").replace(shown_path(str(source)), shown_path(str(target)))
         card = with_section(card, "rounds", card_section(report, PICTURE_NAME), weights_fingerprint(target))
         replace_file(target / CARD_NAME, lambda copied: copied.write_text(card, "utf-8"))
