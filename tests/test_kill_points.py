@@ -55,7 +55,7 @@ POINTS = {
     "generate": 8,
     "score": 10,
     "evaluate": 12,
-    "rounds": 12,
+    "rounds": 8,
     "convert": 6,
     "push data": 6,
     "push model": 6,

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tgo_trl import RoundsConfig, rounds
@@ -260,3 +261,14 @@ def test_several_rewards_need_a_sum(folder, tmp_path):
 
 
 # ---- Going on ----
+
+
+@pytest.mark.slow
+def test_another_base_of_the_same_name_is_refused(folder, tmp_path):
+    rounds(settings(folder, num_rounds=1), config(tmp_path))
+    other = stable_diffusion()
+    with torch.no_grad():
+        other.unet.conv_in.weight.mul_(1.5)
+    other.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="has other weights than in round 1"):
+        rounds(settings(folder, model_name_or_path=str(tmp_path / "model")), config(tmp_path))

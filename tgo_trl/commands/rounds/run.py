@@ -34,8 +34,8 @@ from ...storage.fingerprints import fingerprint, weights_fingerprint
 from ...storage.parquet import ParquetFolder, column
 from ...storage.processes import process_state
 from ...storage.records import CARD_NAME, SCORING_NAME, read_record
-from ...trainer.checkpoints import public_config, read_label_rule
-from ...trainer.course import WITHOUT_EFFECT, Course
+from ...trainer.checkpoints import RunRecord, public_config
+from ...trainer.course import OF_THE_BASE, WITHOUT_EFFECT, Course
 from ...trainer.preparation import fit_rule
 from ...trainer.selection import OutsideBoundsError
 from ...trainer.tgo_config import DEFAULTS, TGOConfig
@@ -273,8 +273,15 @@ class _Rounds:
         train(arguments, args, ref_model=config.model_name_or_path if is_base else None)
         _make_room()
         if process_state().is_main_process:
-            rule, scores = read_label_rule(Path(args.output_dir)), self.column(number, args.score_column)
-            threshold = None if rule is None else rule.threshold
+            trained, first = (RunRecord.read(self.folder(it) / ADAPTER) for it in (number, 1))
+            if trained.course.fingerprints[OF_THE_BASE] != first.course.fingerprints[OF_THE_BASE]:
+                raise ValueError(
+                    f"The base {shown_path(config.model_name_or_path)} has other weights than in round 1, and the "
+                    f"adapter of round {number - 1} is not of it. Name the one it was, and delete {str(folder)!r}, or "
+                    "set another `output_dir`."
+                )
+            scores = self.column(number, args.score_column)
+            threshold = None if trained.rule is None else trained.rule.threshold
             done = Round(number, args.seed, len(scores), statistics.fmean(scores), threshold)
             write_json(folder / ROUND_NAME, asdict(done))
         process_state().wait_for_everyone()
