@@ -12,7 +12,8 @@ from tgo_trl.commands.evaluate.report import Estimate
 from tgo_trl.commands.rounds.report import Limits, Measurement, Round, best_round
 from tgo_trl.trainer.selection import OutsideBoundsError
 
-from .runs import assert_equal, config
+from .runs import assert_close, assert_equal, config
+from .test_parquet import run_two_processes
 from .tiny import PROMPTS, stable_diffusion
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -272,3 +273,23 @@ def test_another_base_of_the_same_name_is_refused(folder, tmp_path):
     other.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="has other weights than in round 1"):
         rounds(settings(folder, model_name_or_path=str(tmp_path / "model")), config(tmp_path))
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(folder, measured, tmp_path):
+    out, report = measured
+    given = {**vars(measuring(folder)), "generate_settings": None, "score_settings": None}
+    code = (
+        "from pathlib import Path\n"
+        "from tests.runs import config\n"
+        "from tgo_trl import RoundsConfig, rounds\n"
+        f"args = config(Path({str(tmp_path)!r}), per_device_train_batch_size=2)\n"
+        f"rounds(RoundsConfig(**{given!r}), args)\n"
+    )
+    run_two_processes(code, tmp_path)
+    found = record(tmp_path / "out", "rounds.json")["report"]
+    assert found["kept"] == report.kept
+    for ours, theirs in zip(found["rounds"], report.rounds, strict=True):
+        assert ours["score"] == pytest.approx(theirs.score, rel=1e-4)
+        assert ours["measurement"]["drift"] == pytest.approx(theirs.measurement.drift, rel=1e-4)
+    assert_close(weights(tmp_path / "out" / "adapter"), weights(out / "adapter"), 1e-3)
