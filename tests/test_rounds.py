@@ -206,6 +206,7 @@ def test_a_later_round_without_a_difference_leaves_what_there_is(folder, tmp_pat
         ({"num_rounds": "many"}, "`num_rounds` is 'many'; it must be a whole number"),
         ({"reference": "next"}, "`reference` is 'next'; it must be one of 'previous', 'base'"),
         ({"rewards": []}, "`rewards` is empty"),
+        ({"rewards": [7]}, "`rewards` has 7; write names of reward models"),
         ({"generate_settings": {"seed": 3}}, "`generate_settings` has 'seed'; write some of dtype, "),
         ({"generate_settings": '{"dtype": 3}'}, "`dtype` is 3; it must be text"),
         ({"generate_settings": {"call_kwargs": {"height": 8}}}, "`call_kwargs` has 'height'"),

@@ -95,6 +95,12 @@ class RoundsConfig:
         check_choice("reference", self.reference, REFERENCES)
         self.rewards = as_list(self.rewards) or []
         self.held_out_rewards = as_list(self.held_out_rewards)
+        for name in ("rewards", "held_out_rewards"):
+            for spec in getattr(self, name) or ():
+                if not isinstance(spec, str):
+                    raise ValueError(
+                        f"`{name}` has {shown(spec)}; write names of reward models, or 'path/to/file.py:function'."
+                    )
         self.generate_settings = _checked("generate_settings", self.generate_settings, OF_GENERATE)
         self.score_settings = _checked("score_settings", self.score_settings, OF_SCORE)
         check_types(self.generation("", None, 0), self.generate_settings)
@@ -104,12 +110,8 @@ class RoundsConfig:
     @property
     def is_measured(self) -> bool:
         """Whether rounds are measured on samples of their own."""
-        return self.held_out_rewards is not None or self.is_bounded
-
-    @property
-    def is_bounded(self) -> bool:
-        """Whether a measured round may end the run."""
-        return self.stop_above_drift is not None or self.stop_below_variety is not None
+        asked = (self.held_out_rewards, self.stop_above_drift, self.stop_below_variety)
+        return any(setting is not None for setting in asked)
 
     def generation(
         self, output_dir: str, adapter: str | None, seed: int, shared: Mapping[str, Any] | None = None

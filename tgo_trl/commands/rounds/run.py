@@ -12,7 +12,6 @@ import shutil
 import statistics
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ...cards.model_card import shown_path
-from ...cards.sections import with_section
+from ...cards.sections import with_section, with_sections_of
 from ...losses import LOSSES
 from ...messages.public import public_name, public_value
 from ...messages.values import shown
@@ -365,8 +364,8 @@ class _Rounds:
         """Copies the adapter that is kept, and what its card shows; the card, with the table of rounds, comes last."""
         source, target = self.folder(report.kept) / ADAPTER, self.args.output_path / ADAPTER
         target.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):
-            (target / CARD_NAME).unlink()  # of another round
+        path_of_card = target / CARD_NAME
+        previous = path_of_card.read_text("utf-8", errors="replace") if path_of_card.is_file() else ""
         for path in sorted(source.iterdir()):
             if path.suffix in (".safetensors", ".json", ".png"):
                 replace_file(target / path.name, partial(shutil.copyfile, path))
@@ -375,8 +374,10 @@ class _Rounds:
         picture = self.args.output_path / PICTURE_NAME
         replace_file(target / PICTURE_NAME, partial(shutil.copyfile, picture))
         card = (source / CARD_NAME).read_text("utf-8").replace(shown_path(str(source)), shown_path(str(target)))
-        card = with_section(card, "rounds", card_section(report, PICTURE_NAME), weights_fingerprint(target))
-        replace_file(target / CARD_NAME, lambda copied: copied.write_text(card, "utf-8"))
+        digest = weights_fingerprint(target)
+        card = with_sections_of(previous, card, digest)  # what `tgo-trl strength` has found of the same weights
+        card = with_section(card, "rounds", card_section(report, PICTURE_NAME), digest)
+        replace_file(path_of_card, lambda copied: copied.write_text(card, "utf-8"))
 
 
 def _check_training(args: TGOConfig, config: RoundsConfig) -> None:
