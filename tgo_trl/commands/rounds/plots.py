@@ -48,8 +48,9 @@ def plot_rounds(report: RoundsReport, limits: Limits, path: Path) -> None:
         _plot_share(panels[2 + len(names)], numbers, drifts, limits.most_drift, "drift, worst quartile (base: 1)")
     for axes in panels[num_panels:]:
         axes.remove()
+    label, first = ("round (0: base; green: kept)", -0.3) if found else ("round (green: kept)", 0.7)
     for axes in panels[:num_panels]:
-        axes.set(xlabel="round", xlim=(-0.3 if found else 0.7, len(report.rounds) + 0.3))
+        axes.set(xlabel=label, xlim=(first, len(report.rounds) + 0.3))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.axvline(report.kept, color=KEPT, linewidth=6, alpha=0.25, zorder=0)
         axes.grid(axis="y", color="#e5e5e5")

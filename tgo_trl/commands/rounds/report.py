@@ -79,6 +79,9 @@ class Limits:
     most_drift: float | None
     least_variety: float | None
 
+    def __bool__(self) -> bool:
+        return self.most_drift is not None or self.least_variety is not None
+
     def broken(self, measurement: Measurement) -> list[str]:
         """A clause for each bound that a policy is outside of.
 

@@ -349,7 +349,7 @@ class _Rounds:
             num_rounds=self.config.num_rounds,
             rounds=list(done),
             kept=kept.number,
-            reason=" ".join([*([why_ended] if why_ended else []), _why_kept(kept, done)]),
+            reason=" ".join([*([why_ended] if why_ended else []), _why_kept(kept, done, self.limits)]),
         )
         record = read_record(folder, RECORD_NAME)
         assert record is not None
@@ -420,13 +420,12 @@ def _check_training(args: TGOConfig, config: RoundsConfig) -> None:
         raise ValueError(f"`reference` is 'base', and {why}. Leave `reference` out.")
 
 
-def _why_kept(kept: Round, done: Sequence[Round]) -> str:
+def _why_kept(kept: Round, done: Sequence[Round], limits: Limits) -> str:
     if kept.measurement is None:
         return f"Round {kept.number} is kept, the last one that trained; nothing was measured that could tell more."
     name, reward = next(iter(kept.measurement.rewards.items()))
-    return (
-        f"Round {kept.number} of {len(done)} is kept, with the highest {name} ({reward.value:.4g}) within the bounds."
-    )
+    within = " within the bounds" if limits else ""
+    return f"Round {kept.number} of {len(done)} is kept, with the highest {name}{within} ({reward.value:.4g})."
 
 
 def _read_measurement(path: Path, names: Collection[str]) -> Measurement:

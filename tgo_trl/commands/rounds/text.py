@@ -15,9 +15,11 @@ def print_rounds(report: RoundsReport, written: Sequence[str]) -> None:
     """Prints the table, what is kept and why, what was written, and what comes next."""
     console = Console(highlight=False, markup=False, emoji=False)  # a reward's name may hold `[/x]`
     head, *rows = _cells(report)
-    table = Table(*head, title=f"Rounds on {report.model}")
-    for cells in rows:
-        table.add_row(*(cell.replace(" [", "\n[") for cell in cells), style="bold" if cells[-1] == "kept" else None)
+    table = Table(title=f"Rounds on {report.model}")
+    for name in head[:-1]:
+        table.add_column(name.replace("threshold", "thresh-\nold"), overflow="fold")  # in 80 letters
+    for *cells, note in rows:
+        table.add_row(*(cell.replace(" [", "\n[") for cell in cells), style="bold" if note else None)
     console.print(table)
     console.print(report.reason)
     for path in written:
@@ -52,9 +54,11 @@ def card_section(report: RoundsReport, picture: str) -> str:
             "| " + " | ".join(head) + " |",
             "|" + "---|" * len(head),
             *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows),
+            "",
+            "Score is the mean of what the round trained on, drawn by the policy before it, and what the threshold was "
+            "fitted to.",
             *(
                 [
-                    "",
                     "Rewards, variety and drift are of the policy after the round, on the same prompts and seeds "
                     "every time; in brackets, the 95 % interval of the mean over prompts (bootstrap). Variety is the "
                     "mean distance between two samples of a prompt; drift is the error in denoising samples of the "
@@ -72,30 +76,28 @@ def _cells(report: RoundsReport) -> list[list[str]]:
     first = report.rounds[0].measurement
     names = [] if first is None else list(first.rewards)
     measured = [] if first is None else [*names, "variety", "drift"]
-    rows = [["round", "samples", "mean score", "threshold", *measured, ""]]
+    rows = [["round", "score", "threshold", *measured, ""]]
     if first is not None:
         rewards = [_told(first.base_rewards[name]) for name in names]
-        rows.append(["base", *[NOTHING] * 3, *rewards, "1", "1", ""])
+        rows.append(["base", *[NOTHING] * 2, *rewards, "1", "1", ""])
     return rows + [_row(entry, names, entry.number == report.kept) for entry in report.rounds]
 
 
 def _row(entry: Round, names: Sequence[str], is_kept: bool) -> list[str]:
-    cells = [str(entry.number), f"{entry.num_rows:,}", f"{entry.score:.4g}", _number(entry.threshold)]
+    cells = [str(entry.number), _number(entry.score), _number(entry.threshold)]
     if entry.measurement is not None:
         found = entry.measurement
-        cells += [*(_told(found.rewards[name]) for name in names), _number(found.variety), f"{max(found.drift):.4g}"]
+        cells += [*(_told(found.rewards[name]) for name in names), _number(found.variety), _number(max(found.drift))]
     return [*cells, "kept" if is_kept else ""]
 
 
 def _told(estimate: Estimate) -> str:
-    if estimate.interval is None:
-        return f"{estimate.value:.4g}"
-    low, high = estimate.interval
-    return f"{estimate.value:.4g} [{low:.4g}, {high:.4g}]"
+    text = _number(estimate.value)
+    return text if estimate.interval is None else f"{text} [{', '.join(map(_number, estimate.interval))}]"
 
 
 def _number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.4g}"
+    return NOTHING if value is None else f"{value:.3g}"
 
 
 def _count(number: int, noun: str) -> str:
