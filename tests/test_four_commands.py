@@ -66,7 +66,7 @@ def files(folder: Path, *patterns: str) -> dict[str, bytes]:
 
 
 def test_the_readme_has_the_commands():
-    assert list(commands()) == ["generate", "score", "inspect", "train", "evaluate"]
+    assert list(commands()) == ["generate", "score", "inspect", "train", "rounds", "evaluate"]
 
 
 @pytest.mark.slow

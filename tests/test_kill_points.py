@@ -40,6 +40,10 @@ COMMANDS = {
     "evaluate": "evaluate --models a={model} b={model} --prompts {prompts} --rewards {rewards}:length"
     " {rewards}:brightness --num_images_per_prompt 2 --num_inference_steps 1 --num_resamples 100"
     f' --model_settings {{{{"b":{{{{"guidance_scale":2}}}}}}}} {DATA}',
+    "rounds": "rounds --prompts {prompts} --rewards {rewards}:brightness --num_rounds 2 --num_images_per_prompt 2"
+    " --num_inference_steps 1 --held_out_rewards {rewards}:length --held_out_images_per_prompt 2"
+    f' --generate_settings {{{{"rows_per_shard":4}}}} --output_dir {{out}} --encoding_cache_dir {{cache}} {TRAIN}'
+    " --max_steps 2 --save_strategy steps --save_steps 1",
     "convert": f"convert --dataset_name {{pairs}} {DATA}",
     "push data": f"convert --dataset_name {{pairs}} {DATA} --push_to_hub true --hub_dataset_id me/rows",
     "push model": f"train --dataset_name {{scored}} --output_dir {{out}} --encoding_cache_dir {{cache}} {TRAIN} "
@@ -51,6 +55,7 @@ POINTS = {
     "generate": 8,
     "score": 10,
     "evaluate": 12,
+    "rounds": 8,
     "convert": 6,
     "push data": 6,
     "push model": 6,
@@ -70,7 +75,7 @@ class Workplace:
         places = {name: self.folder / name for name in ("scored", "unscored", "pairs", "cache", "model")}
         places |= {"prompts": self.folder / "prompts.txt", "rewards": self.folder / "rewards.py", "out": out}
         words = COMMANDS[name].format(**places).split()
-        needs_model = words[0] in ("train", "generate")
+        needs_model = words[0] in ("train", "generate", "rounds")
         return [*words, *(["--model_name_or_path", str(self.folder / "model")] if needs_model else [])]
 
     def undisturbed(self, name: str) -> "Result":

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .commands.inspect.run import inspect
     from .commands.judge.config import JudgeConfig
     from .commands.judge.run import judge
+    from .commands.rounds.config import RoundsConfig
+    from .commands.rounds.run import rounds
     from .commands.score.config import ScoreConfig
     from .commands.score.run import score
     from .commands.strength.config import StrengthConfig
@@ -38,6 +40,7 @@ _EXPORTS = {
     "InspectConfig": "commands.inspect.config",
     "JudgeConfig": "commands.judge.config",
     "MeissonicPipeline": "models",
+    "RoundsConfig": "commands.rounds.config",
     "SampleGridCallback": "trainer.sample_grids",
     "ScoreConfig": "commands.score.config",
     "StrengthConfig": "commands.strength.config",
@@ -48,15 +51,16 @@ _EXPORTS = {
     "generate": "commands.generate.run",
     "inspect": "commands.inspect.run",
     "judge": "commands.judge.run",
+    "rounds": "commands.rounds.run",
     "score": "commands.score.run",
     "strength": "commands.strength.run",
 }
 
 __all__ = [
     "AlignPropConfig", "AlignPropTrainer", "ConvertConfig", "EvaluateConfig", "Family", "GenerateConfig",
-    "InspectConfig", "JudgeConfig", "MeissonicPipeline", "SampleGridCallback", "ScoreConfig", "StrengthConfig",
-    "TGOConfig", "TGOTrainer", "__version__", "convert", "evaluate", "generate", "inspect", "judge", "score",
-    "strength",
+    "InspectConfig", "JudgeConfig", "MeissonicPipeline", "RoundsConfig", "SampleGridCallback", "ScoreConfig",
+    "StrengthConfig", "TGOConfig", "TGOTrainer", "__version__", "convert", "evaluate", "generate", "inspect", "judge",
+    "rounds", "score", "strength",
 ]  # fmt: skip
 
 

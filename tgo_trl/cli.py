@@ -56,6 +56,11 @@ COMMANDS = {
         ("commands.train.config:TrainArguments", "trainer.tgo_config:TGOConfig"),
         "commands.train.run:train",
     ),
+    "rounds": Command(
+        "generate, score and train several times, each time from the policy of the time before",
+        ("commands.rounds.config:RoundsConfig", "trainer.tgo_config:TGOConfig"),
+        "commands.rounds.run:rounds",
+    ),
     "strength": Command(
         "find the scale at which a trained adapter is best applied",
         ("commands.strength.config:StrengthConfig",),

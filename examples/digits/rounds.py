@@ -10,7 +10,6 @@ gave no score; see `demo.py`.
 import argparse
 import json
 import statistics
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,11 +18,8 @@ from demo import SCORERS, WORLD, Options, Result, evaluate, print_results
 from digits import DIGIT_NAMES, prompts_of
 from matplotlib.figure import Figure
 
-from tgo_trl import TGOConfig
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from iterate import RoundArguments, run_rounds
+from tgo_trl import RoundsConfig, TGOConfig
+from tgo_trl import rounds as run_rounds
 
 
 @dataclass
@@ -47,10 +43,10 @@ def run(budget: Budget, num_rounds: int) -> list[Path]:
     budget.output_dir.mkdir(parents=True, exist_ok=True)
     prompts = budget.output_dir / "prompts.txt"
     prompts.write_text("\n".join(prompt for digit in range(len(DIGIT_NAMES)) for prompt in prompts_of(digit)) + "\n")
-    rounds = RoundArguments(
+    rounds = RoundsConfig(
         model_name_or_path=str(WORLD.base),
         prompts=str(prompts),
-        reward=f"{Path(__file__).parent / 'reward.py'}:asked_digit",
+        rewards=[f"{Path(__file__).parent / 'reward.py'}:asked_digit"],
         num_rounds=num_rounds,
         num_images_per_prompt=budget.images_per_prompt // num_rounds,
         num_inference_steps=budget.num_inference_steps,
@@ -74,7 +70,8 @@ def run(budget: Budget, num_rounds: int) -> list[Path]:
         encoding_cache_dir=str(budget.output_dir / "encodings"),
         use_cpu=True,
     )
-    return run_rounds(rounds, args)
+    run_rounds(rounds, args)
+    return [Path(str(args.output_dir)) / f"round-{number}" / "adapter" for number in range(1, num_rounds + 1)]
 
 
 def draw_chart(results: list[Result], path: Path) -> None:

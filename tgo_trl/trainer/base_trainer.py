@@ -36,7 +36,7 @@ from ..storage.records import CARD_NAME
 from . import checkpoints
 from .arguments import check_optimizer, resolve_family, resolve_size, resolve_sizes, warn_of_unused_settings
 from .callbacks import EarlyStopping, EpochCallback, InterruptionCallback, SyncReferenceCallback
-from .course import Course, course_settings, weights_digest
+from .course import OF_THE_BASE, Course, course_settings, weights_digest
 from .eval_samples import EvalSamples
 from .evaluations import EVALUATIONS_NAME, choose, comparable_evaluations, evaluation_after, read_evaluations
 from .nonfinite import check_finite_tensors
@@ -129,7 +129,7 @@ class BaseTrainer(ResumableTrainer):
         public = checkpoints.public_config(args.to_dict())
         fingerprints = {"the rows, their order, images or videos": rows}
         fingerprints |= {f"weights or settings of `{name}`": digest for name, digest in self._part_digests().items()}
-        fingerprints["the base model's weights"] = weights_digest(dict(policy.networks.items()))
+        fingerprints[OF_THE_BASE] = weights_digest(dict(policy.networks.items()))
         if was_trained:
             start = policy.adapter_state(str(policy.adapter_name))
             fingerprints["the weights of the adapter that it began with"] = tensors_digest(sorted(start.items()))

@@ -38,6 +38,8 @@ WITHOUT_EFFECT = (
 OPTIMIZER = ("optim", "optim_args", "optim_target_modules", "optimizer", "use_peft")
 """Settings without which a saved optimizer state means nothing."""
 
+OF_THE_BASE = "the base model's weights"
+"""What a digest of these is called in a [`Course`]."""
 
 OFF = objective.OFF | {"quantile_scope": "auto"}
 """Settings of the objective as they are by default, and as they were in a run of a version that did not have them."""

@@ -50,6 +50,20 @@ def evaluation_block(args: TGOConfig, num_sizes: int) -> int:
     return args.eval_batch_size * args.world_size if num_sizes > 1 or args.world_size > 1 else 1
 
 
+def fit_rule(args: TGOConfig, scores: Sequence[float], prompts: Sequence[str]) -> LabelRule:
+    """The rule of a training set, fitted as the settings say; as [`fit_label_rule`], also in what it raises."""
+    return fit_label_rule(
+        scores,
+        prompts,
+        threshold_type=args.threshold_type,
+        percentile=args.threshold_percentile,
+        value=args.threshold_value,
+        beta=args.beta,
+        confidence_coef=args.confidence_coef,
+        normalization=args.score_normalization,
+    )
+
+
 class DataPreparer:
     """Prepares training and evaluation sets alike; the label rule is fitted on the training set.
 
@@ -186,21 +200,11 @@ class DataPreparer:
         self.weight_balance = weight_balance(labels.is_positive, labels.weights)
 
     def _fit(self, scores: list[float], prompts: list[str]) -> LabelRule:
-        args = self.args
-        rule = fit_label_rule(
-            scores,
-            prompts,
-            threshold_type=args.threshold_type,
-            percentile=args.threshold_percentile,
-            value=args.threshold_value,
-            beta=args.beta,
-            confidence_coef=args.confidence_coef,
-            normalization=args.score_normalization,
-        )
+        rule = fit_rule(self.args, scores, prompts)
         if self.loss.relative_score == "advantage":
             self.relative_scores = rule.advantages
         elif self.loss.relative_score == "quantile":
-            self.relative_scores = ScoreQuantiles.fit(check_finite(scores), prompts, args.quantile_scope)
+            self.relative_scores = ScoreQuantiles.fit(check_finite(scores), prompts, self.args.quantile_scope)
         return rule
 
     def _shows_progress(self) -> bool:

@@ -16,10 +16,15 @@ from ...trainer.tgo_trainer import TGOTrainer
 from .config import TrainArguments
 
 
-def train(arguments: TrainArguments, args: TGOConfig) -> None:
+def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = None) -> None:
     """Trains, saves, and pushes if `push_to_hub` asks for it.
 
     Goes on from the newest complete checkpoint in `output_dir`, unless `resume_from_checkpoint` is false.
+
+    Args:
+        arguments: what is trained, and on what.
+        args: how.
+        ref_model: Hub id or folder of the reference; the policy as it is before training if None.
 
     Raises:
         UploadError: if something could not be pushed; everything is saved then, and it says what uploads it.
@@ -36,6 +41,7 @@ def train(arguments: TrainArguments, args: TGOConfig) -> None:
         args,
         train_dataset=datasets[0],
         eval_dataset=datasets[1] if len(datasets) > 1 else None,
+        ref_model=ref_model,
         quantization_config=_quantization(arguments) if arguments.adapter_name_or_path is None else None,
     )
     resume: Any = args.resume_from_checkpoint
