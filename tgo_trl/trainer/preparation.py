@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.encoded import EncodedDataset, ScannedRows, encode_images, encode_prompts, scan_rows
 from ..data.pairs import Pairs, find_pairs, without_unreadable
 from ..data.rows import BadRows, RowSource
+from ..data.sampler import rows_at_ratio
 from ..data.stream import StreamDataset, scan_stream
 from ..labels.checks import check_finite
 from ..labels.fitting import fit_label_rule
@@ -27,7 +28,7 @@ from ..policy.draws import EVALUATION_EPOCH
 from ..policy.encoders import FrozenEncoders
 from ..storage.fingerprints import fingerprint
 from ..storage.shards import ShardWriter
-from .objective import unresolved_loss
+from .objective import of_recipe, unresolved_loss
 from .pair_sources import check_pair_source, column_hint, columns_of, pair_selection
 from .tgo_config import TGOConfig
 
@@ -196,6 +197,8 @@ class DataPreparer:
             confidence_coef=args.confidence_coef,
             normalization=args.score_normalization,
         )
+        if args.positive_ratio is not None:
+            _check_ratio(args, rule)
         if self.loss.relative_score == "advantage":
             self.relative_scores = rule.advantages
         elif self.loss.relative_score == "quantile":
@@ -211,3 +214,14 @@ class DataPreparer:
 
     def _shows_progress(self) -> bool:
         return PartialState().is_main_process and not self.args.disable_tqdm
+
+
+def _check_ratio(args: TGOConfig, rule: LabelRule) -> None:
+    assert args.positive_ratio is not None
+    sides = rule.num_positive, rule.num_rows - rule.num_positive
+    if 0 in rows_at_ratio(*sides, args.positive_ratio):
+        raise ValueError(
+            f"`positive_ratio` is {args.positive_ratio}{of_recipe(vars(args), 'positive_ratio')}, which takes rows of "
+            f"one side only from the {sides[0]} positive and {sides[1]} negative rows. Set one nearer to 0.5, or "
+            "another threshold."
+        )
