@@ -211,7 +211,8 @@ class TGOTrainer(BaseTrainer):
         self._guard = UpdateGuard(self.accelerator, args.on_bad_row == "skip")
         self.strategy.prepare_reference(self.reference)
         if self.label_rule is not None:
-            self.add_callback(ScoreLogCallback(self, self.label_rule, self.train_labels))
+            are_weighed = self.loss.weighs_rows
+            self.add_callback(ScoreLogCallback(self, self.label_rule, self.train_labels, are_weighed))
         self._add_own_callbacks(eval_rewards)
         if self.is_world_process_zero():
             objective = self._objective() | ({} if args.recipe is None else {"recipe": args.recipe})
