@@ -136,8 +136,8 @@ class RowSampler(Sampler[Index]):
 def _quotas(counts: Counter[Kind], positive_ratio: float) -> Counter[Kind]:
     """How many rows of each kind an epoch takes: all of the side that has too few, and a share of the other."""
     sides = {side: {kind: count for kind, count in counts.items() if kind[1] == side} for side in (True, False)}
-    totals = rows_at_ratio(*(sum(sides[side].values()) for side in (True, False)), positive_ratio)
-    return Counter({**_share_out(sides[True], totals[0]), **_share_out(sides[False], totals[1])})
+    positive, negative = rows_at_ratio(sum(sides[True].values()), sum(sides[False].values()), positive_ratio)
+    return Counter({**_share_out(sides[True], positive), **_share_out(sides[False], negative)})
 
 
 def rows_at_ratio(num_positive: int, num_negative: int, positive_ratio: float) -> tuple[int, int]:

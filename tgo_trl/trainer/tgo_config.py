@@ -169,7 +169,7 @@ class TGOConfig(TrainingArguments):
             - `"diffusion_dpo"`, `"dspo"`: on pairs of images of one prompt, without a threshold.
         beta (`float`, *optional*):
             `beta`, deviation from the reference model. Where neither you nor a `recipe` set it, 1; of `"diffusion_dpo"`
-            5000, of `"dspo"` 0.001 or 5000, as in their released code.
+            5000, of `"dspo"` 0.001 or 5000, as in their released code. Refused where neither loss nor threshold has it.
         dspo_form (`str`, *optional*, defaults to `"sd15"`):
             Which of the two objectives that were released as DSPO: that for SD 1.5, `"sd15"`, or for SDXL, `"sdxl"`.
         temperature (`float` or `"auto"`, *optional*, defaults to `"auto"`):

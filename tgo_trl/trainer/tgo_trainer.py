@@ -529,9 +529,11 @@ class TGOTrainer(BaseTrainer):
     def hyperparameters(self) -> dict[str, Any]:
         """Name and value of each line of the card's table."""
         args = self.args
-        of_scores = {"confidence coefficient": args.confidence_coef} if self.loss.weighs_rows else {}
+        of_scores: dict[str, Any] = {}
+        if self.loss.weighs_rows:
+            of_scores["confidence coefficient"] = args.confidence_coef
         if self.loss.weighs_rows or args.score_normalization != "none":
-            of_scores |= {"score normalisation": args.score_normalization}
+            of_scores["score normalisation"] = args.score_normalization
         return {
             "loss": args.loss_type,
             **({"beta": args.beta} if has_beta(vars(args)) else {}),
