@@ -62,7 +62,7 @@ class ScoreQuantiles:
             return mid_quantiles(scores, known).float()
         groups = _rows_of_prompts(prompts)
         unknown = {prompt: rows for prompt, rows in groups.items() if prompt not in known}
-        _check_several(unknown, "prompts that the training set does not have")
+        _check_several(unknown, "prompts outside the training set")
         quantiles = torch.empty(len(scores))
         for prompt, rows in groups.items():
             own = scores[rows]
