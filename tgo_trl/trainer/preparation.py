@@ -185,6 +185,15 @@ class DataPreparer:
     def _weigh(self, labels: Labels) -> None:
         self.weight_balance = weight_balance(labels.is_positive, labels.weights)
 
+    def _check_ratio(self, ratio: float, rule: LabelRule) -> None:
+        positive, negative = rule.num_positive, rule.num_rows - rule.num_positive
+        if 0 in rows_at_ratio(positive, negative, ratio):
+            raise ValueError(
+                f"`positive_ratio` is {ratio}{of_recipe(vars(self.args), 'positive_ratio')}, which takes rows of one "
+                f"side only from the {positive} positive and {negative} negative rows. Set one nearer to 0.5, or "
+                "another threshold."
+            )
+
     def _fit(self, scores: list[float], prompts: list[str]) -> LabelRule:
         args = self.args
         rule = fit_label_rule(
@@ -198,7 +207,7 @@ class DataPreparer:
             normalization=args.score_normalization,
         )
         if args.positive_ratio is not None:
-            _check_ratio(args, rule)
+            self._check_ratio(args.positive_ratio, rule)
         if self.loss.relative_score == "advantage":
             self.relative_scores = rule.advantages
         elif self.loss.relative_score == "quantile":
@@ -214,14 +223,3 @@ class DataPreparer:
 
     def _shows_progress(self) -> bool:
         return PartialState().is_main_process and not self.args.disable_tqdm
-
-
-def _check_ratio(args: TGOConfig, rule: LabelRule) -> None:
-    assert args.positive_ratio is not None
-    sides = rule.num_positive, rule.num_rows - rule.num_positive
-    if 0 in rows_at_ratio(*sides, args.positive_ratio):
-        raise ValueError(
-            f"`positive_ratio` is {args.positive_ratio}{of_recipe(vars(args), 'positive_ratio')}, which takes rows of "
-            f"one side only from the {sides[0]} positive and {sides[1]} negative rows. Set one nearer to 0.5, or "
-            "another threshold."
-        )
