@@ -133,6 +133,7 @@ CASES: dict[str, dict[str, Any]] = {
     "pairs": {"max_steps": 3, "loss_type": "diffusion_dpo", "pairs": "all", "beta": 20.0},
     # of 11 rows 6 are positive, which leaves 7 an epoch; the reference point is above 0 in some updates
     "diffusion_kto": {"max_steps": 4, "loss_type": "diffusion_kto", "positive_ratio": 0.85, "temperature": 0.01},
+    "qrpo": {"max_steps": 2, "loss_type": "qrpo", "num_likelihood_samples": 2},
     "resumed": {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "stop": 3, "sync_ref_model": True},
     "averaged": {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "stop": 3, "ema_decay": 0.3},
     "evaluated before": {"max_steps": 2, "eval_first": True},

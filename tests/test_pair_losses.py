@@ -438,6 +438,9 @@ def test_what_has_no_meaning_for_pairs_of_columns_is_refused(tmp_path):
             ValueError, match=f"`{setting}` is .*, which has no meaning for the `train_dataset`: its col"
         ):
             prepared(tmp_path, tiny.paired_rows(2), **{setting: value})
+    for named in ({"chosen_column": "better"}, {"rejected_column": "worse"}):
+        with pytest.raises(ValueError, match=r"_column` is '.*', which `pairs='all'` does not read: it makes pairs of"):
+            prepared(tmp_path, tiny.scored_rows(8), pairs="all", **named)
     both = concatenate_datasets([tiny.paired_rows(4).remove_columns("prompt"), tiny.scored_rows(4)], axis=1)
     both = both.remove_columns(["prompt", "score"]).add_column("prompt", ["a"] * 4).add_column("score", [0.0, 1.0] * 2)
     assert prepared(tmp_path, both, pairs="all", pair_margin=0.5).pairs.describe().startswith("4 (all of each prompt")
@@ -465,19 +468,25 @@ def test_odd_batches_and_data_without_pairs_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"confidence_coef": 1.0}, r"`confidence_coef` is 1\.0, and .* compares the two images of a pair"),
-        ({"threshold_type": "mean"}, "`threshold_type` is 'mean', and"),
+        ({"confidence_coef": 1.0}, r"`confidence_coef` is 1\.0, which `loss_type='diffusion_dpo'` has no use"),
+        ({"threshold_type": "mean"}, "`threshold_type` is 'mean', which `loss_type='diffusion_dpo'` has no use for"),
         ({"threshold_percentile": 30.0}, "`threshold_percentile` is 30"),
         ({"score_normalization": "zscore"}, "`score_normalization` is 'zscore'"),
         ({"negative_weight": 0.5}, "`negative_weight` is 0.5, which `loss_type='diffusion_dpo'` has no use for"),
-        ({"recipe": "robust"}, "`error_scale` is 'relative', which `loss_type='diffusion_dpo'` has no use for"),
+        (
+            {"recipe": "robust"},
+            "`recipe` is 'robust', which `loss_type='diffusion_dpo'` has no use for. Set `loss_type='t",
+        ),
         ({"dspo_form": "sdxl"}, "`dspo_form` is 'sdxl', which `loss_type='diffusion_dpo'` has no use for"),
         ({"loss_type": "dspo", "dspo_form": "flux"}, "`dspo_form` is 'flux'; it must be one of 'sd15', 'sdxl'"),
         ({"loss_type": "dspo", "label_smoothing": 0.1}, "`label_smoothing` is 0.1, which `loss_type='dspo'`"),
         ({"pairs": "some"}, "`pairs` is 'some'; it must be one of 'auto', 'columns', 'best_worst', 'all'"),
         ({"pair_margin": -1.0}, r"`pair_margin` is -1\.0; it must be at least 0 and finite"),
-        ({"loss_type": "tgo", "pairs": "all"}, "`pairs` is 'all', and `loss_type='tgo'` takes no pairs.* 'dspo'"),
-        ({"loss_type": "sft", "chosen_column": "a"}, "`chosen_column` is 'a', and `loss_type='sft'` takes no pairs"),
+        (
+            {"loss_type": "tgo", "pairs": "all"},
+            "`pairs` is 'all', which `loss_type='tgo'` .* out, or set `loss_type` to .* or 'dspo'",
+        ),
+        ({"loss_type": "sft", "chosen_column": "a"}, "`chosen_column` is 'a', which `loss_type='sft'` has no use for"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(tmp_path, settings, message):

@@ -50,6 +50,17 @@ def test_histogram_is_a_png_of_the_right_size(tmp_path):
     assert picture.shape == (4 * DOTS_PER_INCH, 7 * DOTS_PER_INCH, 3)
 
 
+def test_weights_that_no_loss_reads_are_not_shown(tmp_path):
+    scores, prompts = [0.0, 1.0, 2.0, 3.0], list("abcd")
+    rule = fit_label_rule(scores, prompts)
+    greys = []
+    for are_weighed in (True, False):
+        plot_scores(rule.apply(scores, prompts), rule, tmp_path / "scores.png", are_weighed)
+        greys.append((pixels(tmp_path / "scores.png") == 128).all(-1).sum())  # the line's
+    assert greys[0] > 100
+    assert greys[1] < 20
+
+
 def test_histogram_separates_the_sides_at_the_threshold(tmp_path):
     scores = torch.linspace(0, 1, 41).tolist()
     picture = histogram(tmp_path / "scores.png", scores, threshold_type="value", value=0.7)

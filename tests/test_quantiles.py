@@ -51,7 +51,7 @@ def test_a_prompt_of_one_row_is_refused_where_quantiles_are_of_prompts():
     with pytest.raises(ValueError, match=message):
         ScoreQuantiles.fit(tensor(1, 2, 3), ["a", "b", "a"], "prompt")
     quantiles = ScoreQuantiles.fit(tensor(1, 2), ["a", "a"], "prompt")
-    with pytest.raises(ValueError, match=r"1 of 1 prompts have a single image \(row 2\)"):
+    with pytest.raises(ValueError, match=r"1 of 1 prompts outside the training set have a single image \(row 2\)"):
         quantiles(tensor(1, 2, 3), ["a", "a", "b"])
 
 

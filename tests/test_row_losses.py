@@ -57,6 +57,10 @@ def gradient(losses, policy):
 # ---- CSFT ----
 
 
+def test_a_blank_mark_of_good_rows_is_no_mark():
+    assert CSFTLoss(temperature=1.0, positive_prefix=" ").negative_prompt == "Weird image."
+
+
 def test_csft_is_the_error_of_all_rows_and_marks_their_prompts():
     loss = CSFTLoss(temperature=0.5)
     inputs = by_hand()
@@ -258,6 +262,24 @@ def test_the_best_policy_of_qrpo_is_the_closed_form():
         ({"positive_ratio": 0.8, "negative_weight": "balanced"}, "`negative_weight` is 'balanced', of all rows"),
         ({"positive_ratio": 0.8, "train_sampling_strategy": "sequential"}, "takes all of them in order"),
         ({"recipe": "diffusion_kto_code"}, "which `loss_type='tgo'` has no use for. Set `loss_type='diffusion_kto'`"),
+        (
+            {"loss_type": "nft", "recipe": "robust"},
+            "`recipe` is 'robust', which `loss_type='nft'` has no use for. Set `lo",
+        ),
+        ({"loss_type": "nft", "beta": 0.1}, "`beta` is 0.1, which `loss_type='nft'` has no use for. Leave it out."),
+        ({"loss_type": "csft", "beta": 0.1}, "`beta` is 0.1, which `loss_type='csft'` has no use for"),
+        (
+            {"loss_type": "qrpo", "score_normalization": "zscore"},
+            "`score_normalization` is 'zscore', which `loss_type='qr",
+        ),
+        (
+            {"loss_type": "diffusion_kto", "recipe": "diffusion_kto_code", "train_sampling_strategy": "sequential"},
+            r"`positive_ratio` is 0\.8 \(of `recipe='diffusion_kto_code'`\), which leaves out other rows",
+        ),
+        (
+            {"positive_ratio": 0.8, "recipe": "robust"},
+            r"is 'balanced' \(of `recipe='robust'`\), of all rows: both even",
+        ),
     ],
 )
 def test_settings_without_meaning_are_refused(tmp_path, settings, message):
@@ -265,8 +287,28 @@ def test_settings_without_meaning_are_refused(tmp_path, settings, message):
         config(tmp_path, **settings)
 
 
-def test_confidence_that_is_off_is_taken_by_losses_without_it(tmp_path):
-    assert config(tmp_path, loss_type="diffusion_kto", confidence_coef=0.0).confidence_coef == 0
+@pytest.mark.parametrize("loss_type", ["diffusion_kto", "diffusion_dpo"])
+def test_confidence_that_is_off_is_taken_by_losses_without_it(tmp_path, loss_type):
+    assert config(tmp_path, loss_type=loss_type, confidence_coef=0.0).confidence_coef == 0
+
+
+def test_a_beta_of_the_threshold_is_one_also_where_the_loss_has_none(tmp_path, capsys):
+    of_threshold = {"threshold_type": "prompt_baseline", "beta": 0.1, "score_normalization": "zscore"}
+    trainer = make_trainer(config(tmp_path, loss_type="nft", **of_threshold))
+    assert {"beta": 0.1, "score normalisation": "zscore"}.items() <= trainer.hyperparameters().items()
+    assert "beta" not in make_trainer(config(tmp_path, loss_type="nft")).hyperparameters()
+    assert "effective scale" not in capsys.readouterr().out  # which neither loss has
+    assert dataclasses.replace(config(tmp_path, loss_type="nft"), seed=1).beta == 1  # what is filled in is taken back
+
+
+def test_a_ratio_that_leaves_one_side_is_refused_before_images_are_encoded(tmp_path, monkeypatch):
+    # of 7 positive rows there is at most 0.37 of a negative one
+    monkeypatch.setattr("tgo_trl.trainer.preparation.encode_images", None)
+    args = config(tmp_path, positive_ratio=0.95, threshold_percentile=10.0)
+    with pytest.raises(
+        ValueError, match=r"`positive_ratio` is 0\.95, which .* one side only from the 7 positive and 1"
+    ):
+        make_trainer(args)
 
 
 def test_a_stream_has_no_ratio(tmp_path):

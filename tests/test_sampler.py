@@ -138,9 +138,17 @@ def test_a_ratio_holds_in_each_group():
         sampler = RowSampler(14, 3, 4, epoch, groups, is_positive=labels, positive_ratio=0.5)
         taken = [position for _, position in sampler if position >= 0]
         kinds = [(groups[position], labels[position]) for position in taken]
-        # 8 x 0.4 = 3.2, 2 x 0.4 = 0.8
+        # 8 x 0.4 = 3.2, 2 x 0.4 = 0.8: three, and one for what was cut off most
         assert [kinds.count((name, side)) for name in ("wide", "tall") for side in (True, False)] == [2, 3, 2, 1]
         assert len(sampler) == 8 + 4
+
+
+def test_a_ratio_holds_over_many_small_groups():
+    # 9 groups of 3 positive rows and one negative: 27 at 0.9 are joined by 3, of a third of a row each
+    groups, labels = [name for name in "abcdefghi" for _ in range(4)], [True, True, True, False] * 9
+    sampler = RowSampler(36, 0, groups=groups, is_positive=labels, positive_ratio=0.9)
+    taken = [labels[position] for _, position in sampler]
+    assert (taken.count(True), taken.count(False)) == (27, 3)
 
 
 # ---- Groups ----

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from torch.utils.data import Sampler
@@ -135,8 +135,24 @@ class RowSampler(Sampler[Index]):
 
 def _quotas(counts: Counter[Kind], positive_ratio: float) -> Counter[Kind]:
     """How many rows of each kind an epoch takes: all of the side that has too few, and a share of the other."""
-    totals = {side: sum(count for (_, label), count in counts.items() if label == side) for side in (True, False)}
-    wanted = {True: positive_ratio, False: 1 - positive_ratio}
-    num_rows = min(totals[side] / wanted[side] for side in wanted)
-    shares = {side: num_rows * wanted[side] / max(totals[side], 1) for side in wanted}
-    return Counter({(group, side): round(shares[side] * count) for (group, side), count in counts.items()})
+    sides = {side: {kind: count for kind, count in counts.items() if kind[1] == side} for side in (True, False)}
+    positive, negative = rows_at_ratio(sum(sides[True].values()), sum(sides[False].values()), positive_ratio)
+    return Counter({**_share_out(sides[True], positive), **_share_out(sides[False], negative)})
+
+
+def rows_at_ratio(num_positive: int, num_negative: int, positive_ratio: float) -> tuple[int, int]:
+    """How many positive and negative rows an epoch takes of those that there are, so that it has the ratio."""
+    num_rows = min(num_positive / positive_ratio, num_negative / (1 - positive_ratio))
+    return round(num_rows * positive_ratio), round(num_rows * (1 - positive_ratio))
+
+
+def _share_out(counts: Mapping[Kind, int], total: int) -> dict[Kind, int]:
+    """`total` rows, shared out by the counts: rounded down, and one more where most was cut off.
+
+    Rounded each by itself, many small groups would come to another total, or to nothing.
+    """
+    whole = sum(counts.values())
+    shares = {kind: total * count // whole for kind, count in counts.items()}
+    left = total - sum(shares.values())
+    most_cut_off = sorted(counts, key=lambda kind: total * counts[kind] % whole, reverse=True)
+    return {kind: share + (kind in most_cut_off[:left]) for kind, share in shares.items()}

@@ -61,7 +61,8 @@ class ScoreQuantiles:
         if isinstance(known, Tensor):
             return mid_quantiles(scores, known).float()
         groups = _rows_of_prompts(prompts)
-        _check_several({prompt: rows for prompt, rows in groups.items() if prompt not in known})
+        unknown = {prompt: rows for prompt, rows in groups.items() if prompt not in known}
+        _check_several(unknown, "prompts outside the training set")
         quantiles = torch.empty(len(scores))
         for prompt, rows in groups.items():
             own = scores[rows]
@@ -90,11 +91,11 @@ def _rows_of_prompts(prompts: Sequence[str]) -> dict[str, list[int]]:
     return groups
 
 
-def _check_several(groups: Mapping[str, Sequence[int]]) -> None:
+def _check_several(groups: Mapping[str, Sequence[int]], of: str = "prompts") -> None:
     single = [rows[0] for rows in groups.values() if len(rows) == 1]
     if single:
         raise ValueError(
-            f"Quantiles are of each prompt's own scores, but {len(single)} of {len(groups)} prompts have a single "
-            f"image ({list_rows(single)}), whose quantile says nothing. Drop them, add images, or set "
+            f"Quantiles are of each prompt's own scores, but {len(single)} of {len(groups)} {of} have a single image "
+            f"({list_rows(single)}), whose quantile says nothing. Drop them, add images, or set "
             "`quantile_scope='dataset'`."
         )

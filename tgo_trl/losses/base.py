@@ -122,7 +122,7 @@ class Loss(ABC):
     relative_score: ClassVar[RelativeScore | None] = None
     """What it reads of a row's score beside its label; None for nothing."""
     weighs_rows: ClassVar[bool] = True
-    """Whether rows count by their confidence weight."""
+    """Whether rows count by their confidence weight, which pairs do not have."""
     usual_temperature: ClassVar[float | None] = None
     """`T` where `temperature` is "auto"; None for that of the noise process, which is the paper's."""
     paper: ClassVar[tuple[str, str] | None] = None

@@ -35,7 +35,7 @@ class CSFTLoss(SFTLoss):
     @property
     def negative_prompt(self) -> str | None:
         """The mark of negative rows, where it is the only one."""
-        return None if self.positive_prefix else self.negative_prefix.strip()
+        return None if self.positive_prefix.strip() else self.negative_prefix.strip()
 
     def prompt(self, prompt: str, is_positive: bool) -> str:
         """The mark of the row's side, then the prompt."""

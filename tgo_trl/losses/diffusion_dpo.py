@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .base import Loss, LossInputs, RowLosses, Rows
-from .likelihood import implicit_reward, log_ratio
+from .likelihood import implicit_reward
 from .pairs import PAIR_TEMPERATURE, pair_margin, to_rows
 from .tgo import smoothed_logistic_loss
 
@@ -32,6 +32,7 @@ class DiffusionDPOLoss(Loss):
         "relative to the reference"
     )
     rows: ClassVar[Rows] = "pairs"
+    weighs_rows: ClassVar[bool] = False
     usual_temperature: ClassVar[float | None] = PAIR_TEMPERATURE
     paper: ClassVar[tuple[str, str] | None] = (
         "Diffusion Model Alignment Using Direct Preference Optimization", "2311.12908",
@@ -47,9 +48,7 @@ class DiffusionDPOLoss(Loss):
 
     def __call__(self, inputs: LossInputs) -> RowLosses:
         """`-log sigmoid(u)` of each pair, for both of its rows."""
-        errors = inputs.errors
-        assert errors.reference is not None
-        ratio = log_ratio(errors.policy.mean(0), errors.reference.mean(0), self.temperature)
+        ratio = self.log_ratio(inputs.errors)
         reward = implicit_reward(ratio, self.beta)
         loss = smoothed_logistic_loss(pair_margin(reward), self.label_smoothing)
         return RowLosses(to_rows(loss), ratio, reward)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .base import Loss, LossInputs, Predictions, RowLosses, Rows
-from .likelihood import implicit_reward, log_ratio, squared_difference
+from .likelihood import implicit_reward, squared_difference
 from .pairs import PAIR_TEMPERATURE, pair_margin, to_rows
 
 DSPO_BETAS = {"sd15": 0.001, "sdxl": 5000.0}
@@ -45,6 +45,7 @@ class DSPOLoss(Loss):
         "{media}s of one prompt, of which one is better"
     )
     rows: ClassVar[Rows] = "pairs"
+    weighs_rows: ClassVar[bool] = False
     usual_temperature: ClassVar[float | None] = PAIR_TEMPERATURE
     paper: ClassVar[tuple[str, str] | None] = (
         "DSPO: Direct Score Preference Optimization for Diffusion Model Alignment",
@@ -66,10 +67,9 @@ class DSPOLoss(Loss):
 
     def __call__(self, inputs: LossInputs) -> RowLosses:
         """The loss of each pair, for both of its rows."""
-        errors, predictions = inputs.errors, inputs.errors.predictions
-        assert errors.reference is not None
+        predictions = inputs.errors.predictions
         assert predictions is not None
-        ratio = log_ratio(errors.policy.mean(0), errors.reference.mean(0), self.temperature)
+        ratio = self.log_ratio(inputs.errors)
         reward = implicit_reward(ratio, self.beta)
         undecided = (-pair_margin(reward)).sigmoid()
         of_form = far_from_reference if self.dspo_form == "sdxl" else toward_shifted_target

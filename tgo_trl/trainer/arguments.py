@@ -17,7 +17,7 @@ from ..noise import NoiseProcess
 from ..policy.alterations import check_networks, unwrap_networks
 from ..policy.distributed import check_strategy
 from ..policy.policy import Policy
-from .objective import unresolved_loss
+from .objective import of_recipe, unresolved_loss
 from .pair_sources import check_pair_source
 from .tgo_config import TGOConfig
 
@@ -96,8 +96,9 @@ def _check_stream(args: TGOConfig) -> None:
         )
     if args.positive_ratio is not None:
         raise ValueError(
-            f"`positive_ratio` is {args.positive_ratio}, which leaves out other rows in each epoch, and a streaming "
-            "`train_dataset` is read in order. Leave it out, or load the data set without `streaming=True`."
+            f"`positive_ratio` is {args.positive_ratio}{of_recipe(vars(args), 'positive_ratio')}, which leaves out "
+            "other rows in each epoch, and a streaming `train_dataset` is read in order. Leave it out, or load the "
+            "data set without `streaming=True`."
         )
     if args.sync_ref_model and args.ref_model_sync_strategy == "epoch":
         raise ValueError(

@@ -164,12 +164,14 @@ class ScoreLogCallback(TrainerCallback):
         trainer: that logs.
         rule: fitted on the training set.
         labels: of the training set; None of a stream.
+        are_weighed: whether the loss reads the weights.
     """
 
-    def __init__(self, trainer: Trainer, rule: LabelRule, labels: Labels | None) -> None:
+    def __init__(self, trainer: Trainer, rule: LabelRule, labels: Labels | None, are_weighed: bool) -> None:
         self.trainer = trainer
         self.rule = rule
         self.labels = labels
+        self.are_weighed = are_weighed
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -182,5 +184,5 @@ class ScoreLogCallback(TrainerCallback):
         )
         if state.is_world_process_zero and self.labels is not None:
             path = Path(str(args.output_dir)) / SCORE_HISTOGRAM_NAME
-            plot_scores(self.labels, self.rule, path)
+            plot_scores(self.labels, self.rule, path, self.are_weighed)
             log_picture(self.trainer, "score_histogram", path, state.global_step)

@@ -204,7 +204,7 @@ def _check_best_metric(args: TGOConfig, sets: Sequence[str] | None, has_more: bo
         known = [name for name in known if not name.startswith(OF_A_REFERENCE)]
     if loss.rows == "positives":
         known = [name for name in known if name not in OF_NEGATIVES]
-    if loss.rows != "scored" or not loss.weighs_rows:
+    if not loss.weighs_rows:
         known = [name for name in known if name != "weights/balance"]
     if sets is not None:
         known = [f"{name}_{metric}" for name in sets for metric in known]

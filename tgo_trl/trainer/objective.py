@@ -1,7 +1,7 @@
 """Settings of the objective: named recipes of them, and which go together."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -24,16 +24,16 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Settings that were measured together, by name, of those that are None until then; what the user sets stays.
 
-A `loss_type` among them is the one that they are of, and is the user's to set.
+A `loss_type` among them is the one that they are of, else `"tgo"`, and is the user's to set.
 """
-
-USUAL_CONFIDENCE = 5.0
-"""The paper's `c`, which holds where the user does not set it."""
 
 OFF: dict[str, Any] = {
     field.name: field.default for loss in LOSSES.values() for field in fields(loss) if field.default is not MISSING
 }
 """Settings of losses as they are by default."""
+OF_A_THRESHOLD = ("threshold_type", "threshold_percentile", "threshold_value")
+"""Settings of labels, which pairs do not have."""
+OF_PAIRS = ("pairs", "pair_margin", "chosen_column", "rejected_column")
 
 MOST_SMOOTHING = 0.5
 
@@ -79,11 +79,33 @@ def negative_weight(value: Any) -> float | str:
     return number
 
 
-def check_objective(settings: Mapping[str, Any]) -> None:
+def has_beta(settings: Mapping[str, Any]) -> bool:
+    """Whether `beta` does anything: in the loss, or in the threshold.
+
+    Args:
+        settings: by name, those of [`~tgo_trl.TGOConfig`].
+    """
+    return "beta" in _own(settings) or settings["threshold_type"] == "prompt_baseline"
+
+
+def of_recipe(settings: Mapping[str, Any], name: str) -> str:
+    """Where a setting is from, for a message, in brackets; empty if no recipe has it like this.
+
+    Args:
+        settings: by name, those of [`~tgo_trl.TGOConfig`].
+        name: of the setting.
+    """
+    recipe = settings["recipe"]
+    found = name in RECIPES.get(recipe, {}) and RECIPES[recipe][name] == settings[name]
+    return f" (of `recipe={recipe!r}`)" if found else ""
+
+
+def check_objective(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Raises a ValueError for settings of the objective that are out of range, or mean nothing together.
 
     Args:
         settings: by name, those of [`~tgo_trl.TGOConfig`].
+        defaults: what they are where nobody sets them.
     """
     check_choice("error_scale", settings["error_scale"], ERROR_SCALES)
     check_choice("negatives", settings["negatives"], NEGATIVES)
@@ -99,7 +121,7 @@ def check_objective(settings: Mapping[str, Any]) -> None:
             "least 0 and below 0.5, where labels say nothing."
         )
     _check_times(settings["time_range"])
-    _check_used(settings)
+    _check_used(settings, defaults)
     _check_prefixes(settings)
     _check_ratio(settings)
     if settings["negatives"] == "mirror":
@@ -154,33 +176,46 @@ def _check_ratio(settings: Mapping[str, Any]) -> None:
         )
     if settings["negative_weight"] == BALANCED:
         raise ValueError(
-            f"`positive_ratio` is {ratio}, and `negative_weight` is {BALANCED!r}, of all rows: both even out the "
-            "sides. Set one of the two."
+            f"`positive_ratio` is {ratio}, and `negative_weight` is {BALANCED!r}"
+            f"{of_recipe(settings, 'negative_weight')}, of all rows: both even out the sides. Set one of the two."
         )
     if settings["train_sampling_strategy"] == "sequential":
         raise ValueError(
-            f"`positive_ratio` is {ratio}, which leaves out other rows in each epoch, and "
-            "`train_sampling_strategy='sequential'` takes all of them in order. Set one of the two."
+            f"`positive_ratio` is {ratio}{of_recipe(settings, 'positive_ratio')}, which leaves out other rows in each "
+            "epoch, and `train_sampling_strategy='sequential'` takes all of them in order. Set one of the two."
         )
 
 
-def _check_used(settings: Mapping[str, Any]) -> None:
-    """That the loss has the settings that are not as they are by default."""
-    loss_type = settings["loss_type"]
-    loss = LOSSES[loss_type]
-    refused = {name: value for name, value in OFF.items() if name not in _own(settings)}
-    if loss.relative_score != "quantile":
-        refused["quantile_scope"] = "auto"
-    if not loss.weighs_rows and settings["confidence_coef"] != 0:
-        refused["confidence_coef"] = USUAL_CONFIDENCE
-    for name, unset in refused.items():
-        if settings[name] != unset:
-            raise ValueError(
-                f"`{name}` is {shown(settings[name])}, which `loss_type={loss_type!r}` has no use for. Leave it out."
-            )
-    of = RECIPES.get(settings["recipe"], {}).get("loss_type", loss_type)
+def _check_used(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """That what the loss has no use for is as it is by default."""
+    loss_type, recipe = settings["loss_type"], settings["recipe"]
+    of = loss_type if recipe is None else RECIPES[recipe].get("loss_type", "tgo")
     if of != loss_type:
         raise ValueError(
-            f"`recipe` is {settings['recipe']!r}, which `loss_type={loss_type!r}` has no use for. Set "
-            f"`loss_type={of!r}` too, or leave it out."
+            f"`recipe` is {recipe!r}, which `loss_type={loss_type!r}` has no use for. Set `loss_type={of!r}` too, or "
+            "leave it out."
         )
+    unset = {**defaults, **PAPER}
+    for name in _without_use(settings):
+        if settings[name] != unset[name]:
+            of_pairs = " or ".join(repr(it) for it, loss in LOSSES.items() if loss.rows == "pairs")
+            remedy = f", or set `loss_type` to {of_pairs}" if name in OF_PAIRS else ""
+            raise ValueError(
+                f"`{name}` is {shown(settings[name])}, which `loss_type={loss_type!r}` has no use for. Leave it "
+                f"out{remedy}."
+            )
+
+
+def _without_use(settings: Mapping[str, Any]) -> Iterator[str]:
+    """The settings of objective and rows that change nothing of a run with this loss."""
+    loss = LOSSES[settings["loss_type"]]
+    yield from (name for name in OFF if name not in _own(settings))
+    yield from OF_A_THRESHOLD if loss.rows == "pairs" else OF_PAIRS
+    if loss.relative_score != "quantile":
+        yield "quantile_scope"
+    if not has_beta(settings):
+        yield "beta"
+    if not loss.weighs_rows and settings["confidence_coef"] != 0:
+        yield "confidence_coef"
+    if not loss.weighs_rows and settings["threshold_type"] != "prompt_baseline":  # whose `beta` is in these units
+        yield "score_normalization"

@@ -24,6 +24,12 @@ def check_pair_source(args: TGOConfig, dataset: Dataset | IterableDataset, name:
             "is a stream. Load it without `streaming=True`."
         )
     if pair_selection(args, dataset) != "columns":
+        for setting in NAMES_OF_PAIRS:
+            if getattr(args, setting) != DEFAULTS[setting]:
+                raise ValueError(
+                    f"`{setting}` is {shown(getattr(args, setting))}, which `pairs={args.pairs!r}` does not read: it "
+                    "makes pairs of scored images. Leave one of the two out."
+                )
         return
     for setting in ("pair_margin", "score_column", "image_column", "video_column"):
         value = getattr(args, setting)

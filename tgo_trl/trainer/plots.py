@@ -20,13 +20,14 @@ DRIFT_COLOURS = ("#9ecae1", "#6baed6", "#3182bd", "#08306b")
 MOST_DRIFT_IN_EVEN_STEPS = 4
 
 
-def plot_scores(labels: Labels, rule: LabelRule, path: Path) -> None:
+def plot_scores(labels: Labels, rule: LabelRule, path: Path, are_weighed: bool = True) -> None:
     """Histogram of the scores, negatives and positives apart, with the threshold and the weight of each score.
 
     Args:
         labels: of the training rows.
         rule: that made them.
         path: of the PNG.
+        are_weighed: whether the loss reads the weights; they are not shown otherwise.
     """
     scores = labels.scores
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -36,12 +37,14 @@ def plot_scores(labels: Labels, rule: LabelRule, path: Path) -> None:
     axes.hist(sides, bins=40, stacked=True, label=names, color=[NEGATIVE, POSITIVE])
     axes.axvline(rule.threshold, color="black", linestyle="--", label=f"threshold {rule.threshold:.4g}")
     axes.set(xlabel="score", ylabel="rows")
-    weight_axes = axes.twinx()
-    order = scores.argsort()
-    weight_axes.plot(scores[order].numpy(), labels.weights[order].numpy(), color="grey", linewidth=1)
-    weight_axes.set(ylabel="weight (line)", ylim=(0, None))
-    # on the axes in front, or the line would cross it
-    weight_axes.legend(*axes.get_legend_handles_labels(), loc="upper left")
+    in_front = axes
+    if are_weighed:
+        in_front = axes.twinx()
+        order = scores.argsort()
+        in_front.plot(scores[order].numpy(), labels.weights[order].numpy(), color="grey", linewidth=1)
+        in_front.set(ylabel="weight (line)", ylim=(0, None))
+    # or the line would cross it
+    in_front.legend(*axes.get_legend_handles_labels(), loc="upper left")
     save_figure(figure, path, DOTS_PER_INCH)
 
 

@@ -15,6 +15,7 @@ from ..data.encoded import EncodedDataset, ScannedRows, encode_images, encode_pr
 from ..data.pairs import Pairs, find_pairs, without_unreadable
 from ..data.prompts import check_prompt_column, read_prompts
 from ..data.rows import BadRows, RowSource
+from ..data.sampler import rows_at_ratio
 from ..data.stream import StreamDataset, scan_stream
 from ..labels.checks import check_finite
 from ..labels.fitting import fit_label_rule
@@ -28,7 +29,7 @@ from ..policy.draws import EVALUATION_EPOCH
 from ..policy.encoders import FrozenEncoders
 from ..storage.fingerprints import fingerprint
 from ..storage.shards import ShardWriter
-from .objective import unresolved_loss
+from .objective import of_recipe, unresolved_loss
 from .pair_sources import check_pair_source, column_hint, columns_of, pair_selection
 from .tgo_config import TGOConfig
 
@@ -199,8 +200,20 @@ class DataPreparer:
     def _weigh(self, labels: Labels) -> None:
         self.weight_balance = weight_balance(labels.is_positive, labels.weights)
 
+    def _check_ratio(self, ratio: float, rule: LabelRule) -> None:
+        positive, negative = rule.num_positive, rule.num_rows - rule.num_positive
+        if 0 in rows_at_ratio(positive, negative, ratio):
+            raise ValueError(
+                f"`positive_ratio` is {ratio}{of_recipe(vars(self.args), 'positive_ratio')}, which takes rows of one "
+                f"side only from the {positive} positive and {negative} negative rows. Set one nearer to 0.5, or "
+                "another threshold."
+            )
+
     def _fit(self, scores: list[float], prompts: list[str]) -> LabelRule:
-        rule = fit_rule(self.args, scores, prompts)
+        args = self.args
+        rule = fit_rule(args, scores, prompts)
+        if args.positive_ratio is not None:
+            self._check_ratio(args.positive_ratio, rule)
         if self.loss.relative_score == "advantage":
             self.relative_scores = rule.advantages
         elif self.loss.relative_score == "quantile":

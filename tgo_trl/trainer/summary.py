@@ -12,14 +12,15 @@ from ..labels.thresholds import percentile_threshold
 
 
 def summary_rows(
-    rule: LabelRule, labels: Labels | None, beta: float, temperature: float, objective: Mapping[str, Any] | None = None
-) -> list[tuple[str, str]]:
+    rule: LabelRule, labels: Labels | None, beta: float | None, temperature: float,
+    objective: Mapping[str, Any] | None = None,
+) -> list[tuple[str, str]]:  # fmt: skip
     """Name and value of each line.
 
     Args:
         rule: fitted on the training set.
         labels: of the training rows, if the loss weighs them; None for a stream, whose rows are labelled as they come.
-        beta: of the loss.
+        beta: of the loss; None where it has none.
         temperature: `T`.
         objective: settings of the loss that are not the paper's, by name.
     """
@@ -35,7 +36,9 @@ def summary_rows(
     return [*lines, *_loss_rows(beta, temperature, objective or {})]
 
 
-def pair_rows(pairs: Pairs, beta: float, temperature: float, objective: Mapping[str, Any]) -> list[tuple[str, str]]:
+def pair_rows(
+    pairs: Pairs, beta: float | None, temperature: float, objective: Mapping[str, Any]
+) -> list[tuple[str, str]]:
     """As [`summary_rows`], of the pairs of the training set."""
     lines = [("pairs", pairs.describe()), ("prompts", f"{pairs.num_prompts:,}")]
     if pairs.left_out:
@@ -43,9 +46,11 @@ def pair_rows(pairs: Pairs, beta: float, temperature: float, objective: Mapping[
     return [*lines, *_loss_rows(beta, temperature, objective)]
 
 
-def _loss_rows(beta: float, temperature: float, objective: Mapping[str, Any]) -> list[tuple[str, str]]:
-    scale = f"{beta / temperature:.4g} (beta {beta:g}, T {temperature:.4g})"
-    return [("effective scale beta / T", scale), *((name, str(value)) for name, value in objective.items())]
+def _loss_rows(beta: float | None, temperature: float, objective: Mapping[str, Any]) -> list[tuple[str, str]]:
+    lines = [(name, str(value)) for name, value in objective.items()]
+    if beta is None:
+        return lines
+    return [("effective scale beta / T", f"{beta / temperature:.4g} (beta {beta:g}, T {temperature:.4g})"), *lines]
 
 
 def print_summary(lines: list[tuple[str, str]]) -> None:

@@ -22,7 +22,7 @@ from ..messages.public import without_secrets
 from ..noise import DENSITIES
 from ..policy.targets import check_target_names
 from ..settings import as_dictionary, check_choice, check_finite, check_types, shown
-from .objective import RECIPES, USUAL_CONFIDENCE, check_objective, negative_weight, recipe_settings
+from .objective import RECIPES, check_objective, negative_weight, recipe_settings
 from .selection import (
     SAMPLES_PER_PROMPT,
     Bounds,
@@ -49,13 +49,6 @@ _POSITIVE = (
     *_WHOLE, "beta", "fps", "logit_std", "timestep_shift", "mirror_strength", "negative_margin", "desirable_weight",
     "undesirable_weight", "advantage_clip",
 )  # fmt: skip
-
-
-OF_A_THRESHOLD = (
-    "threshold_type", "threshold_percentile", "threshold_value", "confidence_coef", "score_normalization",
-)  # fmt: skip
-"""Settings of labels and weights, which pairs do not have."""
-OF_PAIRS = ("pairs", "pair_margin", "chosen_column", "rejected_column")
 
 
 def _positive(name: str, value: float) -> None:
@@ -176,7 +169,7 @@ class TGOConfig(TrainingArguments):
             - `"diffusion_dpo"`, `"dspo"`: on pairs of images of one prompt, without a threshold.
         beta (`float`, *optional*):
             `beta`, deviation from the reference model. Where neither you nor a `recipe` set it, 1; of `"diffusion_dpo"`
-            5000, of `"dspo"` 0.001 or 5000, as in their released code.
+            5000, of `"dspo"` 0.001 or 5000, as in their released code. Refused where neither loss nor threshold has it.
         dspo_form (`str`, *optional*, defaults to `"sd15"`):
             Which of the two objectives that were released as DSPO: that for SD 1.5, `"sd15"`, or for SDXL, `"sdxl"`.
         temperature (`float` or `"auto"`, *optional*, defaults to `"auto"`):
@@ -380,9 +373,7 @@ class TGOConfig(TrainingArguments):
     )
     threshold_percentile: float = field(default=50.0, metadata={"help": "Percentile of the scores, 0 to 100."})
     threshold_value: float | None = field(default=None, metadata={"help": "Threshold, in score units."})
-    confidence_coef: float = field(
-        default=USUAL_CONFIDENCE, metadata={"help": "c in the weight 1 + c |score - threshold|."}
-    )
+    confidence_coef: float = field(default=5.0, metadata={"help": "c in the weight 1 + c |score - threshold|."})
     score_normalization: str = field(
         default="none", metadata={"help": "Normalisation of the scores.", "choices": list(NORMALIZATIONS)}
     )
@@ -623,6 +614,8 @@ class TGOConfig(TrainingArguments):
             raise ValueError(f"`ref_model_mixup_alpha` is {self.ref_model_mixup_alpha}; it must be above 0, up to 1.")
         if not 1 <= self.max_aspect_ratio < math.inf:
             raise ValueError(f"`max_aspect_ratio` is {self.max_aspect_ratio}; it must be at least 1 and finite.")
+        if not 0 <= self.pair_margin < math.inf:
+            raise ValueError(f"`pair_margin` is {self.pair_margin}; it must be at least 0 and finite.")
         if self.train_guidance_scale is not None and not 0 <= self.train_guidance_scale < math.inf:
             raise ValueError(
                 f"`train_guidance_scale` is {self.train_guidance_scale}; it must be at least 0 and finite."
@@ -633,8 +626,7 @@ class TGOConfig(TrainingArguments):
             raise ValueError(f"`logit_mean` is {self.logit_mean}; it must be finite.")
 
     def _check_combinations(self) -> None:
-        check_objective(vars(self))
-        self._check_pairs()
+        check_objective(vars(self), DEFAULTS)
         self._check_size()
         self._check_density()
         if isinstance(self.sample_prompts, str):
@@ -659,24 +651,6 @@ class TGOConfig(TrainingArguments):
             raise ValueError(
                 f"`loss_type={self.loss_type!r}` has no reference, so `sync_ref_model=True` has nothing to synchronise."
             )
-
-    def _check_pairs(self) -> None:
-        takes_pairs = LOSSES[self.loss_type].rows == "pairs"
-        for name in OF_A_THRESHOLD if takes_pairs else OF_PAIRS:
-            value = getattr(self, name)
-            if value != DEFAULTS[name] and takes_pairs:
-                raise ValueError(
-                    f"`{name}` is {shown(value)}, and `loss_type={self.loss_type!r}` compares the two images of a "
-                    "pair: there is no threshold and no weight. Leave it out."
-                )
-            if value != DEFAULTS[name]:
-                of_pairs = " or ".join(repr(it) for it, loss in LOSSES.items() if loss.rows == "pairs")
-                raise ValueError(
-                    f"`{name}` is {shown(value)}, and `loss_type={self.loss_type!r}` takes no pairs. Leave it out, or "
-                    f"set `loss_type` to {of_pairs}."
-                )
-        if not 0 <= self.pair_margin < math.inf:
-            raise ValueError(f"`pair_margin` is {self.pair_margin}; it must be at least 0 and finite.")
 
     def _check_size(self) -> None:
         if (self.height is None) != (self.width is None):

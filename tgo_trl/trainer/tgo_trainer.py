@@ -47,7 +47,7 @@ from .metrics import (
     add_weight_metrics,
 )
 from .nonfinite import UpdateGuard
-from .objective import BALANCED
+from .objective import BALANCED, has_beta
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
 from .summary import pair_rows, print_summary, summary_rows
 from .tgo_config import TGOConfig
@@ -212,7 +212,8 @@ class TGOTrainer(BaseTrainer):
         self._guard = UpdateGuard(self.accelerator, args.on_bad_row == "skip")
         self.strategy.prepare_reference(self.reference)
         if self.label_rule is not None:
-            self.add_callback(ScoreLogCallback(self, self.label_rule, self.train_labels))
+            are_weighed = self.loss.weighs_rows
+            self.add_callback(ScoreLogCallback(self, self.label_rule, self.train_labels, are_weighed))
         self._add_own_callbacks(eval_rewards)
         if self.is_world_process_zero():
             objective = self._objective() | ({} if args.recipe is None else {"recipe": args.recipe})
@@ -221,7 +222,7 @@ class TGOTrainer(BaseTrainer):
     # ---- Set-up ----
 
     def _summary_rows(self, objective: Mapping[str, Any]) -> list[tuple[str, str]]:
-        beta, temperature = self.args.beta, self.temperature
+        beta, temperature = getattr(self.loss, "beta", None), self.temperature
         if self.pairs is not None:
             return pair_rows(self.pairs, beta, temperature, objective)
         assert self.label_rule is not None
@@ -325,7 +326,7 @@ class TGOTrainer(BaseTrainer):
         add_likelihood_metrics(sums, log_likelihood(errors.policy.mean(0), self.temperature), is_positive, valid)
         if rows.reward is not None:
             add_reward_metrics(sums, rows.reward, is_positive, valid, self.loss.rows == "pairs")
-            if self.loss.rows == "scored" and self.loss.weighs_rows:
+            if self.loss.weighs_rows:
                 add_weight_metrics(sums, inputs["weight"], is_positive, valid)
         if errors.reference is not None:
             num_samples = self.args.num_likelihood_samples
@@ -512,14 +513,16 @@ class TGOTrainer(BaseTrainer):
     def hyperparameters(self) -> dict[str, Any]:
         """Name and value of each line of the card's table."""
         args = self.args
-        of_scores: dict[str, Any] = {"score normalisation": args.score_normalization}
+        of_scores: dict[str, Any] = {}
         if self.loss.weighs_rows:
-            of_scores = {"confidence coefficient": args.confidence_coef, **of_scores}
+            of_scores["confidence coefficient"] = args.confidence_coef
+        if self.loss.weighs_rows or args.score_normalization != "none":
+            of_scores["score normalisation"] = args.score_normalization
         return {
             "loss": args.loss_type,
-            "beta": args.beta,
+            **({"beta": args.beta} if has_beta(vars(args)) else {}),
             "temperature": f"{self.temperature:.6g}",
-            **({} if self.label_rule is None else of_scores),
+            **of_scores,
             "likelihood samples": args.num_likelihood_samples,
             **self._objective(),
             **super().hyperparameters(),
