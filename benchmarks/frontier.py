@@ -15,7 +15,7 @@ Every run is kept in `output_dir/runs`, and not made again when the command is s
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .digit_runs import (
@@ -49,6 +49,13 @@ GUIDANCES = (1.0, 2.0, 4.0)
 BASE_GUIDANCES = (*GUIDANCES, 8.0)
 
 
+@dataclass(frozen=True)
+class FrontierOptions(Options):
+    """Options of the frontier."""
+
+    methods: tuple[str, ...] = tuple(METHODS)
+
+
 def untrained_runs(options: Options) -> list[Run]:
     """Real scans, the base with guidance, and the best of n without."""
     return [
@@ -63,7 +70,7 @@ def untrained_runs(options: Options) -> list[Run]:
     ]
 
 
-def tuning_runs(options: Options) -> list[Run]:
+def tuning_runs(options: FrontierOptions) -> list[Run]:
     """Each method at each learning rate, and the base, on seeds that the results do not use."""
     seeds = {"seed": TUNING_SEED, "first_seed": FIRST_TUNING_SEED}
     return [
@@ -73,26 +80,26 @@ def tuning_runs(options: Options) -> list[Run]:
             Run(world, BASE, **seeds),
             *(
                 METHODS[name].run(world, name, TUNED_AT[name], rate, **seeds)
-                for name in METHODS
+                for name in options.methods
                 for rate in LEARNING_RATES
             ),
         )
     ]
 
 
-def trained_runs(rates: Mapping[tuple[str, str], float], options: Options) -> list[Run]:
+def trained_runs(rates: Mapping[tuple[str, str], float], options: FrontierOptions) -> list[Run]:
     """Each method along its knob, at its learning rate; with guidance where it was tuned."""
     runs = [
-        method.run(world, name, value, rates[world, name], seed=seed)
+        METHODS[name].run(world, name, value, rates[world, name], seed=seed)
         for world in options.worlds
         for seed in range(options.num_seeds)
-        for name, method in METHODS.items()
-        for value in method.values
+        for name in options.methods
+        for value in METHODS[name].values
     ]
     return [replace(run, guidances=GUIDANCES) if run.value == TUNED_AT[run.method] else run for run in runs]
 
 
-def main(options: Options) -> list[dict[str, Any]]:
+def main(options: FrontierOptions) -> list[dict[str, Any]]:
     """Runs what is missing, and writes tables, figures and picture."""
     start = time.perf_counter()
     check_folder(options, METHODS)
@@ -102,15 +109,16 @@ def main(options: Options) -> list[dict[str, Any]]:
     rates = {
         (world, name): choose(results_of(tuned, world, name), *results_of(tuned, world, BASE))["run"]["learning_rate"]
         for world in options.worlds
-        for name in METHODS
+        for name in options.methods
     }
     runs = [*trained_runs(rates, options), *untrained_runs(options)]
     # what takes eight times as long first, so that nothing waits for it in the end; then seed by seed
     runs.sort(key=lambda run: (-run.times, run.seed))
-    rows = write(measure_all(runs, options, "Frontier"), METHODS, options, "frontier.png")
+    methods = {name: METHODS[name] for name in options.methods}
+    rows = write(measure_all(runs, options, "Frontier"), methods, options, "frontier.png")
     print(f"took {(time.perf_counter() - start) / 60:.0f} minutes; runs of an earlier start are not made again")
     return rows
 
 
 if __name__ == "__main__":
-    main(parse_options(__doc__.splitlines()[0], Options()))
+    main(parse_options(__doc__.splitlines()[0], FrontierOptions()))

@@ -83,7 +83,8 @@ def test_a_cut_prompt_is_told_once(folder, caplog):
     with caplog.at_level(logging.WARNING, "tgo_trl.rewards.imagereward"):
         for _ in range(2):
             reward(GOLDEN["prompts"], [picture("square")] * 4)
-    assert [record.getMessage()[:44] for record in caplog.records] == ["imagereward reads the first 35 tokens of a p"]
+    told = [it.getMessage()[:44] for it in caplog.records if it.name.startswith("tgo_trl")]
+    assert told == ["imagereward reads the first 35 tokens of a p"]
 
 
 @pytest.mark.parametrize("name", NAMES)

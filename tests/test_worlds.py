@@ -161,8 +161,8 @@ def test_what_is_chosen_is_the_best_within_the_bounds_of_drift_and_variety():
 
 
 def test_rows_are_means_over_seeds():
-    from benchmarks.digit_runs import Options, summarise, table
-    from benchmarks.frontier import METHODS, trained_runs
+    from benchmarks.digit_runs import summarise, table
+    from benchmarks.frontier import METHODS, FrontierOptions, trained_runs
 
     def result(seed, score):
         run = {"world": "asked", "method": "base", "value": 0.0, "learning_rate": 0.0, "seed": seed}
@@ -178,7 +178,7 @@ def test_rows_are_means_over_seeds():
     )
     rates = {(world, method): 1e-3 for world in ("asked", "strokes") for method in ("SFT", "TGO, the paper's")}
     rates |= {(world, method): 2e-3 for world in ("asked", "strokes") for method in ("TGO, robust", "TGO, mirrored")}
-    runs = trained_runs(rates, Options(num_seeds=2))
+    runs = trained_runs(rates, FrontierOptions(num_seeds=2))
     assert len({run.name for run in runs}) == len(runs) == 2 * 2 * 13
     (longer,) = [run for run in runs if (run.world, run.method, run.value, run.seed) == ("asked", "SFT", 8, 1)]
     assert (longer.learning_rate, longer.times, longer.settings) == (1e-3, 8, {"loss_type": "sft"})
@@ -189,10 +189,10 @@ def test_rows_are_means_over_seeds():
 @pytest.mark.slow
 def test_the_frontier_at_a_small_size_and_again(tmp_path, capsys):
     from benchmarks import frontier
-    from benchmarks.digit_runs import Options, parse_options
+    from benchmarks.digit_runs import parse_options
 
     arguments = ["--quick", "--worlds", "strokes", "--num_workers", "1", "--output_dir", str(tmp_path)]
-    options = parse_options("", Options(), arguments)
+    options = parse_options("", frontier.FrontierOptions(), [*arguments, "--methods", "TGO, robust"])
     rows = frontier.main(options)
     assert (tmp_path / "results.json").read_text() == json.dumps(rows, indent=1).replace("Infinity", "null") + "\n"
     base = next(row for row in rows if (row["method"], row["sampler"], row["guidance"]) == ("base", "ddim", 1))
