@@ -388,6 +388,17 @@ def test_a_grid_shows_the_colours_of_its_pictures(tmp_path):
     assert colours >= {(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)}
 
 
+def test_pictures_show_any_label_prompt_and_score(tmp_path):
+    labels = ("$\\frac$ of", "[b]")
+    report, _ = report_of(labels)
+    plot_win_rates(report, tmp_path / "win_rates.png")
+    plot_grid(labels, ["a $\\frac{1}$", "$5\n$6"], [[Image.new("RGB", (8, 8))] * 2] * 2, tmp_path / "grid.png")
+    # of which numpy makes no bins: one number but for rounding, and one that is larger than its neighbours are apart
+    for low, high in ((1.0, math.nextafter(1.0, 2)), (1e17, 1e17), (0.0, 0.0)):
+        scores = torch.tensor([[[low, low]], [[low, high]]], dtype=torch.float64)
+        plot_distributions(report, {"r": scores}, tmp_path / "scores.png")
+
+
 def test_prompts_of_a_grid_are_spread():
     assert evenly_spread(40, 6) == [0, 6, 13, 20, 26, 33]
     assert evenly_spread(3, 6) == [0, 1, 2]

@@ -6,6 +6,7 @@ import torch
 from PIL import Image, ImageColor
 
 from tgo_trl.labels.fitting import fit_label_rule
+from tgo_trl.plots import plain_text
 from tgo_trl.trainer.evaluations import Evaluation
 from tgo_trl.trainer.plots import plot_evaluations, plot_grid, plot_scores
 from tgo_trl.trainer.selection import Bounds
@@ -144,6 +145,12 @@ def test_grid_puts_images_where_they_belong(rows, columns, tmp_path):
             assert top > boxes[row - 1, column][1]  # below the one above
         if column:
             assert left > boxes[row, column - 1][3]  # to the right of the one before
+
+
+def test_names_may_hold_what_matplotlib_takes_for_formulas(tmp_path):
+    assert grid(tmp_path / "grid.png", 1, 2, ["a $\\frac$"], ["$5 and $6", "\\$ $\n$"]).shape[2] == 3
+    assert plain_text("two\nlines  of $1", 40) == r"two lines of \$1"
+    assert plain_text("a longer text", 5) == "a lo…"
 
 
 def test_grid_shows_the_images_pixels(tmp_path):

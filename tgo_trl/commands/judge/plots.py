@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ...plots import NEGATIVE, POSITIVE, save_figure
+from ...plots import NEGATIVE, POSITIVE, plain_text, save_figure
 from .report import JudgeReport, PairResult
 
 NEUTRAL = "#c9c9c9"
@@ -76,5 +76,4 @@ def _plot_bars(bars: Sequence[tuple[str, PairResult]], title: str, note: str, pa
 
 
 def _short(name: str) -> str:
-    short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-    return short.replace("$", r"\$")  # or matplotlib would read a formula
+    return plain_text(name, LONGEST_NAME)
