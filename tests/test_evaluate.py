@@ -5,7 +5,7 @@ import json
 import math
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +19,11 @@ from tgo_trl.cli import main
 from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.evaluate.plots import plot_distributions, plot_grid, plot_win_rates
 from tgo_trl.commands.evaluate.prompt_sets import read_prompt_set
-from tgo_trl.commands.evaluate.report import Estimate, EvaluationReport, Measured, find_results
+from tgo_trl.commands.evaluate.report import EvaluationReport, Measured, find_results
 from tgo_trl.commands.evaluate.run import evaluate, evenly_spread
 from tgo_trl.commands.evaluate.text import as_latex, as_markdown, score_table, win_table
 from tgo_trl.commands.generate.sampling import image_seed
-from tgo_trl.measures import thumbnails, variety
+from tgo_trl.measures import Estimate, thumbnails, variety
 
 from . import tiny
 from .cases import CASES
@@ -361,11 +361,27 @@ def test_markdown_and_latex_hold_any_label():
         5, 4, 9
     }  # fmt: skip
     latex = as_latex(report)
-    assert r"50\,\% \& \_x\_ | y & \textbf{0.35} {\scriptsize [0.18, 0.52]} \\" in latex
+    assert r"50\,\% \& \_x\_ \textbar{} y & \textbf{0.35} {\scriptsize [0.18, 0.52]} \\" in latex
+    assert "c & 0.22 {\\scriptsize [0.12, 0.32]} & \\textbf{0.35} {" in latex  # a category
     assert r"base & 0.22 {\scriptsize [0.12, 0.32]} \\" in latex
     assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 4
     letters = latex.replace("\\{", "").replace("\\}", "")
     assert letters.count("{") == letters.count("}")
+
+
+def test_labels_that_latex_would_read_with_the_row_above():
+    report, _ = report_of(("[ours]", "* of | us"))
+    latex = as_latex(report)
+    assert "\n{[}ours] & " in latex
+    assert "\n{*} of \\textbar{} us & " in latex
+
+
+@pytest.mark.parametrize(("value", "told"), [(1e17, "1e+17"), (3e-12, "3e-12"), (0.5, "0.500"), (0.0, "0.000")])
+def test_numbers_of_any_size_are_told(value, told):
+    scores = torch.full((1, 2, 1), value, dtype=torch.float64)
+    found = find_results(Measured(["a"], {"r": scores}, None), "a", 100, 0)
+    report = replace(report_of(("a",))[0], overall=found)
+    assert score_table(report, found.rewards["r"])[1] == ["a", *[f"{told} [{told}, {told}]"] * 2]
 
 
 @pytest.mark.parametrize("num_models", [1, 2, 9])

@@ -19,9 +19,8 @@ from tgo_trl.commands.judge import asking
 from tgo_trl.commands.judge.config import JudgeConfig
 from tgo_trl.commands.judge.plots import plot_judgement
 from tgo_trl.commands.judge.questions import is_swapped
-from tgo_trl.commands.judge.report import ratio_interval
 from tgo_trl.commands.judge.run import judge
-from tgo_trl.measures.agreement import agreement, cohens_kappa
+from tgo_trl.measures import agreement, cohens_kappa
 from tgo_trl.rewards.chat import EndpointError, RequestFailedError
 
 from .chat_server import SECRET, Reply, brighter, connect, serving
@@ -103,7 +102,7 @@ def test_wins_ties_and_losses_are_those_worked_by_hand(models, tmp_path, capsys)
     assert record["pairs"][0]["win_rate"]["value"] == 0.625
     assert record["settings"]["datasets"] == ["ours", "base"]
     assert record["settings"]["host"] == endpoint.url[7:-3]
-    assert "| ours | base | 50.0 % (50.0 to 50.0) | 25.0 %" in (out / "judge.md").read_text()
+    assert "| ours | base | 50.0 % [50.0, 50.0] | 25.0 %" in (out / "judge.md").read_text()
     printed = capsys.readouterr()
     assert "With fewer than 20 prompts" in " ".join(printed.out.split())
     assert f"4 questions: prompts and images are sent to {endpoint.url[7:-3]}, to be judged by seer." in printed.err
@@ -143,7 +142,7 @@ def test_in_both_orders_only_who_wins_twice_wins(models, tmp_path):
     assert [row["is_inconsistent"] for row in rows] == [True, True, False, False]
     assert [reply["shown_first"] for reply in rows[0]["replies"]] == ["ours", "base"]
     page = (tmp_path / "out" / "judge.md").read_text()
-    assert "50.0 % (0.0 to 100.0) of the comparisons got different verdicts, and count as ties." in page
+    assert "50.0 % [0.0, 100.0] of the comparisons got different verdicts, and count as ties." in page
 
 
 def test_a_judge_that_always_takes_the_first_is_seen_in_a_random_order_too(models, tmp_path):
@@ -541,14 +540,6 @@ def test_kappa_is_that_of_scikit_learn():
     assert agreement(["a", "b", "c", "c"], ["a", "c", "c", "c"]) == 0.75
     with pytest.raises(ValueError, match="2 and 1 verdicts"):
         agreement(["a", "b"], ["a"])
-
-
-def test_the_interval_of_a_ratio_weighs_prompts_by_what_they_have():
-    # one prompt with 3 of 3, one with 0 of 1: both the first, 1; both the second, 0; one of each, 3/4
-    values = torch.tensor([[3.0, 0.0], [3.0, 1.0]], dtype=torch.float64)
-    assert ratio_interval(*values) == (0, 1)
-    same = torch.full((2, 9), 2.0, dtype=torch.float64)
-    assert ratio_interval(same[0] / 2, same[1]) == (0.5, 0.5)
 
 
 # ---- Pictures ----

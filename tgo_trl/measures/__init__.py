@@ -1,9 +1,12 @@
 """What is measured of samples, whatever drew them."""
 
-from .bootstrap import interval, resampled_means, resampled_medians
+from .agreement import agreement, cohens_kappa
+from .bootstrap import FEW_PROMPTS, interval, ratio, resampled_means, resampled_medians
+from .estimates import Estimate
 from .variety import group_varieties, thumbnails, variety
 from .wins import wins
 
 __all__ = [
-    "group_varieties", "interval", "resampled_means", "resampled_medians", "thumbnails", "variety", "wins",
+    "FEW_PROMPTS", "Estimate", "agreement", "cohens_kappa", "group_varieties", "interval", "ratio", "resampled_means",
+    "resampled_medians", "thumbnails", "variety", "wins",
 ]  # fmt: skip

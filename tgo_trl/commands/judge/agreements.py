@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.columns import check_columns, column_names
-from ...measures.agreement import agreement, cohens_kappa
+from ...measures import agreement, cohens_kappa
 from ...messages.public import public_name
 from ...messages.values import shown
 from ...storage.sources import open_dataset

@@ -4,28 +4,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from ...measures import interval, resampled_means
+from ...measures import Estimate, ratio
 from ...messages.public import public_name
 from .agreements import Agreement
 from .config import TIE, JudgeConfig
 from .costs import Usage
 from .questions import FIRST, SECOND
 from .verdicts import REASONS, Verdict
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of verdicts.
-
-    Attributes:
-        value: 0 to 1.
-        interval: 95 % of it, over prompts drawn anew (bootstrap); None of a single prompt.
-    """
-
-    value: float
-    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -50,10 +36,10 @@ class PairResult:
     num_wins: int
     num_ties: int
     num_losses: int
-    wins: Share
-    ties: Share
-    losses: Share
-    win_rate: Share
+    wins: Estimate
+    ties: Estimate
+    losses: Estimate
+    win_rate: Estimate
     num_missing: dict[str, int]
     num_inconsistent: int
     categories: dict[str, "PairResult"] = field(default_factory=dict)
@@ -81,8 +67,8 @@ class JudgeReport:
     models: list[str]
     order: str
     pairs: list[PairResult]
-    shown_first: Share | None
-    inconsistent: Share | None
+    shown_first: Estimate | None
+    inconsistent: Estimate | None
     prompt_tokens: int
     completion_tokens: int
     num_uncounted: int
@@ -131,17 +117,6 @@ def build_report(
     )
 
 
-def ratio_interval(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:
-    """The 95 % interval of `sum(numerators) / sum(denominators)` over prompts, such as of a share of verdicts.
-
-    Args:
-        numerators: float64 `[P]`, of each prompt.
-        denominators: float64 `[P]`, each above 0.
-    """
-    above, below = resampled_means(torch.stack([numerators, denominators]))
-    return interval(above / below)
-
-
 def _pair_result(verdicts: Sequence[Verdict], first: str, second: str) -> PairResult:
     judged = [verdict for verdict in verdicts if verdict.winner is not None]
     if not judged:
@@ -163,7 +138,7 @@ def _pair_result(verdicts: Sequence[Verdict], first: str, second: str) -> PairRe
     )  # fmt: skip
 
 
-def _certain_share(verdicts: Iterable[Verdict], worth: Callable[[Verdict], float]) -> Share:
+def _certain_share(verdicts: Iterable[Verdict], worth: Callable[[Verdict], float]) -> Estimate:
     share = _share(verdicts, worth)
     assert share is not None
     return share
@@ -171,7 +146,7 @@ def _certain_share(verdicts: Iterable[Verdict], worth: Callable[[Verdict], float
 
 def _share(
     verdicts: Iterable[Verdict], worth: Callable[[Verdict], float], number: Callable[[Verdict], int] = lambda v: 1
-) -> Share | None:
+) -> Estimate | None:
     """The sum of `worth` over that of `number`; None if there is nothing."""
     sums: dict[str, list[float]] = {}
     for verdict in verdicts:
@@ -182,5 +157,4 @@ def _share(
     if not sums:
         return None
     above, below = torch.tensor(list(sums.values()), dtype=torch.float64).unbind(1)
-    value = (above.sum() / below.sum()).item()
-    return Share(value, ratio_interval(above, below) if len(sums) > 1 else None)
+    return ratio(above, below)
