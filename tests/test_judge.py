@@ -101,7 +101,7 @@ def test_wins_ties_and_losses_are_those_worked_by_hand(models, tmp_path, capsys)
     assert record["is_complete"] is True
     assert record["pairs"][0]["win_rate"]["value"] == 0.625
     assert record["settings"]["datasets"] == ["ours", "base"]
-    assert record["settings"]["host"] == endpoint.url[7:-3]
+    assert (record["host"], record["hosts"]) == (endpoint.url[7:-3], {endpoint.url[7:-3]: 4})
     assert "| ours | base | 50.0 % [50.0, 50.0] | 25.0 %" in (out / "judge.md").read_text()
     printed = capsys.readouterr()
     assert "With fewer than 20 prompts" in " ".join(printed.out.split())
@@ -242,8 +242,11 @@ def test_requests_that_failed_are_told_and_asked_again(models, tmp_path, capsys)
         asked_before = len(endpoint.questions)
         assert main(arguments) == 0
         assert len(endpoint.questions) == asked_before + 2
-    same = ("verdicts.jsonl", "answers.jsonl", "judge.md", "judge.png")
+    same = ("verdicts.jsonl", "judge.md", "judge.png")
     assert [files(out)[name] for name in same] == [files(tmp_path / "whole")[name] for name in same]
+    texts = [(folder / "answers.jsonl").read_text() for folder in (out, tmp_path / "whole")]
+    answers, others = ([{**json.loads(line), "host": ""} for line in text.splitlines()] for text in texts)
+    assert answers == others
 
 
 def many(tmp_path, count):
@@ -307,6 +310,19 @@ def test_a_finished_folder_reports_again_without_a_server(models, tmp_path):
     report = judge(config(endpoint.url, models, tmp_path / "out"))  # which is gone
     assert report.pairs[0].num_wins == 2
     assert files(tmp_path / "out") == before
+
+
+def test_answers_of_another_server_are_told(models, tmp_path):
+    out = tmp_path / "out"
+    with serving() as first:
+        judge(config(first, models, out, max_prompts=1))
+    with serving() as second:
+        report = judge(config(second, models, out))
+        assert len(second.questions) == 2
+    hosts = [endpoint.url[7:-3] for endpoint in (first, second)]
+    assert (report.host, report.hosts) == (hosts[1], dict.fromkeys(sorted(hosts), 2))
+    said = f"Of the answers, 2 from {hosts[0]}, which an earlier run asked, are taken to be of the same seer."
+    assert said in (out / "judge.md").read_text()
 
 
 def test_other_questions_are_asked_anew(models, tmp_path):
@@ -493,7 +509,7 @@ def test_agreement_with_people_is_that_worked_by_hand(models, tmp_path):
     assert found.kappa == pytest.approx((1 / 2 - 5 / 16) / (1 - 5 / 16))
     assert found.confusion == [[1, 1, 1], [0, 1, 0], [0, 0, 0]]
     page = (tmp_path / "out" / "judge.md").read_text()
-    assert "Of 4 verdicts of people.csv, 50.0 % are the same, Cohen's kappa 0.27." in page
+    assert "Of 4 verdicts of people.csv, 50.0 % are the same, Cohen's kappa 0.27; 1 more are on nothing here." in page
     assert "| **first** | 1 | 1 | 1 |" in page
 
 
@@ -514,6 +530,7 @@ def test_a_second_judge_is_read_from_its_folder_whatever_the_order_of_the_models
         ("prompt,sample_index\na cat,0\n", "`agreement_with` 'people.csv' has no column 'winner'"),
         ("prompt,winner\na cat,ours\n", "no column 'sample_index', and prompts have several"),
         ("prompt,sample_index,winner\na cat,0,theirs\n", "Row 0 .*winner 'theirs'; it must be 'ours', 'base' or 'tie'"),
+        ("prompt,sample_index,first,winner\na cat,0,base,base\n", "has no column 'second'"),
         ("prompt,sample_index,first,second,winner\na cat,0,ours,other,tie\n", "Row 0 .*names the model 'other'"),
         ("prompt,sample_index,winner\na cow,0,ours\n", "None of the 1 verdicts in 'people.csv'"),
     ],

@@ -1,6 +1,6 @@
 """What the judge found: wins, ties and losses of each pair of models, and how far to trust the judge."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -61,6 +61,9 @@ class JudgeReport:
         num_uncounted: answers whose tokens it did not count.
         cost: by the prices that are set; None if none is.
         agreements: with other judges, and with people.
+        host: of the server, as set.
+        hosts: of the servers that gave the answers, with the number of each: an earlier run may have asked another one
+            that has a model of this name.
     """
 
     judge: str
@@ -74,6 +77,8 @@ class JudgeReport:
     num_uncounted: int
     cost: float | None
     agreements: list[Agreement]
+    host: str
+    hosts: dict[str, int]
 
     def num_missing(self, reason: str) -> int:
         """Comparisons without a verdict, for a reason."""
@@ -81,9 +86,10 @@ class JudgeReport:
 
 
 def build_report(
-    verdicts: Sequence[Verdict], config: JudgeConfig, usage: Usage, agreements: Sequence[Agreement]
-) -> JudgeReport:
-    """The report on all verdicts.
+    verdicts: Sequence[Verdict], config: JudgeConfig, usage: Usage, agreements: Sequence[Agreement],
+    hosts: Mapping[str | None, int],
+) -> JudgeReport:  # fmt: skip
+    """The report on all verdicts; `hosts` has the number of answers of each, of None those of unknown ones, or none.
 
     Raises:
         ValueError: if a pair of models has none.
@@ -114,6 +120,8 @@ def build_report(
         num_uncounted=usage.num_uncounted,
         cost=usage.cost,
         agreements=list(agreements),
+        host=config.host,
+        hosts={host: hosts[host] for host in sorted(filter(None, hosts))},
     )
 
 

@@ -1,7 +1,9 @@
 """Whose images are better: pairs of them shown to a model that sees images, and its verdicts counted."""
 
 import json
+import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +18,7 @@ from ...storage.fingerprints import fingerprint
 from ...storage.processes import process_state
 from ...storage.records import read_record
 from ..sharded_run import check_own_folder, locks_output_dir
-from .agreements import VERDICTS_NAME, agree, read_others
+from .agreements import VERDICTS_NAME, Agreement, Others, agree, read_others
 from .answers import AnswerLog, write_lines
 from .asking import ask_missing
 from .config import JudgeConfig
@@ -26,7 +28,9 @@ from .questions import SCHEMA, Question, find_questions, system_text
 from .report import JudgeReport, build_report
 from .samples import find_comparisons, open_models
 from .text import markdown, print_judgement
-from .verdicts import FAILED, find_verdicts
+from .verdicts import FAILED, Verdict, find_verdicts
+
+logger = logging.getLogger(__name__)
 
 RECORD_NAME = "judge.json"
 PAGE_NAME = "judge.md"
@@ -72,7 +76,7 @@ def _judge(config: JudgeConfig) -> JudgeReport:
 
     # The answers.
     sweep(folder)
-    log = AnswerLog(folder / ANSWERS_NAME)
+    log = AnswerLog(folder / ANSWERS_NAME, config.host)
     num_missing = len({question.key for question in questions} - log.answers.keys())
     if num_missing:
         if is_complete:
@@ -84,9 +88,8 @@ def _judge(config: JudgeConfig) -> JudgeReport:
 
     # The report.
     verdicts = find_verdicts(questions, log.answers)
-    usage = _usage(questions, log, config)
-    found = [agree(verdicts, given) for given in others]
-    report = build_report(verdicts, config, usage, [agreement for agreement in found if agreement is not None])
+    usage, hosts = _usage(questions, log, config), Counter(map(log.hosts.get, {question.key for question in questions}))
+    report = build_report(verdicts, config, usage, _agreements(verdicts, others), hosts)
     write_lines(folder / VERDICTS_NAME, (json.dumps(verdict.row(names)) for verdict in verdicts))
     pictures = plot_judgement(report, folder)
     page = markdown(report, pictures)
@@ -121,10 +124,20 @@ def _usage(questions: Sequence[Question], log: AnswerLog, config: JudgeConfig) -
     return usage
 
 
+def _agreements(verdicts: Sequence[Verdict], others: Sequence[Others]) -> list[Agreement]:
+    found = []
+    for given in others:
+        agreement = agree(verdicts, given)
+        if agreement is None:
+            logger.warning("There is no verdict on what %s judged, and so nothing to agree on.", given.name)
+        else:
+            found.append(agreement)
+    return found
+
+
 def _settings(config: JudgeConfig) -> dict[str, Any]:
     """What the report is a function of and does not say itself."""
     return {
-        "host": config.host,
         "datasets": [public_name(str(name)) for name in config.datasets],
         "split": config.dataset_split,
         "compare": config.compare,

@@ -74,11 +74,18 @@ def remarks(report: JudgeReport) -> list[str]:
     parts = [f"{report.num_missing(why):,} where {text}" for why, text in gaps.items() if report.num_missing(why)]
     if parts:
         lines.append(f"Left out are comparisons without a verdict: {', '.join(parts)}.")
+    elsewhere = [f"{count:,} from {host}" for host, count in report.hosts.items() if host != report.host]
+    if elsewhere:
+        lines.append(
+            f"Of the answers, {' and '.join(elsewhere)}, which an earlier run asked, are taken to be of the same "
+            f"{report.judge}."
+        )
     for agreement in report.agreements:
         kappa = "" if agreement.kappa is None else f", Cohen's kappa {agreement.kappa:.2f}"
+        passed_over = f"; {agreement.num_unmatched:,} more are on nothing here" if agreement.num_unmatched else ""
         lines.append(
             f"Of {agreement.num_verdicts:,} verdicts of {agreement.name}, {100 * agreement.share:.1f} % are the same"
-            f"{kappa}."
+            f"{kappa}{passed_over}."
         )
     cost = "" if report.cost is None else f", which cost {report.cost:.4g} at the prices set"
     uncounted = f"; {report.num_uncounted:,} answers were not counted" if report.num_uncounted else ""
