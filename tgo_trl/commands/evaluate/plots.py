@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
-from ...plots import plain_text, save_figure
+from ...plots import LOSS, TIE, WIN, plain_text, plot_outcomes, save_figure
 from .report import EvaluationReport
 
 DOTS_PER_INCH = 300
@@ -20,7 +20,6 @@ PAGE = 7.0
 """Width of a page's text, in inches."""
 COLOURS = ("#4d4d4d", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 """Of the models: those of Okabe and Ito, which colour-blind readers tell apart."""
-WIN, TIE, LOSS = "#0072b2", "#d9d9d9", "#f0c58a"
 MOST_PAIRED = 5
 """Models of which all pairs are shown; of more, those with the baseline."""
 PANELS_IN_A_ROW = 3
@@ -47,20 +46,12 @@ def plot_win_rates(report: EvaluationReport, path: Path) -> None:
     figure, panels = _panels(list(report.rewards), names, 0.24)
     has_ties = False
     for axes, results in zip(panels, report.overall.rewards.values(), strict=False):
-        for row, (ours, theirs) in enumerate(pairs):
-            rate, tie = results.win_rates[ours][theirs], results.ties[ours][theirs]
-            won = rate.value - tie / 2
+        outcomes = [(results.ties[ours][theirs], results.win_rates[ours][theirs]) for ours, theirs in pairs]
+        plot_outcomes(axes, outcomes)
+        for row, (tie, rate) in enumerate(outcomes):
             has_ties |= tie > 0
-            for left, share, colour in ((0, won, WIN), (won, tie, TIE), (won + tie, 1 - won - tie, LOSS)):
-                axes.barh(row, 100 * share, left=100 * left, color=colour, height=0.72)
-            if rate.interval is not None:
-                low, high = rate.interval
-                axes.plot([100 * low, 100 * high], [row, row], color="black", linewidth=1.4, clip_on=False)
-            axes.plot([100 * rate.value], [row], "o", color="black", markersize=3, clip_on=False)
             text = f"{100 * rate.value:.0f} %"
             axes.annotate(text, (100, row), (5, 0), textcoords="offset points", va="center", fontsize=SMALL)
-        axes.axvline(50, color="black", linewidth=0.8, linestyle="--")
-        axes.set(xlim=(0, 100), xticks=[0, 25, 50, 75, 100])
     parts = {"wins": WIN, **({"ties": TIE} if has_ties else {}), "losses, in % of samples": LOSS}
     _legend(figure, parts)
     save_figure(figure, path, DOTS_PER_INCH)
