@@ -297,6 +297,8 @@ def test_settings_that_cannot_work_are_named(settings, message):
         ("winner: first | second | tie", None),
         ("winner: first or second", None),
         ('{"winner": "both"}', None),
+        ('{"winner": "first", "winner": "second"}', None),
+        ('{"winner": "first", "winner": "first"}', "first"),
         ('{"winner": 1}', None),
         ('{"winner": null}', None),
         ('{"winner": ["first"]}', None),

@@ -223,6 +223,17 @@ def test_other_samples_and_other_rewards_are_refused(folder, compared, tmp_path)
         evaluate(config(folder, out))
 
 
+def test_a_sample_without_a_score_ends_it_with_what_to_do(folder, compared, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(compared[0], out)
+    code = (
+        "from tgo_trl.rewards.base import NoScore\n\ndef moody(prompts, images):\n    return [NoScore('it sleeps')]\n"
+    )
+    (tmp_path / "moody.py").write_text(code)
+    with pytest.raises(ValueError, match=r"Row 0, column 'score': it sleeps. .* leave the reward 'moody' out.$"):
+        evaluate(config(folder, out, rewards=[f"{tmp_path / 'moody.py'}:moody"], reward_batch_size=1))
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_files(folder, tmp_path):
     settings = {"num_images_per_prompt": 6, "rows_per_shard": 3, "num_inference_steps": 8}
@@ -544,6 +555,7 @@ def test_models_are_written_with_label_adapter_and_scale(tmp_path):
         ({"baseline": "b"}, "`baseline` is 'b'; it must be one of 'a'"),
         ({"rewards": []}, "`rewards` is empty"),
         ({"rewards": ["x.py:f", "y.py:f"]}, "two that would be called 'f'"),
+        ({"rewards": ["x.py:f", "y.py:F"]}, "two that would be called 'f'"),
         ({"rewards": [7]}, "`rewards` has 7, which names no function"),
         ({"rewards": ["x.py:../f"]}, "names no function and no reward model"),
         ({"reward_kwargs": {"x": {}}}, "`reward_kwargs` has 'x'"),

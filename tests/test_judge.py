@@ -176,6 +176,19 @@ def test_categories_are_reported_each(tmp_path):
     assert categories["feline"].win_rate.interval is None  # of one prompt
     assert "| feline | 50.0 % | 50.0 % | 0.0 % | 75.0 % | 2 | 1 |" in (tmp_path / "out" / "judge.md").read_text()
     assert (tmp_path / "out" / "categories.png").is_file()
+    judge(config(endpoint, [ours, str(tmp_path / "base")], tmp_path / "out"))
+    assert not (tmp_path / "out" / "categories.png").exists()  # now that none are asked for
+
+
+def test_a_report_on_other_questions_is_not_left_while_new_ones_are_asked(models, tmp_path):
+    out = tmp_path / "out"
+    with serving() as endpoint:
+        judge(config(endpoint, models, out))
+    mute = serving(lambda asked: Reply("white") if asked.is_check else Reply("", status=503))
+    with mute as endpoint, pytest.raises((EndpointError, ValueError)):
+        judge(config(endpoint, models, out, criteria="Which is greener?", max_retries=0))
+    assert {path.name for path in out.iterdir() if path.name[0] not in "._"} == {"judge.json", "answers.jsonl"}
+    assert json.loads((out / "judge.json").read_text())["is_complete"] is False
 
 
 def test_only_so_many_prompts_and_samples_are_judged(models, tmp_path):

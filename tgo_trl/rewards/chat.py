@@ -204,7 +204,8 @@ class ChatClient:
         text = " ".join(text.split())
         if self._key:
             text = text.replace(self._key, HIDDEN)
-        return cut(public_text(text), 300).rstrip(".") + "."
+        text = cut(public_text(text), 300)
+        return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def image_url(image: Image.Image, max_side: int, image_format: str) -> str:

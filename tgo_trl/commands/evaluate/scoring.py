@@ -10,7 +10,7 @@ from datasets import Features, Value
 
 from ...cards.dataset_card import card_head, dataset_info
 from ...data.rows import BadRows
-from ...rewards.base import Reward
+from ...rewards.base import Reward, reward_name
 from ...storage.parquet import ParquetFolder
 from ...storage.processes import process_state
 from ...storage.records import SCORING_NAME
@@ -21,6 +21,10 @@ from ..sharded_run import ShardedRun, write_dataset
 from .samples import SCORE, Samples, rows_of
 
 NUMBERS = ("prompt_index", "sample_index", "seed")
+REMEDY = (
+    "Models are compared on the scores of all samples. The same command scores what is missing; if this one stays "
+    "without a score, leave the reward {} out."
+)
 
 
 def write_scores(config: ScoreConfig, reward: Reward, samples: Samples) -> None:
@@ -83,7 +87,7 @@ class _Scoring(ShardedRun[Path]):
         return self.samples.drawn.digest(next(shard for shard, image in self.images.items() if image == path))
 
     def rows(self, shard: int, items: Sequence[Path], progress: Callable[[int], object]) -> list[Row]:
-        scored, bad = [], BadRows(skip=False)
+        scored, bad = [], BadRows(skip=False, remedy=REMEDY.format(repr(reward_name(self.reward))))
         numbered = enumerate(rows_of(items[0]), shard * self.shard_rows)
         models, size = {SCORE: self.reward}, self.config.batch_size
         for _, row, scores in score_rows(numbered, models, self.samples.reader, bad, size):

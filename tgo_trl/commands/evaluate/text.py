@@ -93,8 +93,11 @@ def variety_table(report: EvaluationReport) -> Cells:
     """Variety of each model, and as a share of the baseline's."""
     varieties, shares = report.overall.varieties, report.overall.relative_varieties
     tell = _numbers(varieties.values())
-    head = ["model", "variety", f"share of {report.baseline}'s"]
-    return [head, *([label, tell(varieties[label]), _percent(shares.get(label))] for label in report.labels)]
+    head, rows = ["model", "variety"], [[label, tell(varieties[label])] for label in report.labels]
+    if report.others:
+        head.append(f"share of {report.baseline}'s")
+        rows = [[*row, _percent(shares.get(row[0]))] for row in rows]
+    return [head, *rows]
 
 
 def model_table(report: EvaluationReport) -> Cells:

@@ -12,6 +12,7 @@ from ...plots import LOSS, TIE, WIN, plain_text, plot_outcomes, save_figure
 from .report import JudgeReport, PairResult
 
 DOTS_PER_INCH = 150
+PICTURES = ("judge.png", "categories*.png")
 LONGEST_NAME = 28
 NARROW, NARROWEST = 0.045, 0.015
 """Shares of a bar that have room for a number, and for a small one."""

@@ -23,7 +23,7 @@ from .answers import AnswerLog, write_lines
 from .asking import ask_missing
 from .config import JudgeConfig
 from .costs import Usage
-from .plots import plot_judgement
+from .plots import PICTURES, plot_judgement
 from .questions import SCHEMA, Question, find_questions, system_text
 from .report import JudgeReport, build_report
 from .samples import find_comparisons, open_models
@@ -82,6 +82,7 @@ def _judge(config: JudgeConfig) -> JudgeReport:
         if is_complete:
             client.check(SCHEMA)
         write_json(folder / RECORD_NAME, {"settings": _settings(config), "is_complete": False})
+        _remove(folder, VERDICTS_NAME, PAGE_NAME, *PICTURES)  # which are not of all these questions
         _announce(config, len(questions), num_missing)
         ask_missing(questions, models, config, client, log)
     log.sort()  # also of a run that was killed when it had asked the last
@@ -91,6 +92,7 @@ def _judge(config: JudgeConfig) -> JudgeReport:
     usage, hosts = _usage(questions, log, config), Counter(map(log.hosts.get, {question.key for question in questions}))
     report = build_report(verdicts, config, usage, _agreements(verdicts, others), hosts)
     write_lines(folder / VERDICTS_NAME, (json.dumps(verdict.row(names)) for verdict in verdicts))
+    _remove(folder, *PICTURES)  # or those of categories would stay, where none are asked for now
     pictures = plot_judgement(report, folder)
     page = markdown(report, pictures)
     replace_file(folder / PAGE_NAME, lambda path: path.write_text(page, "utf-8"))
@@ -105,6 +107,12 @@ def _judge(config: JudgeConfig) -> JudgeReport:
             "report leaves them out. The same command asks these again."
         )
     return report
+
+
+def _remove(folder: Path, *patterns: str) -> None:
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def _announce(config: JudgeConfig, num_questions: int, num_missing: int) -> None:
