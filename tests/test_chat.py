@@ -241,6 +241,27 @@ def test_a_huge_reply_is_cut_and_odd_ones_are_text():
     assert (several.text, several.completion_tokens) == ("first", None)
 
 
+def test_an_answer_that_drips_or_never_ends_is_not_waited_for():
+    begin = time.monotonic()
+    with serving(in_turn(Reply("first", chunk=1), Reply("first"))) as endpoint:
+        assert client(endpoint, timeout=0.3, max_retries=1).ask("", ["?"], SCHEMA).text == "first"
+        assert len(endpoint.requests) == 2
+    with serving(lambda asked: Reply(body=b" " * 20_000_000)) as endpoint, pytest.raises(RequestFailedError):
+        client(endpoint, max_retries=0).ask("", ["?"], SCHEMA)
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("status", [301, 307])
+def test_nothing_is_sent_to_where_a_server_sends(status):
+    with serving() as other:
+        sends_on = Reply("", status=status, headers={"Location": f"{other.url}/chat/completions"})
+        with serving(lambda asked: sends_on) as endpoint:
+            with pytest.raises(EndpointError, match=rf"sends to '{other.url}.*set `base_url`"):
+                client(endpoint).ask("", ["?"], SCHEMA)
+            assert len(endpoint.requests) == 1
+        assert not other.requests
+
+
 # ---- Settings ----
 
 
