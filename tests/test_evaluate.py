@@ -187,6 +187,25 @@ def test_what_is_there_is_not_made_again(folder, tmp_path):
     assert not (out / "grid-2.png").exists()
 
 
+def test_a_reward_that_is_gone_is_not_asked_for_what_is_there(folder, compared, tmp_path):
+    out, gone = tmp_path / "out", tmp_path / "gone"
+    shutil.copytree(compared[0], out)
+    lines = [
+        "import os",
+        "def here(prompts, images):",
+        f"    assert not os.path.exists({str(gone)!r})",
+        "    return [1.0] * len(images)",
+    ]
+    (tmp_path / "here.py").write_text("\n".join(lines))
+    settings = {"rewards": [f"{tmp_path / 'here.py'}:here"]}
+    before = asdict(evaluate(config(folder, out, **settings)))
+    gone.touch()
+    assert asdict(evaluate(config(folder, out, **settings))) == before
+    (out / "models" / "half-of-it" / "scores" / "here" / "data" / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(AssertionError):
+        evaluate(config(folder, out, **settings))
+
+
 def test_a_run_that_lost_files_ends_with_the_same(folder, compared, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(compared[0], out)

@@ -13,7 +13,7 @@ from ...data.rows import BadRows
 from ...rewards.base import Reward, reward_name
 from ...storage.parquet import ParquetFolder
 from ...storage.processes import process_state
-from ...storage.records import SCORING_NAME
+from ...storage.records import SCORING_NAME, read_record
 from ..score.config import ScoreConfig
 from ..score.rows import Row
 from ..score.run import describe_reward, score_rows, try_rewards
@@ -67,7 +67,16 @@ class _Scoring(ShardedRun[Path]):
         self.num_rows, self.shard_rows = sum(counts), counts[0]
         numbers = {name: Value("int64") for name in NUMBERS}
         self.features = Features({"prompt": Value("string"), **numbers, SCORE: Value("float64")})
-        try_rewards({SCORE: self.reward}, self.samples.reader, rows_of(self.images[0])[:1])
+        if not self._is_scored():  # by a server, that may cost money, or be gone
+            try_rewards({SCORE: self.reward}, self.samples.reader, rows_of(self.images[0])[:1])
+
+    def _is_scored(self) -> bool:
+        """Whether all scores are there, by this reward as far as it knows its version before it is called."""
+        folder = Path(self.config.output_dir)
+        record = read_record(folder, SCORING_NAME)
+        if record is None or record.get("settings") != self.settings():
+            return False
+        return ParquetFolder(folder, SCORING_NAME).written().keys() == self.images.keys()
 
     def settings(self) -> dict[str, Any]:
         kwargs: Any = self.config.reward_kwargs
