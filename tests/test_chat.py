@@ -241,6 +241,13 @@ def test_a_huge_reply_is_cut_and_odd_ones_are_text():
     assert (several.text, several.completion_tokens) == ("first", None)
 
 
+def test_an_answer_that_repeats_the_key_is_kept_without_it(monkeypatch):
+    with serving(in_turn(Reply(f"first, by {SECRET}"), Reply("first, by EMPTY"))) as endpoint:
+        assert ask(endpoint).text == "first, by ***"
+        monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
+        assert ask(endpoint).text == "first, by EMPTY"
+
+
 def test_an_answer_that_drips_or_never_ends_is_not_waited_for():
     begin = time.monotonic()
     with serving(in_turn(Reply("first", chunk=1), Reply("first"))) as endpoint:

@@ -42,6 +42,8 @@ ENDING = {
     404: "There is no such address or model: look at `base_url` (it mostly ends with /v1) and `model`.",
 }
 """Statuses that no other question would have another answer to, with what to do."""
+SHORTEST_KEY = 8
+"""Letters of a key that is a secret."""
 NO_KEY = "none"
 """Sent where there is no key: huggingface_hub would send the user's own token of the Hub."""
 BROKEN = (ValueError, TypeError, AttributeError, KeyError, IndexError)
@@ -203,7 +205,7 @@ class ChatClient:
             content = "".join(str(part["text"]) for part in content if part.get("type") == "text")
         usage: Any = getattr(output, "usage", None)
         return Answer(
-            str(content or "")[:LONGEST_REPLY],
+            self._without_key(str(content or ""))[:LONGEST_REPLY],
             _count(getattr(usage, "prompt_tokens", None)),
             _count(getattr(usage, "completion_tokens", None)),
             None if choice.finish_reason is None else str(choice.finish_reason)[:40],
@@ -224,6 +226,10 @@ class ChatClient:
         url = image_url(part, self.settings.max_image_side, self.settings.image_format)
         return {"type": "image_url", "image_url": {"url": url}}
 
+    def _without_key(self, text: str) -> str:
+        """A text of the server's, which may repeat what it was sent. A key such as `EMPTY` is none, and a word."""
+        return text.replace(self._key, HIDDEN) if len(self._key) >= SHORTEST_KEY else text
+
     def _said(self, error: Exception) -> str:
         """What went wrong, in one line, without the key."""
         if isinstance(error, HfHubHTTPError):
@@ -234,10 +240,7 @@ class ChatClient:
             text = f"{type(error).__name__}, {error}; is `base_url` right, and does the server run?"
         else:
             text = f"what came is none of the protocol ({type(error).__name__})"
-        text = " ".join(text.split())
-        if self._key:
-            text = text.replace(self._key, HIDDEN)
-        text = cut(public_text(text), 300)
+        text = cut(public_text(self._without_key(" ".join(text.split()))), 300)
         return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
