@@ -1,4 +1,4 @@
-"""What all pictures have in common: the colours of labels, and PNG files from matplotlib."""
+"""What all pictures have in common: colours of labels and outcomes, names that hold any text, and PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path

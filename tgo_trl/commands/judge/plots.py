@@ -26,7 +26,7 @@ def plot_judgement(report: JudgeReport, folder: Path) -> list[str]:
     bars = [(_short(pair.second) if is_one else f"{_short(pair.first)} / {_short(pair.second)}", pair)
             for pair in report.pairs]  # fmt: skip
     title = f"{_short(next(iter(firsts)))} against …" if is_one else "the first against the second"
-    _plot_bars(bars, title, f"judged by {_short(report.judge)}", folder / "judge.png")
+    _plot_bars(bars, title, _short(report.judge), folder / "judge.png")
     names = ["judge.png"]
     for number, pair in enumerate(report.pairs, 1):
         if pair.categories:
@@ -34,12 +34,12 @@ def plot_judgement(report: JudgeReport, folder: Path) -> list[str]:
             shown = sorted(pair.categories.items(), key=lambda item: -item[1].win_rate.value)[:MOST_CATEGORIES]
             rows = [(_short(category), result) for category, result in shown]
             title = f"{_short(pair.first)} against {_short(pair.second)}, by category"
-            _plot_bars(rows, title, f"judged by {_short(report.judge)}", folder / name)
+            _plot_bars(rows, title, _short(report.judge), folder / name)
             names.append(name)
     return names
 
 
-def _plot_bars(bars: Sequence[tuple[str, PairResult]], title: str, note: str, path: Path) -> None:
+def _plot_bars(bars: Sequence[tuple[str, PairResult]], title: str, judge: str, path: Path) -> None:
     figure = Figure(figsize=(7.2, 1.35 + 0.46 * len(bars)), layout="constrained")
     axes: Any = figure.subplots()
     plot_outcomes(axes, [(result.ties.value, result.win_rate) for _, result in bars])
@@ -50,12 +50,11 @@ def _plot_bars(bars: Sequence[tuple[str, PairResult]], title: str, note: str, pa
                 _write(axes, share.value, left, place, ink)
             left += share.value
     axes.set_yticks(range(len(bars)), [name for name, _ in bars])
-    axes.set(ylim=(len(bars) - 0.5, -0.5), xlabel="% of verdicts")
+    axes.set(ylim=(len(bars) - 0.5, -0.5), xlabel=f"% of verdicts by {judge}")
     axes.tick_params(axis="y", length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set_title(note, loc="right", fontsize=8, color="#666666")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     kinds = {"win": WIN, "tie": TIE, "loss": LOSS}
     handles: list[Any] = [Patch(color=colour) for colour in kinds.values()]
     handles.append(Line2D([], [], color="black", marker="o", markersize=3, linewidth=1.4))
