@@ -23,13 +23,14 @@ SECRET = "sk-this-is-the-key-0123456789"
 
 @dataclass(frozen=True)
 class Reply:
-    """What the server sends: an answer of the model, or whatever else."""
+    """What the server sends: an answer of the model, or whatever else; at once, or `chunk` bytes every 0.1 s."""
 
     text: Any = ""
     status: int = 200
     body: bytes | None = None
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
+    chunk: int = 0
     finish_reason: str = "stop"
     usage: Any = field(default_factory=lambda: {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110})
 
@@ -109,7 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            for start in range(0, len(data), reply.chunk or len(data) or 1):
+                self.wfile.write(data[start : start + (reply.chunk or len(data))])
+                time.sleep(0.1 if reply.chunk else 0)
 
     def log_message(self, *_: Any) -> None:
         """Nothing on the terminal."""

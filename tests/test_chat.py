@@ -241,6 +241,34 @@ def test_a_huge_reply_is_cut_and_odd_ones_are_text():
     assert (several.text, several.completion_tokens) == ("first", None)
 
 
+def test_an_answer_that_repeats_the_key_is_kept_without_it(monkeypatch):
+    with serving(in_turn(Reply(f"first, by {SECRET}"), Reply("first, by EMPTY"))) as endpoint:
+        assert ask(endpoint).text == "first, by ***"
+        monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
+        assert ask(endpoint).text == "first, by EMPTY"
+
+
+def test_an_answer_that_drips_or_never_ends_is_not_waited_for():
+    begin = time.monotonic()
+    with serving(in_turn(Reply("first", chunk=1), Reply("first"))) as endpoint:
+        assert client(endpoint, timeout=0.3, max_retries=1).ask("", ["?"], SCHEMA).text == "first"
+        assert len(endpoint.requests) == 2
+    with serving(lambda asked: Reply(body=b" " * 20_000_000)) as endpoint, pytest.raises(RequestFailedError):
+        client(endpoint, max_retries=0).ask("", ["?"], SCHEMA)
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("status", [301, 307])
+def test_nothing_is_sent_to_where_a_server_sends(status):
+    with serving() as other:
+        sends_on = Reply("", status=status, headers={"Location": f"{other.url}/chat/completions"})
+        with serving(lambda asked: sends_on) as endpoint:
+            with pytest.raises(EndpointError, match=rf"sends to '{other.url}.*set `base_url`"):
+                client(endpoint).ask("", ["?"], SCHEMA)
+            assert len(endpoint.requests) == 1
+        assert not other.requests
+
+
 # ---- Settings ----
 
 
@@ -297,6 +325,8 @@ def test_settings_that_cannot_work_are_named(settings, message):
         ("winner: first | second | tie", None),
         ("winner: first or second", None),
         ('{"winner": "both"}', None),
+        ('{"winner": "first", "winner": "second"}', None),
+        ('{"winner": "first", "winner": "first"}', "first"),
         ('{"winner": 1}', None),
         ('{"winner": null}', None),
         ('{"winner": ["first"]}', None),

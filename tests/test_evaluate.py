@@ -5,7 +5,7 @@ import json
 import math
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +19,11 @@ from tgo_trl.cli import main
 from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.evaluate.plots import plot_distributions, plot_grid, plot_win_rates
 from tgo_trl.commands.evaluate.prompt_sets import read_prompt_set
-from tgo_trl.commands.evaluate.report import Estimate, EvaluationReport, Measured, find_results
+from tgo_trl.commands.evaluate.report import EvaluationReport, Measured, find_results
 from tgo_trl.commands.evaluate.run import evaluate, evenly_spread
 from tgo_trl.commands.evaluate.text import as_latex, as_markdown, score_table, win_table
 from tgo_trl.commands.generate.sampling import image_seed
-from tgo_trl.measures import thumbnails, variety
+from tgo_trl.measures import Estimate, thumbnails, variety
 
 from . import tiny
 from .cases import CASES
@@ -187,6 +187,25 @@ def test_what_is_there_is_not_made_again(folder, tmp_path):
     assert not (out / "grid-2.png").exists()
 
 
+def test_a_reward_that_is_gone_is_not_asked_for_what_is_there(folder, compared, tmp_path):
+    out, gone = tmp_path / "out", tmp_path / "gone"
+    shutil.copytree(compared[0], out)
+    lines = [
+        "import os",
+        "def here(prompts, images):",
+        f"    assert not os.path.exists({str(gone)!r})",
+        "    return [1.0] * len(images)",
+    ]
+    (tmp_path / "here.py").write_text("\n".join(lines))
+    settings = {"rewards": [f"{tmp_path / 'here.py'}:here"]}
+    before = asdict(evaluate(config(folder, out, **settings)))
+    gone.touch()
+    assert asdict(evaluate(config(folder, out, **settings))) == before
+    (out / "models" / "half-of-it" / "scores" / "here" / "data" / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(AssertionError):
+        evaluate(config(folder, out, **settings))
+
+
 def test_a_run_that_lost_files_ends_with_the_same(folder, compared, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(compared[0], out)
@@ -221,6 +240,17 @@ def test_other_samples_and_other_rewards_are_refused(folder, compared, tmp_path)
     scores.write_text(scores.read_text().replace(json.loads(path.read_text())["sha256"], "0" * 64))
     with pytest.raises(ValueError, match="holds the scores of other prompts or images"):
         evaluate(config(folder, out))
+
+
+def test_a_sample_without_a_score_ends_it_with_what_to_do(folder, compared, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(compared[0], out)
+    code = (
+        "from tgo_trl.rewards.base import NoScore\n\ndef moody(prompts, images):\n    return [NoScore('it sleeps')]\n"
+    )
+    (tmp_path / "moody.py").write_text(code)
+    with pytest.raises(ValueError, match=r"Row 0, column 'score': it sleeps. .* leave the reward 'moody' out.$"):
+        evaluate(config(folder, out, rewards=[f"{tmp_path / 'moody.py'}:moody"], reward_batch_size=1))
 
 
 @pytest.mark.slow
@@ -361,11 +391,27 @@ def test_markdown_and_latex_hold_any_label():
         5, 4, 9
     }  # fmt: skip
     latex = as_latex(report)
-    assert r"50\,\% \& \_x\_ | y & \textbf{0.35} {\scriptsize [0.18, 0.52]} \\" in latex
+    assert r"50\,\% \& \_x\_ \textbar{} y & \textbf{0.35} {\scriptsize [0.18, 0.52]} \\" in latex
+    assert "c & 0.22 {\\scriptsize [0.12, 0.32]} & \\textbf{0.35} {" in latex  # a category
     assert r"base & 0.22 {\scriptsize [0.12, 0.32]} \\" in latex
     assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 4
     letters = latex.replace("\\{", "").replace("\\}", "")
     assert letters.count("{") == letters.count("}")
+
+
+def test_labels_that_latex_would_read_with_the_row_above():
+    report, _ = report_of(("[ours]", "* of | us"))
+    latex = as_latex(report)
+    assert "\n{[}ours] & " in latex
+    assert "\n{*} of \\textbar{} us & " in latex
+
+
+@pytest.mark.parametrize(("value", "told"), [(1e17, "1e+17"), (3e-12, "3e-12"), (0.5, "0.500"), (0.0, "0.000")])
+def test_numbers_of_any_size_are_told(value, told):
+    scores = torch.full((1, 2, 1), value, dtype=torch.float64)
+    found = find_results(Measured(["a"], {"r": scores}, None), "a", 100, 0)
+    report = replace(report_of(("a",))[0], overall=found)
+    assert score_table(report, found.rewards["r"])[1] == ["a", *[f"{told} [{told}, {told}]"] * 2]
 
 
 @pytest.mark.parametrize("num_models", [1, 2, 9])
@@ -386,6 +432,17 @@ def test_a_grid_shows_the_colours_of_its_pictures(tmp_path):
     colours = {colour for count, colour in Image.open(tmp_path / "grid.png").convert("RGB").getcolors(1 << 20)
                if count > 10_000}  # fmt: skip
     assert colours >= {(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)}
+
+
+def test_pictures_show_any_label_prompt_and_score(tmp_path):
+    labels = ("$\\frac$ of", "[b]")
+    report, _ = report_of(labels)
+    plot_win_rates(report, tmp_path / "win_rates.png")
+    plot_grid(labels, ["a $\\frac{1}$", "$5\n$6"], [[Image.new("RGB", (8, 8))] * 2] * 2, tmp_path / "grid.png")
+    # of which numpy makes no bins: one number but for rounding, and one that is larger than its neighbours are apart
+    for low, high in ((1.0, math.nextafter(1.0, 2)), (1e17, 1e17), (0.0, 0.0)):
+        scores = torch.tensor([[[low, low]], [[low, high]]], dtype=torch.float64)
+        plot_distributions(report, {"r": scores}, tmp_path / "scores.png")
 
 
 def test_prompts_of_a_grid_are_spread():
@@ -517,6 +574,7 @@ def test_models_are_written_with_label_adapter_and_scale(tmp_path):
         ({"baseline": "b"}, "`baseline` is 'b'; it must be one of 'a'"),
         ({"rewards": []}, "`rewards` is empty"),
         ({"rewards": ["x.py:f", "y.py:f"]}, "two that would be called 'f'"),
+        ({"rewards": ["x.py:f", "y.py:F"]}, "two that would be called 'f'"),
         ({"rewards": [7]}, "`rewards` has 7, which names no function"),
         ({"rewards": ["x.py:../f"]}, "names no function and no reward model"),
         ({"reward_kwargs": {"x": {}}}, "`reward_kwargs` has 'x'"),

@@ -19,9 +19,8 @@ from tgo_trl.commands.judge import asking
 from tgo_trl.commands.judge.config import JudgeConfig
 from tgo_trl.commands.judge.plots import plot_judgement
 from tgo_trl.commands.judge.questions import is_swapped
-from tgo_trl.commands.judge.report import ratio_interval
 from tgo_trl.commands.judge.run import judge
-from tgo_trl.measures.agreement import agreement, cohens_kappa
+from tgo_trl.measures import agreement, cohens_kappa
 from tgo_trl.rewards.chat import EndpointError, RequestFailedError
 
 from .chat_server import SECRET, Reply, brighter, connect, serving
@@ -102,8 +101,8 @@ def test_wins_ties_and_losses_are_those_worked_by_hand(models, tmp_path, capsys)
     assert record["is_complete"] is True
     assert record["pairs"][0]["win_rate"]["value"] == 0.625
     assert record["settings"]["datasets"] == ["ours", "base"]
-    assert record["settings"]["host"] == endpoint.url[7:-3]
-    assert "| ours | base | 50.0 % (50.0 to 50.0) | 25.0 %" in (out / "judge.md").read_text()
+    assert (record["host"], record["hosts"]) == (endpoint.url[7:-3], {endpoint.url[7:-3]: 4})
+    assert "| ours | base | 50.0 % [50.0, 50.0] | 25.0 %" in (out / "judge.md").read_text()
     printed = capsys.readouterr()
     assert "With fewer than 20 prompts" in " ".join(printed.out.split())
     assert f"4 questions: prompts and images are sent to {endpoint.url[7:-3]}, to be judged by seer." in printed.err
@@ -143,7 +142,7 @@ def test_in_both_orders_only_who_wins_twice_wins(models, tmp_path):
     assert [row["is_inconsistent"] for row in rows] == [True, True, False, False]
     assert [reply["shown_first"] for reply in rows[0]["replies"]] == ["ours", "base"]
     page = (tmp_path / "out" / "judge.md").read_text()
-    assert "50.0 % (0.0 to 100.0) of the comparisons got different verdicts, and count as ties." in page
+    assert "50.0 % [0.0, 100.0] of the comparisons got different verdicts, and count as ties." in page
 
 
 def test_a_judge_that_always_takes_the_first_is_seen_in_a_random_order_too(models, tmp_path):
@@ -177,6 +176,19 @@ def test_categories_are_reported_each(tmp_path):
     assert categories["feline"].win_rate.interval is None  # of one prompt
     assert "| feline | 50.0 % | 50.0 % | 0.0 % | 75.0 % | 2 | 1 |" in (tmp_path / "out" / "judge.md").read_text()
     assert (tmp_path / "out" / "categories.png").is_file()
+    judge(config(endpoint, [ours, str(tmp_path / "base")], tmp_path / "out"))
+    assert not (tmp_path / "out" / "categories.png").exists()  # now that none are asked for
+
+
+def test_a_report_on_other_questions_is_not_left_while_new_ones_are_asked(models, tmp_path):
+    out = tmp_path / "out"
+    with serving() as endpoint:
+        judge(config(endpoint, models, out))
+    mute = serving(lambda asked: Reply("white") if asked.is_check else Reply("", status=503))
+    with mute as endpoint, pytest.raises((EndpointError, ValueError)):
+        judge(config(endpoint, models, out, criteria="Which is greener?", max_retries=0))
+    assert {path.name for path in out.iterdir() if path.name[0] not in "._"} == {"judge.json", "answers.jsonl"}
+    assert json.loads((out / "judge.json").read_text())["is_complete"] is False
 
 
 def test_only_so_many_prompts_and_samples_are_judged(models, tmp_path):
@@ -243,8 +255,11 @@ def test_requests_that_failed_are_told_and_asked_again(models, tmp_path, capsys)
         asked_before = len(endpoint.questions)
         assert main(arguments) == 0
         assert len(endpoint.questions) == asked_before + 2
-    same = ("verdicts.jsonl", "answers.jsonl", "judge.md", "judge.png")
+    same = ("verdicts.jsonl", "judge.md", "judge.png")
     assert [files(out)[name] for name in same] == [files(tmp_path / "whole")[name] for name in same]
+    texts = [(folder / "answers.jsonl").read_text() for folder in (out, tmp_path / "whole")]
+    answers, others = ([{**json.loads(line), "host": ""} for line in text.splitlines()] for text in texts)
+    assert answers == others
 
 
 def many(tmp_path, count):
@@ -308,6 +323,19 @@ def test_a_finished_folder_reports_again_without_a_server(models, tmp_path):
     report = judge(config(endpoint.url, models, tmp_path / "out"))  # which is gone
     assert report.pairs[0].num_wins == 2
     assert files(tmp_path / "out") == before
+
+
+def test_answers_of_another_server_are_told(models, tmp_path):
+    out = tmp_path / "out"
+    with serving() as first:
+        judge(config(first, models, out, max_prompts=1))
+    with serving() as second:
+        report = judge(config(second, models, out))
+        assert len(second.questions) == 2
+    hosts = [endpoint.url[7:-3] for endpoint in (first, second)]
+    assert (report.host, report.hosts) == (hosts[1], dict.fromkeys(sorted(hosts), 2))
+    said = f"Of the answers, 2 from {hosts[0]}, which an earlier run asked, are taken to be of the same seer."
+    assert said in (out / "judge.md").read_text()
 
 
 def test_other_questions_are_asked_anew(models, tmp_path):
@@ -494,7 +522,7 @@ def test_agreement_with_people_is_that_worked_by_hand(models, tmp_path):
     assert found.kappa == pytest.approx((1 / 2 - 5 / 16) / (1 - 5 / 16))
     assert found.confusion == [[1, 1, 1], [0, 1, 0], [0, 0, 0]]
     page = (tmp_path / "out" / "judge.md").read_text()
-    assert "Of 4 verdicts of people.csv, 50.0 % are the same, Cohen's kappa 0.27." in page
+    assert "Of 4 verdicts of people.csv, 50.0 % are the same, Cohen's kappa 0.27; 1 more are on nothing here." in page
     assert "| **first** | 1 | 1 | 1 |" in page
 
 
@@ -515,6 +543,7 @@ def test_a_second_judge_is_read_from_its_folder_whatever_the_order_of_the_models
         ("prompt,sample_index\na cat,0\n", "`agreement_with` 'people.csv' has no column 'winner'"),
         ("prompt,winner\na cat,ours\n", "no column 'sample_index', and prompts have several"),
         ("prompt,sample_index,winner\na cat,0,theirs\n", "Row 0 .*winner 'theirs'; it must be 'ours', 'base' or 'tie'"),
+        ("prompt,sample_index,first,winner\na cat,0,base,base\n", "has no column 'second'"),
         ("prompt,sample_index,first,second,winner\na cat,0,ours,other,tie\n", "Row 0 .*names the model 'other'"),
         ("prompt,sample_index,winner\na cow,0,ours\n", "None of the 1 verdicts in 'people.csv'"),
     ],
@@ -541,14 +570,6 @@ def test_kappa_is_that_of_scikit_learn():
     assert agreement(["a", "b", "c", "c"], ["a", "c", "c", "c"]) == 0.75
     with pytest.raises(ValueError, match="2 and 1 verdicts"):
         agreement(["a", "b"], ["a"])
-
-
-def test_the_interval_of_a_ratio_weighs_prompts_by_what_they_have():
-    # one prompt with 3 of 3, one with 0 of 1: both the first, 1; both the second, 0; one of each, 3/4
-    values = torch.tensor([[3.0, 0.0], [3.0, 1.0]], dtype=torch.float64)
-    assert ratio_interval(*values) == (0, 1)
-    same = torch.full((2, 9), 2.0, dtype=torch.float64)
-    assert ratio_interval(same[0] / 2, same[1]) == (0.5, 0.5)
 
 
 # ---- Pictures ----

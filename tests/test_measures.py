@@ -6,9 +6,11 @@ import torch
 from PIL import Image
 
 from tgo_trl.measures import (
+    Estimate,
     Moments,
     group_varieties,
     interval,
+    ratio,
     resampled_means,
     resampled_medians,
     thumbnails,
@@ -118,3 +120,18 @@ def test_moments_are_those_of_all_rows():
     assert moments.pop(lambda sums, how: 2 * sums).deviation == 0  # the same row in two processes
     moments.add(rows[:1], torch.tensor([False]))
     assert moments.pop() is None
+
+
+def test_the_interval_of_a_ratio_weighs_prompts_by_what_they_have():
+    # one prompt with 3 of 3, one with 0 of 1: both the first, 1; both the second, 0; one of each, 3/4
+    values = torch.tensor([[3.0, 0.0], [3.0, 1.0]], dtype=torch.float64)
+    assert ratio(*values) == Estimate(0.75, (0, 1))
+    same = torch.full((2, 9), 2.0, dtype=torch.float64)
+    assert ratio(same[0] / 2, same[1]) == Estimate(0.5, (0.5, 0.5))
+    assert ratio(*values[:, :1]) == Estimate(1, None)
+
+
+def test_estimates_are_written_with_their_interval():
+    assert Estimate(0.5, (0.25, 1)).percent() == "50.0 % [25.0, 100.0]"
+    assert Estimate(0.5, None).percent() == "50.0 %"
+    assert Estimate(2, (1, 3)).text(lambda value: f"{value:+g}", " s") == "+2 s [+1, +3]"

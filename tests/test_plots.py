@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageColor
 
 from tgo_trl.labels.fitting import fit_label_rule
+from tgo_trl.measures import Estimate
+from tgo_trl.plots import plain_text, plot_outcomes
 from tgo_trl.trainer.evaluations import Evaluation
 from tgo_trl.trainer.plots import plot_evaluations, plot_grid, plot_scores
 from tgo_trl.trainer.selection import Bounds
@@ -119,6 +122,21 @@ def test_histogram_of_positive_rows_only(tmp_path):
     assert not (picture[picture.shape[0] // 2 :] == NEGATIVE).all(-1).any()
 
 
+# ---- Outcomes ----
+
+
+def test_bars_of_outcomes_are_as_long_as_wins_ties_and_losses():
+    figure = Figure()
+    axes = figure.subplots()
+    # half won, a fifth tied, three tenths lost; and all lost, of one prompt
+    plot_outcomes(axes, [(0.2, Estimate(0.6, (0.5, 0.7))), (0.0, Estimate(0.0, None))])
+    spans = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
+    assert np.allclose(spans, [(0, 50), (50, 20), (70, 30), (0, 0), (0, 0), (0, 100)])
+    lines = [line.get_xydata().tolist() for line in axes.lines[:3]]
+    assert np.allclose(lines[0], [(50, 0), (70, 0)])
+    assert (lines[1], lines[2]) == ([[60, 0]], [[0, 1]])
+
+
 # ---- Grids ----
 
 
@@ -155,6 +173,12 @@ def test_grid_puts_images_where_they_belong(rows, columns, tmp_path):
             assert top > boxes[row - 1, column][1]  # below the one above
         if column:
             assert left > boxes[row, column - 1][3]  # to the right of the one before
+
+
+def test_names_may_hold_what_matplotlib_takes_for_formulas(tmp_path):
+    assert grid(tmp_path / "grid.png", 1, 2, ["a $\\frac$"], ["$5 and $6", "\\$ $\n$"]).shape[2] == 3
+    assert plain_text("two\nlines  of $1", 40) == r"two lines of \$1"
+    assert plain_text("a longer text", 5) == "a lo…"
 
 
 def test_grid_shows_the_images_pixels(tmp_path):

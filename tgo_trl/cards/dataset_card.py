@@ -1,6 +1,6 @@
 """The card of a data set that was sampled or scored here."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -8,6 +8,7 @@ from datasets import DatasetInfo, Features, List, SplitDict, SplitInfo, Value
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from ..messages.markdown import markdown_table
 from ..storage.parquet import ParquetFolder
 from ..storage.records import GENERATION_NAME, SCORING_NAME, read_record
 
@@ -51,10 +52,10 @@ def build_card(shards: ParquetFolder, hub_id: str | None = None, license: str | 
         f"```python\nfrom datasets import load_dataset\n\n"
         f'dataset = load_dataset("{name}", split="{shards.split}")\n```',
         "## Columns",
-        _table(("column", "type", "holds"), _column_rows(info.features, generation, scoring)),
+        markdown_table(("column", "type", "holds"), _column_rows(info.features, generation, scoring)),
     ]
     if generation:
-        parts += ["## Sampling", _table(("setting", "value"), sampling_rows(generation["settings"]))]
+        parts += ["## Sampling", markdown_table(("setting", "value"), sampling_rows(generation["settings"]))]
     if scoring:
         parts += ["## Scores", _scores_text(scoring)]
     parts += ["## License", license_note(generation, scoring, license)]
@@ -173,7 +174,7 @@ def _scores_text(scoring: Mapping[str, Any]) -> str:
     rows = [
         (f"`{reward['column']}`", reward["name"], reward["version"], reward["license"]) for reward in _scorers(scoring)
     ]
-    text = _table(("column", "scorer", "version", "license"), rows)
+    text = markdown_table(("column", "scorer", "version", "license"), rows)
     if scoring.get("ensemble"):
         text += f"\n\n`{scoring['settings']['ensemble']['column']}` is {scoring['ensemble']}."
     if scoring.get("num_left_out"):
@@ -184,12 +185,3 @@ def _scores_text(scoring: Mapping[str, Any]) -> str:
 def _source_id(scoring: Mapping[str, Any] | None) -> list[str] | None:
     source = scoring["settings"]["dataset"] if scoring else ""
     return [source] if "/" in source else None
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")

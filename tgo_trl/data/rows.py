@@ -35,6 +35,7 @@ class BadRows:
     skip: bool
     rows: list[int] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    remedy: str = "Mend or drop the row, or set `on_bad_row='skip'` to leave such rows out."
 
     def add(self, row: int, column: str, reason: str) -> None:
         """Raises [`BadRowError`], or notes the row.
@@ -46,7 +47,7 @@ class BadRows:
         """
         message = f"Row {row}, column {column!r}: {cut(reason, LONGEST_REASON)}."
         if not self.skip:
-            raise BadRowError(f"{message} Mend or drop the row, or set `on_bad_row='skip'` to leave such rows out.")
+            raise BadRowError(f"{message} {self.remedy}")
         self.rows.append(row)
         self.reasons.append(message)
 

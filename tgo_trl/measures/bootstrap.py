@@ -9,8 +9,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .estimates import Estimate
+
 NUM_RESAMPLES = 10_000
 RESAMPLES_AT_ONCE = 100
+FEW_PROMPTS = 20
+"""Below which the intervals are too narrow."""
 TAILS = (0.025, 0.975)
 
 
@@ -47,6 +51,20 @@ def resampled_medians(values: Tensor, num_resamples: int = NUM_RESAMPLES, seed: 
             rows.append(ordered[i][places].mean(1))
         medians.append(torch.stack(rows))
     return torch.cat(medians, 1)
+
+
+def ratio(numerators: Tensor, denominators: Tensor) -> Estimate:
+    """`sum(numerators) / sum(denominators)`, such as a share of verdicts, with its interval over prompts.
+
+    Args:
+        numerators: float64 `[P]`, of each prompt.
+        denominators: float64 `[P]`, each above 0.
+    """
+    value = (numerators.sum() / denominators.sum()).item()
+    if len(numerators) == 1:
+        return Estimate(value, None)
+    above, below = resampled_means(torch.stack([numerators, denominators]))
+    return Estimate(value, interval(above / below))
 
 
 def interval(resampled: Tensor) -> tuple[float, float]:

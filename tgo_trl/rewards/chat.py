@@ -17,17 +17,21 @@ from typing import Any
 
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+from huggingface_hub.utils import get_session, hf_raise_for_status, httpx  # type: ignore[attr-defined]
 from PIL import Image
 
 from ..messages.public import HIDDEN, public_text
-from ..messages.values import cut
+from ..messages.values import cut, shown
 from .chat_settings import ChatSettings
 
 LONGEST_PAUSE = 60.0
 """Seconds between two attempts, unless the server asks for more."""
 LONGEST_ASKED = 300.0
 """Seconds that a server may ask to wait; a request that is to wait longer has failed."""
+MOST_BYTES = 10_000_000
+"""Of a server's answer."""
+OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")
+"""Headers of an answer's bytes, which are not those of its text."""
 LONGEST_REPLY = 20_000
 """Characters of an answer that are kept."""
 PASSING = (408, 425, 429)
@@ -38,6 +42,8 @@ ENDING = {
     404: "There is no such address or model: look at `base_url` (it mostly ends with /v1) and `model`.",
 }
 """Statuses that no other question would have another answer to, with what to do."""
+SHORTEST_KEY = 8
+"""Letters of a key that is a secret."""
 NO_KEY = "none"
 """Sent where there is no key: huggingface_hub would send the user's own token of the Hub."""
 BROKEN = (ValueError, TypeError, AttributeError, KeyError, IndexError)
@@ -70,6 +76,37 @@ class Answer:
     refusal: str | None = None
 
 
+class _BoundedClient(InferenceClient):
+    """huggingface_hub's client, which asks one server alone, and takes neither longer nor more than agreed."""
+
+    def _inner_post(self, request_parameters: Any, *, stream: bool = False) -> Any:
+        """The body of the answer. huggingface_hub's own would follow to any server, with the images."""
+        timeout, content = float(self.timeout or LONGEST_ASKED), bytearray()
+        deadline = time.monotonic() + timeout
+        request = {"json": request_parameters.json, "headers": request_parameters.headers}
+        try:
+            with get_session().stream(
+                "POST", request_parameters.url, **request, timeout=timeout, follow_redirects=False
+            ) as response:
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if len(content) > MOST_BYTES:
+                        raise ValueError
+                    if time.monotonic() > deadline:  # httpx's own is of each chunk
+                        raise httpx.ReadTimeout("")
+        except httpx.TimeoutException as error:
+            raise InferenceTimeoutError("") from error
+        headers = {name: value for name, value in response.headers.items() if name not in OF_THE_WIRE}
+        whole = httpx.Response(response.status_code, headers=headers, content=bytes(content), request=response.request)
+        if whole.has_redirect_location:
+            raise EndpointError(
+                f"{response.request.url.host} sends to {shown(public_text(whole.headers['location']), 200)}, where "
+                "nothing is sent. If that is right, set `base_url` to it, without /chat/completions."
+            )
+        hf_raise_for_status(whole)
+        return whole.content
+
+
 class ChatClient:
     """Asks one model; several threads may share it.
 
@@ -80,9 +117,7 @@ class ChatClient:
     def __init__(self, settings: ChatSettings) -> None:
         self.settings = settings
         self._key = os.environ.get(settings.api_key_variable, "").strip()
-        self._client = InferenceClient(
-            base_url=settings.base_url, api_key=self._key or NO_KEY, timeout=settings.timeout
-        )
+        self._client = _BoundedClient(base_url=settings.base_url, api_key=self._key or NO_KEY, timeout=settings.timeout)
         self._is_stopped = threading.Event()
         self._asks_for_json = True
 
@@ -170,7 +205,7 @@ class ChatClient:
             content = "".join(str(part["text"]) for part in content if part.get("type") == "text")
         usage: Any = getattr(output, "usage", None)
         return Answer(
-            str(content or "")[:LONGEST_REPLY],
+            self._without_key(str(content or ""))[:LONGEST_REPLY],
             _count(getattr(usage, "prompt_tokens", None)),
             _count(getattr(usage, "completion_tokens", None)),
             None if choice.finish_reason is None else str(choice.finish_reason)[:40],
@@ -191,6 +226,10 @@ class ChatClient:
         url = image_url(part, self.settings.max_image_side, self.settings.image_format)
         return {"type": "image_url", "image_url": {"url": url}}
 
+    def _without_key(self, text: str) -> str:
+        """A text of the server's, which may repeat what it was sent. A key such as `EMPTY` is none, and a word."""
+        return text.replace(self._key, HIDDEN) if len(self._key) >= SHORTEST_KEY else text
+
     def _said(self, error: Exception) -> str:
         """What went wrong, in one line, without the key."""
         if isinstance(error, HfHubHTTPError):
@@ -201,10 +240,8 @@ class ChatClient:
             text = f"{type(error).__name__}, {error}; is `base_url` right, and does the server run?"
         else:
             text = f"what came is none of the protocol ({type(error).__name__})"
-        text = " ".join(text.split())
-        if self._key:
-            text = text.replace(self._key, HIDDEN)
-        return cut(public_text(text), 300).rstrip(".") + "."
+        text = cut(public_text(self._without_key(" ".join(text.split()))), 300)
+        return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def image_url(image: Image.Image, max_side: int, image_format: str) -> str:

@@ -30,7 +30,7 @@ def read_reply(text: str, name: str, value_pattern: str, read: Callable[[Any], T
     text = _THINKING.sub("", text).strip()
     fenced = _FENCE.match(text)
     try:
-        whole = json.loads(fenced[1] if fenced else text)
+        whole = json.loads(fenced[1] if fenced else text, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         whole = None
     if isinstance(whole, dict) and name in whole:
@@ -38,3 +38,11 @@ def read_reply(text: str, name: str, value_pattern: str, read: Callable[[Any], T
     found = re.findall(rf"\b{re.escape(name)}{_GAP}[:=]{_GAP}({value_pattern})", text, re.IGNORECASE)
     values = {read(value) for value in found} or {read(text.strip(" \n.*\"'`"))}
     return values.pop() if len(values) == 1 else None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; raises if it gives a name two values, of which Python would take the last."""
+    found = dict(pairs)
+    if any(found[name] != value for name, value in pairs):
+        raise ValueError
+    return found

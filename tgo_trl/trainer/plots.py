@@ -9,12 +9,13 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 from PIL import Image
 
 from ..labels.rule import LabelRule, Labels
-from ..plots import NEGATIVE, POSITIVE, save_figure
+from ..plots import NEGATIVE, POSITIVE, plain_text, save_figure
 from .evaluations import Evaluation
 from .selection import Bounds
 
 SCORE_HISTOGRAM_NAME = "score_histogram.png"
 DOTS_PER_INCH = 120
+LONGEST_NAME = 24
 DRIFT_COLOURS = ("#9ecae1", "#6baed6", "#3182bd", "#08306b")
 """Of the quartiles of time, darker with more noise."""
 MOST_DRIFT_IN_EVEN_STEPS = 4
@@ -66,9 +67,9 @@ def plot_grid(
             axes = figure.add_subplot(height, width, row * width + column + 1, xticks=[], yticks=[])
             axes.imshow(image)
             if row == 0:
-                axes.set_title(_shorten(column_name), fontsize=8)
+                axes.set_title(plain_text(column_name, LONGEST_NAME), fontsize=8)
             if column == 0:
-                axes.set_ylabel(_shorten(row_name), fontsize=9)
+                axes.set_ylabel(plain_text(row_name, LONGEST_NAME), fontsize=9)
     save_figure(figure, path, DOTS_PER_INCH)
 
 
@@ -91,7 +92,7 @@ def plot_evaluations(evaluations: Sequence[Evaluation], bounds: Bounds, best: in
         if panel in names:
             _plot_curve(axes, {it.step: it.rewards.get(panel, (None,))[0] for it in evaluations}, POSITIVE, "samples")
             axes.axhline(last.rewards[panel][1], color="grey", linestyle="--", linewidth=1, label="reference")
-            axes.set_title(f"{_shorten(panel)}: mean reward", fontsize=10)
+            axes.set_title(f"{plain_text(panel, LONGEST_NAME)}: mean reward", fontsize=10)
         elif panel == "variety":
             _plot_curve(axes, {it.step: it.variety for it in evaluations}, POSITIVE, "samples")
             axes.axhline(1, color="grey", linestyle="--", linewidth=1, label="reference")
@@ -150,7 +151,3 @@ def film_strip(frames: Sequence[Image.Image], num_shown: int = 4) -> Image.Image
     for i, frame in enumerate(shown):
         strip.paste(frame, (i * frame.width, 0))
     return strip
-
-
-def _shorten(text: str, length: int = 24) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

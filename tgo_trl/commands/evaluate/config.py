@@ -175,7 +175,7 @@ class EvaluateConfig(SamplingSettings):
         for spec, name in zip(self.rewards, names, strict=True):
             if not isinstance(spec, str) or not re.fullmatch(r"\w[\w.-]*", name):
                 raise ValueError(f"`rewards` has {shown(spec)}, which names no function and no reward model.")
-            if names.count(name) > 1:
+            if [other.casefold() for other in names].count(name.casefold()) > 1:  # of which folders are made
                 raise ValueError(f"`rewards` has two that would be called {name!r}. Leave one out, or rename it.")
         kwargs: Any = ScoreConfig("", "", self.rewards, reward_kwargs=self.reward_kwargs).reward_kwargs
         return dict(kwargs)

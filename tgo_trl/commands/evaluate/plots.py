@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
-from ...plots import save_figure
+from ...plots import LOSS, TIE, WIN, plain_text, plot_outcomes, save_figure
 from .report import EvaluationReport
 
 DOTS_PER_INCH = 300
@@ -20,12 +20,14 @@ PAGE = 7.0
 """Width of a page's text, in inches."""
 COLOURS = ("#4d4d4d", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 """Of the models: those of Okabe and Ito, which colour-blind readers tell apart."""
-WIN, TIE, LOSS = "#0072b2", "#d9d9d9", "#f0c58a"
 MOST_PAIRED = 5
 """Models of which all pairs are shown; of more, those with the baseline."""
 PANELS_IN_A_ROW = 3
 PROMPTS_IN_A_ROW = 6
 FEWEST_BINS, MOST_BINS = 10, 40
+ALIKE = 1e-9
+"""Of scores, the difference over their size below which they are one number."""
+LONGEST_NAME = 28
 HEIGHT, FOOT = 0.86, 0.44
 """Of a histogram, in rows: that of the fullest bin, and how far below its row's middle it stands."""
 SMALL = 7.5
@@ -44,20 +46,12 @@ def plot_win_rates(report: EvaluationReport, path: Path) -> None:
     figure, panels = _panels(list(report.rewards), names, 0.24)
     has_ties = False
     for axes, results in zip(panels, report.overall.rewards.values(), strict=False):
-        for row, (ours, theirs) in enumerate(pairs):
-            rate, tie = results.win_rates[ours][theirs], results.ties[ours][theirs]
-            won = rate.value - tie / 2
+        outcomes = [(results.ties[ours][theirs], results.win_rates[ours][theirs]) for ours, theirs in pairs]
+        plot_outcomes(axes, outcomes)
+        for row, (tie, rate) in enumerate(outcomes):
             has_ties |= tie > 0
-            for left, share, colour in ((0, won, WIN), (won, tie, TIE), (won + tie, 1 - won - tie, LOSS)):
-                axes.barh(row, 100 * share, left=100 * left, color=colour, height=0.72)
-            if rate.interval is not None:
-                low, high = rate.interval
-                axes.plot([100 * low, 100 * high], [row, row], color="black", linewidth=1.4, clip_on=False)
-            axes.plot([100 * rate.value], [row], "o", color="black", markersize=3, clip_on=False)
             text = f"{100 * rate.value:.0f} %"
             axes.annotate(text, (100, row), (5, 0), textcoords="offset points", va="center", fontsize=SMALL)
-        axes.axvline(50, color="black", linewidth=0.8, linestyle="--")
-        axes.set(xlim=(0, 100), xticks=[0, 25, 50, 75, 100])
     parts = {"wins": WIN, **({"ties": TIE} if has_ties else {}), "losses, in % of samples": LOSS}
     _legend(figure, parts)
     save_figure(figure, path, DOTS_PER_INCH)
@@ -75,7 +69,7 @@ def plot_distributions(report: EvaluationReport, scores: Mapping[str, Tensor], p
     figure, panels = _panels(list(scores), list(map(_short, labels)), 0.42)
     for axes, (name, values) in zip(panels, scores.items(), strict=False):
         flat, medians = values.flatten(1).numpy(), report.overall.rewards[name].medians
-        edges = np.histogram_bin_edges(flat, bins=min(MOST_BINS, max(FEWEST_BINS, int(math.sqrt(flat.shape[1])))))
+        edges = _bin_edges(flat)
         counts = np.stack([np.histogram(row, edges)[0] for row in flat])
         heights = HEIGHT * counts / counts.max()
         for i, label in enumerate(labels):
@@ -84,6 +78,15 @@ def plot_distributions(report: EvaluationReport, scores: Mapping[str, Tensor], p
             axes.plot([median, median], [i + FOOT, i + FOOT - HEIGHT], color="black", linewidth=1.2)
         axes.axvline(medians[report.baseline].value, color="grey", linewidth=0.8, linestyle=":", zorder=0)
     save_figure(figure, path, DOTS_PER_INCH)
+
+
+def _bin_edges(scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Edges of bins of all scores `[M, N]`; around them, where they are one number but for rounding."""
+    low, high = scores.min(), scores.max()
+    size = max(abs(low), abs(high))
+    if high - low <= ALIKE * size:  # of which numpy makes no bins
+        low, high = low - max(0.5, size / 10), high + max(0.5, size / 10)
+    return np.linspace(low, high, 1 + min(MOST_BINS, max(FEWEST_BINS, int(math.sqrt(scores.shape[1])))))
 
 
 def plot_grid(
@@ -97,7 +100,7 @@ def plot_grid(
         pictures: of each model, one for each prompt.
         path: of the PNG.
     """
-    columns, names = len(prompts), [_wrapped(_short(label), 13, 3) for label in labels]
+    columns, names = len(prompts), [_wrapped(label, 13, 3) for label in labels]
     margin = 0.12 + 0.063 * max(len(line) for name in names for line in name.split("\n"))
     side = (PAGE - margin) / max(columns, 3)
     heads = [_wrapped(prompt, max(10, int(side * 15)), 4) for prompt in prompts]
@@ -158,9 +161,10 @@ def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
     figure.legend(patches, list(colours), loc="outside lower center", ncols=len(patches), fontsize=SMALL, frameon=False)
 
 
-def _short(text: str, length: int = 28) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+def _short(text: str) -> str:
+    return plain_text(text, LONGEST_NAME)
 
 
 def _wrapped(text: str, width: int, most_lines: int) -> str:
-    return "\n".join(textwrap.wrap(text, width, max_lines=most_lines, placeholder="…") or [""])
+    lines = textwrap.wrap(text, width, max_lines=most_lines, placeholder="…")
+    return "\n".join(plain_text(line, width) for line in lines)

@@ -8,20 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...measures import interval, resampled_means, resampled_medians, wins
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and how far it may be off.
-
-    Attributes:
-        value: of all prompts.
-        interval: 95 %, by the bootstrap over prompts; None of one prompt.
-    """
-
-    value: float
-    interval: tuple[float, float] | None
+from ...measures import Estimate, interval, resampled_means, resampled_medians, wins
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from datasets import Features, Value
 
 from ...cards.dataset_card import card_head, dataset_info
 from ...data.rows import BadRows
-from ...rewards.base import Reward
+from ...rewards.base import Reward, reward_name
 from ...storage.parquet import ParquetFolder
 from ...storage.processes import process_state
-from ...storage.records import SCORING_NAME
+from ...storage.records import SCORING_NAME, read_record
 from ..score.config import ScoreConfig
 from ..score.rows import Row
 from ..score.run import describe_reward, score_rows, try_rewards
@@ -21,6 +21,10 @@ from ..sharded_run import ShardedRun, write_dataset
 from .samples import SCORE, Samples, rows_of
 
 NUMBERS = ("prompt_index", "sample_index", "seed")
+REMEDY = (
+    "Models are compared on the scores of all samples. The same command scores what is missing; if this one stays "
+    "without a score, leave the reward {} out."
+)
 
 
 def write_scores(config: ScoreConfig, reward: Reward, samples: Samples) -> None:
@@ -63,7 +67,16 @@ class _Scoring(ShardedRun[Path]):
         self.num_rows, self.shard_rows = sum(counts), counts[0]
         numbers = {name: Value("int64") for name in NUMBERS}
         self.features = Features({"prompt": Value("string"), **numbers, SCORE: Value("float64")})
-        try_rewards({SCORE: self.reward}, self.samples.reader, rows_of(self.images[0])[:1])
+        if not self._is_scored():  # by a server, that may cost money, or be gone
+            try_rewards({SCORE: self.reward}, self.samples.reader, rows_of(self.images[0])[:1])
+
+    def _is_scored(self) -> bool:
+        """Whether all scores are there, by this reward as far as it knows its version before it is called."""
+        folder = Path(self.config.output_dir)
+        record = read_record(folder, SCORING_NAME)
+        if record is None or record.get("settings") != self.settings():
+            return False
+        return ParquetFolder(folder, SCORING_NAME).written().keys() == self.images.keys()
 
     def settings(self) -> dict[str, Any]:
         kwargs: Any = self.config.reward_kwargs
@@ -83,7 +96,7 @@ class _Scoring(ShardedRun[Path]):
         return self.samples.drawn.digest(next(shard for shard, image in self.images.items() if image == path))
 
     def rows(self, shard: int, items: Sequence[Path], progress: Callable[[int], object]) -> list[Row]:
-        scored, bad = [], BadRows(skip=False)
+        scored, bad = [], BadRows(skip=False, remedy=REMEDY.format(repr(reward_name(self.reward))))
         numbered = enumerate(rows_of(items[0]), shard * self.shard_rows)
         models, size = {SCORE: self.reward}, self.config.batch_size
         for _, row, scores in score_rows(numbered, models, self.samples.reader, bad, size):

@@ -1,12 +1,15 @@
 """The comparison as tables: in the terminal, in Markdown and in LaTeX."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from .report import Estimate, EvaluationReport, RewardResults
+from ...measures import FEW_PROMPTS, Estimate
+from ...messages.markdown import markdown_table
+from .report import EvaluationReport, RewardResults
 
 Cells = list[list[str]]
 """Rows of a table, the head first."""
@@ -14,10 +17,12 @@ Tell = Callable[[Estimate | None], str]
 """How a table tells of estimates."""
 
 NOTHING = "-"
-MOST_DECIMALS = 8
+MOST_DECIMALS, MOST_PLAIN = 8, 1e9
+"""Beyond which numbers have an exponent."""
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "[": "{[}", "*": "{*}",  # the last two would belong to the `\\` of the row above
 }  # fmt: skip
 
 
@@ -88,8 +93,11 @@ def variety_table(report: EvaluationReport) -> Cells:
     """Variety of each model, and as a share of the baseline's."""
     varieties, shares = report.overall.varieties, report.overall.relative_varieties
     tell = _numbers(varieties.values())
-    head = ["model", "variety", f"share of {report.baseline}'s"]
-    return [head, *([label, tell(varieties[label]), _percent(shares.get(label))] for label in report.labels)]
+    head, rows = ["model", "variety"], [[label, tell(varieties[label])] for label in report.labels]
+    if report.others:
+        head.append(f"share of {report.baseline}'s")
+        rows = [[*row, _percent(shares.get(row[0]))] for row in rows]
+    return [head, *rows]
 
 
 def model_table(report: EvaluationReport) -> Cells:
@@ -116,11 +124,13 @@ def model_table(report: EvaluationReport) -> Cells:
 def statement(report: EvaluationReport) -> str:
     """What was compared and how sure the numbers are, in a few sentences."""
     prompts, count = report.prompts, report.num_images_per_prompt
+    few = f", and with fewer than {FEW_PROMPTS} prompts they are too narrow" if prompts["number"] < FEW_PROMPTS else ""
     return (
         f"{prompts['number']:,} prompts of {prompts['source']}, {count} sample{'s' * (count > 1)} each, with the same "
         f"seeds for all models (seed {report.seed}). In brackets: 95 % intervals over prompts, percentiles of "
         f"{report.num_resamples:,} draws of them with replacement (bootstrap), paired by prompt; they say nothing of "
-        "other training seeds. A win is a higher score of the sample with the same prompt and seed; ties count half."
+        f"other training seeds{few}. A win is a higher score of the sample with the same prompt and seed; ties count "
+        "half."
     )
 
 
@@ -162,7 +172,8 @@ def as_markdown(report: EvaluationReport, pictures: Sequence[tuple[str, str]]) -
 def as_latex(report: EvaluationReport) -> str:
     r"""Tables for a paper that loads `booktabs`: means, medians and win rates by reward, and means by category.
 
-    A model is a row; the best of a column is bold, with no word of whether the difference is more than chance.
+    A model is a row, or a column where categories are rows; the best model is bold, with no word of whether the
+    difference is more than chance.
     """
     labels, found = report.labels, report.overall.rewards
     columns = {name: _numbers(results.means.values()) for name, results in found.items()}
@@ -177,10 +188,10 @@ def as_latex(report: EvaluationReport) -> str:
         caption = f"Win rate against {report.baseline}, by reward. At 50 %, neither is better."
         tables.append(_latex(report.others, rates, dict.fromkeys(rates, _percent), caption))
     for name in report.rewards if report.categories else ():
-        means = {category: [it.rewards[name].means[label] for label in labels]
-                 for category, it in report.categories.items()}  # fmt: skip
-        tell = _numbers(estimate for column in means.values() for estimate in column)
-        tables.append(_latex(labels, means, dict.fromkeys(means, tell), f"Mean {name} by category of the prompts."))
+        means = {label: [it.rewards[name].means[label] for it in report.categories.values()] for label in labels}
+        tell = dict.fromkeys(means, _numbers(estimate for column in means.values() for estimate in column))
+        caption = f"Mean {name} by category of the prompts."
+        tables.append(_latex(list(report.categories), means, tell, caption, compares_rows=False))
     return "% needs \\usepackage{booktabs}\n" + "\n".join(tables)
 
 
@@ -188,30 +199,22 @@ def as_latex(report: EvaluationReport) -> str:
 
 
 def _numbers(estimates: Iterable[Estimate], sign: str = "") -> Tell:
-    """Tells of numbers with as many decimals as the narrowest interval has one digit after its first."""
-    known = [estimate for estimate in estimates if estimate.interval is not None]
+    """Tells of numbers, one at least, with as many decimals as the narrowest interval has a digit after its first."""
+    known = list(estimates)
+    largest = max(abs(estimate.value) for estimate in known)
     widths = [it.interval[1] - it.interval[0] for it in known if it.interval and it.interval[1] > it.interval[0]]
-    unit = min(widths, default=0.01) / 10
-    decimals = next((digits for digits in range(MOST_DECIMALS) if 10.0**-digits <= unit), MOST_DECIMALS)
+    unit = min(widths, default=min(0.01, largest / 10 or 0.01)) / 10
+    decimals = max(0, math.ceil(round(-math.log10(unit), 9)))
+    form = f".{decimals}f" if decimals <= MOST_DECIMALS and largest < MOST_PLAIN else ".4g"
 
     def tell(estimate: Estimate | None) -> str:
-        return _told(estimate, lambda value: f"{value:{sign}.{decimals}f}")
+        return NOTHING if estimate is None else estimate.text(lambda value: f"{value:{sign}{form}}")
 
     return tell
 
 
 def _percent(estimate: Estimate | None) -> str:
-    return _told(estimate, lambda value: f"{100 * value:.1f}", " %")
-
-
-def _told(estimate: Estimate | None, write: Callable[[float], str], unit: str = "") -> str:
-    if estimate is None:
-        return NOTHING
-    text = write(estimate.value) + unit
-    if estimate.interval is None:
-        return text
-    low, high = map(write, estimate.interval)
-    return f"{text} [{low}, {high}]"
+    return NOTHING if estimate is None else estimate.percent()
 
 
 def _print_table(console: Console, title: str, cells: Cells) -> None:
@@ -222,21 +225,21 @@ def _print_table(console: Console, title: str, cells: Cells) -> None:
 
 
 def _markdown(cells: Cells) -> str:
-    lines = ["| " + " | ".join(_in_line(cell).replace("|", "\\|") for cell in row) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + "---|" * len(cells[0]), *lines[1:]])
+    return markdown_table(cells[0], cells[1:])
 
 
 def _latex(
-    labels: Sequence[str], columns: dict[str, list[Estimate]], tell: dict[str, Tell], caption: str
+    names: Sequence[str], columns: dict[str, list[Estimate]], tell: dict[str, Tell], caption: str,
+    compares_rows: bool = True,
 ) -> str:  # fmt: skip
-    """A table of models by columns, the highest number of each bold, intervals small."""
-    best = {name: max(estimate.value for estimate in column) for name, column in columns.items()}
+    """A table of named rows by columns, the highest number of each column, or of each row, bold, intervals small."""
     lines = [" & ".join(["", *map(_escaped, columns)]) + r" \\", r"\midrule"]
-    for i, label in enumerate(labels):
-        cells = [_escaped(label)]
-        for name, column in columns.items():
-            number, _, bounds = tell[name](column[i]).partition(" [")
-            is_best = len(labels) > 1 and column[i].value == best[name]
+    for i, name in enumerate(names):
+        cells = [_escaped(name)]
+        for head, column in columns.items():
+            number, _, bounds = tell[head](column[i]).partition(" [")
+            rivals = column if compares_rows else [other[i] for other in columns.values()]
+            is_best = len(rivals) > 1 and column[i].value == max(rival.value for rival in rivals)
             cell = f"\\textbf{{{_escaped(number)}}}" if is_best else _escaped(number)
             cells.append(cell + (f" {{\\scriptsize [{_escaped(bounds)}}}" if bounds else ""))
         lines.append(" & ".join(cells) + r" \\")

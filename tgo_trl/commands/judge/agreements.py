@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.columns import check_columns, column_names
-from ...measures.agreement import agreement, cohens_kappa
+from ...measures import agreement, cohens_kappa
 from ...messages.public import public_name
 from ...messages.values import shown
 from ...storage.sources import open_dataset
@@ -62,7 +62,7 @@ def read_others(source: str, names: Sequence[str], comparisons: Sequence[Compari
     Args:
         source: the output folder of another judge, or a table with the columns `prompt` and `winner`, the name of a
             model or `tie`; `sample_index`, if prompts have several; and `first` and `second`, the names of the models,
-            if there are more than two. Rows without a winner are passed over.
+            both or, of two models, neither. Rows without a winner are passed over.
         names: of the models.
         comparisons: all that are made.
 
@@ -72,7 +72,8 @@ def read_others(source: str, names: Sequence[str], comparisons: Sequence[Compari
     path = Path(source, VERDICTS_NAME) if Path(source).is_dir() else Path(source)
     dataset = open_dataset(str(path))
     columns = column_names(dataset)
-    wanted = ["prompt", "winner", *(["first", "second"] if len(names) > 2 else [])]
+    pair = ["first", "second"] if len(names) > 2 or {"first", "second"} & {*columns} else []
+    wanted = ["prompt", "winner", *pair]
     check_columns(
         f"`agreement_with` {public_name(source)!r}", columns, wanted, "Rename columns, or name another table."
     )

@@ -22,15 +22,19 @@ class AnswerLog:
 
     Args:
         path: of the file; made when the first answer comes.
+        host: of the server that answers now.
 
     Attributes:
         answers: those that are there, by key.
+        hosts: of the servers that gave them, by key, as far as it is known.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, host: str) -> None:
         self.path = path
+        self.host = host
         self._lines: dict[str, str] = {}
         self.answers: dict[str, Answer] = {}
+        self.hosts: dict[str, str] = {}
         if path.is_file():
             self._read()
 
@@ -38,12 +42,13 @@ class AnswerLog:
         """Adds an answer; it is on the disk when this returns."""
         comparison = question.comparison
         entry = {"key": question.key, "prompt": comparison.prompt, "sample_index": comparison.sample_index}
-        line = json.dumps({**entry, **asdict(answer)}, sort_keys=True)
+        line = json.dumps({**entry, **asdict(answer), "host": self.host}, sort_keys=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._lines[question.key], self.answers[question.key] = line, answer
+        self.hosts[question.key] = self.host
 
     def sort(self) -> None:
         """Brings the lines into an order that does not depend on which answer came first."""
@@ -59,6 +64,8 @@ class AnswerLog:
                 entry: Any = json.loads(line)
                 answer = _answer(entry)
                 self._lines[entry["key"]], self.answers[entry["key"]] = line, answer
+                if isinstance(entry.get("host"), str):
+                    self.hosts[entry["key"]] = entry["host"]
             except (ValueError, KeyError, TypeError, RecursionError):
                 num_damaged += bool(line)
         if num_damaged:

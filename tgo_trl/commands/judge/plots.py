@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from ...plots import NEGATIVE, POSITIVE, save_figure
+from ...plots import LOSS, TIE, WIN, plain_text, plot_outcomes, save_figure
 from .report import JudgeReport, PairResult
 
-NEUTRAL = "#c9c9c9"
 DOTS_PER_INCH = 150
+PICTURES = ("judge.png", "categories*.png")
 LONGEST_NAME = 28
 NARROW, NARROWEST = 0.045, 0.015
 """Shares of a bar that have room for a number, and for a small one."""
@@ -25,7 +26,7 @@ def plot_judgement(report: JudgeReport, folder: Path) -> list[str]:
     bars = [(_short(pair.second) if is_one else f"{_short(pair.first)} / {_short(pair.second)}", pair)
             for pair in report.pairs]  # fmt: skip
     title = f"{_short(next(iter(firsts)))} against …" if is_one else "the first against the second"
-    _plot_bars(bars, title, f"judged by {_short(report.judge)}", folder / "judge.png")
+    _plot_bars(bars, title, _short(report.judge), folder / "judge.png")
     names = ["judge.png"]
     for number, pair in enumerate(report.pairs, 1):
         if pair.categories:
@@ -33,48 +34,42 @@ def plot_judgement(report: JudgeReport, folder: Path) -> list[str]:
             shown = sorted(pair.categories.items(), key=lambda item: -item[1].win_rate.value)[:MOST_CATEGORIES]
             rows = [(_short(category), result) for category, result in shown]
             title = f"{_short(pair.first)} against {_short(pair.second)}, by category"
-            _plot_bars(rows, title, f"judged by {_short(report.judge)}", folder / name)
+            _plot_bars(rows, title, _short(report.judge), folder / name)
             names.append(name)
     return names
 
 
-def _plot_bars(bars: Sequence[tuple[str, PairResult]], title: str, note: str, path: Path) -> None:
+def _plot_bars(bars: Sequence[tuple[str, PairResult]], title: str, judge: str, path: Path) -> None:
     figure = Figure(figsize=(7.2, 1.35 + 0.46 * len(bars)), layout="constrained")
     axes: Any = figure.subplots()
-    places = list(range(len(bars)))
-    start = [0.0] * len(bars)
-    kinds = (
-        ("wins", "win", POSITIVE, "white"),
-        ("ties", "tie", NEUTRAL, "#333333"),
-        ("losses", "loss", NEGATIVE, "white"),
-    )
-    for attribute, label, colour, ink in kinds:
-        values = [getattr(result, attribute).value for _, result in bars]
-        axes.barh(places, values, 0.68, left=start, color=colour, edgecolor="white", linewidth=0.8, label=label)
-        for place, value, left in zip(places, values, start, strict=True):
-            if value >= NARROWEST:
-                style = {"ha": "center", "va": "center", "color": ink, "fontsize": 10 if value >= NARROW else 8}
-                axes.text(left + value / 2, place, f"{100 * value:.0f}", **style)
-        start = [left + value for left, value in zip(start, values, strict=True)]
-    sure = [(place, result.wins.value, *result.wins.interval) for place, (_, result) in zip(places, bars, strict=True)
-            if result.wins.interval is not None]  # fmt: skip
-    if sure:
-        heights, wins, lows, highs = map(np.array, zip(*sure, strict=True))
-        whiskers = {"color": "black", "elinewidth": 1, "capsize": 2.5, "fmt": "none"}
-        error, label = (wins - lows, highs - wins), "95 % interval of the wins"
-        axes.errorbar(wins, heights + 0.22, xerr=error, label=label, **whiskers)
-    axes.set(yticks=places, yticklabels=[name for name, _ in bars], xlim=(0, 1), xlabel="share of verdicts (%)")
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
-    axes.invert_yaxis()
+    plot_outcomes(axes, [(result.ties.value, result.win_rate) for _, result in bars])
+    for place, (_, result) in enumerate(bars):
+        left = 0.0
+        for share, ink in ((result.wins, "white"), (result.ties, "#333333"), (result.losses, "#333333")):
+            if share.value >= NARROWEST:
+                _write(axes, share.value, left, place, ink)
+            left += share.value
+    axes.set_yticks(range(len(bars)), [name for name, _ in bars])
+    axes.set(ylim=(len(bars) - 0.5, -0.5), xlabel=f"% of verdicts by {judge}")
     axes.tick_params(axis="y", length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set_title(note, loc="right", fontsize=8, color="#666666")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    kinds = {"win": WIN, "tie": TIE, "loss": LOSS}
+    handles: list[Any] = [Patch(color=colour) for colour in kinds.values()]
+    handles.append(Line2D([], [], color="black", marker="o", markersize=3, linewidth=1.4))
+    names = [*kinds, "win rate (ties count half), 95 % interval"]
+    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     save_figure(figure, path, DOTS_PER_INCH)
 
 
+def _write(axes: Any, share: float, left: float, place: int, ink: str) -> None:
+    """The share in %, in the upper half of its part of the bar, since dot and line are in the middle."""
+    size = 9 if share >= NARROW else 7
+    axes.text(
+        100 * (left + share / 2), place - 0.2, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=size
+    )
+
+
 def _short(name: str) -> str:
-    short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-    return short.replace("$", r"\$")  # or matplotlib would read a formula
+    return plain_text(name, LONGEST_NAME)

@@ -1,31 +1,17 @@
 """What the judge found: wins, ties and losses of each pair of models, and how far to trust the judge."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from ...measures import interval, resampled_means
+from ...measures import Estimate, ratio
 from ...messages.public import public_name
 from .agreements import Agreement
 from .config import TIE, JudgeConfig
 from .costs import Usage
 from .questions import FIRST, SECOND
 from .verdicts import REASONS, Verdict
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of verdicts.
-
-    Attributes:
-        value: 0 to 1.
-        interval: 95 % of it, over prompts drawn anew (bootstrap); None of a single prompt.
-    """
-
-    value: float
-    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -50,10 +36,10 @@ class PairResult:
     num_wins: int
     num_ties: int
     num_losses: int
-    wins: Share
-    ties: Share
-    losses: Share
-    win_rate: Share
+    wins: Estimate
+    ties: Estimate
+    losses: Estimate
+    win_rate: Estimate
     num_missing: dict[str, int]
     num_inconsistent: int
     categories: dict[str, "PairResult"] = field(default_factory=dict)
@@ -75,19 +61,24 @@ class JudgeReport:
         num_uncounted: answers whose tokens it did not count.
         cost: by the prices that are set; None if none is.
         agreements: with other judges, and with people.
+        host: of the server, as set.
+        hosts: of the servers that gave the answers, with the number of each: an earlier run may have asked another one
+            that has a model of this name.
     """
 
     judge: str
     models: list[str]
     order: str
     pairs: list[PairResult]
-    shown_first: Share | None
-    inconsistent: Share | None
+    shown_first: Estimate | None
+    inconsistent: Estimate | None
     prompt_tokens: int
     completion_tokens: int
     num_uncounted: int
     cost: float | None
     agreements: list[Agreement]
+    host: str
+    hosts: dict[str, int]
 
     def num_missing(self, reason: str) -> int:
         """Comparisons without a verdict, for a reason."""
@@ -95,9 +86,10 @@ class JudgeReport:
 
 
 def build_report(
-    verdicts: Sequence[Verdict], config: JudgeConfig, usage: Usage, agreements: Sequence[Agreement]
-) -> JudgeReport:
-    """The report on all verdicts.
+    verdicts: Sequence[Verdict], config: JudgeConfig, usage: Usage, agreements: Sequence[Agreement],
+    hosts: Mapping[str | None, int],
+) -> JudgeReport:  # fmt: skip
+    """The report on all verdicts; `hosts` has the number of answers of each, of None those of unknown ones, or none.
 
     Raises:
         ValueError: if a pair of models has none.
@@ -128,18 +120,9 @@ def build_report(
         num_uncounted=usage.num_uncounted,
         cost=usage.cost,
         agreements=list(agreements),
+        host=config.host,
+        hosts={host: hosts[host] for host in sorted(filter(None, hosts))},
     )
-
-
-def ratio_interval(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:
-    """The 95 % interval of `sum(numerators) / sum(denominators)` over prompts, such as of a share of verdicts.
-
-    Args:
-        numerators: float64 `[P]`, of each prompt.
-        denominators: float64 `[P]`, each above 0.
-    """
-    above, below = resampled_means(torch.stack([numerators, denominators]))
-    return interval(above / below)
 
 
 def _pair_result(verdicts: Sequence[Verdict], first: str, second: str) -> PairResult:
@@ -163,7 +146,7 @@ def _pair_result(verdicts: Sequence[Verdict], first: str, second: str) -> PairRe
     )  # fmt: skip
 
 
-def _certain_share(verdicts: Iterable[Verdict], worth: Callable[[Verdict], float]) -> Share:
+def _certain_share(verdicts: Iterable[Verdict], worth: Callable[[Verdict], float]) -> Estimate:
     share = _share(verdicts, worth)
     assert share is not None
     return share
@@ -171,7 +154,7 @@ def _certain_share(verdicts: Iterable[Verdict], worth: Callable[[Verdict], float
 
 def _share(
     verdicts: Iterable[Verdict], worth: Callable[[Verdict], float], number: Callable[[Verdict], int] = lambda v: 1
-) -> Share | None:
+) -> Estimate | None:
     """The sum of `worth` over that of `number`; None if there is nothing."""
     sums: dict[str, list[float]] = {}
     for verdict in verdicts:
@@ -182,5 +165,4 @@ def _share(
     if not sums:
         return None
     above, below = torch.tensor(list(sums.values()), dtype=torch.float64).unbind(1)
-    value = (above.sum() / below.sum()).item()
-    return Share(value, ratio_interval(above, below) if len(sums) > 1 else None)
+    return ratio(above, below)

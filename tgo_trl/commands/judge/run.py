@@ -1,7 +1,9 @@
 """Whose images are better: pairs of them shown to a model that sees images, and its verdicts counted."""
 
 import json
+import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,17 +18,19 @@ from ...storage.fingerprints import fingerprint
 from ...storage.processes import process_state
 from ...storage.records import read_record
 from ..sharded_run import check_own_folder, locks_output_dir
-from .agreements import VERDICTS_NAME, agree, read_others
+from .agreements import VERDICTS_NAME, Agreement, Others, agree, read_others
 from .answers import AnswerLog, write_lines
 from .asking import ask_missing
 from .config import JudgeConfig
 from .costs import Usage
-from .plots import plot_judgement
+from .plots import PICTURES, plot_judgement
 from .questions import SCHEMA, Question, find_questions, system_text
 from .report import JudgeReport, build_report
 from .samples import find_comparisons, open_models
 from .text import markdown, print_judgement
-from .verdicts import FAILED, find_verdicts
+from .verdicts import FAILED, Verdict, find_verdicts
+
+logger = logging.getLogger(__name__)
 
 RECORD_NAME = "judge.json"
 PAGE_NAME = "judge.md"
@@ -72,22 +76,23 @@ def _judge(config: JudgeConfig) -> JudgeReport:
 
     # The answers.
     sweep(folder)
-    log = AnswerLog(folder / ANSWERS_NAME)
+    log = AnswerLog(folder / ANSWERS_NAME, config.host)
     num_missing = len({question.key for question in questions} - log.answers.keys())
     if num_missing:
         if is_complete:
             client.check(SCHEMA)
         write_json(folder / RECORD_NAME, {"settings": _settings(config), "is_complete": False})
+        _remove(folder, VERDICTS_NAME, PAGE_NAME, *PICTURES)  # which are not of all these questions
         _announce(config, len(questions), num_missing)
         ask_missing(questions, models, config, client, log)
     log.sort()  # also of a run that was killed when it had asked the last
 
     # The report.
     verdicts = find_verdicts(questions, log.answers)
-    usage = _usage(questions, log, config)
-    found = [agree(verdicts, given) for given in others]
-    report = build_report(verdicts, config, usage, [agreement for agreement in found if agreement is not None])
+    usage, hosts = _usage(questions, log, config), Counter(map(log.hosts.get, {question.key for question in questions}))
+    report = build_report(verdicts, config, usage, _agreements(verdicts, others), hosts)
     write_lines(folder / VERDICTS_NAME, (json.dumps(verdict.row(names)) for verdict in verdicts))
+    _remove(folder, *PICTURES)  # or those of categories would stay, where none are asked for now
     pictures = plot_judgement(report, folder)
     page = markdown(report, pictures)
     replace_file(folder / PAGE_NAME, lambda path: path.write_text(page, "utf-8"))
@@ -102,6 +107,12 @@ def _judge(config: JudgeConfig) -> JudgeReport:
             "report leaves them out. The same command asks these again."
         )
     return report
+
+
+def _remove(folder: Path, *patterns: str) -> None:
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def _announce(config: JudgeConfig, num_questions: int, num_missing: int) -> None:
@@ -121,10 +132,20 @@ def _usage(questions: Sequence[Question], log: AnswerLog, config: JudgeConfig) -
     return usage
 
 
+def _agreements(verdicts: Sequence[Verdict], others: Sequence[Others]) -> list[Agreement]:
+    found = []
+    for given in others:
+        agreement = agree(verdicts, given)
+        if agreement is None:
+            logger.warning("There is no verdict on what %s judged, and so nothing to agree on.", given.name)
+        else:
+            found.append(agreement)
+    return found
+
+
 def _settings(config: JudgeConfig) -> dict[str, Any]:
     """What the report is a function of and does not say itself."""
     return {
-        "host": config.host,
         "datasets": [public_name(str(name)) for name in config.datasets],
         "split": config.dataset_split,
         "compare": config.compare,

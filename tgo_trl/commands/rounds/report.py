@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..evaluate.report import Estimate
+from ...measures import Estimate
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from ...cards.model_card import shown_path
 from ...cards.sections import with_section, with_sections_of
 from ...losses import LOSSES
+from ...measures import Estimate
 from ...messages.public import public_name, public_value
 from ...messages.values import shown
 from ...policy.draws import stable_seed
@@ -39,7 +40,6 @@ from ...trainer.preparation import fit_rule
 from ...trainer.selection import OutsideBoundsError
 from ...trainer.tgo_config import DEFAULTS, TGOConfig
 from ..evaluate.prompt_sets import read_prompt_set
-from ..evaluate.report import Estimate
 from ..evaluate.run import evaluate
 from ..generate.config import GenerateConfig
 from ..generate.prompts import read_prompts

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from ..evaluate.report import Estimate
+from ...messages.markdown import markdown_table
 from .report import Round, RoundsReport
 
 NOTHING = "-"
@@ -51,9 +51,7 @@ def card_section(report: RoundsReport, picture: str) -> str:
             "",
             f"![What was drawn and measured, over rounds]({picture})",
             "",
-            "| " + " | ".join(head) + " |",
-            "|" + "---|" * len(head),
-            *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows),
+            markdown_table(head, rows),
             "",
             "Score is the mean of what the round trained on, drawn by the policy before it, and what the threshold was "
             "fitted to.",
@@ -78,7 +76,7 @@ def _cells(report: RoundsReport) -> list[list[str]]:
     measured = [] if first is None else [*names, "variety", "drift"]
     rows = [["round", "score", "threshold", *measured, ""]]
     if first is not None:
-        rewards = [_told(first.base_rewards[name]) for name in names]
+        rewards = [first.base_rewards[name].text(_number) for name in names]
         rows.append(["base", *[NOTHING] * 2, *rewards, "1", "1", ""])
     return rows + [_row(entry, names, entry.number == report.kept) for entry in report.rounds]
 
@@ -87,13 +85,12 @@ def _row(entry: Round, names: Sequence[str], is_kept: bool) -> list[str]:
     cells = [str(entry.number), _number(entry.score), _number(entry.threshold)]
     if entry.measurement is not None:
         found = entry.measurement
-        cells += [*(_told(found.rewards[name]) for name in names), _number(found.variety), _number(max(found.drift))]
+        cells += [
+            *(found.rewards[name].text(_number) for name in names),
+            _number(found.variety),
+            _number(max(found.drift)),
+        ]
     return [*cells, "kept" if is_kept else ""]
-
-
-def _told(estimate: Estimate) -> str:
-    text = _number(estimate.value)
-    return text if estimate.interval is None else f"{text} [{', '.join(map(_number, estimate.interval))}]"
 
 
 def _number(value: float | None) -> str:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from PIL import Image
 
-from ...plots import save_figure
+from ...plots import plain_text, save_figure
 from .report import StrengthReport
 
 DOTS_PER_INCH = 120
@@ -56,7 +56,7 @@ def _plot_samples(
             if scale == suggested:
                 for spine in axes.spines.values():
                     spine.set(color=SUGGESTED, linewidth=3)
-        line[0].set_ylabel(prompt if len(prompt) <= LONGEST_PROMPT else f"{prompt[: LONGEST_PROMPT - 1]}…", fontsize=8)
+        line[0].set_ylabel(plain_text(prompt, LONGEST_PROMPT), fontsize=8)
     for axes, scale in zip(grid[0], scales, strict=True):
         name = "base" if scale == 0 else f"{scale:g}"
         axes.set_title(f"{name}, suggested" if scale == suggested else name, fontsize=10)

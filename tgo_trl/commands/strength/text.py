@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from ...messages.markdown import markdown_table
 from .report import ScaleRow, StrengthReport
 
 RULE = (
@@ -30,7 +31,7 @@ def print_strength(report: StrengthReport, written: Sequence[str], next_step: st
     console.print(report.code or "No scale is suggested", style="bold")
     console.print(f"  {report.suggestion.reason}")
     for path in written:
-        console.print(f"Written: {path}")
+        console.print(f"Written: {path}", soft_wrap=True)  # to be copied
     console.print(next_step)
 
 
@@ -41,7 +42,6 @@ def card_section(report: StrengthReport, picture: str) -> str:
         report: what was measured.
         picture: its path, relative to the card.
     """
-    head = _head(report, " ")
     lines = [
         "## Strength",
         "",
@@ -50,9 +50,7 @@ def card_section(report: StrengthReport, picture: str) -> str:
         report.suggestion.reason,
         "",
         *(["```python", report.code, "```", ""] if report.code else []),
-        "| " + " | ".join(head) + " |",
-        "|" + "---|" * len(head),
-        *("| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row, report)) + " |" for row in report.rows),
+        markdown_table(_head(report, " "), [_cells(row, report) for row in report.rows]),
         "",
         f"{report.num_prompts:,} prompts with {report.num_images_per_prompt} samples each, the same seeds at every "
         "scale; 95 % intervals of the mean over prompts (bootstrap). Variety is the mean distance between two samples "
