@@ -87,7 +87,11 @@ def test_a_reward_by_name_has_name_version_license_and_loads_nothing(name):
     assert reward([], []) == []
 
 
-@pytest.mark.parametrize("name", sorted(REWARDS))
+def test_a_reward_of_an_endpoint_has_no_gradient():
+    assert not is_differentiable(load_reward("vlm", base_url="http://localhost/v1", model="seer"))
+
+
+@pytest.mark.parametrize("name", sorted({*REWARDS} - {"vlm"}))
 def test_a_reward_says_whether_it_has_a_gradient(name):
     reward = load_reward(name, device="cpu")
     assert is_differentiable(reward) == (name in DIFFERENTIABLE)
