@@ -106,7 +106,7 @@ def test_from_prompts_to_an_adapter_whatever_is_killed(tmp_path):
     assert_equal(killed_weights, whole_weights)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_comparison_whatever_is_killed(tmp_path):
     save_adapter(StableDiffusionPipeline.from_pretrained(ROOT / "examples" / "digits" / "base"), tmp_path / "adapter")
     results = []

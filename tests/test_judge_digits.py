@@ -46,7 +46,7 @@ def served():
         process.communicate()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_digits_are_judged_and_rated_whatever_is_killed(tmp_path):
     home = tmp_path / "home"
     for name, guidance in (("guided", 4), ("base", 1)):
