@@ -42,8 +42,6 @@ MOST_DRIFT, LEAST_VARIETY = 1.2, 0.87
 MEASURES = ("variety", "frechet")
 DISTANCES = (1, 2, 5, 10)
 """Ticks in the picture."""
-MOST_SHOWN = 12.0
-"""Fréchet distance beyond which a row is in the tables, and not in the picture, whose other rows it would squeeze."""
 
 
 @dataclass(frozen=True)
@@ -423,7 +421,6 @@ def plot(rows: Sequence[dict[str, Any]], worlds: Sequence[str], methods: Mapping
                     row for row in rows
                     if (row["world"], row["method"], row["sampler"]) == (world, method, sampler)
                     and (row["guidance"] == 1 or method == BASE)
-                    and row["measured"]["frechet"][0] <= MOST_SHOWN
                 ]  # fmt: skip
                 chosen.sort(key=lambda row: row["measured"][judge_name][0])
                 points = [(row["measured"][measured], row["measured"][judge_name]) for row in chosen]

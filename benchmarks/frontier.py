@@ -41,12 +41,14 @@ METHODS = {
     "SFT": Method({"loss_type": "sft"}, "max_steps", (1, 8), "#8c8c8c"),
     "TGO, the paper's": Method({}, "beta", (10, 3, 1), "#c44e52"),
     "TGO, robust": Method({"recipe": "robust"}, "beta", (1, 0.3, 0.1, 0.03), "#4c72b0"),
-    "TGO, mirrored": Method({"negatives": "mirror", "beta": 3.0}, "mirror_strength", (1, 2, 4, 16), "#55a868"),
+    "TGO, mirrored": Method({"negatives": "mirror", "beta": 3.0}, "mirror_strength", (1, 2, 4), "#55a868"),
 }
 TUNED_AT = {"SFT": 1.0, "TGO, the paper's": 3.0, "TGO, robust": 0.3, "TGO, mirrored": 4.0}
 """The value of the knob at which the learning rate is chosen, and guidance is tried too."""
 GUIDANCES = (1.0, 2.0, 4.0)
 BASE_GUIDANCES = (*GUIDANCES, 8.0)
+LONGER_IN = "strokes"
+"""The world in which more updates are tried, since guidance does not do it there."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def trained_runs(rates: Mapping[tuple[str, str], float], options: FrontierOption
         for name in options.methods
         for value in METHODS[name].values
     ]
+    runs = [run for run in runs if run.times == 1 or run.world == LONGER_IN]
     return [replace(run, guidances=GUIDANCES) if run.value == TUNED_AT[run.method] else run for run in runs]
 
 

@@ -179,8 +179,8 @@ def test_rows_are_means_over_seeds():
     rates = {(world, method): 1e-3 for world in ("asked", "strokes") for method in ("SFT", "TGO, the paper's")}
     rates |= {(world, method): 2e-3 for world in ("asked", "strokes") for method in ("TGO, robust", "TGO, mirrored")}
     runs = trained_runs(rates, FrontierOptions(num_seeds=2))
-    assert len({run.name for run in runs}) == len(runs) == 2 * 2 * 13
-    (longer,) = [run for run in runs if (run.world, run.method, run.value, run.seed) == ("asked", "SFT", 8, 1)]
+    assert len({run.name for run in runs}) == len(runs) == 2 * (11 + 12)
+    (longer,) = [run for run in runs if (run.world, run.method, run.value, run.seed) == ("strokes", "SFT", 8, 1)]
     assert (longer.learning_rate, longer.times, longer.settings) == (1e-3, 8, {"loss_type": "sft"})
     (robust,) = [run for run in runs if run.name == "strokes-TGO_robust-0.3-0.002-1-1000"]
     assert (robust.settings, robust.guidances) == ({"recipe": "robust", "beta": 0.3}, (1, 2, 4))
