@@ -34,7 +34,6 @@ from worlds import WORLDS, World, draw, load_base
 
 SAMPLERS = {"ddim": 0.0, "ancestral": 1.0}
 """The samplers by name, and their eta."""
-LEARNING_RATES = (5e-4, 1e-3, 2e-3)
 TUNING_SEED, FIRST_TUNING_SEED, FIRST_TEST_SEED = 100, 500, 1000
 """Of training; and of images, to which a run adds its own."""
 MOST_DRIFT, LEAST_VARIETY = 1.2, 0.87
@@ -79,6 +78,7 @@ class Method:
         return f": {value:g} x the updates" if self.knob == "max_steps" else f": {self.knob} {value:g}"
 
 
+BASE_GUIDANCES = (1.0, 2.0, 4.0, 8.0)
 BASE, BEST, REAL = "base", "best of n", "real scans"
 """What is not trained: the base, the best of n of its images, and scans that are drawn from the target."""
 UNTRAINED = {REAL: ("real scans", "#8172b2"), BASE: ("base, with guidance", "black"),
@@ -325,6 +325,48 @@ def choose(results: Iterable[dict[str, Any]], base: dict[str, Any]) -> dict[str,
 def _mean_of(name: str, result: dict[str, Any]) -> float:
     """Over the samplers."""
     return float(np.mean([cell["measured"][name] for cell in result["cells"]]))
+
+
+def tune(
+    methods: Mapping[str, Method], values: Mapping[str, Sequence[float]], rates: Sequence[float], options: Options
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """The run that [`choose`] takes of each method, by world and name, on seeds that the results do not use.
+
+    Args:
+        methods: by name.
+        values: of the knob of each, that are tried.
+        rates: that are tried.
+        options: of the benchmark.
+    """
+    seeds = {"seed": TUNING_SEED, "first_seed": FIRST_TUNING_SEED}
+    runs = [Run(world, BASE, **seeds) for world in options.worlds]
+    runs += [
+        method.run(world, name, value, rate, **seeds)
+        for world in options.worlds
+        for name, method in methods.items()
+        for value in values[name]
+        for rate in rates
+    ]
+    tuned = measure_all(runs, options, "Tuning")
+    return {
+        (world, name): choose(results_of(tuned, world, name), *results_of(tuned, world, BASE))["run"]
+        for world in options.worlds
+        for name in methods
+    }
+
+
+def untrained_runs(options: Options) -> list[Run]:
+    """Real scans, the base with guidance, and the best of n without."""
+    return [
+        run
+        for world in options.worlds
+        for seed in range(options.num_seeds)
+        for run in (
+            Run(world, REAL, seed=seed),
+            Run(world, BASE, seed=seed, guidances=BASE_GUIDANCES),
+            Run(world, BEST, options.most_of, seed=seed),
+        )
+    ]
 
 
 def check_folder(options: Options, methods: Mapping[str, Method]) -> None:

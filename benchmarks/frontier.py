@@ -19,21 +19,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .digit_runs import (
-    BASE,
-    BEST,
-    FIRST_TUNING_SEED,
-    LEARNING_RATES,
-    REAL,
-    TUNING_SEED,
     Method,
     Options,
     Run,
     check_folder,
-    choose,
     measure_all,
     parse_options,
     prepare,
-    results_of,
+    tune,
+    untrained_runs,
     write,
 )
 
@@ -46,7 +40,7 @@ METHODS = {
 TUNED_AT = {"SFT": 1.0, "TGO, the paper's": 3.0, "TGO, robust": 0.3, "TGO, mirrored": 4.0}
 """The value of the knob at which the learning rate is chosen, and guidance is tried too."""
 GUIDANCES = (1.0, 2.0, 4.0)
-BASE_GUIDANCES = (*GUIDANCES, 8.0)
+LEARNING_RATES = (5e-4, 1e-3, 2e-3)
 LONGER_IN = "strokes"
 """The world in which more updates are tried, since guidance does not do it there."""
 
@@ -56,37 +50,6 @@ class FrontierOptions(Options):
     """Options of the frontier."""
 
     methods: tuple[str, ...] = tuple(METHODS)
-
-
-def untrained_runs(options: Options) -> list[Run]:
-    """Real scans, the base with guidance, and the best of n without."""
-    return [
-        run
-        for world in options.worlds
-        for seed in range(options.num_seeds)
-        for run in (
-            Run(world, REAL, seed=seed),
-            Run(world, BASE, seed=seed, guidances=BASE_GUIDANCES),
-            Run(world, BEST, options.most_of, seed=seed),
-        )
-    ]
-
-
-def tuning_runs(options: FrontierOptions) -> list[Run]:
-    """Each method at each learning rate, and the base, on seeds that the results do not use."""
-    seeds = {"seed": TUNING_SEED, "first_seed": FIRST_TUNING_SEED}
-    return [
-        run
-        for world in options.worlds
-        for run in (
-            Run(world, BASE, **seeds),
-            *(
-                METHODS[name].run(world, name, TUNED_AT[name], rate, **seeds)
-                for name in options.methods
-                for rate in LEARNING_RATES
-            ),
-        )
-    ]
 
 
 def trained_runs(rates: Mapping[tuple[str, str], float], options: FrontierOptions) -> list[Run]:
@@ -108,16 +71,12 @@ def main(options: FrontierOptions) -> list[dict[str, Any]]:
     check_folder(options, METHODS)
     for world in options.worlds:
         prepare(world, options)
-    tuned = measure_all(tuning_runs(options), options, "Learning rates")
-    rates = {
-        (world, name): choose(results_of(tuned, world, name), *results_of(tuned, world, BASE))["run"]["learning_rate"]
-        for world in options.worlds
-        for name in options.methods
-    }
+    methods = {name: METHODS[name] for name in options.methods}
+    tuned = tune(methods, {name: [TUNED_AT[name]] for name in methods}, LEARNING_RATES, options)
+    rates = {key: run["learning_rate"] for key, run in tuned.items()}
     runs = [*trained_runs(rates, options), *untrained_runs(options)]
     # what takes eight times as long first, so that nothing waits for it in the end; then seed by seed
     runs.sort(key=lambda run: (-run.times, run.seed))
-    methods = {name: METHODS[name] for name in options.methods}
     rows = write(measure_all(runs, options, "Frontier"), methods, options, "frontier.png")
     print(f"took {(time.perf_counter() - start) / 60:.0f} minutes; runs of an earlier start are not made again")
     return rows

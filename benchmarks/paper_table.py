@@ -18,20 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from .digit_runs import (
-    BASE,
-    BEST,
-    FIRST_TUNING_SEED,
-    REAL,
-    TUNING_SEED,
     Method,
     Options,
-    Run,
     check_folder,
-    choose,
     measure_all,
     parse_options,
     prepare,
-    results_of,
+    tune,
+    untrained_runs,
     write,
 )
 
@@ -54,7 +48,6 @@ METHODS = {
     "TGO, mirrored": Method({"negatives": "mirror", "beta": 3.0}, "mirror_strength", (1, 2), "#55a868"),
 }
 LEARNING_RATES = (5e-4, 2e-3)
-BASE_GUIDANCES = (1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -67,49 +60,21 @@ class TableOptions(Options):
     methods: tuple[str, ...] = tuple(METHODS)
 
 
-def tuning_runs(options: TableOptions) -> list[Run]:
-    """Each loss at each learning rate and strength, and the base, on seeds that the results do not use."""
-    seeds = {"seed": TUNING_SEED, "first_seed": FIRST_TUNING_SEED}
-    runs = [Run(world, BASE, **seeds) for world in options.worlds]
-    return runs + [
-        METHODS[name].run(world, name, value, rate, **seeds)
-        for world in options.worlds
-        for name in options.methods
-        for value in METHODS[name].values
-        for rate in LEARNING_RATES
-    ]
-
-
-def runs_of_results(chosen: dict[tuple[str, str], dict[str, Any]], options: TableOptions) -> list[Run]:
-    """Each loss as it was chosen, real scans, the base with guidance, and the best of n without, seed by seed."""
-    runs = []
-    for seed in range(options.num_seeds):
-        for world in options.worlds:
-            runs += [
-                Run(world, REAL, seed=seed),
-                Run(world, BASE, seed=seed, guidances=BASE_GUIDANCES),
-                Run(world, BEST, options.most_of, seed=seed),
-            ]
-            for name in options.methods:
-                tuned = chosen[world, name]
-                runs.append(METHODS[name].run(world, name, tuned["value"], tuned["learning_rate"], seed=seed))
-    return runs
-
-
 def main(options: TableOptions) -> list[dict[str, Any]]:
     """Runs what is missing, and writes tables, figures and picture."""
     start = time.perf_counter()
     check_folder(options, METHODS)
     for world in options.worlds:
         prepare(world, options)
-    tuned = measure_all(tuning_runs(options), options, "Learning rates and strengths")
-    chosen = {
-        (world, name): choose(results_of(tuned, world, name), *results_of(tuned, world, BASE))["run"]
-        for world in options.worlds
-        for name in options.methods
-    }
-    results = measure_all(runs_of_results(chosen, options), options, "Losses")
     methods = {name: METHODS[name] for name in options.methods}
+    tuned = tune(methods, {name: method.values for name, method in methods.items()}, LEARNING_RATES, options)
+    runs = untrained_runs(options) + [
+        methods[name].run(world, name, run["value"], run["learning_rate"], seed=seed)
+        for (world, name), run in tuned.items()
+        for seed in range(options.num_seeds)
+    ]
+    runs.sort(key=lambda run: run.seed)
+    results = measure_all(runs, options, "Losses")
     rows = write(results, methods, options, "paper_table.png")
     print(f"took {(time.perf_counter() - start) / 60:.0f} minutes; runs of an earlier start are not made again")
     return rows
