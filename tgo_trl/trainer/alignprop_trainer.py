@@ -230,11 +230,7 @@ class AlignPropTrainer(BaseTrainer):
             valid = valid & reward.isfinite()
         self._rewards.add(reward.detach()[:, None], valid)
         self._pictures.add(F.adaptive_avg_pool2d(pixels.detach(), THUMBNAIL).flatten(1), valid)
-        total = -reward.where(valid, 0).sum()
-        if num_items_in_batch is None:
-            loss = total / valid.sum().clamp(min=1)
-        else:  # gradients, and logged losses, are averaged over processes
-            loss = total * self.accelerator.num_processes / num_items_in_batch
+        loss = self._over_rows(-reward, valid, num_items_in_batch)
         return (loss, {"reward": reward.detach()}) if return_outputs else loss
 
     # ---- Metrics and evaluation ----

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from peft import PeftConfig
-from torch import nn
+from torch import Tensor, nn
 from transformers import set_seed
 from transformers.trainer_utils import HubStrategy, SchedulerType, TrainOutput
 
@@ -356,6 +356,14 @@ class BaseTrainer(ResumableTrainer):
 
     def _why_over(self, max_steps: int) -> tuple[str, str] | None:
         return super()._why_over(max_steps) or self._why_stopped()
+
+    def _over_rows(self, losses: Tensor, valid: Tensor, num_items: Tensor | int | None) -> Tensor:
+        """The sum of valid rows' losses `[B]` over the rows of the update, `num_items`; without it, over those here."""
+        total = losses.where(valid, 0).sum()
+        if num_items is None:
+            return total / valid.sum().clamp(min=1)
+        num_processes: int = self.accelerator.num_processes  # gradients, and logged losses, are averaged over them
+        return total * num_processes / num_items
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         is_best = False

@@ -339,11 +339,7 @@ class TGOTrainer(BaseTrainer):
             sums.add("prediction_difference", errors.prediction_difference.mean(0), valid)
         if not self.model.training:
             sums.add("loss", rows.loss, valid)
-        total = rows.loss.where(valid, 0).sum()
-        if num_items_in_batch is None:
-            loss = total / valid.sum().clamp(min=1)
-        else:  # gradients, and logged losses, are averaged over processes
-            loss = total * self.accelerator.num_processes / num_items_in_batch
+        loss = self._over_rows(rows.loss, valid, num_items_in_batch)
         return (loss, {"log_ratio": rows.output.detach()}) if return_outputs else loss
 
     def _errors(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[RowErrors, Draw]:
