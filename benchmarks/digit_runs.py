@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
-from tgo_trl import TGOConfig, TGOTrainer
+from tgo_trl import AlignPropConfig, AlignPropTrainer, TGOConfig, TGOTrainer
 from tgo_trl.trainer.objective import RECIPES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
@@ -48,12 +48,14 @@ class Method:
     """A way to train, and the knob that says how far it goes.
 
     Attributes:
-        settings: of `TGOConfig`.
+        settings: of `TGOConfig`, or of `AlignPropConfig`.
         knob: the setting that is varied, in place of what `settings` say of it; `"max_steps"` in multiples of the
             others' updates; None if there is none.
         values: of the knob, the gentlest first.
         color: in the picture.
         prefix: of the prompts that it is judged on.
+        climbs: its own images, by the gradient of the training scorer: `AlignPropTrainer`.
+        worlds: where it is run.
     """
 
     settings: dict[str, Any]
@@ -61,6 +63,8 @@ class Method:
     values: tuple[float, ...]
     color: str
     prefix: str = ""
+    climbs: bool = False
+    worlds: tuple[str, ...] = tuple(WORLDS)
 
     def run(self, world: str, name: str, value: float, learning_rate: float, **seeds: Any) -> "Run":
         """The run of a value of the knob; `seeds` as [`Run`] has them."""
@@ -68,7 +72,7 @@ class Method:
         own = {} if self.knob is None or is_longer else {self.knob: value}
         return Run(
             world, name, value, learning_rate, settings=self.settings | own, times=value if is_longer else 1,
-            prefix=self.prefix, **seeds,
+            prefix=self.prefix, climbs=self.climbs, **seeds,
         )  # fmt: skip
 
     def describe(self, value: float) -> str:
@@ -123,9 +127,10 @@ class Run:
         seed: of training, and with `first_seed` of the images that it is judged on.
         guidances: at which images are drawn.
         first_seed: which images.
-        settings: of training, those of `TGOConfig`; None if nothing is trained.
+        settings: of training, those of the method; None if nothing is trained.
         times: multiple of the updates.
         prefix: of the prompts.
+        climbs: as the method.
     """
 
     world: str
@@ -138,6 +143,7 @@ class Run:
     settings: dict[str, Any] | None = None
     times: float = 1
     prefix: str = ""
+    climbs: bool = False
 
     @property
     def name(self) -> str:
@@ -221,26 +227,33 @@ def real_cells(run: Run, options: Options) -> list[dict[str, Any]]:
 def train(run: Run, options: Options) -> Path:
     """The folder of the adapter that a run trains."""
     folder, num_updates = options.output_dir / "adapters" / run.name, int(run.times * options.num_updates)
-    args = TGOConfig(
-        str(folder),
-        max_steps=num_updates,
-        per_device_train_batch_size=options.batch_size,
-        learning_rate=run.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=num_updates // 10,
-        logging_steps=50,
-        save_strategy="no",
-        gradient_checkpointing=False,
-        report_to="none",
-        encode_batch_size=64,
-        encoding_cache_dir=str(options.output_dir / run.world / "encodings"),
-        seed=run.seed,
-        use_cpu=True,
-        disable_tqdm=True,
-        **(run.settings or {}),
-    )
-    dataset = Dataset.load_from_disk(options.output_dir / run.world / "scored")
-    trainer = TGOTrainer(load_base(WORLDS[run.world]), args, dataset)
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": num_updates,
+        "learning_rate": run.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": num_updates // 10,
+        "logging_steps": 50,
+        "save_strategy": "no",
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "encode_batch_size": 64,
+        "encoding_cache_dir": str(options.output_dir / run.world / "encodings"),
+        "seed": run.seed,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    } | (run.settings or {})
+    world = WORLDS[run.world]
+    pipeline, dataset = load_base(world), Dataset.load_from_disk(options.output_dir / run.world / "scored")
+    trainer: TGOTrainer | AlignPropTrainer
+    if run.climbs:
+        # as many updates, and in them as many images as the others are given
+        batch_size = max(1, len(dataset) // options.num_updates)
+        steps = {"sample_num_steps": options.num_steps, "sample_guidance_scale": 1.0}
+        args = AlignPropConfig(per_device_train_batch_size=batch_size, **steps, **settings)
+        trainer = AlignPropTrainer(pipeline, world.training(), args, dataset.select_columns("prompt"))
+    else:
+        trainer = TGOTrainer(pipeline, TGOConfig(per_device_train_batch_size=options.batch_size, **settings), dataset)
     trainer.train()
     trainer.save_model()
     return folder
@@ -342,16 +355,18 @@ def tune(
     runs = [Run(world, BASE, **seeds) for world in options.worlds]
     runs += [
         method.run(world, name, value, rate, **seeds)
-        for world in options.worlds
         for name, method in methods.items()
+        for world in options.worlds
+        if world in method.worlds
         for value in values[name]
         for rate in rates
     ]
     tuned = measure_all(runs, options, "Tuning")
     return {
         (world, name): choose(results_of(tuned, world, name), *results_of(tuned, world, BASE))["run"]
+        for name, method in methods.items()
         for world in options.worlds
-        for name in methods
+        if world in method.worlds
     }
 
 
@@ -370,7 +385,7 @@ def untrained_runs(options: Options) -> list[Run]:
 
 
 def check_folder(options: Options, methods: Mapping[str, Method]) -> None:
-    """Remembers in `output_dir` what its runs are of.
+    """Remembers in `output_dir` what its runs are of. Methods may be added.
 
     Raises:
         ValueError: if they are of other options or settings.
@@ -384,8 +399,11 @@ def check_folder(options: Options, methods: Mapping[str, Method]) -> None:
     now |= {"methods": {name: asdict(method) for name, method in methods.items()}, "recipes": RECIPES}
     now = json.loads(json.dumps(now))
     path = options.output_dir / "options.json"
-    if path.exists() and json.loads(path.read_text()) != now:
-        raise ValueError(f"The runs in {options.output_dir} are of other options: set another `--output_dir`.")
+    if path.exists():
+        before = json.loads(path.read_text())
+        before["methods"] = now["methods"] | before["methods"]
+        if before != now:
+            raise ValueError(f"The runs in {options.output_dir} are of other options: set another `--output_dir`.")
     path.write_text(json.dumps(now, indent=1) + "\n")
 
 

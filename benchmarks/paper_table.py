@@ -6,8 +6,9 @@
 The losses are those of the paper's table, and those beside TGO that were published since (`docs/losses.md`), in both
 worlds of digits (`benchmarks/frontier.py` describes what is measured). Each has the same budget of tuning, two learning
 rates at two strengths, of which `choose` takes one on a training seed and images that the results do not use. Pairs are
-all those of one prompt; a pair is two of the 64 rows of an update. Beside them: the base with guidance, and the best of
-n of its images.
+all those of one prompt; a pair is two of the 64 rows of an update. AlignProp draws its own images, as many as the
+others are given, in as many updates; it needs a scorer with a gradient, which only the second world has, and its
+strength is how early it ends. Beside them: the base with guidance, and the best of n of its images.
 
 Every run is kept in `output_dir/runs`, and not made again when the command is started again.
 """
@@ -43,6 +44,7 @@ METHODS = {
     "DSPO, SDXL form": Method({"loss_type": "dspo", "dspo_form": "sdxl", **PAIRS}, "beta", (20, 5), "#a05195"),
     "NFT, offline": Method({"loss_type": "nft"}, "mirror_strength", (1, 2), "#2f9e9e"),
     "QRPO": Method({"loss_type": "qrpo"}, "beta", (1, 0.3), "#b8860b"),
+    "AlignProp": Method({}, "max_steps", (0.25, 0.4), "#e377c2", climbs=True, worlds=("strokes",)),
     "TGO, the paper's": Method({}, "beta", (10, 3), "#c44e52"),
     "TGO, robust": Method({"recipe": "robust"}, "beta", (0.3, 0.1), "#4c72b0"),
     "TGO, mirrored": Method({"negatives": "mirror", "beta": 3.0}, "mirror_strength", (1, 2), "#55a868"),

@@ -173,13 +173,13 @@ def training_scorer() -> DigitScorer:
     """A calibrated support vector machine on 8x8 pixels, fitted to the `training_scorer` split (under a second)."""
     scans = load_scans("training_scorer")
     machine = CalibratedClassifierCV(SVC(C=10, gamma=0.05), method="sigmoid", cv=5, ensemble=False)
-    machine.fit(ink_8x8(to_pixels(scans.images)), scans.digits)
-    return DigitScorer(lambda pixels: torch.from_numpy(machine.predict_proba(ink_8x8(pixels))).float())
+    machine.fit(ink_8x8(to_pixels(scans.images)).numpy(), scans.digits)
+    return DigitScorer(lambda pixels: torch.from_numpy(machine.predict_proba(ink_8x8(pixels).numpy())).float())
 
 
-def ink_8x8(pixels: Tensor) -> np.ndarray:
+def ink_8x8(pixels: Tensor) -> Tensor:
     """Ink [N, 64] in [0, 1]: `pixels` [N, 3, H, W] averaged over channels and over the area of each scan pixel."""
-    return F.adaptive_avg_pool2d((pixels.mean(1, keepdim=True) + 1) / 2, 8).flatten(1).numpy()
+    return F.adaptive_avg_pool2d((pixels.mean(1, keepdim=True) + 1) / 2, 8).flatten(1)
 
 
 @functools.cache
@@ -199,8 +199,8 @@ def reader_features(images: Sequence[Image.Image]) -> Tensor:
 def neighbours_scorer() -> DigitScorer:
     """The five nearest of the `unseen_scorer` split on 8x8 pixels: nothing in common with the training scorer."""
     scans = load_scans("unseen_scorer")
-    neighbours = KNeighborsClassifier(5, weights="distance").fit(ink_8x8(to_pixels(scans.images)), scans.digits)
-    return DigitScorer(lambda pixels: torch.from_numpy(neighbours.predict_proba(ink_8x8(pixels))).float())
+    neighbours = KNeighborsClassifier(5, weights="distance").fit(ink_8x8(to_pixels(scans.images)).numpy(), scans.digits)
+    return DigitScorer(lambda pixels: torch.from_numpy(neighbours.predict_proba(ink_8x8(pixels).numpy())).float())
 
 
 @functools.cache

@@ -32,10 +32,15 @@ Values = Callable[[Tensor], Tensor]
 class StrokeScorer:
     """Scores an image by a number that pixels give, in units of the real scans of the digit that its prompt asks for.
 
+    The number has a gradient, so that `AlignPropTrainer` can climb it.
+
     Args:
         values: the number.
         split: the real scans whose mean and standard deviation, digit by digit, become 0 and 1.
     """
+
+    name, version, license = "strokes", "1", "apache-2.0"
+    differentiable = True
 
     def __init__(self, values: Values, split: Split):
         self.values = values
@@ -47,9 +52,15 @@ class StrokeScorer:
 
     def __call__(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> list[float]:
         """Scores, the higher the better; of real scans with the right prompt, 0 on average."""
+        return [float(score) for score in self._scores(prompts, to_pixels(images))]
+
+    def score_pixels(self, prompts: Sequence[str], pixels: Tensor) -> Tensor:
+        """The same, float32 `[N]` with a gradient, of pixels `[N, 3, H, W]` in [0, 1]."""
+        return self._scores(prompts, pixels * 2 - 1)
+
+    def _scores(self, prompts: Sequence[str], pixels: Tensor) -> Tensor:
         asked = torch.tensor([digit_of(prompt) for prompt in prompts])
-        scores = (self.values(to_pixels(images)) - self.centre[asked]) / self.spread[asked]
-        return [float(score) for score in scores]
+        return (self.values(pixels) - self.centre[asked]) / self.spread[asked]
 
 
 @functools.cache
@@ -63,14 +74,20 @@ def training_preferences() -> StrokeScorer:
     """The preference model whose scores an alignment run trains on."""
     pixels, better, worse = choices("training_scorer", seed=0)
     kernel = Nystroem(gamma=0.05, n_components=200, random_state=0)
-    features = kernel.fit_transform(ink_8x8(pixels))
+    features = kernel.fit_transform(ink_8x8(pixels).numpy())
     differences = features[better] - features[worse]
     # Each choice once either way, so that both classes are there, and no side has an advantage.
     model = LogisticRegression(C=10, fit_intercept=False, max_iter=1000)
     model.fit(np.concatenate([differences, -differences]), np.repeat([1, 0], len(differences)))
-    return StrokeScorer(
-        lambda pixels: torch.from_numpy(kernel.transform(ink_8x8(pixels)) @ model.coef_[0]).float(), "training_scorer"
-    )
+    # what the kernel machine computes, by PyTorch: with a gradient
+    anchors = torch.from_numpy(kernel.components_).double()
+    weights = torch.from_numpy(kernel.normalization_.T @ model.coef_[0]).double()
+
+    def values(pixels: Tensor) -> Tensor:
+        distances = (ink_8x8(pixels).double()[:, None] - anchors).square().sum(-1)
+        return ((-kernel.gamma * distances).exp() @ weights).float()
+
+    return StrokeScorer(values, "training_scorer")
 
 
 @functools.cache
