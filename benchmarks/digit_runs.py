@@ -32,6 +32,8 @@ from digits import NUM_HELD_OUT, balanced_prompts, prompts_of, unseen_scorer
 from measures import drift, frechet_distance, interval, variety_of_right
 from worlds import WORLDS, World, draw, load_base
 
+SMALL = "strokes, small latents"
+"""The world of strokes on a base of its own, whose latents have a quarter of the numbers."""
 SAMPLERS = {"ddim": 0.0, "ancestral": 1.0}
 """The samplers by name, and their eta."""
 TUNING_SEED, FIRST_TUNING_SEED, FIRST_TEST_SEED = 100, 500, 1000
@@ -155,9 +157,16 @@ class Run:
 # --- one run ---------------------------------------------------------------------------------------------------------
 
 
+def world_of(name: str, options: Options) -> World:
+    """The world of a name; that of small latents has its base in `output_dir`."""
+    if name == SMALL:
+        return replace(WORLDS["strokes"], base=options.output_dir / "small_base")
+    return WORLDS[name]
+
+
 def prepare(name: str, options: Options) -> None:
     """Draws and scores the images that all methods of a world are trained on."""
-    folder, world = options.output_dir / name / "scored", WORLDS[name]
+    folder, world = options.output_dir / name / "scored", world_of(name, options)
     if folder.exists():
         return
     torch.set_num_threads(1)
@@ -175,7 +184,7 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
     if path.exists():
         return dict(json.loads(path.read_text()))
     torch.set_num_threads(1)  # on networks this small, threads cost more than they give
-    start, world = time.perf_counter(), WORLDS[run.world]
+    start, world = time.perf_counter(), world_of(run.world, options)
     if run.method == REAL:
         return _keep(path, {"run": asdict(run), "cells": real_cells(run, options)}, start)
     pipeline = load_base(world)
@@ -216,7 +225,7 @@ def _keep(path: Path, result: dict[str, Any], start: float) -> dict[str, Any]:
 
 def real_cells(run: Run, options: Options) -> list[dict[str, Any]]:
     """Real scans as often as the target has them, instead of images: what nothing can be nearer to it than."""
-    world = WORLDS[run.world]
+    world = world_of(run.world, options)
     scans, weights = world.target()
     drawn = np.random.default_rng(run.first_seed + run.seed)
     rows = drawn.choice(len(weights), options.num_images, p=weights / weights.sum())
@@ -243,7 +252,7 @@ def train(run: Run, options: Options) -> Path:
         "use_cpu": True,
         "disable_tqdm": True,
     } | (run.settings or {})
-    world = WORLDS[run.world]
+    world = world_of(run.world, options)
     pipeline, dataset = load_base(world), Dataset.load_from_disk(options.output_dir / run.world / "scored")
     trainer: TGOTrainer | AlignPropTrainer
     if run.climbs:
@@ -431,6 +440,23 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return rows
+
+
+def difference(
+    results: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], sampler: str, name: str
+) -> tuple[float, float]:
+    """Mean and half of the 95 % interval of a measure less another's, seed by seed: the chance of both cancels."""
+
+    def by_seed(members: Sequence[dict[str, Any]]) -> dict[int, float]:
+        return {
+            result["run"]["seed"]: cell["measured"][name]
+            for result in members
+            for cell in result["cells"]
+            if cell["sampler"] == sampler
+        }
+
+    other = by_seed(others)
+    return interval([value - other[seed] for seed, value in by_seed(results).items()])
 
 
 def row_name(row: dict[str, Any], methods: Mapping[str, Method]) -> str:

@@ -21,7 +21,7 @@ def modules():
     sys.path.insert(0, str(FOLDER))
     yield
     sys.path.remove(str(FOLDER))
-    benchmarks = ("benchmarks.digit_runs", "benchmarks.frontier", "benchmarks.paper_table")
+    benchmarks = [f"benchmarks.{name}" for name in ("digit_runs", "frontier", "paper_table", "ablations")]
     for name in (*(path.stem for path in FOLDER.glob("*.py")), *benchmarks):
         sys.modules.pop(name, None)
 
@@ -235,3 +235,84 @@ def test_every_loss_is_in_the_table():
     compared = {method.settings.get("loss_type", "tgo") for method in METHODS.values()}
     assert compared == set(LOSSES)
     assert all(method.settings.get("recipe") in (None, *RECIPES) for method in METHODS.values())
+
+
+# --- ablations -------------------------------------------------------------------------------------------------------
+
+
+def test_a_scorer_that_is_climbed_gives_the_scores_that_it_gives_of_images():
+    from digits import load_scans, prompts_of, to_pixels
+    from strokes import training_preferences
+
+    scans = load_scans("held_out").last(6)
+    prompts = [prompts_of(digit)[0] for digit in scans.digits]
+    pixels = ((to_pixels(scans.images) + 1) / 2).requires_grad_()
+    scores = training_preferences().score_pixels(prompts, pixels)
+    assert scores.tolist() == pytest.approx(training_preferences()(prompts, scans.images), abs=1e-5)
+    (slope,) = torch.autograd.grad(scores.sum(), pixels)
+    step = 1e-2 * slope / slope.norm()
+    with torch.no_grad():
+        change = training_preferences().score_pixels(prompts, pixels + step) - scores
+    assert float(change.sum()) == pytest.approx(1e-2 * float(slope.norm()), rel=0.05)
+
+
+def test_a_default_is_one_run_for_all_ablations():
+    from benchmarks.ablations import LOSSES, METHODS, NUMBERS, TIMES, AblationOptions, runs_of
+    from benchmarks.digit_runs import SMALL
+
+    runs = runs_of(AblationOptions(num_seeds=2))
+    # thresholds, confidences and normalisations but for the defaults, and these once; temperatures at two sizes; bases
+    assert len({run.name for run in runs}) == len(runs) == 2 * (2 * (6 + 3 + 2 + 1) + 2 * len(TIMES) + 2)
+    assert {run.settings["recipe"] for run in runs if run.method == "TGO, robust"} == {"robust"}
+    (rows,) = [run for run in runs if (run.method, run.seed) == ("TGO, robust, threshold 90 %", 1)]
+    assert rows.settings == {"recipe": "robust", "threshold_percentile": 90.0}
+    assert all(METHODS[loss].settings == settings for loss, settings in LOSSES.items())
+    # the paper's temperature at its 16,384 numbers, at 64 and at 16
+    temperatures = {
+        world: sorted({run.value for run in runs if run.method == f"temperature, {world}"}) for world in NUMBERS
+    }
+    assert temperatures["strokes"] == pytest.approx([0.256 * 4**k for k in range(-2, 6)])
+    assert temperatures[SMALL] == pytest.approx([4 * value for value in temperatures["strokes"]])
+    assert TIMES[-1] / TIMES[0] >= 1e4
+
+
+def test_a_difference_is_of_the_same_seeds():
+    from benchmarks.digit_runs import difference
+
+    def result(seed, score):
+        scores = {"ddim": score, "ancestral": 7.0}
+        cells = [{"sampler": name, "measured": {"unseen net": value}} for name, value in scores.items()]
+        return {"run": {"seed": seed}, "cells": cells}
+
+    changed, usual = [result(0, 1.0), result(1, 3.0)], [result(1, 2.5), result(0, 0.3)]
+    mean, half = difference(changed, usual, "ddim", "unseen net")
+    assert (mean, half) == (pytest.approx(0.6), pytest.approx(math.tan(0.475 * math.pi) * 0.1))
+
+
+@pytest.mark.slow
+def test_ablations_at_a_small_size(tmp_path, capsys, monkeypatch):
+    from benchmarks import ablations
+    from benchmarks.digit_runs import SMALL, parse_options
+
+    monkeypatch.setattr(ablations, "SETTINGS", {"threshold": {"median": {}, "mean": {"threshold_type": "mean"}}})
+    monkeypatch.setattr(ablations, "LOSSES", {"TGO, robust": {"recipe": "robust"}})
+    names = ["TGO, robust", "TGO, robust, threshold mean", f"temperature, {SMALL}"]
+    chosen = {name: ablations.METHODS[name] for name in names}
+    chosen[names[-1]] = dataclasses.replace(chosen[names[-1]], values=(1.0, 4.0))
+    monkeypatch.setattr(ablations, "METHODS", chosen)
+    options = parse_options(
+        "", ablations.AblationOptions(), ["--quick", "--num_workers", "1", "--output_dir", str(tmp_path)]
+    )
+    rows = ablations.main(options)
+    assert {row["method"] for row in rows} == {"base", *names}
+    said = capsys.readouterr().out
+    assert "### threshold, ddim" in said
+    assert "| TGO, robust | mean | " in said
+    assert "| 16 | 4 (x 3.90625) | " in said
+    (changed,) = [row for row in rows if "difference" in row and row["sampler"] == "ddim"]
+    (usual,) = [row for row in rows if (row["method"], row["sampler"]) == ("TGO, robust", "ddim")]
+    assert changed["difference"][0] == pytest.approx(
+        changed["measured"]["unseen net"][0] - usual["measured"]["unseen net"][0]
+    )
+    for sampler in ("ddim", "ancestral"):
+        assert (tmp_path / f"ablations_{sampler}.png").stat().st_size > 10_000

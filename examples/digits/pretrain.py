@@ -13,11 +13,14 @@ A second base learned from right captions alone, with the first one's VAE (`--va
     python examples/digits/pretrain.py --output_dir examples/digits/obedient_base \
         --wrong_caption_rate 0 --vae examples/digits/base
 
+`--latent_size 2` makes latents of 4 channels of 2x2, a quarter of the numbers.
+
 Nothing here uses `tgo_trl`.
 """
 
 import argparse
 import copy
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +40,7 @@ NUM_JITTERED_COPIES = 24
 KL_WEIGHT = 1e-4
 EMA_DECAY = 0.998
 MAX_TOKENS = 32
+LATENT_SIZE = 4
 PEAK_LEARNING_RATE = 5e-3
 VAE_BATCH_SIZE = 64
 DENOISER_BATCH_SIZE = 128
@@ -72,21 +76,22 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def new_vae() -> AutoencoderKL:
-    """From pixels [N, 3, 16, 16] to latents [N, 4, 4, 4]."""
+def new_vae(latent_size: int) -> AutoencoderKL:
+    """From pixels [N, 3, 16, 16] to latents [N, 4, latent_size, latent_size]."""
+    num_blocks = 1 + int(math.log2(RESOLUTION // latent_size))  # each but the last halves the size
     return AutoencoderKL(
         sample_size=RESOLUTION,
         latent_channels=4,
-        block_out_channels=(16, 32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16,) + (32,) * (num_blocks - 1),
+        down_block_types=("DownEncoderBlock2D",) * num_blocks,
+        up_block_types=("UpDecoderBlock2D",) * num_blocks,
         norm_num_groups=8,
     )
 
 
-def new_unet() -> UNet2DConditionModel:
+def new_unet(latent_size: int) -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=RESOLUTION // 4,
+        sample_size=latent_size,
         in_channels=4,
         out_channels=4,
         block_out_channels=(48, 64),
@@ -152,7 +157,7 @@ def standardise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
 
 @torch.no_grad()
 def latents_of(vae: AutoencoderKL, pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Scaled latents [N, 4, 4, 4] of jittered `pixels` [N, 3, H, W]."""
+    """Scaled latents [N, 4, H, W] of jittered `pixels` [N, 3, H, W]."""
     latents = [
         vae.encode(jitter(batch, generator, JITTER_STRENGTH)).latent_dist.sample(generator)
         for batch in pixels.split(256)
@@ -180,7 +185,7 @@ def train_denoiser(
     wrong_rate: float,
     generator: torch.Generator,
 ) -> nn.ModuleDict:
-    """The moving average of `denoiser` = {unet, text_encoder}, trained to predict the noise in `latents` [N, 4, 4, 4].
+    """The moving average of `denoiser` = {unet, text_encoder}, trained to predict the noise in `latents` [N, 4, H, W].
 
     Args:
         tokens: one row per caption in CAPTIONS, [41, MAX_TOKENS].
@@ -239,7 +244,12 @@ def move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def pretrain(
-    vae_steps: int, denoiser_steps: int, seed: int, wrong_rate: float = WRONG_CAPTION_RATE, vae_of: Path | None = None
+    vae_steps: int,
+    denoiser_steps: int,
+    seed: int,
+    wrong_rate: float = WRONG_CAPTION_RATE,
+    vae_of: Path | None = None,
+    latent_size: int = LATENT_SIZE,
 ) -> StableDiffusionPipeline:
     """The trained base pipeline. The same arguments give the same weights on the same machine.
 
@@ -249,6 +259,7 @@ def pretrain(
         seed: of weights and draws.
         wrong_rate: the share of captions that name another digit than the scan shows.
         vae_of: a pipeline whose VAE is taken as it is.
+        latent_size: height and width of the latents, a power of two.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -256,14 +267,14 @@ def pretrain(
     pixels, digits = to_pixels(scans.images), torch.tensor(scans.digits)
     tokenizer, scheduler = byte_tokenizer(), new_scheduler()
     if vae_of is None:
-        vae = new_vae()
+        vae = new_vae(latent_size)
         train_vae(vae, pixels, vae_steps, generator)
     else:
         vae = AutoencoderKL.from_pretrained(vae_of, subfolder="vae").eval().requires_grad_(False)
 
     latents = torch.cat([latents_of(vae, pixels, generator) for _ in range(NUM_JITTERED_COPIES)])
     tokens = tokenizer(CAPTIONS, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
-    denoiser = nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)})
+    denoiser = nn.ModuleDict({"unet": new_unet(latents.shape[-1]), "text_encoder": new_text_encoder(tokenizer)})
     digits = digits.repeat(NUM_JITTERED_COPIES)
     average = train_denoiser(denoiser, tokens, scheduler, latents, digits, denoiser_steps, wrong_rate, generator)
     return StableDiffusionPipeline(
@@ -285,10 +296,13 @@ def main() -> None:
     parser.add_argument("--denoiser_steps", type=int, default=4500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--wrong_caption_rate", type=float, default=WRONG_CAPTION_RATE)
-    parser.add_argument("--vae", type=Path, help="a pipeline whose VAE is taken as it is")
+    parser.add_argument("--latent_size", type=int, choices=(2, 4, 8), default=LATENT_SIZE)
+    parser.add_argument("--vae", type=Path, help="a pipeline whose VAE is taken as it is, its latents' size included")
     args = parser.parse_args()
     start = time.monotonic()
-    pipeline = pretrain(args.vae_steps, args.denoiser_steps, args.seed, args.wrong_caption_rate, args.vae)
+    pipeline = pretrain(
+        args.vae_steps, args.denoiser_steps, args.seed, args.wrong_caption_rate, args.vae, args.latent_size
+    )
     pipeline.save_pretrained(args.output_dir)
     print(f"Saved to {args.output_dir} after {(time.monotonic() - start) / 60:.1f} minutes.")
 
