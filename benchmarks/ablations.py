@@ -164,14 +164,16 @@ def tables(rows: Sequence[dict[str, Any]], options: AblationOptions) -> Iterator
 
 
 def _table(title: str, head: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    names = (JUDGE, "legible", "variety", "frechet", "drift")
-    lines = [f"### {title}", "", f"| {head} | {' | '.join(names)} | score less the default's |", "|---" * 8 + "|"]
+    names = [JUDGE, "legible", "variety", "frechet", "drift"]
+    heads = [head, *names, *(["score less the default's"] if any("difference" in row for _, row in rows) else [])]
+    lines = [f"### {title}", "", f"| {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for label, row in rows:
         cells = [
             show(*row["measured"][name], name in ("legible", "variety")) if name in row["measured"] else ""
             for name in names
         ]
-        cells.append(show(*row["difference"], False) if "difference" in row else "")
+        if len(heads) > 1 + len(names):
+            cells.append(show(*row["difference"], False) if "difference" in row else "")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -179,7 +181,8 @@ def _table(title: str, head: str, rows: Sequence[tuple[str, dict[str, Any]]]) ->
 def plot(rows: Sequence[dict[str, Any]], sampler: str, path: Path) -> None:
     """Score above distance, of every setting of each ablation and along the temperature."""
     figure = Figure(figsize=(12, 5.2), layout="constrained")
-    axes = figure.subplots(2, len(SETTINGS) + 1, sharey="row", width_ratios=[1.6, 1, 0.9, 1.8])
+    widths = [*(len(ways) for ways in SETTINGS.values()), len(TIMES)]
+    axes = figure.subplots(2, len(widths), sharey="row", width_ratios=widths)
     for panels, measured, title in zip(axes, (JUDGE, "frechet"), (f"score, {JUDGE}", "Fréchet distance"), strict=True):
         for panel, (ablation, ways) in zip(panels, SETTINGS.items(), strict=False):
             for shift, loss in zip((-0.12, 0.12), LOSSES, strict=True):

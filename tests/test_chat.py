@@ -5,6 +5,7 @@ import json
 import threading
 import time
 import traceback
+from dataclasses import replace
 from email.utils import formatdate
 
 import numpy as np
@@ -478,13 +479,17 @@ def test_rows_without_a_number_are_bad_rows_of_score(tmp_path, caplog):
         assert "refuses to rate it (400, not this one)" in caplog.text
         assert f"are sent to {endpoint.url[7:-3]}" in caplog.text
         again = score_dataset(rows(5), load_reward("vlm", **kwargs["vlm"]), on_bad_row="skip")
+    with serving() as elsewhere:  # all rows are scored: the same model at another address goes on
+        kwargs["vlm"]["base_url"] = elsewhere.url
+        assert score(replace(config, reward_kwargs=kwargs)) == folder
     assert again["score"] == [3, 4, 5]
     record = json.loads((folder / "scoring.json").read_text())
     assert record["num_left_out"] == 2
     assert record["settings"]["rewards"][0]["name"] == "vlm"
     written = "".join(path.read_text() for path in (folder / "scoring.json", folder / "README.md"))
     assert SECRET not in written
-    assert '"base_url"' in written
+    assert '"model": "seer"' in written
+    assert endpoint.url not in written, "names a machine"
 
 
 def test_a_reward_that_must_score_every_row_says_which_it_did_not():

@@ -55,8 +55,10 @@ class RubricReward(ChatSettings):
     high: float = field(default=10.0, kw_only=True)
 
     name: ClassVar[str] = "vlm"
-    unrecorded_settings: ClassVar[tuple[str, ...]] = ("api_key_variable", "timeout", "max_retries", "max_concurrent")
-    """What scores do not depend on, so that another run may go on with other ones."""
+    unrecorded_settings: ClassVar[tuple[str, ...]] = (
+        "base_url", "api_key_variable", "timeout", "max_retries", "max_concurrent",
+    )  # fmt: skip
+    """What scores do not depend on, so that another run may go on with other ones: the model is known by its name."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
