@@ -479,7 +479,7 @@ def test_rows_without_a_number_are_bad_rows_of_score(tmp_path, caplog):
         assert "refuses to rate it (400, not this one)" in caplog.text
         assert f"are sent to {endpoint.url[7:-3]}" in caplog.text
         again = score_dataset(rows(5), load_reward("vlm", **kwargs["vlm"]), on_bad_row="skip")
-    with serving() as elsewhere:  # all rows are scored: the same model at another address goes on
+    with serving(replying(*REPLIES)) as elsewhere:  # all rows are scored: the same model at another address goes on
         kwargs["vlm"]["base_url"] = elsewhere.url
         assert score(replace(config, reward_kwargs=kwargs)) == folder
     assert again["score"] == [3, 4, 5]
