@@ -26,6 +26,7 @@ from tgo_trl.plots import save_figure
 
 from .digit_runs import (
     BASE,
+    DISTANCES,
     SAMPLERS,
     SMALL,
     Method,
@@ -206,6 +207,8 @@ def plot(rows: Sequence[dict[str, Any]], sampler: str, path: Path) -> None:
         panels[0].set_ylabel(title, fontsize=9)
         if measured == "frechet":
             panels[0].set_yscale("log")
+            panels[0].set_yticks(DISTANCES, labels=map(str, DISTANCES))
+            panels[0].set_yticks([], minor=True)
     for panel in axes.flat:
         panel.tick_params(labelsize=8)
     axes[0, 0].legend(fontsize=7)
