@@ -38,14 +38,14 @@ METHODS = {
     "CSFT": Method(
         {"loss_type": "csft", "positive_prefix": GOOD, "negative_prefix": BAD}, None, (0,), "#ccb974", prefix=GOOD
     ),
-    "Diffusion-KTO": Method({"loss_type": "diffusion_kto"}, "beta", (10, 3), "#64b5cd"),
-    "Diffusion-DPO": Method({"loss_type": "diffusion_dpo", **PAIRS}, "beta", (200, 50), "#937860"),
+    "Diffusion-KTO": Method({"loss_type": "diffusion_kto"}, "beta", (30, 10), "#64b5cd"),
+    "Diffusion-DPO": Method({"loss_type": "diffusion_dpo", **PAIRS}, "beta", (5000, 1000), "#937860"),
     "DSPO, SD 1.5 form": Method({"loss_type": "dspo", "dspo_form": "sd15", **PAIRS}, "beta", (1e-3, 0.5), "#da8bc3"),
-    "DSPO, SDXL form": Method({"loss_type": "dspo", "dspo_form": "sdxl", **PAIRS}, "beta", (200, 50), "#a05195"),
+    "DSPO, SDXL form": Method({"loss_type": "dspo", "dspo_form": "sdxl", **PAIRS}, "beta", (5000, 1000), "#a05195"),
     "NFT, offline": Method({"loss_type": "nft"}, "mirror_strength", (2, 4), "#2f9e9e"),
-    "QRPO": Method({"loss_type": "qrpo"}, "beta", (3, 1), "#b8860b"),
+    "QRPO": Method({"loss_type": "qrpo"}, "beta", (10, 3), "#b8860b"),
     "AlignProp": Method({}, "max_steps", (0.25, 0.4), "#e377c2", climbs=True, worlds=("strokes",)),
-    "TGO, the paper's": Method({}, "beta", (10, 3), "#c44e52"),
+    "TGO, the paper's": Method({}, "beta", (30, 10), "#c44e52"),
     "TGO, robust": Method({"recipe": "robust"}, "beta", (0.3, 0.1), "#4c72b0"),
     "TGO, mirrored": Method({"negatives": "mirror", "beta": 3.0}, "mirror_strength", (2, 4), "#55a868"),
 }
