@@ -21,6 +21,7 @@ REPLACED = (
     "lora_target_modules", "model_init_kwargs", "prompt_column", "image_column", "video_column", "score_column",
     "chosen_column", "rejected_column", "pairs", "pair_margin", "resolution", "height", "width", "on_bad_row",
     "max_steps", "num_train_epochs", "recipe", "max_drift", "min_variety", "early_stopping_patience",
+    "stream_lanes",
 )  # fmt: skip
 """Settings that act through something else that is compared, or that say how long a run goes on."""
 WITHOUT_EFFECT = (

@@ -43,7 +43,7 @@ FAMILY_SETTINGS = (
 _WHOLE = (
     "resolution", "height", "width", "num_frames", "max_sequence_length", "num_likelihood_samples",
     "ref_model_sync_steps", "lora_r", "encode_batch_size", "sample_steps", "sample_num_inference_steps",
-    "eval_samples_per_prompt", "early_stopping_patience",
+    "eval_samples_per_prompt", "early_stopping_patience", "stream_lanes",
 )  # fmt: skip
 _POSITIVE = (
     *_WHOLE, "beta", "fps", "logit_std", "timestep_shift", "mirror_strength", "negative_margin", "desirable_weight",
@@ -130,6 +130,10 @@ class TGOConfig(TrainingArguments):
             names it; `"skip"` leaves such rows out, counts and reports them. Likewise where a row's loss or an update's
             gradient is NaN or infinite: `"error"` ends the run before the weights are touched, `"skip"` leaves the
             update out.
+        stream_lanes (`int`, *optional*):
+            In how many lanes a streaming training set of several shards is read, each by the processes that train on
+            its rows. It has to divide the rows of an update. Defaults to as many as are about equally long, up to 16;
+            `1` reads the stream in its order, and whole in every process.
         encode_batch_size (`int`, *optional*, defaults to `8`):
             Images and prompts per forward pass of the frozen encoders.
         encoding_cache_dir (`str`, *optional*):
@@ -364,6 +368,7 @@ class TGOConfig(TrainingArguments):
     on_bad_row: str = field(
         default="error", metadata={"help": "What to do with a bad row.", "choices": ["error", "skip"]}
     )
+    stream_lanes: int | None = field(default=None, metadata={"help": "In how many lanes a training stream is read."})
     encode_batch_size: int = field(default=8, metadata={"help": "Rows per forward pass of the encoders."})
     encoding_cache_dir: str | None = field(default=None, metadata={"help": "Folder of the encoded data."})
 

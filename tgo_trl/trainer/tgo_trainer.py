@@ -227,7 +227,9 @@ class TGOTrainer(BaseTrainer):
             return pair_rows(self.pairs, beta, temperature, objective)
         assert self.label_rule is not None
         weighed = self.train_labels if self.loss.weighs_rows else None
-        return summary_rows(self.label_rule, weighed, beta, temperature, objective)
+        stream = self.train_dataset if isinstance(self.train_dataset, StreamDataset) else None
+        reading = None if stream is None else stream.describe_reading()
+        return summary_rows(self.label_rule, weighed, beta, temperature, objective, reading)
 
     def _resolve_temperature(self, args: TGOConfig, train_set: PreparedDataset) -> float:
         if isinstance(args.temperature, float):
