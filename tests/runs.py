@@ -137,6 +137,7 @@ CASES: dict[str, dict[str, Any]] = {
     "diffusion_kto": {"max_steps": 4, "loss_type": "diffusion_kto", "positive_ratio": 0.85, "temperature": 0.01},
     "qrpo": {"max_steps": 2, "loss_type": "qrpo", "num_likelihood_samples": 2},
     "resumed": {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "stop": 3, "sync_ref_model": True},
+    "reference remembered": {"max_steps": 3, "precompute_ref_log_probs": True, "num_ref_draws": 1},
     "averaged": {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "stop": 3, "ema_decay": 0.3},
     "evaluated before": {"max_steps": 2, "eval_first": True},
     # the drift is 1.0038 after one update, and 1.0050 after two

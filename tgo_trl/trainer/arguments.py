@@ -66,6 +66,12 @@ def check_arguments(
         )
     if LOSSES[args.loss_type].rows == "pairs":
         _check_pairs(args, named)
+    streams = [name for name, dataset in named.items() if isinstance(dataset, IterableDataset)]
+    if args.precompute_ref_log_probs and streams:
+        raise ValueError(
+            f"`precompute_ref_log_probs` is True, and `{streams[0]}` is a stream, whose rows are encoded in the step. "
+            "Load it without `streaming=True`, or leave `precompute_ref_log_probs` out."
+        )
     if args.dataloader_num_workers > 1 and any(isinstance(dataset, IterableDataset) for dataset in named.values()):
         raise ValueError(
             f"A streaming data set is read in order, which `dataloader_num_workers={args.dataloader_num_workers}` "

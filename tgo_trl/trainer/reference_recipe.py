@@ -1,0 +1,43 @@
+"""What the errors of a reference depend on, so that those of another one are never read."""
+
+from dataclasses import fields
+
+import diffusers
+import peft
+import torch
+from torch import nn
+
+from ..policy.denoising import Denoiser
+from ..policy.encoders import FrozenEncoders
+from ..policy.policy import Policy
+from ..policy.reference import AdapterReference, ModelReference, Reference
+from ..storage.fingerprints import component_fingerprint, fingerprint, tensors_digest
+from .course import whole_weights_digest
+from .tgo_config import TGOConfig
+
+VERSION = 1
+"""Of how noise is drawn, samples are corrupted and errors are measured: another one is computed anew."""
+
+
+def reference_recipe(
+    reference: Reference, policy: Policy, denoiser: Denoiser, encoders: FrozenEncoders, args: TGOConfig, batch_size: int
+) -> str:
+    """A fingerprint of all that the reference's error of a row depends on, beside image, prompt and draw."""
+    family, scheduler = denoiser.family, getattr(denoiser.pipeline, "scheduler", None)
+    settings = [(field.name, getattr(family, field.name)) for field in fields(family)]
+    run = (args.seed, args.num_likelihood_samples, args.time_range, args.bf16, args.fp16, batch_size, args.loss_type)
+    own: nn.Module | None = reference.model if isinstance(reference, ModelReference) else None
+    weights = whole_weights_digest({"": own} if own is not None else dict(policy.networks.items()))
+    adapter = tensors_digest(sorted(reference.state().items())) if isinstance(reference, AdapterReference) else None
+    versions = (VERSION, torch.__version__, diffusers.__version__, peft.__version__, args.device.type)
+    parts = (type(family).__qualname__, settings, encoders.image_recipe, encoders.prompt_recipe, weights, adapter)
+    return fingerprint(*versions, *run, None if scheduler is None else component_fingerprint(scheduler), *parts)
+
+
+def active_dropout(reference: Reference, policy: Policy) -> str | None:
+    """The name of a layer that would give the reference other errors in training, with each draw of dropout."""
+    if not isinstance(reference, AdapterReference):
+        return None
+    layers = [(name, layer) for name, layer in policy.named_modules() if isinstance(layer, nn.Dropout) and layer.p > 0]
+    own = f"lora_dropout.{reference.copy}"
+    return next((name for name, _ in layers if "lora_dropout" not in name or name.endswith(own)), None)
