@@ -19,18 +19,30 @@ VERSION = 1
 """Of how noise is drawn, samples are corrupted and errors are measured: another one is computed anew."""
 
 
+def reference_digest(reference: Reference, policy: Policy) -> str:
+    """A digest of every weight of the reference."""
+    networks = {"": reference.model} if isinstance(reference, ModelReference) else dict(policy.networks.items())
+    adapter = reference.state() if isinstance(reference, AdapterReference) else {}
+    return fingerprint(whole_weights_digest(networks), tensors_digest(sorted(adapter.items())))
+
+
 def reference_recipe(
-    reference: Reference, policy: Policy, denoiser: Denoiser, encoders: FrozenEncoders, args: TGOConfig, batch_size: int
+    weights: str, denoiser: Denoiser, encoders: FrozenEncoders, args: TGOConfig, batch_size: int
 ) -> str:
-    """A fingerprint of all that the reference's error of a row depends on, beside image, prompt and draw."""
+    """A fingerprint of all that the reference's error of a row depends on, beside image, prompt and draw.
+
+    Args:
+        weights: their digest.
+        denoiser: of the pipeline.
+        encoders: of the pipeline.
+        args: the run's settings.
+        batch_size: rows of a forward pass, by which the errors round.
+    """
     family, scheduler = denoiser.family, getattr(denoiser.pipeline, "scheduler", None)
     settings = [(field.name, getattr(family, field.name)) for field in fields(family)]
     run = (args.seed, args.num_likelihood_samples, args.time_range, args.bf16, args.fp16, batch_size, args.loss_type)
-    own: nn.Module | None = reference.model if isinstance(reference, ModelReference) else None
-    weights = whole_weights_digest({"": own} if own is not None else dict(policy.networks.items()))
-    adapter = tensors_digest(sorted(reference.state().items())) if isinstance(reference, AdapterReference) else None
     versions = (VERSION, torch.__version__, diffusers.__version__, peft.__version__, args.device.type)
-    parts = (type(family).__qualname__, settings, encoders.image_recipe, encoders.prompt_recipe, weights, adapter)
+    parts = (type(family).__qualname__, settings, encoders.image_recipe, encoders.prompt_recipe, weights)
     return fingerprint(*versions, *run, None if scheduler is None else component_fingerprint(scheduler), *parts)
 
 

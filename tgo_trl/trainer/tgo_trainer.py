@@ -52,7 +52,7 @@ from .metrics import (
 from .nonfinite import UpdateGuard
 from .objective import BALANCED, has_beta
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_block
-from .reference_recipe import active_dropout, reference_recipe
+from .reference_recipe import active_dropout, reference_digest, reference_recipe
 from .summary import pair_rows, print_summary, summary_rows
 from .tgo_config import TGOConfig
 
@@ -272,20 +272,22 @@ class TGOTrainer(BaseTrainer):
                 "differ from step to step. Leave `precompute_ref_log_probs` out, or load the adapter without dropout."
             )
         sets = eval_set if isinstance(eval_set, dict) else {} if eval_set is None else {"evaluation": eval_set}
-        self._remember_errors("training", train_set, range(args.num_ref_draws), args.train_batch_size)
+        weights = reference_digest(reference, self.policy)
+        self._remember_errors("training", train_set, weights, range(args.num_ref_draws), args.train_batch_size)
         for name, dataset in sets.items():
-            self._remember_errors(name, dataset, [EVALUATION_EPOCH], args.eval_batch_size)
+            self._remember_errors(name, dataset, weights, [EVALUATION_EPOCH], args.eval_batch_size)
         if not isinstance(reference, AdapterReference):  # which takes no memory of its own
             self.reference = PastReference()
             if not (args.sample_prompts or args.eval_sample_prompts):
                 self.sampled_reference = None
 
-    def _remember_errors(self, name: str, dataset: PreparedDataset, draws: Sequence[int], batch_size: int) -> None:
+    def _remember_errors(
+        self, name: str, dataset: PreparedDataset, weights: str, draws: Sequence[int], batch_size: int
+    ) -> None:
         args = self.args
         assert isinstance(dataset, EncodedDataset)
-        assert self.reference is not None
         size = args.precompute_ref_batch_size or batch_size
-        recipe = reference_recipe(self.reference, self.policy, self.denoiser, self.encoders, args, size)
+        recipe = reference_recipe(weights, self.denoiser, self.encoders, args, size)
         how = ReferencePass(
             functools.partial(self._reference_errors, dataset), recipe, size, args.num_likelihood_samples
         )
