@@ -317,6 +317,7 @@ def _cut(*sizes):
     return concatenate_datasets([part.to_iterable_dataset() for part in parts])
 
 
+@pytest.mark.slow
 def test_a_shuffled_run_of_an_older_version_is_told_how_to_go_on(tmp_path):
     dataset = shards(16, 4).shuffle(seed=1, buffer_size=16)
     first = watched(tmp_path, dataset, stream_lanes=1)

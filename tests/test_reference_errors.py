@@ -26,7 +26,7 @@ RUNS = {
     "diffusion_kto": {"loss_type": "diffusion_kto", "temperature": 0.01},
     "buckets": {"aspect_ratio_buckets": True},
 }
-SLOW = {"several samples", "relative", "diffusion_kto", "buckets"}
+SLOW = {"pairs", "several samples", "relative", "diffusion_kto", "buckets"}
 
 
 def trainer_of(folder, rows=None, cached=True, **settings):
@@ -169,7 +169,13 @@ def test_it_says_what_it_takes_and_reads_back_what_is_there(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"seed": 1}, {"time_range": [0.1, 1.0]}, {"precompute_ref_batch_size": 2}, {"num_likelihood_samples": 2}],
+    [
+        {"seed": 1},
+        *(
+            pytest.param(it, marks=pytest.mark.slow)
+            for it in ({"time_range": [0.1, 1.0]}, {"precompute_ref_batch_size": 2}, {"num_likelihood_samples": 2})
+        ),
+    ],
     ids=lambda it: next(iter(it)),
 )
 def test_other_settings_have_other_errors(tmp_path, changes, capsys):

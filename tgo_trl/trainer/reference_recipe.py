@@ -1,5 +1,6 @@
 """What the errors of a reference depend on, so that those of another one are never read."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 
 import diffusers
@@ -11,7 +12,7 @@ from ..policy.denoising import Denoiser
 from ..policy.encoders import FrozenEncoders
 from ..policy.policy import Policy
 from ..policy.reference import AdapterReference, ModelReference, Reference
-from ..storage.fingerprints import component_fingerprint, fingerprint, tensors_digest
+from ..storage.fingerprints import component_fingerprint, config_fingerprint, fingerprint, tensors_digest
 from .course import whole_weights_digest
 from .tgo_config import TGOConfig
 
@@ -20,10 +21,16 @@ VERSION = 1
 
 
 def reference_digest(reference: Reference, policy: Policy) -> str:
-    """A digest of every weight of the reference."""
+    """A digest of every weight of the reference, and of its networks' configurations."""
     networks = {"": reference.model} if isinstance(reference, ModelReference) else dict(policy.networks.items())
     adapter = reference.state() if isinstance(reference, AdapterReference) else {}
-    return fingerprint(whole_weights_digest(networks), tensors_digest(sorted(adapter.items())))
+    configs = [
+        config_fingerprint(type(part).__name__, part.config)
+        for network in networks.values()
+        for part in network.modules()
+        if isinstance(getattr(part, "config", None), Mapping)
+    ]
+    return fingerprint(whole_weights_digest(networks), tensors_digest(sorted(adapter.items())), *configs)
 
 
 def reference_recipe(
