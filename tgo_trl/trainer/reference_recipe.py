@@ -24,12 +24,9 @@ def reference_digest(reference: Reference, policy: Policy) -> str:
     """A digest of every weight of the reference, and of its networks' configurations."""
     networks = {"": reference.model} if isinstance(reference, ModelReference) else dict(policy.networks.items())
     adapter = reference.state() if isinstance(reference, AdapterReference) else {}
-    configs = [
-        config_fingerprint(type(part).__name__, part.config)
-        for network in networks.values()
-        for part in network.modules()
-        if isinstance(getattr(part, "config", None), Mapping)
-    ]
+    parts = [part for network in networks.values() for part in network.modules()]
+    named = [(type(part).__name__, getattr(part, "config", None)) for part in parts]
+    configs = [config_fingerprint(name, config) for name, config in named if isinstance(config, Mapping)]
     return fingerprint(whole_weights_digest(networks), tensors_digest(sorted(adapter.items())), *configs)
 
 
