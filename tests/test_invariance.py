@@ -38,15 +38,13 @@ def assert_same_metrics(actual, expected, leave_out=()):
                 assert one[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    """Every case, trained by two processes with four rows each."""
-    folder = tmp_path_factory.mktemp("two-processes")
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.runs"]
+def run_in_processes(number, names, folder):
+    """Every case, trained by so many processes with as many rows each; the results of each."""
+    command = ["torch.distributed.run", "--standalone", f"--nproc-per-node={number}", "-m", "tests.runs"]
     environment = cpu_environment()
     environment.pop("CI", None)
     done = subprocess.run(
-        [sys.executable, "-m", *command, json.dumps(list(CASES)), str(folder)],
+        [sys.executable, "-m", *command, json.dumps(list(names)), str(folder)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -54,7 +52,13 @@ def two_processes(tmp_path_factory):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(2)] for name in CASES}
+    return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(number)] for name in names}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """Every case, trained by two processes with four rows each."""
+    return run_in_processes(2, CASES, tmp_path_factory.mktemp("two-processes"))
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +89,21 @@ def test_two_processes_equal_one(two_processes, one_process, name):
             torch.testing.assert_close(log_ratios, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_eight_processes_that_share_four_lanes_equal_one(tmp_path, one_process):
+    results = run_in_processes(8, ["lanes"], tmp_path)["lanes"]
+    assert_close(results[0]["weights"], one_process("lanes")["weights"], 1e-5)
+    assert_same_metrics(results[0]["log"], one_process("lanes")["log"])
+
+
 @pytest.mark.parametrize(
-    "name", ["map", "stream", *(pytest.param(name, marks=pytest.mark.slow) for name in ("synchronised", "full", "sft"))]
+    "name",
+    [
+        "map",
+        "stream",
+        "lanes",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("synchronised", "full", "sft")),
+    ],
 )
 def test_accumulated_micro_batches_equal_one_batch(tmp_path, one_process, name):
     parts = run_case(name, tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2)

@@ -15,6 +15,7 @@ class PreparedRow(TypedDict, total=False):
         score, weight: float32.
         is_positive: bool.
         relative_score: float32, where the loss reads it.
+        reference_error: float32 `[S]`, of each sample of its draw, where it was computed before training.
         image, prompt: the encoders' tensors by name, of map-style data.
         pixels, geometry, prompt_text: of a stream, whose rows are encoded in the training step.
     """
@@ -26,6 +27,7 @@ class PreparedRow(TypedDict, total=False):
     is_positive: Tensor
     weight: Tensor
     relative_score: Tensor
+    reference_error: Tensor
     image: dict[str, Tensor]
     prompt: dict[str, Tensor]
     pixels: Tensor

@@ -131,7 +131,10 @@ class EncodedDataset(TorchDataset[PreparedRow]):
         labels: of the rows, in order.
         pairs: what they were made of, if they are pairs.
         rows_per_item: rows that belong together: two of a pair.
+        reference_errors: float32 `[D, len(self), S]`, of `D` draws that epochs take in turns; None if there are none.
     """
+
+    reference_errors: Tensor | None = None
 
     def __init__(
         self, scanned: ScannedRows, images: EncodedImages, prompts: EncodedPrompts, positions: Sequence[int],
@@ -195,6 +198,8 @@ class EncodedDataset(TorchDataset[PreparedRow]):
         }
         if self.labels.relative_scores is not None:
             row["relative_score"] = self.labels.relative_scores[position]
+        if self.reference_errors is not None:
+            row["reference_error"] = self.reference_errors[epoch % len(self.reference_errors), position]
         return row
 
 

@@ -112,10 +112,10 @@ def read_row(
 
 
 def iterate_rows(
-    dataset: Dataset | IterableDataset, columns: Columns, bad: BadRows, origin: Origin
+    dataset: Dataset | IterableDataset, columns: Columns, bad: BadRows, origin: Origin, first_row: int = 0
 ) -> Iterator[tuple[int, str, Any, float]]:
     """Index, prompt, image or video, and score of each good row, in order; files are named, and not opened."""
-    for row, example in enumerate(undecoded(dataset, columns.prompt, columns.media, columns.score)):
+    for row, example in enumerate(undecoded(dataset, columns.prompt, columns.media, columns.score), first_row):
         values = read_row(example, columns, row, bad, origin)
         if values is not None:
             yield row, *values
@@ -147,6 +147,7 @@ class RowSource:
         origin: of the data set.
         name: of the data set, for messages.
         skip_bad: whether to leave out bad rows instead of stopping at the first.
+        first_row: the index of its first row, where it is a part of a data set.
     """
 
     dataset: Dataset | IterableDataset
@@ -156,10 +157,11 @@ class RowSource:
     origin: Origin
     name: str = "training"
     skip_bad: bool = False
+    first_row: int = 0
 
     def rows(self, bad: BadRows) -> Iterator[tuple[int, str, Any, float]]:
         """The good rows, as [`iterate_rows`] gives them."""
-        return iterate_rows(self.dataset, self.columns, bad, self.origin)
+        return iterate_rows(self.dataset, self.columns, bad, self.origin, self.first_row)
 
     def images(self, bad: BadRows) -> Iterator[tuple[int, str, list[tuple[str, Any, float]]]]:
         """Index and prompt of each good row, and column, image or video, and score of what it has of them.

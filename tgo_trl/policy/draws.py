@@ -120,6 +120,13 @@ def draw_samples(
     return SampleDraw(_move(noise, device), generators, nums)
 
 
+def repeated(epochs: Sequence[int], num_draws: int | None) -> Sequence[int]:
+    """The epochs whose draws rows have if there are `num_draws` in turns, and those of evaluation as they are."""
+    if num_draws is None:
+        return epochs
+    return [epoch if epoch == EVALUATION_EPOCH else epoch % num_draws for epoch in epochs]
+
+
 def draw_keys(epochs: Sequence[int], rows: Sequence[int], num_samples: int) -> tuple[tuple[int, int, int], ...]:
     """`(epoch, row, sample)` of each draw, in the order of [`draw_rows`]."""
     return tuple((epoch, row, sample) for sample in range(num_samples) for epoch, row in zip(epochs, rows, strict=True))

@@ -90,6 +90,38 @@ class NetworkReference(Reference):
             return corrupted.errors(self.predictions(model, corrupted))
 
 
+class OwnReference(NetworkReference):
+    """The policy's own networks, which are the reference for as long as they are not trained."""
+
+    @contextmanager
+    def acting(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Yields the same module."""
+        yield model
+
+    @contextmanager
+    def sampling(self, pipeline: DiffusionPipeline) -> Iterator[None]:
+        """The pipeline's networks are those."""
+        yield
+
+    def state(self) -> dict[str, Tensor]:
+        """It has none of its own."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """There is nothing to replace."""
+
+
+class PastReference(OwnReference):
+    """A reference that is no longer in memory: whoever asks it is told so."""
+
+    def predictions(self, model: nn.Module, corrupted: Corrupted) -> Tensor:
+        """Raises a ValueError."""
+        raise ValueError(
+            "The reference is no longer in memory (`precompute_ref_log_probs=True`): its errors are known of the "
+            "trainer's own data sets. Pass this one as `eval_dataset` when the trainer is made."
+        )
+
+
 class AdapterReference(NetworkReference):
     """The policy's networks with the adapter off, or with its frozen copy on.
 

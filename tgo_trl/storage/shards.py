@@ -115,9 +115,8 @@ class ShardWriter:
             description: the label of the progress bar.
             rows_per_shard: rows that are encoded again if a process is killed.
         """
-        chunks = list(_chunks(range(len(keys)), rows_per_shard))
-        paths = [self.folder / f"{fingerprint(recipe, *(keys[i] for i in chunk))}.safetensors" for chunk in chunks]
-        work = list(zip(paths, chunks, strict=True))
+        work = self._work(keys, recipe, rows_per_shard)
+        paths = [path for path, _ in work]
         share = work[self.process_index :: self.num_processes]
         # of the same rows: whoever encodes others goes on meanwhile
         lock = self.folder / f".{fingerprint(*paths)}.lock"
@@ -131,6 +130,18 @@ class ShardWriter:
             others = [entry for i, entry in enumerate(work) if i % self.num_processes != self.process_index]
             self._encode_missing(others, encode, batch_size, description)  # where processes share no file system
         return Shards(paths, len(keys), rows_per_shard)
+
+    def num_missing(self, keys: Sequence[str], recipe: str, rows_per_shard: int = ROWS_PER_SHARD) -> int:
+        """How many rows [`write`] would encode, as far as one can tell without reading shards; arguments as there."""
+        return sum(len(chunk) for path, chunk in self._work(keys, recipe, rows_per_shard) if not path.exists())
+
+    def _work(self, keys: Sequence[str], recipe: str, rows_per_shard: int) -> list[tuple[Path, Sequence[int]]]:
+        """Each shard, and the rows in it."""
+        chunks = _chunks(range(len(keys)), rows_per_shard)
+        return [(self._path(recipe, [keys[i] for i in chunk]), chunk) for chunk in chunks]
+
+    def _path(self, recipe: str, keys: Sequence[str]) -> Path:
+        return self.folder / f"{fingerprint(recipe, *keys)}.safetensors"
 
     def _encode_missing(
         self,

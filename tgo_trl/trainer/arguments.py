@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from diffusers import DiffusionPipeline
 
+from ..data.lanes import can_be_divided
 from ..families import Family, build_family
 from ..losses import LOSSES
 from ..media.sizes import aspect_ratio_sizes, check_size
@@ -57,8 +58,20 @@ def check_arguments(
     check_launch(args)
     if isinstance(train_dataset, IterableDataset):
         _check_stream(args)
+        _check_lanes(args, train_dataset)
+    elif args.stream_lanes is not None:
+        raise ValueError(
+            f"`stream_lanes` is {args.stream_lanes}, which is of a streaming `train_dataset`, and this one is not. "
+            "Leave it out."
+        )
     if LOSSES[args.loss_type].rows == "pairs":
         _check_pairs(args, named)
+    streams = [name for name, dataset in named.items() if isinstance(dataset, IterableDataset)]
+    if args.precompute_ref_log_probs and streams:
+        raise ValueError(
+            f"`precompute_ref_log_probs` is True, and `{streams[0]}` is a stream, whose rows are encoded in the step. "
+            "Load it without `streaming=True`, or leave `precompute_ref_log_probs` out."
+        )
     if args.dataloader_num_workers > 1 and any(isinstance(dataset, IterableDataset) for dataset in named.values()):
         raise ValueError(
             f"A streaming data set is read in order, which `dataloader_num_workers={args.dataloader_num_workers}` "
@@ -104,6 +117,30 @@ def _check_stream(args: TGOConfig) -> None:
         raise ValueError(
             "`ref_model_sync_strategy='epoch'` moves the reference between epochs, and a streaming `train_dataset` is "
             "one long epoch to `Trainer`. Use 'steps' and `ref_model_sync_steps`."
+        )
+
+
+def _check_lanes(args: TGOConfig, stream: IterableDataset) -> None:
+    """That as many lanes as the user asks for can be had."""
+    number = args.stream_lanes
+    if number is None or number == 1:
+        return
+    why = None
+    if args.aspect_ratio_buckets:
+        why = "with `aspect_ratio_buckets=True` rows are gathered by size in the order of the whole stream"
+    elif number > stream.num_shards:
+        why = f"it has {stream.num_shards} shard{'s' * (stream.num_shards > 1)}"
+    elif not can_be_divided(stream):
+        why = (
+            "its shards, read one by one, would give other rows (after `skip`, `take`, `interleave_datasets`, "
+            "`split_dataset_by_node`, or `map` and `filter` by batches or indices)"
+        )
+    elif args.rows_per_update % number:
+        why = f"every update takes as many rows of each lane, and has {args.rows_per_update} rows"
+    if why is not None:
+        raise ValueError(
+            f"`stream_lanes` is {number}, in which `train_dataset` cannot be read: {why}. Leave it out, or set 1, "
+            "which reads the stream in its order."
         )
 
 

@@ -28,7 +28,7 @@ from ..policy.distributed import leave_quantized_weights_to_each_process
 from ..policy.encoders import FrozenEncoders
 from ..policy.loading import load_pipeline, remove_offloading, replace_tokenizer
 from ..policy.policy import Policy, build_policy, disable_dropout
-from ..policy.reference import AdapterReference, ModelReference, Reference
+from ..policy.reference import AdapterReference, ModelReference, OwnReference, Reference
 from ..policy.sampling import cpu_generators, negating, quiet
 from ..rewards.base import Reward
 from ..storage.fingerprints import component_fingerprint, tensors_digest, weights_fingerprint
@@ -114,7 +114,7 @@ class BaseTrainer(ResumableTrainer):
             disable_dropout(policy)
         keep_copy = was_trained or args.sync_ref_model
         self.reference = _build_reference(policy, keep_copy, ref_networks, args) if needs_reference else None
-        self.sampled_reference = self.reference
+        self.sampled_reference = None if isinstance(self.reference, OwnReference) else self.reference
         if self.reference is None and policy.adapter_name is not None:
             self.sampled_reference = AdapterReference(policy, keep_copy=was_trained)
         leave_quantized_weights_to_each_process(policy)
@@ -625,6 +625,8 @@ def _build_reference(
 ) -> Reference:
     if ref_networks is None and policy.adapter_name is not None:
         return AdapterReference(policy, keep_copy)
+    if ref_networks is None and args.precompute_ref_log_probs:
+        return OwnReference()  # asked before the first update, and not after it
     reference = ModelReference(ref_networks or copy.deepcopy(dict(policy.networks.items())), policy)
     if args.disable_dropout:
         disable_dropout(reference.model)

@@ -54,6 +54,7 @@ class RunRecord:
         changes: what was set otherwise from some update on, a sentence each.
         averaged_updates: those that the average of the weights counts; None without one.
         sample_ways: after which updates samples were measured in another way, with digests of it by metric.
+        lanes: rows of each lane that a stream is read in; empty if it is read in its order.
     """
 
     config: dict[str, Any]
@@ -66,6 +67,7 @@ class RunRecord:
     changes: list[str] = field(default_factory=list)
     averaged_updates: int | None = None
     sample_ways: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    lanes: list[int] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
         """Writes `tgo_config.json`."""
@@ -83,6 +85,8 @@ class RunRecord:
             values["averaged_updates"] = self.averaged_updates
         if self.sample_ways:
             values["sample_ways"] = self.sample_ways
+        if self.lanes:
+            values["lanes"] = self.lanes
         (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
     @classmethod
@@ -101,6 +105,7 @@ class RunRecord:
             changes=values["changes"],
             averaged_updates=values.get("averaged_updates"),
             sample_ways=[(after, ways) for after, ways in values.get("sample_ways", [])],
+            lanes=values.get("lanes", []),
         )
 
 

@@ -21,6 +21,7 @@ REPLACED = (
     "lora_target_modules", "model_init_kwargs", "prompt_column", "image_column", "video_column", "score_column",
     "chosen_column", "rejected_column", "pairs", "pair_margin", "resolution", "height", "width", "on_bad_row",
     "max_steps", "num_train_epochs", "recipe", "max_drift", "min_variety", "early_stopping_patience",
+    "stream_lanes",
 )  # fmt: skip
 """Settings that act through something else that is compared, or that say how long a run goes on."""
 WITHOUT_EFFECT = (
@@ -33,6 +34,7 @@ WITHOUT_EFFECT = (
     "length_column_name", "debug", "skip_memory_metrics", "do_train", "do_eval", "do_predict", "resume_",
     "enable_jit", "torch_empty_cache_steps", "use_cache", "use_liger_kernel", "liger_kernel_config", "average_tokens",
     "encoding_cache_dir", "deepspeed", "overwrite_", "local_rank", "allow_urls", "image_dir",
+    "precompute_ref_batch_size",
 )  # fmt: skip
 """How the names begin of settings that change neither the rows of an update nor what is made of them."""
 OPTIMIZER = ("optim", "optim_args", "optim_target_modules", "optimizer", "use_peft")
@@ -41,8 +43,8 @@ OPTIMIZER = ("optim", "optim_args", "optim_target_modules", "optimizer", "use_pe
 OF_THE_BASE = "the base model's weights"
 """What a digest of these is called in a [`Course`]."""
 
-OFF = objective.OFF | {"quantile_scope": "auto"}
-"""Settings of the objective as they are by default, and as they were in a run of a version that did not have them."""
+OFF = objective.OFF | {"quantile_scope": "auto", "num_ref_draws": None, "precompute_ref_log_probs": False}
+"""Settings of objective and reference as they are by default, and as they were in a run of a version without them."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,11 @@ def weights_digest(networks: Mapping[str, nn.Module]) -> str:
     Enough to tell one published model from another at once, not to find a single number that differs.
     """
     return tensors_digest((name, _some(tensor)) for name, tensor in stored_tensors(_base_tensors(networks)))
+
+
+def whole_weights_digest(networks: Mapping[str, nn.Module]) -> str:
+    """As [`weights_digest`], of every number."""
+    return tensors_digest(stored_tensors(_base_tensors(networks)))
 
 
 def _base_tensors(networks: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:

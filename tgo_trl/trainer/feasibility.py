@@ -202,6 +202,8 @@ def _check_best_metric(args: TGOConfig, sets: Sequence[str] | None, has_more: bo
     loss = LOSSES[args.loss_type]
     if not loss.needs_reference:
         known = [name for name in known if not name.startswith(OF_A_REFERENCE)]
+    if args.precompute_ref_log_probs:  # its predictions are not kept
+        known.remove(DIFFERENCE)
     if loss.rows == "positives":
         known = [name for name in known if name not in OF_NEGATIVES]
     if not loss.weighs_rows:

@@ -36,6 +36,8 @@ OF_A_THRESHOLD = ("threshold_type", "threshold_percentile", "threshold_value")
 OF_PAIRS = ("pairs", "pair_margin", "chosen_column", "rejected_column")
 
 MOST_SMOOTHING = 0.5
+USUAL_DRAWS = 4
+"""`num_ref_draws`, where errors of the reference are computed before training."""
 
 
 def recipe_settings(recipe: str | None) -> dict[str, Any]:
@@ -136,6 +138,42 @@ def check_objective(settings: Mapping[str, Any], defaults: Mapping[str, Any]) ->
             f"`mirror_strength` is {settings['mirror_strength']}, which only mirrored negatives have. Set "
             "`negatives='mirror'` too, or leave it out."
         )
+
+
+def check_precomputing(settings: Mapping[str, Any]) -> None:
+    """Raises a ValueError if errors of the reference cannot be computed before training, or draws not be repeated.
+
+    Args:
+        settings: by name, those of [`~tgo_trl.TGOConfig`], the objective's checked.
+    """
+    loss = unresolved_loss(settings)
+    of = f"`loss_type={settings['loss_type']!r}`"
+    if settings["num_ref_draws"] is not None and not loss.needs_reference:
+        raise ValueError(
+            f"`num_ref_draws` is {settings['num_ref_draws']}, draws that are repeated for the reference's sake, and "
+            f"{of} has no reference. Leave it out."
+        )
+    if not settings["precompute_ref_log_probs"]:
+        if settings["precompute_ref_batch_size"] is not None:
+            raise ValueError(
+                f"`precompute_ref_batch_size` is {settings['precompute_ref_batch_size']}, and nothing is precomputed. "
+                "Set `precompute_ref_log_probs=True` too, or leave it out."
+            )
+        return
+    why = None
+    if not loss.needs_reference:
+        why = f"{of} has no reference"
+    elif loss.reads_predictions:
+        by = [f"`{name}={settings[name]!r}`" for name in ("trust_region", "negatives") if settings[name] != OFF[name]]
+        why = f"{' and '.join([of, *by])} reads the reference's predictions, and errors alone are kept"
+    elif settings["sync_ref_model"]:
+        why = "`sync_ref_model=True` moves the reference, which then has other errors"
+    elif not settings["disable_dropout"]:
+        why = "with `disable_dropout=False` the reference may have other errors at every step"
+    elif loss.rows == "pairs" and (settings["precompute_ref_batch_size"] or 2) % 2:
+        why = f"`precompute_ref_batch_size={settings['precompute_ref_batch_size']}` would part pairs; it has to be even"
+    if why is not None:
+        raise ValueError(f"`precompute_ref_log_probs` is True, and {why}. Change that, or leave it out.")
 
 
 def _check_times(times: Any) -> None:

@@ -3,15 +3,19 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
 from ..data.encoded import EncodedDataset, ScannedRows, encode_images, encode_prompts, scan_rows
+from ..data.lanes import MOST_UNEVEN, Share, can_be_divided, choose_lanes, in_lanes, scan_shards, unevenness
 from ..data.pairs import Pairs, find_pairs, without_unreadable
 from ..data.prompts import check_prompt_column, read_prompts
 from ..data.rows import BadRows, RowSource
@@ -34,6 +38,8 @@ from .pair_sources import check_pair_source, column_hint, columns_of, pair_selec
 from .tgo_config import TGOConfig
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PreparedDataset = EncodedDataset | StreamDataset
 """Both have `labels`, `pairs`, `example_prompt` and `fingerprint`."""
@@ -94,14 +100,37 @@ class DataPreparer:
         source = self._source(dataset, "training")
         if not isinstance(dataset, IterableDataset):
             return self._encode(source, None)
-        bad = BadRows(source.skip_bad)
-        scores, prompts = scan_stream(dataset, source.columns, bad)
+        return self._training_stream(source, dataset)
+
+    def _training_stream(self, source: RowSource, stream: IterableDataset) -> tuple[StreamDataset, LabelRule]:
+        args, bad = self.args, BadRows(source.skip_bad)
+        num_good: list[int] = []
+        shards: list[int] = []
+        if reads_in_lanes(args, stream):
+            state = PartialState()
+            found = scan_shards(stream, source.columns, bad, state.process_index, state.num_processes, _from_all)
+            num_good, shards = [len(shard.scores) for shard in found], [shard.num_rows for shard in found]
+            scores = [*chain.from_iterable(shard.scores for shard in found)]
+            prompts = [*chain.from_iterable(shard.prompts for shard in found)]
+        else:
+            scores, prompts = scan_stream(stream, source.columns, bad)
         bad.warn(source.name, len(scores) + len(bad.rows))
         rule = self._fit(scores, prompts)
-        self._weigh(rule.apply(scores, prompts))
-        block = training_block(self.args, len(self.sizes))
-        digest = fingerprint(*scores, *prompts)
-        return StreamDataset(source, rule, 0, True, self.loss, block, digest, self.relative_scores), rule
+        labels = rule.apply(scores, prompts)
+        self._weigh(labels)
+        num_lanes = 1
+        if shards:
+            is_used = iter(labels.is_positive.tolist() if self.loss.rows == "positives" else [True] * len(scores))
+            usable = [sum(islice(is_used, number)) for number in num_good]
+            num_lanes = args.stream_lanes or choose_lanes(usable, args.rows_per_update)
+            if num_lanes > 1:
+                _check_lanes(in_lanes(usable, num_lanes))
+        block, digest = training_block(args, len(self.sizes)), fingerprint(*scores, *prompts)
+        share = Share(args.process_index, args.world_size, args.train_batch_size, args.gradient_accumulation_steps)
+        prepared = StreamDataset(
+            source, rule, 0, True, self.loss, block, digest, self.relative_scores, shards, share, num_lanes
+        )
+        return prepared, rule
 
     def evaluation_set(self, dataset: Dataset | IterableDataset, rule: LabelRule | None, name: str) -> PreparedDataset:
         """An evaluation set, labelled by the training set's rule."""
@@ -222,6 +251,29 @@ class DataPreparer:
 
     def _shows_progress(self) -> bool:
         return shows_progress(self.args)
+
+
+def reads_in_lanes(args: TGOConfig, stream: IterableDataset) -> bool:
+    """Whether a training stream may be read in more than one lane."""
+    return can_be_divided(stream) and not args.aspect_ratio_buckets and args.stream_lanes != 1
+
+
+def _from_all(parts: list[T]) -> list[T]:
+    return gather_object(parts) if PartialState().num_processes > 1 else parts
+
+
+def _check_lanes(usable: Sequence[int]) -> None:
+    if not min(usable):
+        raise ValueError(
+            f"`stream_lanes` is {len(usable)}, and one of these lanes has no row that can be trained on. Set fewer."
+        )
+    if unevenness(usable) > MOST_UNEVEN:
+        logger.warning(
+            "`stream_lanes=%d` makes lanes of %d to %d rows that are trained on, as many of each in an update: the "
+            "rows of the shortest come %.2g times as often as those of the longest. Cut the data set into shards of "
+            "as many rows, or set fewer lanes.",
+            len(usable), min(usable), max(usable), unevenness(usable),
+        )  # fmt: skip
 
 
 def training_prompts(dataset: Dataset, args: TGOConfig) -> dict[int, str]:

@@ -35,7 +35,7 @@ from .nonfinite import UpdateGuard, check_finite_tensors
 from .optimizer_modes import OptimizerMode
 from .preparation import training_block
 from .progress import Progress
-from .resuming import accepted_changes, load_changed_optimizer
+from .resuming import OF_WHOLE_STREAMS, accepted_changes, lanes_of, load_changed_optimizer
 from .tgo_config import TGOConfig
 from .weight_average import WeightAverage
 
@@ -137,6 +137,7 @@ class ResumableTrainer(Trainer):
             updates=self.state.global_step,
             changes=self.changes,
             averaged_updates=None if average is None else average.num_updates,
+            lanes=list(self.train_dataset.lanes) if isinstance(self.train_dataset, StreamDataset) else [],
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -216,14 +217,18 @@ class ResumableTrainer(Trainer):
         self._progress = Progress(block=training_block(self.args, len(self.sizes)))
         self._resumed, self._changes, self.changes, self._last_saved, self._is_over = None, [], [], 0, False
         self.optimizer_mode.average = None
+        stream = self.train_dataset if isinstance(self.train_dataset, StreamDataset) else None
+        if stream is not None:
+            stream.skip, stream.num_lanes = 0, stream.own_lanes
         if checkpoint is not None:
             saved = checkpoints.RunRecord.read(checkpoint)
-            self._changes = accepted_changes(checkpoint, self._record(), self.args.resume_with_changes)
+            if stream is not None:
+                stream.num_lanes = lanes_of(saved, stream, self.args)
+            hint = OF_WHOLE_STREAMS if stream is not None and stream.shards and not saved.lanes else ""
+            self._changes = accepted_changes(checkpoint, self._record(), self.args.resume_with_changes, hint)
             self.changes = saved.changes + [f"from update {saved.updates + 1} on: {change}" for change in self._changes]
             self._resumed, self._last_saved = saved.progress, saved.updates
             self._progress = Progress(saved.progress.epoch, saved.progress.rows, self._progress.block)
-        elif isinstance(self.train_dataset, StreamDataset):
-            self.train_dataset.skip = 0
         if self.is_world_process_zero():
             for folder in (self.args.output_path, *checkpoints.checkpoints(self.args.output_path)):
                 checkpoints.remove_left_over(folder)

@@ -8,21 +8,25 @@ from typing import Any
 import torch
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from ..data.stream import StreamDataset
 from .checkpoints import RunRecord
+from .tgo_config import TGOConfig
 
 logger = logging.getLogger(__name__)
 
 CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
+OF_WHOLE_STREAMS = "A run of a version that read shuffled streams whole goes on with `stream_lanes=1`."
 LENGTH = ("max_steps", "num_train_epochs")
 
 
-def accepted_changes(checkpoint: Path, now: RunRecord, accept: bool) -> list[str]:
+def accepted_changes(checkpoint: Path, now: RunRecord, accept: bool, hint: str = "") -> list[str]:
     """What is set otherwise than in the checkpoint's run, a clause each; empty if it is the same run.
 
     Args:
         checkpoint: to go on from.
         now: the run that goes on.
         accept: whether other settings and data are wanted.
+        hint: what else to do about other settings and data, as a sentence.
 
     Raises:
         ValueError: if something differs and is not wanted, or cannot be had.
@@ -35,11 +39,13 @@ def accepted_changes(checkpoint: Path, now: RunRecord, accept: bool) -> list[str
             f"the threshold was {was.describe()} on {was.num_rows} rows, is {is_now.describe()} on "
             f"{is_now.num_rows} rows, or the weights are others"
         )
+    if saved.lanes and saved.lanes != now.lanes:
+        changes.append(f"the lanes of the stream had {saved.lanes} rows, have {now.lanes}")
     if changes and not accept:
         raise ValueError(
             f"{checkpoint.name} in {str(checkpoint.parent)!r} is of a run with other settings or data: "
             f"{'; '.join(changes)}. Go on with those of the checkpoint, set another `output_dir` to begin anew, or "
-            "`resume_with_changes=True` to go on with these; the model card then says so."
+            f"`resume_with_changes=True` to go on with these; the model card then says so. {hint}".rstrip()
         )
     resized = saved.course.settings.get("rows_per_update") != now.course.settings.get("rows_per_update")
     if resized and now.config.get("max_steps", -1) <= 0:
@@ -48,6 +54,26 @@ def accepted_changes(checkpoint: Path, now: RunRecord, accept: bool) -> list[str
             "updates are left. Set `max_steps`, which counts those that are made already."
         )
     return changes + _other_length(saved, now)
+
+
+def lanes_of(saved: RunRecord, stream: StreamDataset, args: TGOConfig) -> int:
+    """How many lanes the run that goes on was read in; 1 of a version that knew none.
+
+    Raises:
+        ValueError: if the stream cannot be read in them, so that the next row of the run is not known.
+    """
+    number = len(saved.lanes) or 1
+    why = None
+    if args.stream_lanes not in (None, number):
+        why = f"`stream_lanes` is {args.stream_lanes}. Set it to {number}, or leave it out,"
+    elif number > 1 and number > len(stream.shards):
+        why = "`train_dataset` cannot be divided into as many now. Pass the one that the run began with,"
+    elif args.rows_per_update % number:
+        why = f"an update has {args.rows_per_update} rows now, not as many of each. Set a multiple of {number},"
+    if why is not None:
+        read = f"was read in {number} lanes" if number > 1 else "was read in its order"
+        raise ValueError(f"The stream of the run that goes on {read}, and {why} or another `output_dir`.")
+    return number
 
 
 def _other_length(saved: RunRecord, now: RunRecord) -> list[str]:

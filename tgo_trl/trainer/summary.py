@@ -13,7 +13,7 @@ from ..labels.thresholds import percentile_threshold
 
 def summary_rows(
     rule: LabelRule, labels: Labels | None, beta: float | None, temperature: float,
-    objective: Mapping[str, Any] | None = None,
+    objective: Mapping[str, Any] | None = None, reading: str | None = None,
 ) -> list[tuple[str, str]]:  # fmt: skip
     """Name and value of each line.
 
@@ -23,6 +23,7 @@ def summary_rows(
         beta: of the loss; None where it has none.
         temperature: `T`.
         objective: settings of the loss that are not the paper's, by name.
+        reading: how a stream's shards are read; None where there is nothing to say.
     """
     lines = [
         ("rows", f"{rule.num_rows:,}"),
@@ -30,6 +31,8 @@ def summary_rows(
         ("threshold", rule.describe()),
         ("positive rows", f"{rule.num_positive:,} ({100 * rule.num_positive / rule.num_rows:.1f} %)"),
     ]
+    if reading is not None:
+        lines.insert(1, ("read", reading))
     if labels is not None:
         quantiles = [percentile_threshold(labels.weights, p).item() for p in (0, 25, 50, 75, 100)]
         lines.append(("weight min / 25 % / 50 % / 75 % / max", " / ".join(f"{q:.3g}" for q in quantiles)))

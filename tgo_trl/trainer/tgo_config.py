@@ -22,7 +22,7 @@ from ..messages.public import without_secrets
 from ..noise import DENSITIES
 from ..policy.targets import check_target_names
 from ..settings import as_dictionary, check_choice, check_finite, check_types, shown
-from .objective import RECIPES, check_objective, negative_weight, recipe_settings
+from .objective import RECIPES, USUAL_DRAWS, check_objective, check_precomputing, negative_weight, recipe_settings
 from .selection import (
     SAMPLES_PER_PROMPT,
     Bounds,
@@ -43,7 +43,8 @@ FAMILY_SETTINGS = (
 _WHOLE = (
     "resolution", "height", "width", "num_frames", "max_sequence_length", "num_likelihood_samples",
     "ref_model_sync_steps", "lora_r", "encode_batch_size", "sample_steps", "sample_num_inference_steps",
-    "eval_samples_per_prompt", "early_stopping_patience",
+    "eval_samples_per_prompt", "early_stopping_patience", "stream_lanes",
+    "num_ref_draws", "precompute_ref_batch_size",
 )  # fmt: skip
 _POSITIVE = (
     *_WHOLE, "beta", "fps", "logit_std", "timestep_shift", "mirror_strength", "negative_margin", "desirable_weight",
@@ -130,6 +131,10 @@ class TGOConfig(TrainingArguments):
             names it; `"skip"` leaves such rows out, counts and reports them. Likewise where a row's loss or an update's
             gradient is NaN or infinite: `"error"` ends the run before the weights are touched, `"skip"` leaves the
             update out.
+        stream_lanes (`int`, *optional*):
+            In how many lanes a streaming training set of several shards is read, each by the processes that train on
+            its rows. It has to divide the rows of an update. Defaults to as many as are about equally long, up to 16;
+            `1` reads the stream in its order, and whole in every process.
         encode_batch_size (`int`, *optional*, defaults to `8`):
             Images and prompts per forward pass of the frozen encoders.
         encoding_cache_dir (`str`, *optional*):
@@ -241,6 +246,17 @@ class TGOConfig(TrainingArguments):
             `"steps"`: every `ref_model_sync_steps` updates. `"epoch"`: at the start of every epoch but the first.
         ref_model_sync_steps (`int`, *optional*, defaults to `512`):
             Updates between two synchronisations.
+        num_ref_draws (`int`, *optional*):
+            Draws of time and noise that each row has, of which epoch `e` takes that of epoch `e mod num_ref_draws`. If
+            not set, every epoch has new ones, or, with `precompute_ref_log_probs`, there are 4.
+        precompute_ref_log_probs (`bool`, *optional*, defaults to `False`):
+            Compute the reference's errors of each row and draw once before training, and keep them beside the
+            encodings: training then asks the policy alone, and with `use_peft=False` or a `ref_model` no second network
+            stays in memory. Refused for losses that read the reference's predictions, for a reference that moves, and
+            for streams.
+        precompute_ref_batch_size (`int`, *optional*):
+            Rows per forward pass of it. Defaults to `per_device_train_batch_size` in training, and to
+            `per_device_eval_batch_size` in evaluation; others change the errors by rounding.
         resume_with_changes (`bool`, *optional*, defaults to `False`):
             Go on from a checkpoint of a run with other settings or data, which is refused otherwise. The model card
             says from which update on what was changed.
@@ -364,6 +380,7 @@ class TGOConfig(TrainingArguments):
     on_bad_row: str = field(
         default="error", metadata={"help": "What to do with a bad row.", "choices": ["error", "skip"]}
     )
+    stream_lanes: int | None = field(default=None, metadata={"help": "In how many lanes a training stream is read."})
     encode_batch_size: int = field(default=8, metadata={"help": "Rows per forward pass of the encoders."})
     encoding_cache_dir: str | None = field(default=None, metadata={"help": "Folder of the encoded data."})
 
@@ -433,6 +450,15 @@ class TGOConfig(TrainingArguments):
         default="steps", metadata={"help": "When to synchronise the reference.", "choices": ["steps", "epoch"]}
     )
     ref_model_sync_steps: int = field(default=512, metadata={"help": "Updates between two synchronisations."})
+    num_ref_draws: int | None = field(
+        default=None, metadata={"help": "Draws of each row that epochs take in turns; new ones each if not set."}
+    )
+    precompute_ref_log_probs: bool = field(
+        default=False, metadata={"help": "Compute the reference's errors once, before training."}
+    )
+    precompute_ref_batch_size: int | None = field(
+        default=None, metadata={"help": "Rows per forward pass of that. Defaults to the batch sizes."}
+    )
     resume_with_changes: bool = field(
         default=False, metadata={"help": "Go on from a checkpoint of a run with other settings or data."}
     )
@@ -651,6 +677,10 @@ class TGOConfig(TrainingArguments):
             raise ValueError(
                 f"`loss_type={self.loss_type!r}` has no reference, so `sync_ref_model=True` has nothing to synchronise."
             )
+
+        check_precomputing(vars(self))
+        if self.precompute_ref_log_probs and self.num_ref_draws is None:
+            self.num_ref_draws = USUAL_DRAWS
 
     def _check_size(self) -> None:
         if (self.height is None) != (self.width is None):

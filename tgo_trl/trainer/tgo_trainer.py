@@ -18,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from ..data.batch import FIELDS
 from ..data.collator import RowCollator
 from ..data.encoded import EncodedDataset
+from ..data.reference_errors import ReferencePass, plan_reference_errors
 from ..data.sampler import RowSampler
 from ..data.stream import StreamDataset
 from ..families import Family
@@ -27,10 +28,12 @@ from ..losses import LossInputs, RowErrors, build_loss
 from ..losses.likelihood import log_likelihood
 from ..media.types import Sample, Size
 from ..policy.adapters import check_policy
-from ..policy.draws import EVALUATION_EPOCH, Draw, draw_pairs, draw_rows
+from ..policy.denoising import Corrupted
+from ..policy.draws import EVALUATION_EPOCH, Draw, draw_pairs, draw_rows, repeated
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
 from ..policy.loading import load_reference_networks
+from ..policy.reference import AdapterReference, PastReference
 from ..settings import shown
 from .arguments import check_arguments, check_loss, default_args, training_dtype
 from .base_trainer import BaseTrainer
@@ -48,7 +51,8 @@ from .metrics import (
 )
 from .nonfinite import UpdateGuard
 from .objective import BALANCED, has_beta
-from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
+from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_block
+from .reference_recipe import active_dropout, reference_digest, reference_recipe
 from .summary import pair_rows, print_summary, summary_rows
 from .tgo_config import TGOConfig
 
@@ -211,6 +215,8 @@ class TGOTrainer(BaseTrainer):
         )
         self._guard = UpdateGuard(self.accelerator, args.on_bad_row == "skip")
         self.strategy.prepare_reference(self.reference)
+        if args.precompute_ref_log_probs:
+            self._precompute_reference(train_set, eval_set)
         if self.label_rule is not None:
             are_weighed = self.loss.weighs_rows
             self.add_callback(ScoreLogCallback(self, self.label_rule, self.train_labels, are_weighed))
@@ -227,7 +233,9 @@ class TGOTrainer(BaseTrainer):
             return pair_rows(self.pairs, beta, temperature, objective)
         assert self.label_rule is not None
         weighed = self.train_labels if self.loss.weighs_rows else None
-        return summary_rows(self.label_rule, weighed, beta, temperature, objective)
+        stream = self.train_dataset if isinstance(self.train_dataset, StreamDataset) else None
+        reading = None if stream is None else stream.describe_reading()
+        return summary_rows(self.label_rule, weighed, beta, temperature, objective, reading)
 
     def _resolve_temperature(self, args: TGOConfig, train_set: PreparedDataset) -> float:
         if isinstance(args.temperature, float):
@@ -249,6 +257,58 @@ class TGOTrainer(BaseTrainer):
         if isinstance(args.negative_weight, float):
             return args.negative_weight
         return min(1.0, self.preparer.weight_balance)
+
+    def _precompute_reference(
+        self, train_set: PreparedDataset, eval_set: PreparedDataset | dict[str, PreparedDataset] | None
+    ) -> None:
+        """Computes the reference's errors of all rows and draws, after which its networks are not needed."""
+        args, reference = self.args, self.reference
+        assert reference is not None
+        assert args.num_ref_draws is not None
+        layer = active_dropout(reference, self.policy)
+        if layer is not None:
+            raise ValueError(
+                f"`precompute_ref_log_probs` is True, and the reference has dropout (`{layer}`), so that its errors "
+                "differ from step to step. Leave `precompute_ref_log_probs` out, or load the adapter without dropout."
+            )
+        sets = eval_set if isinstance(eval_set, dict) else {} if eval_set is None else {"evaluation": eval_set}
+        weights = reference_digest(reference, self.policy)
+        self._remember_errors("training", train_set, weights, range(args.num_ref_draws), args.train_batch_size)
+        for name, dataset in sets.items():
+            self._remember_errors(name, dataset, weights, [EVALUATION_EPOCH], args.eval_batch_size)
+        if not isinstance(reference, AdapterReference):  # which takes no memory of its own
+            self.reference = PastReference()
+            if not (args.sample_prompts or args.eval_sample_prompts):
+                self.sampled_reference = None
+
+    def _remember_errors(
+        self, name: str, dataset: PreparedDataset, weights: str, draws: Sequence[int], batch_size: int
+    ) -> None:
+        args = self.args
+        assert isinstance(dataset, EncodedDataset)
+        size = args.precompute_ref_batch_size or batch_size
+        recipe = reference_recipe(weights, self.denoiser, self.encoders, args, size)
+        how = ReferencePass(
+            functools.partial(self._reference_errors, dataset), recipe, size, args.num_likelihood_samples
+        )
+        rows = zip(dataset.prompt_texts, dataset.labels.is_positive.tolist(), strict=True)
+        texts = [self.loss.prompt(*row) for row in rows]
+        announcement, compute = plan_reference_errors(dataset, draws, how, shard_writer(args), name, texts)
+        if self.is_world_process_zero():
+            print(announcement)
+        dataset.reference_errors = compute()
+
+    @torch.no_grad()
+    def _reference_errors(self, dataset: EncodedDataset, rows: Sequence[tuple[int, int]]) -> Tensor:
+        """The reference's error of rows by (draw, position), `[n, K]`."""
+        assert self.reference is not None
+        inputs = self._prepare_inputs(RowCollator()([dataset[row] for row in rows]))
+        was_training = self.model.training
+        self.model.eval()
+        with self.compute_loss_context_manager():
+            errors = self.reference.errors(self.model, self._corrupt(inputs)[0])
+        self.model.train(was_training)
+        return errors.T
 
     def _prepare_evaluation(
         self, dataset: RawDataset | Mapping[str, RawDataset] | None
@@ -344,16 +404,21 @@ class TGOTrainer(BaseTrainer):
 
     def _errors(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[RowErrors, Draw]:
         """Errors of policy and reference on the draw of each row, `[K, B]`, and the draw."""
+        corrupted, draw = self._corrupt(inputs)
+        known = inputs["reference_error"].T.contiguous() if "reference_error" in inputs else None
+        return row_errors(model, self.reference, corrupted, self.loss.reads_predictions, known), draw
+
+    def _corrupt(self, inputs: dict[str, Any]) -> tuple[Corrupted, Draw]:
         image, prompt = self._conditions(inputs)
         shape, num_samples = self.family.latent_shape(image), self.args.num_likelihood_samples
         draw_batch = draw_pairs if self.loss.rows == "pairs" else draw_rows
         device = inputs["valid"].device
-        draw = draw_batch(self.args.seed, inputs["epoch"], inputs["row"], shape, num_samples, device)
+        epochs = repeated(inputs["epoch"], self.args.num_ref_draws)
+        draw = draw_batch(self.args.seed, epochs, inputs["row"], shape, num_samples, device)
         if self.args.time_range is not None:
             first, last = self.args.time_range
             draw = replace(draw, quantile=first + (last - first) * draw.quantile)
-        corrupted = self.denoiser.corrupt(image, prompt, draw)
-        return row_errors(model, self.reference, corrupted, self.loss.reads_predictions), draw
+        return self.denoiser.corrupt(image, prompt, draw), draw
 
     @torch.no_grad()
     def _update_statistic(self, batches: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
@@ -500,6 +565,8 @@ class TGOTrainer(BaseTrainer):
             told["negative_weight"] = f"{told.get('negative_weight', 1)} (balanced)"
         if self.args.time_range is not None:
             told["time_range"] = "{:g} to {:g}".format(*self.args.time_range)
+        if self.args.num_ref_draws is not None:
+            told["num_ref_draws"] = self.args.num_ref_draws
         if self.args.positive_ratio is not None:
             told["positive_ratio"] = _told(self.args.positive_ratio)
         if isinstance(self.preparer.relative_scores, ScoreQuantiles):

@@ -1,0 +1,59 @@
+"""What the errors of a reference depend on, so that those of another one are never read."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+import diffusers
+import peft
+import torch
+from torch import nn
+
+from ..policy.denoising import Denoiser
+from ..policy.encoders import FrozenEncoders
+from ..policy.policy import Policy
+from ..policy.reference import AdapterReference, ModelReference, Reference
+from ..storage.fingerprints import component_fingerprint, config_fingerprint, fingerprint, tensors_digest
+from .course import whole_weights_digest
+from .tgo_config import TGOConfig
+
+VERSION = 1
+"""Of how noise is drawn, samples are corrupted and errors are measured: another one is computed anew."""
+
+
+def reference_digest(reference: Reference, policy: Policy) -> str:
+    """A digest of every weight of the reference, and of its networks' configurations."""
+    networks = {"": reference.model} if isinstance(reference, ModelReference) else dict(policy.networks.items())
+    adapter = reference.state() if isinstance(reference, AdapterReference) else {}
+    parts = [part for network in networks.values() for part in network.modules()]
+    named = [(type(part).__name__, getattr(part, "config", None)) for part in parts]
+    configs = [config_fingerprint(name, config) for name, config in named if isinstance(config, Mapping)]
+    return fingerprint(whole_weights_digest(networks), tensors_digest(sorted(adapter.items())), *configs)
+
+
+def reference_recipe(
+    weights: str, denoiser: Denoiser, encoders: FrozenEncoders, args: TGOConfig, batch_size: int
+) -> str:
+    """A fingerprint of all that the reference's error of a row depends on, beside image, prompt and draw.
+
+    Args:
+        weights: their digest.
+        denoiser: of the pipeline.
+        encoders: of the pipeline.
+        args: the run's settings.
+        batch_size: rows of a forward pass, by which the errors round.
+    """
+    family, scheduler = denoiser.family, getattr(denoiser.pipeline, "scheduler", None)
+    settings = [(field.name, getattr(family, field.name)) for field in fields(family)]
+    run = (args.seed, args.num_likelihood_samples, args.time_range, args.bf16, args.fp16, batch_size, args.loss_type)
+    versions = (VERSION, torch.__version__, diffusers.__version__, peft.__version__, args.device.type)
+    parts = (type(family).__qualname__, settings, encoders.image_recipe, encoders.prompt_recipe, weights)
+    return fingerprint(*versions, *run, None if scheduler is None else component_fingerprint(scheduler), *parts)
+
+
+def active_dropout(reference: Reference, policy: Policy) -> str | None:
+    """The name of a layer that would give the reference other errors in training, with each draw of dropout."""
+    if not isinstance(reference, AdapterReference):
+        return None
+    layers = [(name, layer) for name, layer in policy.named_modules() if isinstance(layer, nn.Dropout) and layer.p > 0]
+    own = f"lora_dropout.{reference.copy}"
+    return next((name for name, _ in layers if "lora_dropout" not in name or name.endswith(own)), None)
