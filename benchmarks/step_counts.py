@@ -3,7 +3,7 @@
 A small batch is bound by the host on any GPU, by how many functions Python calls and how many kernels it launches, and
 neither depends on how wide a network is. So both can be counted without a GPU, exactly, and held to.
 
-- **Python calls**: functions written in Python, among them the resumption of a generator, as `sys.setprofile` sees them.
+- **Python calls**: functions written in Python, also the resumption of a generator, as `sys.setprofile` sees them.
 - **Kernels**: operators of PyTorch that compute; views, and memory that is not written, are left out. Random numbers
   are drawn on the CPU, by trainer and bare loop alike, and count too.
 

@@ -24,7 +24,6 @@ from ..families import Family
 from ..labels.quantiles import ScoreQuantiles
 from ..labels.rule import LabelRule, Labels
 from ..losses import LossInputs, RowErrors, build_loss
-from ..losses.likelihood import log_likelihood
 from ..media.types import Sample, Size
 from ..policy.adapters import check_policy
 from ..policy.draws import EVALUATION_EPOCH, Draw, draw_pairs, draw_rows
@@ -38,14 +37,7 @@ from .callbacks import ScoreLogCallback, check_callbacks
 from .course import describe_optimizer
 from .eval_samples import load_eval_rewards
 from .feasibility import check_best_metric_for, check_best_metric_of, check_drift_of, check_feasible
-from .metrics import (
-    MetricSums,
-    add_drift_metrics,
-    add_error_metrics,
-    add_likelihood_metrics,
-    add_reward_metrics,
-    add_weight_metrics,
-)
+from .metrics import LossMetrics, MetricRows
 from .nonfinite import UpdateGuard
 from .objective import BALANCED, has_beta
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
@@ -190,7 +182,7 @@ class TGOTrainer(BaseTrainer):
             "optimizer": describe_optimizer(optimizers, optimizer_cls_and_kwargs),
         }
         self._course = self._describe_course(policy, was_trained, args, settings, train_set.fingerprint)
-        self._sums = {"train": MetricSums(), "eval": MetricSums()}
+        self._metrics = {"train": self._new_metrics(), "eval": self._new_metrics()}
         self._bad_evaluated: list[tuple[Sequence[int], Tensor]] = []
         self._samples_prefix: str | None = None  # of the metrics of samples, as long as they are to be drawn
         self._statistic: Tensor | None = None
@@ -314,7 +306,6 @@ class TGOTrainer(BaseTrainer):
             num_items_in_batch: rows of the update over all processes; None for a mean over the batch.
         """
         valid, is_positive = inputs["valid"], inputs["is_positive"]
-        sums = self._sums["train" if self.model.training else "eval"]
         errors, draw = self._errors(model, inputs)
         statistic = self._statistic if self.model.training else None  # an evaluation is a function of the weights
         relative_score = inputs.get("relative_score")
@@ -323,22 +314,12 @@ class TGOTrainer(BaseTrainer):
         self._look_for_bad_rows(inputs["row"], rows.loss, valid)
         if self._guard.skip:  # what is left out is left out of the metrics too
             valid = valid & rows.loss.isfinite()
-        add_likelihood_metrics(sums, log_likelihood(errors.policy.mean(0), self.temperature), is_positive, valid)
-        if rows.reward is not None:
-            add_reward_metrics(sums, rows.reward, is_positive, valid, self.loss.rows == "pairs")
-            if self.loss.weighs_rows:
-                add_weight_metrics(sums, inputs["weight"], is_positive, valid)
-        if errors.reference is not None:
-            num_samples = self.args.num_likelihood_samples
-            difference = (errors.reference - errors.policy).flatten()
-            positives, valids = is_positive.repeat(num_samples), valid.repeat(num_samples)
-            add_error_metrics(sums, difference, draw.quantile, positives, valids)
-            policy, reference = errors.policy.flatten(), errors.reference.flatten()
-            add_drift_metrics(sums, policy, reference, draw.quantile, positives, valids)
-        if errors.prediction_difference is not None:
-            sums.add("prediction_difference", errors.prediction_difference.mean(0), valid)
-        if not self.model.training:
-            sums.add("loss", rows.loss, valid)
+        is_training = self.model.training
+        kept = MetricRows(
+            valid, is_positive, inputs["weight"], draw.quantile.reshape(errors.policy.shape), errors.policy,
+            errors.reference, errors.prediction_difference, rows.reward, None if is_training else rows.loss,
+        )  # fmt: skip
+        self._metrics["train" if is_training else "eval"].keep(kept)
         loss = self._over_rows(rows.loss, valid, num_items_in_batch)
         return (loss, {"log_ratio": rows.output.detach()}) if return_outputs else loss
 
@@ -396,8 +377,11 @@ class TGOTrainer(BaseTrainer):
 
     # ---- Metrics and evaluation ----
 
+    def _new_metrics(self) -> LossMetrics:
+        return LossMetrics(self.temperature, self.loss.rows == "pairs", self.loss.weighs_rows)
+
     def _training_metrics(self) -> dict[str, float]:
-        return self._sums["train"].pop_means(self.accelerator)
+        return self._metrics["train"].pop_means(self.accelerator)
 
     def evaluate(
         self,
@@ -431,10 +415,10 @@ class TGOTrainer(BaseTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Adds the metrics of the evaluated rows; the loss is their mean, not a mean of batch means."""
-        self._sums["eval"], self._bad_evaluated = MetricSums(), []
+        self._metrics["eval"], self._bad_evaluated = self._new_metrics(), []
         self.optimizer_mode.settle()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        means = self._sums["eval"].pop_means(self.accelerator)
+        means = self._metrics["eval"].pop_means(self.accelerator)
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         self._release_encoders()
