@@ -42,7 +42,11 @@ NUM_UPDATES = WARM_UP + 2 * BETWEEN_LOGS
 SIDE = 16
 """Latents of a picture: so many that even the lowest level of a UNet has several, between which attention tells."""
 
-NO_KERNEL = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "alias"}
+NO_KERNEL = {
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided",  # memory that nothing writes
+    "detach", "lift_fresh", "set_", "scalar_tensor",  # a tensor of memory, or of a number, that is there
+    "_local_scalar_dense", "_record_function_enter_new", "_record_function_exit",
+}  # fmt: skip
 
 
 # ---- Counting ----
@@ -185,7 +189,7 @@ class BareLoop:
         network.requires_grad_(False).to(torch.bfloat16).train()
         network.add_adapter(LoraConfig(**LORA))
         cast_training_params(network, torch.float32)
-        self.layers = [layer for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
+        self.layers = [vars(layer) for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
         self.trained = [weight for weight in network.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=True)
         self.denoise = depth.denoiser(network, batch)
@@ -199,11 +203,11 @@ class BareLoop:
         noisy = (abar.sqrt() * self.latents + (1 - abar).sqrt() * noise).to(torch.bfloat16)
         with torch.autocast("cpu", torch.bfloat16):
             for layer in self.layers:
-                layer._disable_adapters = True
+                layer["_disable_adapters"] = True
             with torch.no_grad():
                 reference = (self.denoise(noisy, time).float() - noise).square().mean((1, 2, 3))
             for layer in self.layers:
-                layer._disable_adapters = False
+                layer["_disable_adapters"] = False
             policy = (self.denoise(noisy, time).float() - noise).square().mean((1, 2, 3))
         loss = -logsigmoid(self.sign * (reference - policy) / 0.256).mean()
         loss.backward()

@@ -40,8 +40,8 @@ class LatentFamily(Family):
     def clean(self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], posterior_noise: Tensor) -> Tensor:
         """`z = (mean + std * noise - shift_factor) * scaling_factor`, float32 `[B, C, ...]`."""
         config = pipeline.vae.config
-        shift = float(config.get("shift_factor") or 0.0)
-        return (posterior_sample(image, posterior_noise) - shift) * float(config.scaling_factor)
+        latents, shift = posterior_sample(image, posterior_noise), config.get("shift_factor")
+        return (latents - float(shift) if shift else latents) * float(config.scaling_factor)
 
     # ---- The sampler's way, of families that have `has_sampler` ----
 

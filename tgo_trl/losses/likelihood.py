@@ -4,6 +4,7 @@ Pure functions of tensors. Equation numbers follow "Threshold-Guided Optimizatio
 (arXiv 2605.04653), in the order in which its method section introduces them.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -67,6 +68,11 @@ def implicit_reward(log_ratio: Tensor, beta: float) -> Tensor:
     return beta * log_ratio
 
 
+def over_draws(values: Tensor) -> Tensor:
+    """The mean over the draws of each row, `[K, B, ...]` to `[B, ...]`; of one draw, the draw."""
+    return values.squeeze(0) if values.shape[0] == 1 else values.mean(0)
+
+
 def squared_difference(one: Tensor, other: Tensor) -> Tensor:
     """`<(one - other)^2>`, the mean over the numbers of each draw, taken in float32: `[K, B, ...]` to `[K, B]`."""
     return (one.float() - other.float()).square().flatten(2).mean(2)
@@ -74,4 +80,4 @@ def squared_difference(one: Tensor, other: Tensor) -> Tensor:
 
 def toward_label(value: Tensor, is_positive: Tensor) -> Tensor:
     """`+value` for positive rows, `-value` for negative rows; shapes broadcast."""
-    return value.where(is_positive, -value)
+    return value * torch.where(is_positive, 1.0, -1.0)

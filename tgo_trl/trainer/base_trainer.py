@@ -363,7 +363,7 @@ class BaseTrainer(ResumableTrainer):
         if num_items is None:
             return total / valid.sum().clamp(min=1)
         num_processes: int = self.accelerator.num_processes  # gradients, and logged losses, are averaged over them
-        return total * num_processes / num_items
+        return (total if num_processes == 1 else total * num_processes) / num_items
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         is_best = False

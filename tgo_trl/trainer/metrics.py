@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..losses.likelihood import log_likelihood, toward_label
+from ..losses.likelihood import log_likelihood, over_draws, toward_label
 from ..losses.pairs import pair_margin, to_rows
 
 QUARTILES = 4
@@ -138,7 +138,8 @@ class LossMetrics(MetricSums):
 
     def _add_rows(self, rows: MetricRows) -> None:
         is_positive, valid = rows.is_positive, rows.valid
-        add_likelihood_metrics(self, log_likelihood(rows.policy_error.mean(0), self._temperature), is_positive, valid)
+        likelihood = log_likelihood(over_draws(rows.policy_error), self._temperature)
+        add_likelihood_metrics(self, likelihood, is_positive, valid)
         if rows.reward is not None:
             add_reward_metrics(self, rows.reward, is_positive, valid, self._are_pairs)
             if self._are_weighed:
@@ -150,7 +151,7 @@ class LossMetrics(MetricSums):
             add_error_metrics(self, reference - policy, quantile, positives, valids)
             add_drift_metrics(self, policy, reference, quantile, positives, valids)
         if rows.prediction_difference is not None:
-            self.add("prediction_difference", rows.prediction_difference.mean(0), valid)
+            self.add("prediction_difference", over_draws(rows.prediction_difference), valid)
         if rows.loss is not None:
             self.add("loss", rows.loss, valid)
 

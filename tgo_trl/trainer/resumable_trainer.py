@@ -337,8 +337,9 @@ class ResumableTrainer(Trainer):
         if not batches:
             return batches, None
         self._progress = self._progress.after(batches, self.accelerator.num_processes, self._row_sampler is None)
-        num_rows = torch.stack([batch["valid"].sum() for batch in batches]).sum().to(device)
-        return batches, self.accelerator.reduce(num_rows, "sum")
+        valid = [batch["valid"] for batch in batches]
+        num_rows = (torch.cat(valid) if len(valid) > 1 else valid[0]).sum().to(device)
+        return batches, num_rows if self.accelerator.num_processes == 1 else self.accelerator.reduce(num_rows, "sum")
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         return self.strategy.clip_gradient(self.policy, self.args.max_grad_norm)

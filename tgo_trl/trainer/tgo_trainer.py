@@ -38,7 +38,7 @@ from .course import describe_optimizer
 from .eval_samples import load_eval_rewards
 from .feasibility import check_best_metric_for, check_best_metric_of, check_drift_of, check_feasible
 from .metrics import LossMetrics, MetricRows
-from .nonfinite import UpdateGuard
+from .nonfinite import RowLoss, UpdateGuard
 from .objective import BALANCED, has_beta
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
 from .summary import pair_rows, print_summary, summary_rows
@@ -183,7 +183,7 @@ class TGOTrainer(BaseTrainer):
         }
         self._course = self._describe_course(policy, was_trained, args, settings, train_set.fingerprint)
         self._metrics = {"train": self._new_metrics(), "eval": self._new_metrics()}
-        self._bad_evaluated: list[tuple[Sequence[int], Tensor]] = []
+        self._evaluated: list[RowLoss] = []
         self._samples_prefix: str | None = None  # of the metrics of samples, as long as they are to be drawn
         self._statistic: Tensor | None = None
         self._prepare_run(args)
@@ -355,7 +355,7 @@ class TGOTrainer(BaseTrainer):
         if self.model.training:
             self._guard.add(rows, row_loss, valid)
         else:
-            self._bad_evaluated.append((rows, ~row_loss.isfinite() & valid))
+            self._evaluated.append((rows, row_loss.detach(), valid))
 
     def _conditions(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if "image" in inputs:
@@ -415,14 +415,14 @@ class TGOTrainer(BaseTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Adds the metrics of the evaluated rows; the loss is their mean, not a mean of batch means."""
-        self._metrics["eval"], self._bad_evaluated = self._new_metrics(), []
+        self._metrics["eval"], self._evaluated = self._new_metrics(), []
         self.optimizer_mode.settle()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         means = self._metrics["eval"].pop_means(self.accelerator)
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         self._release_encoders()
-        self._guard.check_evaluated(self._bad_evaluated)
+        self._guard.check_evaluated(self._evaluated)
         if self._eval_samples is not None and self._samples_prefix is not None:
             prefix, self._samples_prefix = self._samples_prefix, None
             of_samples = self._eval_samples.metrics()
