@@ -1,5 +1,6 @@
 """What the families on latents of a variational autoencoder share: encoding, decoding, and the sampler's way."""
 
+import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -111,7 +112,13 @@ def not_standardized(latents: Tensor, config: Any) -> Tensor:
 
 
 def _moments(latents: Tensor, config: Any) -> list[Tensor]:
-    return [
-        torch.tensor(values, dtype=torch.float32, device=latents.device).reshape(-1, *[1] * (latents.ndim - 2))
-        for values in (config.latents_mean, config.latents_std)
-    ]
+    shape = (-1, *[1] * (latents.ndim - 2))
+    moments = (config.latents_mean, config.latents_std)
+    return [_on_device(tuple(values), latents.device).reshape(shape) for values in moments]
+
+
+@functools.lru_cache(maxsize=64)
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept, because to bring numbers to a GPU waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device)

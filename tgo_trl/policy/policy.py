@@ -79,7 +79,7 @@ class Policy(nn.Module):
 
     # ---- Calling it ----
 
-    def forward(self, corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, corrupted: Tensor, time: Tensor, conditions: Mapping[str, Any]) -> Tensor:
         """The prediction in the network's native target, `[B, ...]`."""
         inputs = (dict(self.networks.items()), corrupted, time, conditions)
         if self.recomputes_calls and torch.is_grad_enabled():

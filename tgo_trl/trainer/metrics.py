@@ -75,7 +75,7 @@ class MetricRows:
         valid: bool `[B]`, False for padding.
         is_positive: bool `[B]`, the labels.
         weight: float32 `[B]`, the confidence weight.
-        quantile: float32 `[K, B]`, of the time of each draw.
+        quantile: float32 `[K, B]`, of the time of each draw, on the CPU.
         policy_error: float32 `[K, B]`.
         reference_error: float32 `[K, B]`; None without a reference.
         prediction_difference: float32 `[K, B]`; None where predictions cannot be subtracted.
@@ -146,7 +146,7 @@ class LossMetrics(MetricSums):
                 add_weight_metrics(self, rows.weight, is_positive, valid)
         if rows.reference_error is not None:
             policy, reference = rows.policy_error.flatten(), rows.reference_error.flatten()
-            quantile, num_samples = rows.quantile.flatten(), len(rows.quantile)
+            quantile, num_samples = rows.quantile.flatten().to(policy.device), len(rows.quantile)
             positives, valids = is_positive.repeat(num_samples), valid.repeat(num_samples)
             add_error_metrics(self, reference - policy, quantile, positives, valids)
             add_drift_metrics(self, policy, reference, quantile, positives, valids)

@@ -357,9 +357,10 @@ class TGOTrainer(BaseTrainer):
         else:
             self._evaluated.append((rows, row_loss.detach(), valid))
 
-    def _conditions(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _conditions(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if "image" in inputs:
-            return inputs["image"], inputs["prompt"]
+            known = {"lengths": tuple(inputs["prompt_length"])} if "prompt_length" in inputs else {}
+            return inputs["image"], {**inputs["prompt"], **known}
         image = self.encoders.images(inputs["pixels"], inputs["geometry"])
         return image, self.encoders.prompts(inputs["prompt_text"])
 
