@@ -4,7 +4,6 @@ Pure functions of tensors. Equation numbers follow "Threshold-Guided Optimizatio
 (arXiv 2605.04653), in the order in which its method section introduces them.
 """
 
-import torch
 from torch import Tensor
 
 
@@ -65,7 +64,7 @@ def implicit_reward(log_ratio: Tensor, beta: float) -> Tensor:
         log_ratio: float32 `[B]`.
         beta: `beta > 0`, the strength of the KL term.
     """
-    return beta * log_ratio
+    return log_ratio if beta == 1 else beta * log_ratio
 
 
 def over_draws(values: Tensor) -> Tensor:
@@ -80,4 +79,4 @@ def squared_difference(one: Tensor, other: Tensor) -> Tensor:
 
 def toward_label(value: Tensor, is_positive: Tensor) -> Tensor:
     """`+value` for positive rows, `-value` for negative rows; shapes broadcast."""
-    return value * torch.where(is_positive, 1.0, -1.0)
+    return value * (2 * is_positive - 1)

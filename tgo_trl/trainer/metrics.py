@@ -249,6 +249,6 @@ def add_weight_metrics(sums: MetricSums, weight: Tensor, is_positive: Tensor, va
 
 
 def _by_quartile(name: str, quantile: Tensor, mask: Tensor) -> Iterator[tuple[str, Tensor]]:
-    quartile = (quantile * QUARTILES).long()
-    for i in range(QUARTILES):
-        yield f"{name}/quartile_{i + 1}", mask & (quartile == i)
+    quartiles = torch.arange(QUARTILES, device=mask.device)[:, None]
+    for i, is_in in enumerate((mask & ((quantile * QUARTILES).long() == quartiles)).unbind()):
+        yield f"{name}/quartile_{i + 1}", is_in

@@ -18,8 +18,8 @@ from ..labels.checks import list_rows
 
 logger = logging.getLogger(__name__)
 
-RowLoss: TypeAlias = tuple[Sequence[int], Tensor, Tensor]
-"""The rows of a batch by their index in the data set, their losses `[B]`, and which of them are no padding `[B]`."""
+BatchLosses: TypeAlias = tuple[Sequence[int], Tensor]
+"""The rows of a batch by their index in the data set, and their losses, 0 for padding, `[B]`."""
 
 MOST_IN_A_ROW = 10
 """Updates that may be left out one after the other: then it is the run that is at fault, not its rows."""
@@ -57,12 +57,18 @@ class UpdateGuard:
         self.num_left_out = 0
         self.asked_to_stop = False
         self._num_in_a_row = 0
-        self._rows: list[RowLoss] = []
+        self._rows: list[BatchLosses] = []
         self._found: _Found | None = None
 
-    def add(self, rows: Sequence[int], row_loss: Tensor, valid: Tensor) -> None:
-        """Notes the losses `[B]` of some rows of the update, by their index in the data set; padding does not count."""
-        self._rows.append((rows, row_loss.detach(), valid))
+    def add(self, rows: Sequence[int], row_loss: Tensor, valid: Tensor) -> Tensor:
+        """Notes the losses `[B]` of some rows of the update, by their index in the data set; padding does not count.
+
+        Returns:
+            The losses, 0 for padding, `[B]`; holds gradient.
+        """
+        losses = row_loss.masked_fill(~valid, 0)
+        self._rows.append((rows, losses.detach()))
+        return losses
 
     def before_step(self, update: int, norm: Tensor | float | None, optimizer: Any, stop: bool = False) -> None:
         """Keeps the optimizer from taking the update if it is bad, and reads what was found in the one before.
@@ -78,7 +84,7 @@ class UpdateGuard:
         """
         self.settle()
         rows, self._rows = self._rows, []
-        values = [loss.where(valid, 0) for _, loss, valid in rows]
+        values = [losses for _, losses in rows]
         scaler = getattr(self.accelerator, "scaler", None)
         if norm is not None and scaler is None:
             values.append(torch.as_tensor(norm, device=values[0].device).reshape(1))
@@ -123,7 +129,7 @@ class UpdateGuard:
                 "gives NaN or infinity. Go on from an earlier checkpoint with a lower `learning_rate`."
             )
 
-    def check_evaluated(self, losses: Sequence[RowLoss]) -> None:
+    def check_evaluated(self, losses: Sequence[BatchLosses]) -> None:
         """Acts on the bad rows of an evaluation, which all processes have come to the end of.
 
         Args:
@@ -162,7 +168,7 @@ class UpdateGuard:
             )
 
     def _describe(self, found: "_Found") -> str:
-        bad_rows, rows = _bad_rows(found.rows), [row for part, *_ in found.rows for row in part]
+        bad_rows, rows = _bad_rows(found.rows), [row for part, _ in found.rows for row in part]
         if self.accelerator.num_processes > 1:
             bad_rows, rows = gather_object(bad_rows), gather_object(rows)
         if bad_rows:
@@ -176,12 +182,12 @@ class _Found:
 
     update: int
     flags: Tensor  # `[1]`, above 0 if it was bad; of several processes `[2]`, whether any was asked to stop too
-    rows: list[RowLoss]
+    rows: list[BatchLosses]
     stop: bool  # as far as this process knows
     arrived: Any
 
     @classmethod
-    def read_later(cls, update: int, flags: Tensor, rows: list[RowLoss], stop: bool) -> "_Found":
+    def read_later(cls, update: int, flags: Tensor, rows: list[BatchLosses], stop: bool) -> "_Found":
         if flags.device.type != "cuda":
             return cls(update, flags, rows, stop, None)
         host = torch.empty_like(flags, device="cpu", pin_memory=True).copy_(flags, non_blocking=True)
@@ -196,8 +202,8 @@ class _Found:
         return bad, self.stop or any(stops)
 
 
-def _bad_rows(found: Iterable[RowLoss]) -> list[int]:
-    bad = ((rows, (~loss.isfinite() & valid).tolist()) for rows, loss, valid in found)
+def _bad_rows(found: Iterable[BatchLosses]) -> list[int]:
+    bad = ((rows, (~losses.isfinite()).tolist()) for rows, losses in found)
     return [row for rows, flags in bad for row, flag in zip(rows, flags, strict=True) if flag]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
-from transformers.utils.import_utils import is_torch_bf16_gpu_available
+from transformers.utils.import_utils import is_torch_bf16_gpu_available, is_torch_cuda_available
 
 from ..data.pairs import SELECTIONS
 from ..labels import NORMALIZATIONS
@@ -495,7 +495,7 @@ class TGOConfig(TrainingArguments):
         self._prefer_rewards()
         for name in ("logging_steps", "eval_steps", "save_steps"):  # of which transformers makes whole numbers
             check_finite(name, getattr(self, name))
-        if self.accelerator_config is None and self.dataloader_pin_memory:
+        if self.accelerator_config is None and self.dataloader_pin_memory is True and is_torch_cuda_available():
             self.accelerator_config = {"non_blocking": True}
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.lora_target_modules is not None:

@@ -38,7 +38,7 @@ from .course import describe_optimizer
 from .eval_samples import load_eval_rewards
 from .feasibility import check_best_metric_for, check_best_metric_of, check_drift_of, check_feasible
 from .metrics import LossMetrics, MetricRows
-from .nonfinite import RowLoss, UpdateGuard
+from .nonfinite import BatchLosses, UpdateGuard
 from .objective import BALANCED, has_beta
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, training_block
 from .summary import pair_rows, print_summary, summary_rows
@@ -183,7 +183,7 @@ class TGOTrainer(BaseTrainer):
         }
         self._course = self._describe_course(policy, was_trained, args, settings, train_set.fingerprint)
         self._metrics = {"train": self._new_metrics(), "eval": self._new_metrics()}
-        self._evaluated: list[RowLoss] = []
+        self._evaluated: list[BatchLosses] = []
         self._samples_prefix: str | None = None  # of the metrics of samples, as long as they are to be drawn
         self._statistic: Tensor | None = None
         self._prepare_run(args)
@@ -311,16 +311,17 @@ class TGOTrainer(BaseTrainer):
         relative_score = inputs.get("relative_score")
         rows = self.loss(LossInputs(errors, is_positive, inputs["weight"], statistic, relative_score))
         assert (rows.reward is None) == (errors.reference is None)
-        self._look_for_bad_rows(inputs["row"], rows.loss, valid)
+        losses = self._look_for_bad_rows(inputs["row"], rows.loss, valid)
         if self._guard.skip:  # what is left out is left out of the metrics too
             valid = valid & rows.loss.isfinite()
+            losses = losses.masked_fill(~valid, 0)
         is_training = self.model.training
         kept = MetricRows(
             valid, is_positive, inputs["weight"], draw.quantile.reshape(errors.policy.shape), errors.policy,
             errors.reference, errors.prediction_difference, rows.reward, None if is_training else rows.loss,
         )  # fmt: skip
         self._metrics["train" if is_training else "eval"].keep(kept)
-        loss = self._over_rows(rows.loss, valid, num_items_in_batch)
+        loss = self._over_rows(losses, valid, num_items_in_batch)
         return (loss, {"log_ratio": rows.output.detach()}) if return_outputs else loss
 
     def _errors(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[RowErrors, Draw]:
@@ -351,11 +352,12 @@ class TGOTrainer(BaseTrainer):
         totals: Tensor = self.accelerator.reduce(sums, "sum")
         return totals[0] / totals[1]
 
-    def _look_for_bad_rows(self, rows: Sequence[int], row_loss: Tensor, valid: Tensor) -> None:
+    def _look_for_bad_rows(self, rows: Sequence[int], row_loss: Tensor, valid: Tensor) -> Tensor:
         if self.model.training:
-            self._guard.add(rows, row_loss, valid)
-        else:
-            self._evaluated.append((rows, row_loss.detach(), valid))
+            return self._guard.add(rows, row_loss, valid)
+        losses = row_loss.masked_fill(~valid, 0)
+        self._evaluated.append((rows, losses.detach()))
+        return losses
 
     def _conditions(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if "image" in inputs:
