@@ -28,7 +28,9 @@ class AdapterSwitch:
     def __init__(self, layers: Sequence[BaseTunerLayer], trained: str, reference: str | None) -> None:
         self._layers = list(layers)
         self._trained, self._reference = trained, reference
-        self._by_peft(trained)
+        for layer in self._layers:
+            layer.set_adapter(trained)
+            layer.enable_adapters(True)
         self._is_trained = [{name: weight.requires_grad for name, weight in _factors(layer)} for layer in self._layers]
         watched = (weight for layer in self._layers for _, weight in _factors(layer) if weight.requires_grad)
         self._watched = next(watched, None)
@@ -43,20 +45,19 @@ class AdapterSwitch:
         self._to(self._reference)
 
     def _to(self, adapter: str | None) -> None:
-        is_as_left = self._watched is None or self._watched.requires_grad
-        if self._attributes is None or not is_as_left:  # somebody has used peft's own since, as a pipeline does
+        if self._watched is not None and not self._watched.requires_grad:
+            self._by_peft(self._trained)  # somebody has used peft's own since, as a pipeline does
+        if self._attributes is None:
             self._by_peft(adapter)
-            self._restore_gradients()
         else:
             _set(self._attributes[adapter])
 
     def _by_peft(self, adapter: str | None) -> None:
+        """As peft does, with `requires_grad` as it is for the trained adapter."""
         for layer in self._layers:
             if adapter is not None:
                 layer.set_adapter(adapter)
             layer.enable_adapters(adapter is not None)
-
-    def _restore_gradients(self) -> None:
         for layer, is_trained in zip(self._layers, self._is_trained, strict=True):
             for name, weight in _factors(layer):
                 weight.requires_grad_(is_trained[name])
@@ -70,7 +71,6 @@ class AdapterSwitch:
             seen.append([dict(vars(layer)) for layer in self._layers])
             told.append(self._state())
         self._by_peft(self._trained)
-        self._restore_gradients()
         switches: dict[str | None, _Attributes] = {adapter: [] for adapter in both}
         for layer, *states in zip(self._layers, *seen, strict=True):
             one, other = states
