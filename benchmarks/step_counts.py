@@ -32,6 +32,7 @@ from transformers import PrinterCallback, TrainerCallback
 from tests.tiny import flux, scored_rows, stable_diffusion_xl
 from tests.tiny.stable_diffusion import build as build_stable_diffusion
 from tgo_trl import TGOConfig, TGOTrainer
+from tgo_trl.precision import cast
 
 WARM_UP = 3
 """Updates before counting: the first ones look for untrained layers, and make what is kept."""
@@ -186,7 +187,7 @@ class BareLoop:
     """The same mathematics with as little around it as can be: in bfloat16 as the trainer, adapters by their flags."""
 
     def __init__(self, depth: Depth, network: nn.Module, batch: int) -> None:
-        network.requires_grad_(False).to(torch.bfloat16).train()
+        cast(network.requires_grad_(False).train(), torch.bfloat16)
         network.add_adapter(LoraConfig(**LORA))
         cast_training_params(network, torch.float32)
         self.layers = [vars(layer) for layer in network.modules() if isinstance(layer, BaseTunerLayer)]

@@ -42,8 +42,10 @@ class Denoiser:
         host_time = self.noise_process.time(draw.quantile)
         time = to_device(host_time, clean.device)
         sample = self.noise_process.corrupt(clean, draw.noise, time)
-        conditions = self.family.conditions(self.pipeline, image, prompt)
-        conditions |= self.family.host_conditions(self.pipeline, host_time)
+        conditions = {
+            **self.family.conditions(self.pipeline, image, prompt),
+            **self.family.host_conditions(self.pipeline, host_time),
+        }
         return Corrupted(self.noise_process, draw, num_rows, clean, time, sample, conditions)
 
 

@@ -1,7 +1,7 @@
 """Training metrics as TRL names them, gathered on the device without waiting for it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -95,16 +95,15 @@ class MetricRows:
 
     def detached(self) -> "MetricRows":
         """The same values without gradient."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return MetricRows(**{name: None if value is None else value.detach() for name, value in values.items()})
+        return replace(self, **{name: value.detach() for name, value in vars(self).items() if value is not None})
 
-    @classmethod
-    def joined(cls, parts: Sequence["MetricRows"]) -> "MetricRows":
+    @staticmethod
+    def joined(parts: Sequence["MetricRows"]) -> "MetricRows":
         """The rows of several batches of one run, one batch after the other."""
         if len(parts) == 1:
             return parts[0]
-        values = {field.name: [getattr(part, field.name) for part in parts] for field in fields(cls)}
-        return cls(**{name: None if found[0] is None else torch.cat(found, -1) for name, found in values.items()})
+        names = [name for name, value in vars(parts[0]).items() if value is not None]
+        return replace(parts[0], **{name: torch.cat([vars(part)[name] for part in parts], -1) for name in names})
 
 
 class LossMetrics(MetricSums):
