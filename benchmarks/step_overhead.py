@@ -6,6 +6,12 @@ Both run in turns in one process: after every update of the trainer, a bare step
 with the same batch size, precision, adapter and optimizer. The trainer's share is everything between two bare steps:
 reading encoded rows, draws, loss, metrics, logging, callbacks. Prints the median ratio; `--most 1.05` makes a larger
 one an error.
+
+    python -m benchmarks.step_overhead --count
+
+Counts instead of timing, exactly, what decides where batches are small: functions that Python calls and kernels that
+are launched, of networks of real depths and tiny widths, on the CPU. See `step_counts`. `--most_calls 1.05` and
+`--most_kernels 48` make a larger ratio of calls, or more kernels beyond the bare loop's, an error.
 """
 
 import argparse
@@ -25,6 +31,9 @@ from transformers import TrainerCallback
 
 from tests.tiny import RESOLUTION, stable_diffusion
 from tgo_trl import TGOConfig, TGOTrainer
+
+from .step_counts import DEPTHS
+from .step_counts import report as report_counts
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
 
@@ -117,9 +126,17 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=24, help="timed updates; the first three are left out")
-    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, help="4; where calls and kernels are counted, 1")
     parser.add_argument("--most", type=float, help="exit with an error if the median ratio is above this")
+    parser.add_argument("--count", action="store_true", help="count Python calls and kernels instead")
+    parser.add_argument("--depth", choices=tuple(DEPTHS), action="append", help="what to count; by default all")
+    parser.add_argument("--most_calls", type=float, help="exit with an error if the ratio of calls is above this")
+    parser.add_argument("--most_kernels", type=float, help="likewise, of kernels beyond the bare loop's")
     options = parser.parse_args()
+    if options.count:
+        report_counts(options.depth or tuple(DEPTHS), options.batch_size or 1, options.most_calls, options.most_kernels)
+        return
+    batch_size = options.batch_size or 4
     pipeline = pipeline_with_large_unet()
     num_parameters = sum(p.numel() for p in pipeline.unet.parameters())
     bare_unet = copy.deepcopy(pipeline.unet)
@@ -127,7 +144,7 @@ def main() -> None:
         args = TGOConfig(
             f"{folder}/run",
             use_cpu=True,
-            per_device_train_batch_size=options.batch_size,
+            per_device_train_batch_size=batch_size,
             max_steps=options.steps + 3,
             gradient_checkpointing=False,
             learning_rate=1e-4,
@@ -138,7 +155,7 @@ def main() -> None:
             encoding_cache_dir=f"{folder}/encodings",
         )
         trainer = TGOTrainer(pipeline, args, scored_pictures(64), peft_config=LoraConfig(**LORA))
-        in_turns = InTurns(BareLoop(bare_unet, options.batch_size, 1e-4, trainer.temperature))
+        in_turns = InTurns(BareLoop(bare_unet, batch_size, 1e-4, trainer.temperature))
         trainer.add_callback(in_turns)
         trainer.train()
     report(num_parameters, in_turns.trainer_seconds[2:], in_turns.bare_seconds[2:], options.most)

@@ -6,7 +6,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from tgo_trl.losses.likelihood import log_likelihood
+from tgo_trl.trainer import metrics
 from tgo_trl.trainer.metrics import (
+    LossMetrics,
+    MetricRows,
     MetricSums,
     add_drift_metrics,
     add_error_metrics,
@@ -229,3 +233,27 @@ def test_weights_of_both_sides_by_hand(accelerator):
     sums = MetricSums()
     add_weight_metrics(sums, *tensors([4.0, 1.0, 3.0, 9.0], [True, False, False, False], [True, True, True, False]))
     assert sums.pop_means(accelerator) == {"weights/balance": 1.0}  # (1 + 3) / 4
+
+
+@pytest.mark.parametrize("most_kept", [2, 64])
+def test_rows_that_are_kept_give_the_metrics_of_each_batch(most_kept, accelerator, monkeypatch):
+    monkeypatch.setattr(metrics, "MOST_KEPT", most_kept)
+    generator = torch.Generator().manual_seed(0)
+    kept, plain = LossMetrics(0.5, are_pairs=False, are_weighed=True), MetricSums()
+    for num_rows in (3, 1, 4, 2, 2):
+        policy, reference, quantile = torch.rand(3, 2, num_rows, generator=generator).unbind()  # of two draws
+        reward, weight, loss = torch.randn(3, num_rows, generator=generator, requires_grad=True).unbind()
+        is_positive, valid = torch.rand(2, num_rows, generator=generator).gt(0.3).unbind()
+        kept.keep(MetricRows(valid, is_positive, weight, quantile, policy, reference, policy, reward, loss))
+        add_likelihood_metrics(plain, log_likelihood(policy.mean(0), 0.5), is_positive, valid)
+        add_reward_metrics(plain, reward, is_positive, valid)
+        add_weight_metrics(plain, weight, is_positive, valid)
+        for draw in range(2):
+            add_error_metrics(plain, reference[draw] - policy[draw], quantile[draw], is_positive, valid)
+            add_drift_metrics(plain, policy[draw], reference[draw], quantile[draw], is_positive, valid)
+        plain.add("prediction_difference", policy.mean(0), valid)
+        plain.add("loss", loss, valid)
+    expected = plain.pop_means(accelerator)
+    assert len(expected) > 15
+    assert kept.pop_means(accelerator) == pytest.approx(expected, rel=1e-5)
+    assert kept.pop_means(accelerator) == {}

@@ -424,3 +424,38 @@ def test_what_nothing_reads_stays_frozen_when_all_weights_are_trained(tmp_path):
     missing = {name for name, _ in policy.named_parameters()} - found
     assert missing
     assert all(any(part in name for part in frozen) for name in missing)
+
+
+# ---- What a run does at every step ----
+
+
+def test_within_a_run_the_trained_weights_alone_are_dealt_with(tmp_path):
+    policy, _ = build(tmp_path)
+    weights = policy.trained_weights()
+    assert [id(weight) for weight in weights] == [id(it) for it in policy.parameters() if it.requires_grad]
+    frozen = next(weight for weight in policy.parameters() if not weight.requires_grad)
+    policy.begin_run()
+    for weight in (frozen, *weights):
+        weight.grad = torch.ones_like(weight)
+    policy.zero_grad()
+    assert [weight.grad for weight in weights] == [None] * len(weights)
+    assert frozen.grad is not None  # nothing gives it one
+    policy.zero_grad(set_to_none=False)
+    assert (frozen.grad == 0).all()
+    policy.end_run()
+    policy.zero_grad()
+    assert frozen.grad is None
+
+
+def test_within_a_run_modes_change_where_they_differ(tmp_path):
+    policy, _ = build(tmp_path)
+    unet = policy.networks["unet"]
+    unet.train()
+    unet.mid_block.eval()
+    policy.begin_run()
+    assert all(module.training for module in policy.modules())
+    for change in (policy.eval, unet.eval):
+        change()
+        assert not any(module.training for module in unet.modules())
+        policy.train()
+        assert all(module.training for module in policy.modules())

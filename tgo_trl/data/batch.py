@@ -17,6 +17,7 @@ class PreparedRow(TypedDict, total=False):
         relative_score: float32, where the loss reads it.
         reference_error: float32 `[S]`, of each sample of its draw, where it was computed before training.
         image, prompt: the encoders' tensors by name, of map-style data.
+        prompt_length: tokens of the prompt, where its tensors have a mask of them.
         pixels, geometry, prompt_text: of a stream, whose rows are encoded in the training step.
     """
 
@@ -30,6 +31,7 @@ class PreparedRow(TypedDict, total=False):
     reference_error: Tensor
     image: dict[str, Tensor]
     prompt: dict[str, Tensor]
+    prompt_length: int
     pixels: Tensor
     geometry: Tensor
     prompt_text: str
@@ -39,5 +41,5 @@ Batch = dict[str, Any]
 """The same fields: tensors with a leading dimension of rows, and lists of the [`HOST_FIELDS`]."""
 
 FIELDS = tuple(PreparedRow.__annotations__)
-HOST_FIELDS = ("row", "epoch", "prompt_text")
+HOST_FIELDS = ("row", "epoch", "prompt_text", "prompt_length")
 """What stays a list in a batch, so that reading it waits for no device."""

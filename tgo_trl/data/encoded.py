@@ -196,6 +196,8 @@ class EncodedDataset(TorchDataset[PreparedRow]):
             "image": self.images[source],
             "prompt": self.prompts[source],
         }
+        if "mask" in row["prompt"]:
+            row["prompt_length"] = int(row["prompt"]["mask"].sum())
         if self.labels.relative_scores is not None:
             row["relative_score"] = self.labels.relative_scores[position]
         if self.reference_errors is not None:

@@ -163,9 +163,21 @@ class Family(ABC):
         """
         return {**image, **prompt}
 
+    def host_conditions(self, pipeline: DiffusionPipeline, time: Tensor) -> dict[str, tuple[Any, ...]]:
+        """What [`predict`] has to know of the times before it can call anything, by name, one of each row.
+
+        To ask the device would wait for all that it has yet to do. So would it for the lengths of prompts, which
+        [`predict`] is told as `lengths` where rows are read from disk.
+
+        Args:
+            pipeline: for its configuration only.
+            time: `[B]`, on the CPU.
+        """
+        return {}
+
     @abstractmethod
     def predict(
-        self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]
+        self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Any]
     ) -> Tensor:
         """The network's prediction in its native target, of the shape that the process compares, `[B, ...]`.
 
@@ -173,7 +185,7 @@ class Family(ABC):
             networks: the trained components by name, as [`networks`] gives them.
             corrupted: from the process, `[B, ...]`.
             time: `[B]`, from the process.
-            conditions: what [`conditions`] returned, `[B, ...]`.
+            conditions: what [`conditions`] returned, `[B, ...]`, and perhaps what [`host_conditions`] did.
         """
 
     def unread_parts(self, network: Any) -> list[str]:
@@ -289,6 +301,12 @@ def parts_of_last_block(network: Any, names: Sequence[str]) -> list[str]:
     last = f"transformer_blocks.{len(network.transformer_blocks) - 1}"
     known = {name for name, _ in network.named_modules()}
     return [f"{last}.{name}" for name in names if f"{last}.{name}" in known]
+
+
+def known_lengths(conditions: Mapping[str, Any]) -> Sequence[int]:
+    """Tokens of each prompt, of a `mask` `[B, tokens]`: as told with it, or else asked of the device."""
+    told: tuple[int, ...] | None = conditions.get("lengths")
+    return conditions["mask"].sum(1).tolist() if told is None else told
 
 
 def adapter_state_dict(network: nn.Module, adapter_name: str) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """What the families on latents of a variational autoencoder share: encoding, decoding, and the sampler's way."""
 
+import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,8 +41,8 @@ class LatentFamily(Family):
     def clean(self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], posterior_noise: Tensor) -> Tensor:
         """`z = (mean + std * noise - shift_factor) * scaling_factor`, float32 `[B, C, ...]`."""
         config = pipeline.vae.config
-        shift = float(config.get("shift_factor") or 0.0)
-        return (posterior_sample(image, posterior_noise) - shift) * float(config.scaling_factor)
+        latents, shift = posterior_sample(image, posterior_noise), config.get("shift_factor")
+        return (latents - float(shift) if shift else latents) * float(config.scaling_factor)
 
     # ---- The sampler's way, of families that have `has_sampler` ----
 
@@ -111,7 +112,13 @@ def not_standardized(latents: Tensor, config: Any) -> Tensor:
 
 
 def _moments(latents: Tensor, config: Any) -> list[Tensor]:
-    return [
-        torch.tensor(values, dtype=torch.float32, device=latents.device).reshape(-1, *[1] * (latents.ndim - 2))
-        for values in (config.latents_mean, config.latents_std)
-    ]
+    shape = (-1, *[1] * (latents.ndim - 2))
+    moments = (config.latents_mean, config.latents_std)
+    return [_on_device(tuple(values), latents.device).reshape(shape) for values in moments]
+
+
+@functools.lru_cache(maxsize=64)
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept, because to bring numbers to a GPU waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device)

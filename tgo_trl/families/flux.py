@@ -1,5 +1,6 @@
 """FLUX.1: a transformer on packed latents, conditioned on T5's hidden states and CLIP's pooled one."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,10 +95,28 @@ class FluxFamily(FlowMatchingFamily):
             guidance=guidance,
             pooled_projections=conditions["pooled"].to(dtype),
             encoder_hidden_states=embeds,
-            txt_ids=torch.zeros(embeds.shape[1], 3, dtype=dtype, device=device),
-            img_ids=FluxPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, device, dtype),
+            txt_ids=_text_ids(embeds.shape[1], device, dtype),
+            img_ids=_image_ids(height // 2, width // 2, device, dtype),
             return_dict=False,
         )[0]
         # with a scale factor of 1, pixels and latents are as large as each other
         unpacked: Tensor = FluxPipeline._unpack_latents(prediction, height, width, 1)
         return unpacked
+
+
+# Kept, because the pipeline makes them on the CPU, and to bring them to a GPU waits for it.
+
+
+@functools.lru_cache(maxsize=64)
+def _image_ids(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """0, row and column of each token, `[height * width, 3]`."""
+    with torch.inference_mode(False):
+        ids: Tensor = FluxPipeline._prepare_latent_image_ids(1, height, width, device, dtype)
+        return ids
+
+
+@functools.lru_cache(maxsize=64)
+def _text_ids(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros, `[length, 3]`."""
+    with torch.inference_mode(False):
+        return torch.zeros(length, 3, dtype=dtype, device=device)

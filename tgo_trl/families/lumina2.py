@@ -1,6 +1,7 @@
 """Lumina Image 2: a single-stream transformer on latents and prompts, conditioned on Gemma 2's hidden states."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,16 +70,37 @@ class Lumina2Family(FlowMatchingFamily):
         return scaled
 
     def predict(
-        self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]
+        self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Any]
     ) -> Tensor:
         """The velocity, `[B, C, H, W]`. To the network, time and velocity run from noise to data."""
         transformer = networks["transformer"]
         dtype = compute_dtype(transformer)
-        prediction: Tensor = transformer(
-            hidden_states=corrupted.to(dtype),
-            timestep=1 - time / 1000,
-            encoder_hidden_states=conditions["embeds"].to(dtype),
-            encoder_attention_mask=conditions["mask"],
-            return_dict=False,
-        )[0]
+        with _asking_no_device(transformer.rope_embedder, corrupted.device, conditions):
+            prediction: Tensor = transformer(
+                hidden_states=corrupted.to(dtype),
+                timestep=1 - time / 1000,
+                encoder_hidden_states=conditions["embeds"].to(dtype),
+                encoder_attention_mask=conditions["mask"],
+                return_dict=False,
+            )[0]
         return -prediction
+
+
+@contextmanager
+def _asking_no_device(rope: Any, device: torch.device, conditions: Mapping[str, Any]) -> Iterator[None]:
+    """Within, the network's position embedding waits for no GPU, if the lengths of the prompts are told.
+
+    It reads these off the mask, of which it uses nothing else, and brings its table of numbers to the device each time.
+    """
+    lengths = conditions.get("lengths")
+    if lengths is None:
+        yield
+        return
+    if rope.freqs_cis[0].device != device and device.type != "mps":
+        rope.freqs_cis = [table.to(device) for table in rope.freqs_cis]
+    mask = torch.arange(conditions["mask"].shape[1]) < torch.tensor(lengths)[:, None]
+    hook = rope.register_forward_pre_hook(lambda _, inputs: (inputs[0], mask))
+    try:
+        yield
+    finally:
+        hook.remove()

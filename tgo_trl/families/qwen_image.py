@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..media.types import Sample, Size
 from ..precision import compute_dtype
-from .base import parts_of_last_block, posterior_sample
+from .base import known_lengths, parts_of_last_block, posterior_sample
 from .base_flow import FlowMatchingFamily
 from .base_latents import not_standardized, standardized
 
@@ -102,13 +102,14 @@ class QwenImageFamily(FlowMatchingFamily):
         return guided * (lengths[0] / lengths[1])
 
     def predict(
-        self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]
+        self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Any]
     ) -> Tensor:
         """The velocity, `[B, C, H, W]`."""
         transformer = networks["transformer"]
         dtype = compute_dtype(transformer)
         batch, channels, height, width = corrupted.shape
-        embeds, mask = _without_padding(conditions["embeds"].to(dtype), conditions["mask"])
+        lengths = known_lengths(conditions)
+        embeds, mask = _without_padding(conditions["embeds"].to(dtype), conditions["mask"], lengths)
         prediction = transformer(
             hidden_states=QwenImagePipeline._pack_latents(corrupted.to(dtype), batch, channels, height, width),
             timestep=time / 1000,
@@ -137,12 +138,11 @@ class QwenImageFamily(FlowMatchingFamily):
         return super().sample(pipeline, prompts, generators, size, **kwargs)
 
 
-def _without_padding(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+def _without_padding(embeds: Tensor, mask: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """Embeddings and mask up to the longest prompt of the batch, and no mask if they all are as long.
 
     What is left is what the pipeline would pass. The network masks padding, but computes it.
     """
-    lengths = mask.sum(1).tolist()
     longest = max(lengths)
     return embeds[:, :longest], None if min(lengths) == longest else mask[:, :longest]
 

@@ -120,23 +120,33 @@ class WanFamily(FlowMatchingFamily):
             conditions["boundary"] = torch.full(image["mean"].shape[:1], boundary, device=image["mean"].device)
         return conditions
 
+    def host_conditions(self, pipeline: DiffusionPipeline, time: Tensor) -> dict[str, tuple[Any, ...]]:
+        """Of two networks `is_first`, whether each row is the first one's."""
+        if pipeline.config.boundary_ratio is None:
+            return {}
+        boundary = pipeline.config.boundary_ratio * pipeline.scheduler.config.num_train_timesteps
+        return {"is_first": tuple((time >= torch.full_like(time, boundary)).tolist())}
+
     def predict(
-        self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]
+        self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Any]
     ) -> Tensor:
         """The velocity, `[B, C, F, H, W]`; of two networks, each predicts the rows of its times."""
         embeds = conditions["embeds"]
         if "boundary" not in conditions:
             return _velocity(networks["transformer"], corrupted, time, embeds)
-        is_first = time >= conditions["boundary"]
-        parts, rows, zeros = [], [], []
-        for name, is_mine in (("transformer", is_first), ("transformer_2", ~is_first)):
-            mine = is_mine.nonzero().flatten()
-            if len(mine):
-                parts.append(_velocity(networks[name], corrupted[mine], time[mine], embeds[mine]))
-                rows.append(mine)
+        is_first = conditions.get("is_first")
+        if is_first is None:
+            is_first = (time >= conditions["boundary"]).tolist()
+        predictions: dict[int, Tensor] = {}
+        zeros = []
+        for name, is_mine in (("transformer", True), ("transformer_2", False)):
+            mine = [row for row, is_of_first in enumerate(is_first) if is_of_first == is_mine]
+            if mine:
+                inputs = (torch.stack([tensor[row] for row in mine]) for tensor in (corrupted, time, embeds))
+                predictions.update(zip(mine, _velocity(networks[name], *inputs).unbind(), strict=True))
             else:
                 zeros.extend(_nothing_of(networks[name]))
-        prediction = torch.cat(parts)[torch.cat(rows).argsort()]
+        prediction = torch.stack([predictions[row] for row in range(len(is_first))])
         return prediction + torch.cat(zeros).sum() if zeros and torch.is_grad_enabled() else prediction
 
     def sample(

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..media.types import Size
 from ..precision import compute_dtype
+from .base import known_lengths
 from .base_flow import FlowMatchingFamily
 
 
@@ -81,12 +82,12 @@ class ZImageFamily(FlowMatchingFamily):
         return (image["mean"] - float(config.shift_factor)) * float(config.scaling_factor)
 
     def predict(
-        self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]
+        self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Any]
     ) -> Tensor:
         """The velocity, `[B, C, H, W]`. The network takes videos; its time and its velocity run from noise to data."""
         transformer = networks["transformer"]
         dtype = compute_dtype(transformer)
-        lengths = conditions["mask"].sum(1).tolist()
+        lengths = known_lengths(conditions)
         embeds = [tokens[:length] for tokens, length in zip(conditions["embeds"].to(dtype), lengths, strict=True)]
         latents = list(corrupted.to(dtype).unsqueeze(2))
         prediction = transformer(latents, (1000 - time) / 1000, embeds, return_dict=False)[0]

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from .likelihood import log_ratio
+from .likelihood import log_ratio, over_draws
 
 Rows = Literal["scored", "positives", "pairs"]
 """All rows; those at the threshold or above it; or pairs, the better and the worse image of a prompt in turns."""
@@ -164,7 +164,7 @@ class Loss(ABC):
     def log_ratio(self, errors: RowErrors) -> Tensor:
         """`log pi_theta - log pi_ref` of each row, its errors averaged over the draws, float32 `[B]`."""
         assert errors.reference is not None
-        return log_ratio(errors.policy.mean(0), errors.reference.mean(0), self.temperature)
+        return log_ratio(over_draws(errors.policy), over_draws(errors.reference), self.temperature)
 
     def row_statistic(self, errors: RowErrors) -> Tensor:
         """What is averaged over the whole update for [`LossInputs.statistic`], float32 `[B]`, without gradient."""

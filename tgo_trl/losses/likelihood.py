@@ -64,7 +64,12 @@ def implicit_reward(log_ratio: Tensor, beta: float) -> Tensor:
         log_ratio: float32 `[B]`.
         beta: `beta > 0`, the strength of the KL term.
     """
-    return beta * log_ratio
+    return log_ratio if beta == 1 else beta * log_ratio
+
+
+def over_draws(values: Tensor) -> Tensor:
+    """The mean over the draws of each row, `[K, B, ...]` to `[B, ...]`; of one draw, the draw."""
+    return values.squeeze(0) if values.shape[0] == 1 else values.mean(0)
 
 
 def squared_difference(one: Tensor, other: Tensor) -> Tensor:
@@ -74,4 +79,4 @@ def squared_difference(one: Tensor, other: Tensor) -> Tensor:
 
 def toward_label(value: Tensor, is_positive: Tensor) -> Tensor:
     """`+value` for positive rows, `-value` for negative rows; shapes broadcast."""
-    return value.where(is_positive, -value)
+    return value * (2 * is_positive - 1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .base import Loss, LossInputs, Predictions, RowLosses
-from .likelihood import implicit_reward, log_ratio, relative_log_ratio, squared_difference, toward_label
+from .likelihood import implicit_reward, log_ratio, over_draws, relative_log_ratio, squared_difference, toward_label
 
 ERROR_SCALES = ("absolute", "relative")
 NEGATIVES = ("repel", "mirror")
@@ -77,7 +77,9 @@ class TGOLoss(Loss):
             margin = toward_label(reward, is_positive)
         if self.negative_margin is not None:
             margin = margin.where(is_positive, margin.clamp(max=self.negative_margin))
-        weight = inputs.weight.where(is_positive, self.negative_weight * inputs.weight)
+        weight = inputs.weight
+        if self.negative_weight != 1:
+            weight = weight.where(is_positive, self.negative_weight * weight)
         loss = weight * smoothed_logistic_loss(margin, self.label_smoothing)
         if self.trust_region > 0:
             assert errors.predictions is not None
@@ -91,14 +93,14 @@ class TGOLoss(Loss):
     def _log_ratio(self, policy: Tensor, reference: Tensor) -> Tensor:
         """`log pi_theta - log pi_ref` of errors `[K, B]`, averaged over the draws, `[B]`."""
         if self.reads_relative_errors:
-            return relative_log_ratio(policy, reference, self.temperature).mean(0)
-        return log_ratio(policy.mean(0), reference.mean(0), self.temperature)
+            return over_draws(relative_log_ratio(policy, reference, self.temperature))
+        return log_ratio(over_draws(policy), over_draws(reference), self.temperature)
 
     def _scaled(self, values: Tensor, reference: Tensor) -> Tensor:
         """Values in error units `[K, B]` over `T`, or over `T e_ref`, averaged over the draws, `[B]`."""
         if self.reads_relative_errors:
-            return (values / (self.temperature * reference)).mean(0)
-        return values.mean(0) / self.temperature
+            return over_draws(values / (self.temperature * reference))
+        return over_draws(values) / self.temperature
 
 
 def tgo_loss(reward: Tensor, is_positive: Tensor, weight: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from ..families import Family
 from ..noise import NoiseProcess
-from .draws import Draw
+from .draws import Draw, to_device
 
 
 @dataclass(frozen=True)
@@ -26,21 +27,25 @@ class Denoiser:
     pipeline: DiffusionPipeline
     noise_process: NoiseProcess
 
-    def corrupt(self, image: Mapping[str, Tensor], prompt: Mapping[str, Tensor], draw: Draw) -> "Corrupted":
+    def corrupt(self, image: Mapping[str, Tensor], prompt: Mapping[str, Any], draw: Draw) -> "Corrupted":
         """What policy and reference are both asked about.
 
         Args:
             image: the image encoder's tensors `[B, ...]`.
-            prompt: the prompt encoder's tensors `[B, ...]`.
+            prompt: the prompt encoder's tensors `[B, ...]`; beside them perhaps `lengths`, tokens of each, a tuple.
             draw: `K` draws of each row, `[K * B, ...]`, all rows of the first draw first.
         """
         num_rows = next(iter(image.values())).shape[0]
         num_samples = len(draw.quantile) // num_rows
         image, prompt = _repeat(image, num_samples), _repeat(prompt, num_samples)
         clean = self.family.clean(self.pipeline, image, draw.posterior_noise)
-        time = self.noise_process.time(draw.quantile)
+        host_time = self.noise_process.time(draw.quantile)
+        time = to_device(host_time, clean.device)
         sample = self.noise_process.corrupt(clean, draw.noise, time)
-        conditions = self.family.conditions(self.pipeline, image, prompt)
+        conditions = {
+            **self.family.conditions(self.pipeline, image, prompt),
+            **self.family.host_conditions(self.pipeline, host_time),
+        }
         return Corrupted(self.noise_process, draw, num_rows, clean, time, sample, conditions)
 
 
@@ -55,7 +60,7 @@ class Corrupted:
         clean: `[K * B, ...]`, float32 or int64 tokens.
         time: `[K * B]`.
         sample: `[K * B, ...]`, what the networks see.
-        conditions: `[K * B, ...]` each, what they see beside it.
+        conditions: `[K * B, ...]` each, or tuples, what they see beside it.
     """
 
     noise_process: NoiseProcess
@@ -64,7 +69,7 @@ class Corrupted:
     clean: Tensor
     time: Tensor
     sample: Tensor
-    conditions: dict[str, Tensor]
+    conditions: dict[str, Any]
 
     def predictions(self, model: nn.Module) -> Tensor:
         """What a model says, in its native target, `[K * B, ...]`."""
@@ -85,5 +90,10 @@ class Corrupted:
         return values.reshape(-1, self.num_rows, *values.shape[1:])
 
 
-def _repeat(tensors: Mapping[str, Tensor], times: int) -> dict[str, Tensor]:
-    return {name: torch.cat([tensor] * times) if times > 1 else tensor for name, tensor in tensors.items()}
+def _repeat(values: Mapping[str, Any], times: int) -> dict[str, Any]:
+    if times == 1:
+        return dict(values)
+    return {
+        name: value * times if isinstance(value, tuple) else torch.cat([value] * times)
+        for name, value in values.items()
+    }

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, parse_flag_from_env
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
 
 from .policy import Policy
@@ -56,8 +57,29 @@ class Replication:
 
     def unwrap(self, model: nn.Module) -> Policy:
         """The policy, without what was put around it."""
+        if isinstance(model, Policy):  # accelerate looks through all modules for compiled ones
+            return model
         policy: Policy = self.accelerator.unwrap_model(model)
         return policy
+
+    def begin_run(self, model: nn.Module) -> None:
+        """Lets each step of a run deal with the trained weights alone.
+
+        Args:
+            model: the policy as wrapped for training, its weights where they are to be.
+        """
+        policy = self.unwrap(model)
+        policy.begin_run()
+        if isinstance(model, DistributedDataParallel):  # which would look through all weights by itself
+            model.zero_grad = policy.zero_grad  # type: ignore[method-assign]
+
+    def clip_gradient(self, policy: Policy, most: float) -> Tensor | None:
+        """The norm of the whole gradient, which is scaled down to `most`, over all processes.
+
+        `Trainer` hands over the frozen weights too.
+        """
+        norm: Tensor | None = self.accelerator.clip_grad_norm_(policy.trained_weights(), most)
+        return norm
 
     @contextmanager
     def whole(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ class Draw:
     """All randomness of one pass over `B` rows.
 
     Attributes:
-        quantile: float32 `[B]`, uniform in [0, 1); the process turns it into a time.
+        quantile: float32 `[B]`, uniform in [0, 1), on the CPU: what the time decides there waits for no device.
         noise: float32 `[B, ...]`, standard normal, corrupts the clean sample.
         posterior_noise: float32 `[B, ...]`, standard normal, picks the clean sample from the image encoder's posterior.
         keys: `(epoch, row, sample)` of each, which tell the draws of one data set apart.
@@ -55,10 +55,8 @@ def draw_rows(
         quantiles.append(torch.rand((), generator=generator))
         noises.append(torch.randn(*shape, generator=generator))
         posterior_noises.append(torch.randn(*shape, generator=generator))
-    quantile, noise, posterior_noise = (
-        _move(torch.stack(parts), device) for parts in (quantiles, noises, posterior_noises)
-    )
-    return Draw(quantile, noise, posterior_noise, keys)
+    noise, posterior_noise = (to_device(torch.stack(parts), device) for parts in (noises, posterior_noises))
+    return Draw(torch.stack(quantiles), noise, posterior_noise, keys)
 
 
 def draw_pairs(
@@ -117,7 +115,7 @@ def draw_samples(
     fewest, most = last_steps
     nums = [int(torch.randint(fewest, most + 1, (), generator=generator)) for generator in generators]
     noise = torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
-    return SampleDraw(_move(noise, device), generators, nums)
+    return SampleDraw(to_device(noise, device), generators, nums)
 
 
 def repeated(epochs: Sequence[int], num_draws: int | None) -> Sequence[int]:
@@ -138,9 +136,10 @@ def shuffled_rows(seed: int, epoch: int, num_rows: int) -> list[int]:
     return torch.randperm(num_rows, generator=generator).tolist()
 
 
-def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    # from pinned memory, so that the copy does not wait for what the GPU is doing
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, without waiting for what that is doing: a GPU copies from pinned memory."""
+    tensor = tensor.pin_memory() if device.type == "cuda" else tensor
+    return tensor.to(device, non_blocking=device.type != "mps")
 
 
 def stable_seed(*key: int) -> int:

@@ -38,8 +38,48 @@ class Policy(nn.Module):
         self.family = family
         self.networks: Any = nn.ModuleDict(dict(networks))
         self.adapter_name = adapter_name
+        self._trained: list[nn.Parameter] | None = None
 
-    def forward(self, corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    # ---- What a run does to it at every step ----
+
+    def begin_run(self) -> None:
+        """Notes which weights are trained, once they are where a run wants them, until [`end_run`].
+
+        A network has thousands of modules, and to look through all of them at each step takes longer than the GPU takes
+        for a small batch.
+        """
+        super().train()
+        self._trained = None
+        self._trained = self.trained_weights()
+
+    def end_run(self) -> None:
+        """Forgets them."""
+        self._trained = None
+
+    def trained_weights(self) -> list[nn.Parameter]:
+        """The weights that are trained, in the order of the networks."""
+        if self._trained is not None:
+            return self._trained
+        return [weight for weight in self.parameters() if weight.requires_grad]
+
+    def train(self, mode: bool = True) -> "Policy":
+        """As of any module; within a run, nothing where policy and networks are in that mode already."""
+        is_known = self._trained is not None and self.training is mode
+        if is_known and all(network.training is mode for network in self.networks.values()):
+            return self
+        return super().train(mode)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As of any module; within a run, of the trained weights alone, as others have no gradient."""
+        if self._trained is None or not set_to_none:
+            super().zero_grad(set_to_none)
+            return
+        for weight in self._trained:
+            weight.grad = None
+
+    # ---- Calling it ----
+
+    def forward(self, corrupted: Tensor, time: Tensor, conditions: Mapping[str, Any]) -> Tensor:
         """The prediction in the network's native target, `[B, ...]`."""
         inputs = (dict(self.networks.items()), corrupted, time, conditions)
         if self.recomputes_calls and torch.is_grad_enabled():

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..precision import cast, compute_dtype
+from .adapter_switch import AdapterSwitch
 from .adapters import REFERENCE_ADAPTER
 from .denoising import Corrupted
 from .policy import Policy
@@ -144,18 +145,17 @@ class AdapterReference(NetworkReference):
                     network.add_adapter(config, adapter_name=self.copy)
                 cast_training_params(network, torch.float32)  # as the original is; peft makes it in the network's dtype
             policy.load_adapter_state(policy.adapter_state(self.trained), self.copy)
-        # Kept, because to look through all modules at every step takes longer than to switch these.
-        self._layers = [layer for layer in policy.modules() if isinstance(layer, BaseTunerLayer)]
-        self._use(self.trained)
+        layers = [layer for layer in policy.modules() if isinstance(layer, BaseTunerLayer)]
+        self._switch = AdapterSwitch(layers, self.trained, self.copy)
 
     @contextmanager
     def acting(self, model: nn.Module) -> Iterator[nn.Module]:
         """Switches the adapter for the time of the context, and yields the same module."""
-        self._use(self.copy)
+        self._switch.to_reference()
         try:
             yield model
         finally:
-            self._use(self.trained)
+            self._switch.to_trained()
 
     @contextmanager
     def sampling(self, pipeline: DiffusionPipeline) -> Iterator[None]:
@@ -171,14 +171,6 @@ class AdapterReference(NetworkReference):
         """Replaces the copied adapter's weights."""
         assert self.copy is not None
         self.policy.load_adapter_state(state, self.copy)
-
-    def _use(self, adapter: str | None) -> None:
-        # peft also toggles `requires_grad`; the reference runs without gradient and before the policy, so what the
-        # policy's forward sees is always the trained adapter, trainable.
-        for layer in self._layers:
-            if adapter is not None:
-                layer.set_adapter(adapter)
-            layer.enable_adapters(adapter is not None)
 
 
 class ModelReference(NetworkReference):

@@ -358,12 +358,12 @@ class BaseTrainer(ResumableTrainer):
         return super()._why_over(max_steps) or self._why_stopped()
 
     def _over_rows(self, losses: Tensor, valid: Tensor, num_items: Tensor | int | None) -> Tensor:
-        """The sum of valid rows' losses `[B]` over the rows of the update, `num_items`; without it, over those here."""
-        total = losses.where(valid, 0).sum()
+        """The sum of losses `[B]`, 0 for padding, over the rows of the update, `num_items`, or else the valid ones."""
+        total = losses.sum()
         if num_items is None:
             return total / valid.sum().clamp(min=1)
         num_processes: int = self.accelerator.num_processes  # gradients, and logged losses, are averaged over them
-        return total * num_processes / num_items
+        return (total if num_processes == 1 else total * num_processes) / num_items
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         is_best = False

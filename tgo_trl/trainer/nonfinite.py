@@ -7,7 +7,7 @@ and at the latest before anything is saved. The optimizer does not take such an 
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +17,9 @@ from torch import Tensor
 from ..labels.checks import list_rows
 
 logger = logging.getLogger(__name__)
+
+BatchLosses: TypeAlias = tuple[Sequence[int], Tensor]
+"""The rows of a batch by their index in the data set, and their losses, 0 for padding, `[B]`."""
 
 MOST_IN_A_ROW = 10
 """Updates that may be left out one after the other: then it is the run that is at fault, not its rows."""
@@ -54,12 +57,18 @@ class UpdateGuard:
         self.num_left_out = 0
         self.asked_to_stop = False
         self._num_in_a_row = 0
-        self._rows: list[tuple[Sequence[int], Tensor]] = []
+        self._rows: list[BatchLosses] = []
         self._found: _Found | None = None
 
-    def add(self, rows: Sequence[int], row_loss: Tensor, valid: Tensor) -> None:
-        """Notes the losses `[B]` of some rows of the update, by their index in the data set; padding does not count."""
-        self._rows.append((rows, ~row_loss.detach().isfinite() & valid))
+    def add(self, rows: Sequence[int], row_loss: Tensor, valid: Tensor) -> Tensor:
+        """Notes the losses `[B]` of some rows of the update, by their index in the data set; padding does not count.
+
+        Returns:
+            The losses, 0 for padding, `[B]`; holds gradient.
+        """
+        losses = row_loss.masked_fill(~valid, 0)
+        self._rows.append((rows, losses.detach()))
+        return losses
 
     def before_step(self, update: int, norm: Tensor | float | None, optimizer: Any, stop: bool = False) -> None:
         """Keeps the optimizer from taking the update if it is bad, and reads what was found in the one before.
@@ -75,16 +84,20 @@ class UpdateGuard:
         """
         self.settle()
         rows, self._rows = self._rows, []
-        bad = torch.stack([mask.any() for _, mask in rows]).any()
+        values = [losses for _, losses in rows]
         scaler = getattr(self.accelerator, "scaler", None)
         if norm is not None and scaler is None:
-            bad = bad | ~torch.as_tensor(norm, device=bad.device).isfinite()
-        flags = torch.stack([bad.float(), torch.full_like(bad, stop, dtype=torch.float32)])
+            values.append(torch.as_tensor(norm, device=values[0].device).reshape(1))
+        every = torch.cat(values)
+        bad = (every - every).sum().ne(0).float()  # a number less itself is 0, and NaN if it is not finite
         if self.accelerator.num_processes > 1:
-            flags = self.accelerator.reduce(flags, "sum")
+            flags = self.accelerator.reduce(torch.stack([bad, torch.full_like(bad, stop)]), "sum")
+            bad, stop = (flags[0] > 0).float(), False
+        else:
+            flags = bad[None]
         if scaler is None:
-            _leave_out(optimizer, flags[0] > 0)
-        self._found = _Found.read_later(update, flags, rows)
+            _leave_out(optimizer, bad)
+        self._found = _Found.read_later(update, flags, rows, stop)
 
     def settle(self) -> None:
         """Acts on what was found in the last update. All processes come here together.
@@ -96,7 +109,7 @@ class UpdateGuard:
         if found is None:
             return
         bad, stop = found.read()
-        self.asked_to_stop |= stop > 0
+        self.asked_to_stop |= stop
         if not bad:
             self._num_in_a_row = 0
             self._made()
@@ -116,11 +129,11 @@ class UpdateGuard:
                 "gives NaN or infinity. Go on from an earlier checkpoint with a lower `learning_rate`."
             )
 
-    def check_evaluated(self, losses: Sequence[tuple[Sequence[int], Tensor]]) -> None:
+    def check_evaluated(self, losses: Sequence[BatchLosses]) -> None:
         """Acts on the bad rows of an evaluation, which all processes have come to the end of.
 
         Args:
-            losses: rows and which of them are bad, of each batch.
+            losses: of each batch.
 
         Raises:
             NonFiniteError: if there are any, unless they are left out.
@@ -168,35 +181,37 @@ class _Found:
     """What was found in an update, on its way from the device."""
 
     update: int
-    flags: Tensor
-    rows: list[tuple[Sequence[int], Tensor]]
+    flags: Tensor  # `[1]`, above 0 if it was bad; of several processes `[2]`, whether any was asked to stop too
+    rows: list[BatchLosses]
+    stop: bool  # as far as this process knows
     arrived: Any
 
     @classmethod
-    def read_later(cls, update: int, flags: Tensor, rows: list[tuple[Sequence[int], Tensor]]) -> "_Found":
+    def read_later(cls, update: int, flags: Tensor, rows: list[BatchLosses], stop: bool) -> "_Found":
         if flags.device.type != "cuda":
-            return cls(update, flags, rows, None)
+            return cls(update, flags, rows, stop, None)
         host = torch.empty_like(flags, device="cpu", pin_memory=True).copy_(flags, non_blocking=True)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
-        return cls(update, host, rows, arrived)
+        return cls(update, host, rows, stop, arrived)
 
-    def read(self) -> list[float]:
+    def read(self) -> tuple[bool, bool]:
         if self.arrived is not None:
             self.arrived.synchronize()
-        return self.flags.tolist()
+        bad, *stops = (flag > 0 for flag in self.flags.tolist())
+        return bad, self.stop or any(stops)
 
 
-def _bad_rows(found: Iterable[tuple[Sequence[int], Tensor]]) -> list[int]:
-    pairs = ((row, bad) for rows, mask in found for row, bad in zip(rows, mask.tolist(), strict=True))
-    return [row for row, bad in pairs if bad]
+def _bad_rows(found: Iterable[BatchLosses]) -> list[int]:
+    bad = ((rows, (~losses.isfinite()).tolist()) for rows, losses in found)
+    return [row for rows, flags in bad for row, flag in zip(rows, flags, strict=True) if flag]
 
 
 def _leave_out(optimizer: Any, is_bad: Tensor) -> None:
-    """Makes the next step of the optimizer leave weights and state as they are if the update is bad."""
+    """Makes the next step of the optimizer leave weights and state as they are if the update is bad: 1, and not 0."""
     plain = getattr(optimizer, "optimizer", optimizer)  # in accelerate's wrapper
     if getattr(plain, "_step_supports_amp_scaling", False):  # PyTorch's fused ones look on the device
-        plain.found_inf = is_bad.float()
+        plain.found_inf = is_bad
     elif is_bad:  # others pass over parameters without a gradient
         plain.zero_grad(set_to_none=True)
 

@@ -183,6 +183,8 @@ class ResumableTrainer(Trainer):
                 output = super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(self._describe_end("Interrupted")) from None
+            finally:
+                self.policy.end_run()
             self._guard.settle()
             self._guard.check_share(self.state.global_step - self._initial_global_step)
             self.optimizer_mode.settle()
@@ -269,6 +271,7 @@ class ResumableTrainer(Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[no-untyped-call]
         self._begin_average(None if resume_from_checkpoint is None else Path(resume_from_checkpoint))
+        self.strategy.begin_run(self.model_wrapped)
         return prepared
 
     def _begin_average(self, checkpoint: Path | None) -> None:
@@ -339,11 +342,17 @@ class ResumableTrainer(Trainer):
         if not batches:
             return batches, None
         self._progress = self._progress.after(batches, self.accelerator.num_processes, self._row_sampler is None)
-        num_rows = torch.stack([batch["valid"].sum() for batch in batches]).sum().to(device)
-        return batches, self.accelerator.reduce(num_rows, "sum")
+        valid = [batch["valid"] for batch in batches]
+        num_rows = (torch.cat(valid) if len(valid) > 1 else valid[0]).sum().to(device)
+        return batches, num_rows if self.accelerator.num_processes == 1 else self.accelerator.reduce(num_rows, "sum")
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        return self.strategy.clip_gradient(self.policy, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # between the backward passes of an update and the optimizer's step
+        if grad_norm is None:
+            grad_norm = self.strategy.clip_gradient(self.policy, math.inf)
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
         is_asked = self._interruption.signum is not None
         self._guard.before_step(self.state.global_step + 1, norm, self.optimizer, is_asked)

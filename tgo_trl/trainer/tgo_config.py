@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
-from transformers.utils.import_utils import is_torch_bf16_gpu_available
+from transformers.utils.import_utils import is_torch_bf16_gpu_available, is_torch_cuda_available
 
 from ..data.pairs import SELECTIONS
 from ..labels import NORMALIZATIONS
@@ -311,6 +311,7 @@ class TGOConfig(TrainingArguments):
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
     > - `learning_rate`: Defaults to `1e-5` instead of `5e-5`.
+    > - `accelerator_config`: Batches are copied to the GPU without waiting for it (`non_blocking`), unless it is set.
     > - `logging_steps`: Defaults to `10` instead of `500`.
     > - `gradient_checkpointing`: Defaults to `True` instead of `False`.
     > - `bf16`: Defaults to `True` on a GPU that has it, if `fp16` is not set, instead of `False`.
@@ -520,6 +521,8 @@ class TGOConfig(TrainingArguments):
         self._prefer_rewards()
         for name in ("logging_steps", "eval_steps", "save_steps"):  # of which transformers makes whole numbers
             check_finite(name, getattr(self, name))
+        if self.accelerator_config is None and self.dataloader_pin_memory is True and is_torch_cuda_available():
+            self.accelerator_config = {"non_blocking": True}
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.lora_target_modules is not None:
             check_target_names("lora_target_modules", self.lora_target_modules)

@@ -25,7 +25,6 @@ from ..families import Family
 from ..labels.quantiles import ScoreQuantiles
 from ..labels.rule import LabelRule, Labels
 from ..losses import LossInputs, RowErrors, build_loss
-from ..losses.likelihood import log_likelihood
 from ..media.types import Sample, Size
 from ..policy.adapters import check_policy
 from ..policy.denoising import Corrupted
@@ -41,15 +40,8 @@ from .callbacks import ScoreLogCallback, check_callbacks
 from .course import describe_optimizer
 from .eval_samples import load_eval_rewards
 from .feasibility import check_best_metric_for, check_best_metric_of, check_drift_of, check_feasible
-from .metrics import (
-    MetricSums,
-    add_drift_metrics,
-    add_error_metrics,
-    add_likelihood_metrics,
-    add_reward_metrics,
-    add_weight_metrics,
-)
-from .nonfinite import UpdateGuard
+from .metrics import LossMetrics, MetricRows
+from .nonfinite import BatchLosses, UpdateGuard
 from .objective import BALANCED, has_beta
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_block
 from .reference_recipe import active_dropout, reference_digest, reference_recipe
@@ -194,8 +186,8 @@ class TGOTrainer(BaseTrainer):
             "optimizer": describe_optimizer(optimizers, optimizer_cls_and_kwargs),
         }
         self._course = self._describe_course(policy, was_trained, args, settings, train_set.fingerprint)
-        self._sums = {"train": MetricSums(), "eval": MetricSums()}
-        self._bad_evaluated: list[tuple[Sequence[int], Tensor]] = []
+        self._metrics = {"train": self._new_metrics(), "eval": self._new_metrics()}
+        self._evaluated: list[BatchLosses] = []
         self._samples_prefix: str | None = None  # of the metrics of samples, as long as they are to be drawn
         self._statistic: Tensor | None = None
         self._prepare_run(args)
@@ -374,32 +366,22 @@ class TGOTrainer(BaseTrainer):
             num_items_in_batch: rows of the update over all processes; None for a mean over the batch.
         """
         valid, is_positive = inputs["valid"], inputs["is_positive"]
-        sums = self._sums["train" if self.model.training else "eval"]
         errors, draw = self._errors(model, inputs)
         statistic = self._statistic if self.model.training else None  # an evaluation is a function of the weights
         relative_score = inputs.get("relative_score")
         rows = self.loss(LossInputs(errors, is_positive, inputs["weight"], statistic, relative_score))
         assert (rows.reward is None) == (errors.reference is None)
-        self._look_for_bad_rows(inputs["row"], rows.loss, valid)
+        losses = self._look_for_bad_rows(inputs["row"], rows.loss, valid)
         if self._guard.skip:  # what is left out is left out of the metrics too
             valid = valid & rows.loss.isfinite()
-        add_likelihood_metrics(sums, log_likelihood(errors.policy.mean(0), self.temperature), is_positive, valid)
-        if rows.reward is not None:
-            add_reward_metrics(sums, rows.reward, is_positive, valid, self.loss.rows == "pairs")
-            if self.loss.weighs_rows:
-                add_weight_metrics(sums, inputs["weight"], is_positive, valid)
-        if errors.reference is not None:
-            num_samples = self.args.num_likelihood_samples
-            difference = (errors.reference - errors.policy).flatten()
-            positives, valids = is_positive.repeat(num_samples), valid.repeat(num_samples)
-            add_error_metrics(sums, difference, draw.quantile, positives, valids)
-            policy, reference = errors.policy.flatten(), errors.reference.flatten()
-            add_drift_metrics(sums, policy, reference, draw.quantile, positives, valids)
-        if errors.prediction_difference is not None:
-            sums.add("prediction_difference", errors.prediction_difference.mean(0), valid)
-        if not self.model.training:
-            sums.add("loss", rows.loss, valid)
-        loss = self._over_rows(rows.loss, valid, num_items_in_batch)
+            losses = losses.masked_fill(~valid, 0)
+        is_training = self.model.training
+        kept = MetricRows(
+            valid, is_positive, inputs["weight"], draw.quantile.reshape(errors.policy.shape), errors.policy,
+            errors.reference, errors.prediction_difference, rows.reward, None if is_training else rows.loss,
+        )  # fmt: skip
+        self._metrics["train" if is_training else "eval"].keep(kept)
+        loss = self._over_rows(losses, valid, num_items_in_batch)
         return (loss, {"log_ratio": rows.output.detach()}) if return_outputs else loss
 
     def _errors(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[RowErrors, Draw]:
@@ -435,15 +417,17 @@ class TGOTrainer(BaseTrainer):
         totals: Tensor = self.accelerator.reduce(sums, "sum")
         return totals[0] / totals[1]
 
-    def _look_for_bad_rows(self, rows: Sequence[int], row_loss: Tensor, valid: Tensor) -> None:
+    def _look_for_bad_rows(self, rows: Sequence[int], row_loss: Tensor, valid: Tensor) -> Tensor:
         if self.model.training:
-            self._guard.add(rows, row_loss, valid)
-        else:
-            self._bad_evaluated.append((rows, ~row_loss.isfinite() & valid))
+            return self._guard.add(rows, row_loss, valid)
+        losses = row_loss.masked_fill(~valid, 0)
+        self._evaluated.append((rows, losses.detach()))
+        return losses
 
-    def _conditions(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _conditions(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if "image" in inputs:
-            return inputs["image"], inputs["prompt"]
+            known = {"lengths": tuple(inputs["prompt_length"])} if "prompt_length" in inputs else {}
+            return inputs["image"], {**inputs["prompt"], **known}
         image = self.encoders.images(inputs["pixels"], inputs["geometry"])
         return image, self.encoders.prompts(inputs["prompt_text"])
 
@@ -461,8 +445,11 @@ class TGOTrainer(BaseTrainer):
 
     # ---- Metrics and evaluation ----
 
+    def _new_metrics(self) -> LossMetrics:
+        return LossMetrics(self.temperature, self.loss.rows == "pairs", self.loss.weighs_rows)
+
     def _training_metrics(self) -> dict[str, float]:
-        return self._sums["train"].pop_means(self.accelerator)
+        return self._metrics["train"].pop_means(self.accelerator)
 
     def evaluate(
         self,
@@ -496,14 +483,14 @@ class TGOTrainer(BaseTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Adds the metrics of the evaluated rows; the loss is their mean, not a mean of batch means."""
-        self._sums["eval"], self._bad_evaluated = MetricSums(), []
+        self._metrics["eval"], self._evaluated = self._new_metrics(), []
         self.optimizer_mode.settle()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        means = self._sums["eval"].pop_means(self.accelerator)
+        means = self._metrics["eval"].pop_means(self.accelerator)
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         self._release_encoders()
-        self._guard.check_evaluated(self._bad_evaluated)
+        self._guard.check_evaluated(self._evaluated)
         if self._eval_samples is not None and self._samples_prefix is not None:
             prefix, self._samples_prefix = self._samples_prefix, None
             of_samples = self._eval_samples.metrics()

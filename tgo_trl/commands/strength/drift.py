@@ -179,7 +179,7 @@ def denoising_errors(sampler: Sampler, rows: EncodedRows, seed: int) -> list[flo
         indices = rows.indices[chosen]
         epochs, shape = [EVALUATION_EPOCH] * len(indices), family.latent_shape(image)
         draw = draw_rows(seed, epochs, indices, shape, QUARTILES, device)
-        quartile = torch.arange(QUARTILES, device=device).repeat_interleave(len(indices))
+        quartile = torch.arange(QUARTILES).repeat_interleave(len(indices))
         corrupted = denoiser.corrupt(image, prompt, replace(draw, quantile=(quartile + draw.quantile) / QUARTILES))
         total += row_errors(policy, None, corrupted).policy.double().cpu().sum(1)
     means: list[float] = (total / len(rows.indices)).tolist()
