@@ -141,12 +141,15 @@ class AdapterReference(NetworkReference):
         self.policy.load_adapter_state(state, self.copy)
 
     def _use(self, adapter: str | None) -> None:
-        # peft also toggles `requires_grad`; the reference runs without gradient and before the policy, so what the
-        # policy's forward sees is always the trained adapter, trainable.
         for layer in self._layers:
             if adapter is not None:
                 layer.set_adapter(adapter)
             layer.enable_adapters(adapter is not None)
+            # peft also toggles `requires_grad`, which FSDP2 reads when a forward begins, be it the reference's
+            for name in layer.adapter_layer_names:
+                for adapter_name, part in getattr(layer, name).items():
+                    if adapter_name in (self.trained, self.copy):
+                        part.requires_grad_(adapter_name == self.trained)
 
 
 class ModelReference(NetworkReference):

@@ -30,6 +30,7 @@ from ..policy.adapters import check_policy
 from ..policy.draws import EVALUATION_EPOCH, Draw, draw_pairs, draw_rows
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
+from ..policy.launch import check_unquantized
 from ..policy.loading import load_reference_networks
 from ..settings import shown
 from .arguments import check_arguments, check_loss, default_args, training_dtype
@@ -148,6 +149,7 @@ class TGOTrainer(BaseTrainer):
         args = default_args(model) if args is None else args
         check_arguments(args, model, ref_model, train_dataset, eval_dataset)
         check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
+        check_unquantized(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"), None)
         check_callbacks(args, callbacks)
         eval_rewards = load_eval_rewards(args.eval_rewards)
         dtype = training_dtype(args)
@@ -155,6 +157,7 @@ class TGOTrainer(BaseTrainer):
 
         # The pipeline, and whether settings fit it.
         self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
+        check_unquantized(args, None, self.pipeline)
         check_loss(args, self.denoiser.noise_process)
         check_best_metric_for(args, eval_dataset, self.denoiser.noise_process)
         check_policy(self.pipeline, self.family, args, peft_config)
@@ -210,6 +213,7 @@ class TGOTrainer(BaseTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self._guard = UpdateGuard(self.accelerator, args.on_bad_row == "skip")
+        self.strategy.prepare_policy(policy)
         self.strategy.prepare_reference(self.reference)
         if self.label_rule is not None:
             are_weighed = self.loss.weighs_rows

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..policy.distributed import full_tensor
 from ..policy.policy import Policy
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def untrained_layers(network: nn.Module, is_adapter: bool) -> dict[str, bool]:
     for name, weight in network.named_parameters():
         if weight.requires_grad:
             layer = name.partition(".lora_")[0] if is_adapter else name
-            layers.setdefault(layer, []).append(weight.grad)
+            layers.setdefault(layer, []).append(_whole(weight.grad))
     if not is_adapter:
         return {layer: gradients == [None] for layer, gradients in layers.items()}
     device = next(network.parameters()).device
@@ -103,6 +104,10 @@ def untrained_layers(network: nn.Module, is_adapter: bool) -> dict[str, bool]:
         for gradients in layers.values()
     ]
     return {layer: not act for layer, act in zip(layers, torch.stack(acts).tolist(), strict=True)} if acts else {}
+
+
+def _whole(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else full_tensor(gradient)
 
 
 def _message(name: str, found: list[str], num_layers: int) -> str:
