@@ -20,7 +20,7 @@ from tgo_trl import TGOTrainer
 from tgo_trl.policy import launch
 
 from .cases import CASES as FAMILIES
-from .runs import Stop, StopAt, config, make_trainer, metrics
+from .runs import Stop, StopAt, make_trainer, metrics
 
 FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
 

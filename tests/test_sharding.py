@@ -70,7 +70,7 @@ def assert_same_metrics(actual, expected):
 
 def assert_like_one_process(sharded, one):
     first, second = sharded
-    assert first["is sharded"] and second["is sharded"] and not one["is sharded"]
+    assert [it["is sharded"] for it in (first, second, one)] == [True, True, False]
     assert_equal(second["weights"], first["weights"])
     assert_close(first["weights"], one["weights"], 1e-5)
     assert_same_metrics(first["log"], one["log"])

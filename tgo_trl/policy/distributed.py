@@ -1,10 +1,10 @@
 """All that depends on how weights are spread over processes: which ways there are, and what each asks for."""
 
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, convert_outputs_to_fp32, gather_object
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class Sharding(Replication):
         """Shards the policy in place.
 
         Raises:
-            ValueError: if processes begin with other weights: unlike `DistributedDataParallel`, nothing makes them equal.
+            ValueError: if processes begin with other weights, which `DistributedDataParallel` would make equal.
         """
         some = ((name, weight.reshape(-1)[:4096]) for name, weight in policy.named_parameters() if weight.requires_grad)
         if len({*gather_object([tensors_digest(some)])}) > 1:
@@ -143,27 +143,16 @@ class Sharding(Replication):
             modules.append(reference.model)
         _reshard(modules)
         is_kept = loading or self.accelerator.is_local_main_process
-        shards: list[tuple[nn.Module, str, nn.Parameter]] = []
-        classes = [
-            (module, type(module)) for it in modules for module in it.modules() if isinstance(module, FSDPModule)
-        ]
-        try:
-            for owner, name, shard in [*_shards(modules, policy.adapter_name is not None)]:
-                gathered = full_tensor(shard.detach()).cpu()
-                if is_kept:
-                    owner._parameters[name] = nn.Parameter(gathered, shard.requires_grad)
-                    shards.append((owner, name, shard))
-            for module, sharded in classes:
-                module.__class__ = sharded.__mro__[2]  # as FSDP2 found it: [sharded, FSDPModule, plain, ...]
+        gathered: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
+        for owner, name, shard in _shards(modules, policy.adapter_name is not None):
+            whole = full_tensor(shard.detach()).cpu()
+            if is_kept:
+                gathered.append((owner, name, shard, nn.Parameter(whole, shard.requires_grad)))
+        with _as_plain(modules), _replaced(gathered):
             yield
-            if loading:
-                for owner, name, shard in shards:
-                    _put(owner._parameters[name], shard)
-        finally:
-            for module, sharded in classes:
-                module.__class__ = sharded
-            for owner, name, shard in shards:
-                owner._parameters[name] = shard
+        if loading:
+            for _, _, shard, weight in gathered:
+                shard.detach().copy_(_part_of(weight.detach(), shard))
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Gathered tensor by tensor, on the CPU, with the numbers that one process gives its parameters."""
@@ -233,14 +222,37 @@ def _shards(modules: Iterable[nn.Module], of_adapters: bool) -> Iterator[tuple[n
 
 
 def _part_of(whole: Tensor, shard: Any) -> Tensor:
-    """This process's part of a tensor that every process has."""
+    """What this process holds of a tensor that every process has."""
     whole = whole.to(shard.device)
     return distribute_tensor(whole, shard.device_mesh, shard.placements, src_data_rank=None)
 
 
-@torch.no_grad()
-def _put(whole: Any, shard: nn.Parameter) -> None:
-    shard.copy_(_part_of(whole.detach().to(shard.dtype), shard))
+@contextmanager
+def _as_plain(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within, modules are of the classes that FSDP2 found, and nothing of it looks for shards in them."""
+    sharded = [(part, type(part)) for module in modules for part in module.modules() if isinstance(part, FSDPModule)]
+    for part, its_class in sharded:
+        part.__class__ = its_class.__mro__[2]  # of [sharded, FSDPModule, plain, ...]
+    try:
+        yield
+    finally:
+        for part, its_class in sharded:
+            part.__class__ = its_class
+
+
+@contextmanager
+def _replaced(weights: Sequence[tuple[nn.Module, str, nn.Parameter, nn.Parameter]]) -> Iterator[None]:
+    """Within, the second of two parameters is in the place of the first, in the module and under the name given."""
+    hooks = {owner: owner._load_state_dict_post_hooks for owner, *_ in weights}
+    for owner, name, _, weight in weights:
+        owner._parameters[name] = weight
+        owner._load_state_dict_post_hooks = OrderedDict()  # in which FSDP2 looks for its shards
+    try:
+        yield
+    finally:
+        for owner, name, shard, _ in weights:
+            owner._parameters[name] = shard
+            owner._load_state_dict_post_hooks = hooks[owner]
 
 
 STRATEGIES: dict[DistributedType, type[Replication]] = {
