@@ -1,6 +1,6 @@
 """Runs whose weights are sharded, on the CPU: what makes accelerate shard there, and a program of several processes.
 
-`torchrun -m tests.sharded_runs CASES OUT` runs named cases and saves what they gave.
+`torchrun -m tests.sharded_runs CASES OUT PHASE` runs named cases and saves what they gave.
 """
 
 import json
@@ -43,7 +43,10 @@ def allow_sharding_on_the_cpu() -> None:
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "adapter": {"max_steps": 3, "max_grad_norm": 0.5, "sample_prompts": ["a red cat"], "sample_steps": 1},
+    # of a factor of rank 1, one process holds nothing
+    "adapter": {
+        "max_steps": 3, "max_grad_norm": 0.5, "sample_prompts": ["a red cat"], "sample_steps": 1, "lora_r": 1,
+    },
     "all weights": {"max_steps": 2, "use_peft": False, "sample_prompts": ["a red cat"], "sample_steps": 1},
     "all weights, without a reference": {"max_steps": 2, "use_peft": False, "loss_type": "sft"},
     "moving reference": {"max_steps": 3, "sync_ref_model": True, "ref_model_sync_steps": 1},
@@ -66,16 +69,18 @@ CASES: dict[str, dict[str, Any]] = {
     "flux": {"max_steps": 2, "family": "flux"},
     "stable_diffusion_3": {"max_steps": 2, "family": "stable_diffusion_3"},
     "two networks": {"max_steps": 2, "family": "wan-two_stage"},
+    "bfloat16": {"max_steps": 2, "family": "stable_diffusion_3", "bf16": True},
 }  # fmt: skip
 """Runs of 11 rows, in updates of 8: the second update of an epoch has 3."""
 
 
-def run_case(name: str, folder: Path, **layout: Any) -> dict[str, Any]:
+def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[str, Any]:
     """Trains, evaluates, samples and saves; what that gave.
 
     Args:
         name: of the case.
         folder: of the run, which is left in `out`.
+        phase: of a run that is stopped, "begin" or "go on" for what comes before or after that; both if empty.
         layout: how the 8 rows of an update are spread, and weights over processes.
     """
     settings = {**CASES[name], **layout}
@@ -92,9 +97,11 @@ def run_case(name: str, folder: Path, **layout: Any) -> dict[str, Any]:
     def build(**more: Any) -> TGOTrainer:
         return make_trainer(args, model=kind.build(), train_dataset=rows, **evaluated, **more)
 
-    if stop is not None:
+    if stop is not None and phase != "go on":
         with suppress(Stop):
             build(callbacks=[StopAt(stop)]).train()
+    if phase == "begin":
+        return {}
     trainer = build()
     evaluations = [trainer.evaluate()] if eval_first else []
     trainer.train(resume_from_checkpoint=stop is not None)
@@ -132,16 +139,16 @@ def _local(weight: Tensor) -> Tensor:
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
-def main(cases: list[str], out: Path) -> None:
-    """Runs cases in updates of as many rows as one process takes; each process saves its own results."""
+def main(cases: list[str], out: Path, phase: str = "") -> None:
+    """Runs cases in updates of 8 rows over all processes; each process saves its own results."""
     torch.set_num_threads(1)
     allow_sharding_on_the_cpu()
     torch.distributed.init_process_group("gloo")
     rank, size = torch.distributed.get_rank(), 8 // torch.distributed.get_world_size()
     for name in cases:
-        result = run_case(name, out / f"run-{name}", per_device_train_batch_size=size, **FSDP2)
+        result = run_case(name, out / f"run-{name}", phase, per_device_train_batch_size=size, **FSDP2)
         torch.save(result, out / f"{name}-{rank}.pt")
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), Path(sys.argv[2]))
+    main(json.loads(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

@@ -19,14 +19,14 @@ ROOT = Path(__file__).parent.parent
 FAST = "adapter"
 
 
-def run_sharded(cases, folder, num_processes=2):
+def run_sharded(cases, folder, num_processes=2, phase=""):
     """Cases trained by several processes that share the weights; what each of them gave."""
     folder.mkdir(exist_ok=True)
     command = ["torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}", "-m", "tests.sharded_runs"]
     environment = cpu_environment()
     environment.pop("CI", None)
     done = subprocess.run(
-        [sys.executable, "-m", *command, json.dumps(cases), str(folder)],
+        [sys.executable, "-m", *command, json.dumps(cases), str(folder), phase],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -109,3 +109,23 @@ def one_process_folder(folder, name):
 @pytest.mark.parametrize("name", [name for name in CASES if name != FAST])
 def test_sharded_runs_equal_one_process(slow_cases, one_process, name):
     assert_like_one_process(slow_cases[name], one_process(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resumed", "all weights, resumed"])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 4)])
+def test_a_run_goes_on_with_another_number_of_processes(folder, one_process, name, before, after):
+    """Adam's moments of shards are saved whole, and taken up by any number of processes."""
+    run = folder / f"from-{before}-to-{after}-{name}"
+    results = []
+    for num_processes, phase in ((before, "begin"), (after, "go on")):
+        if num_processes > 1:
+            results.append(run_sharded([name], run, num_processes, phase)[name][0])
+        else:
+            results.append(run_case(name, run / f"run-{name}", phase, per_device_train_batch_size=8))
+    expected = one_process(name)
+    assert_close(results[1]["weights"], expected["weights"], 1e-5)
+    assert_same_metrics(results[1]["log"], expected["log"])
+    checkpoint = run / f"run-{name}" / "out" / "checkpoint-4"
+    names = {path.name for path in checkpoint.iterdir()}
+    assert not [it for it in names if "model" in it or "fsdp" in it], "only what was trained is saved"
