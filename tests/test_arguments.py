@@ -17,6 +17,7 @@ from tgo_trl.families import StableDiffusionFamily
 from tgo_trl.policy import launch
 from tgo_trl.policy.launch import check_strategy, check_unquantized
 from tgo_trl.trainer.arguments import check_arguments, default_args
+from tgo_trl.trainer.feasibility import check_run
 
 from . import tiny
 from .runs import assert_equal, config, first_log, logged, make_trainer, streamed, trained_weights
@@ -504,6 +505,13 @@ def test_what_is_quantised_is_not_sharded(tmp_path, monkeypatch):
     pipeline.unet.hf_quantizer = "int8"
     with pytest.raises(ValueError, match="`unet` is quantised"):
         check_unquantized(args, None, pipeline)
+
+
+def test_an_optimizer_of_whole_weights_is_refused_where_they_are_sharded(tmp_path, monkeypatch):
+    pipeline, args = tiny.stable_diffusion(), config(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="`optimizers` were passed, and FSDP is asked for"):
+        check_run(args, (torch.optim.SGD(pipeline.unet.parameters()), None), None)
 
 
 def test_a_single_process_shards_nothing(tmp_path, monkeypatch):

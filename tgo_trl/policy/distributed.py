@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 from accelerate import Accelerator
@@ -32,7 +33,7 @@ class Replication:
     @property
     def samples_here(self) -> bool:
         """Whether this process calls the pipeline, where only the main one has a use for the samples."""
-        return self.accelerator.is_main_process
+        return bool(self.accelerator.is_main_process)
 
     def prepare_policy(self, policy: Policy) -> None:
         """Spreads the policy's weights, unless `Trainer` does so when training begins."""
@@ -116,8 +117,9 @@ class Sharding(Replication):
     def prepare_reference(self, reference: Reference | None) -> None:
         """Shards the networks of a reference, each for itself, so that a pipeline may call them."""
         if isinstance(reference, ModelReference):
-            self._shard(reference.model.networks.values())
-            self._autocast(reference.model)
+            model: Any = reference.model
+            self._shard(model.networks.values())
+            self._autocast(model)
 
     def prepare_again(self, model: nn.Module) -> None:
         """Makes the optimizer that is made next see shards, and accelerate tell them apart."""
@@ -125,7 +127,7 @@ class Sharding(Replication):
         for number, shard in enumerate(model.parameters()):
             # accelerate looks the optimizer's weights up by address, and the shards of small weights may be empty
             if isinstance(shard, DTensor) and not shard.to_local().numel():
-                shard._local_tensor.data_ptr = lambda address=-1 - number: address  # type: ignore[method-assign]
+                shard._local_tensor.data_ptr = partial(int, -1 - number)  # type: ignore[method-assign]
 
     def unwrap(self, model: nn.Module) -> Policy:
         """The model itself, since it is sharded in place."""
@@ -216,7 +218,8 @@ def _reshard(modules: Iterable[nn.Module]) -> None:
 def _shards(modules: Iterable[nn.Module], of_adapters: bool) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
     for module in modules:
         for path, owner in module.named_modules():
-            for name, weight in owner.named_parameters(recurse=False):
+            weights: Iterable[tuple[str, Any]] = owner.named_parameters(recurse=False)
+            for name, weight in weights:
                 if isinstance(weight, DTensor) and (not of_adapters or ".lora_" in f"{path}.{name}"):
                     yield owner, name, weight
 

@@ -30,9 +30,9 @@ def check_strategy(args: TrainingArguments) -> None:
         )
     if args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise ValueError(
-            "DeepSpeed is not supported: its engine keeps weights and optimizer in forms of its own, which are saved "
-            "with the whole base and cannot be sampled from. Leave `deepspeed` unset, also in accelerate's "
-            "configuration, and shard with FSDP2 (`--accelerate_config fsdp2`)."
+            "DeepSpeed is not supported: what its engine keeps of weights and optimizer is not read here, so that "
+            "nothing could be saved. Leave `deepspeed` unset, also in accelerate's configuration, and shard with FSDP2 "
+            "(`--accelerate_config fsdp2`)."
         )
     if uses_fsdp(args):
         _check_fsdp(args)
@@ -57,12 +57,12 @@ def check_unquantized(args: TrainingArguments, quantization_config: Any, pipelin
 
 
 def _check_fsdp(args: TrainingArguments) -> None:
-    given: Mapping[str, Any] = args.fsdp_plugin_args or {}
-    for name, value in _refused_options(given, args).items():
-        if value is not None:
-            raise ValueError(f"`fsdp_{name}` (`fsdp_config[{name!r}]`) {value}")
-    for name, (is_set, why) in _refused_settings(given, args).items():
-        if is_set:
+    for name, (is_refused, why) in _refused_options(args).items():
+        if is_refused:
+            own_name = {"offload_params": "cpu_offload"}.get(name, name)
+            raise ValueError(f"`fsdp_{name}` (`fsdp_config[{own_name!r}]`) {why}")
+    for name, (is_refused, why) in _refused_settings(args).items():
+        if is_refused:
             raise ValueError(f"FSDP is asked for, and `{name}` is {getattr(args, name)!r}: {why}")
     if args.device.type in REPLICATING_DEVICES:
         raise ValueError(
@@ -77,45 +77,60 @@ def _check_fsdp(args: TrainingArguments) -> None:
         )
 
 
-def _refused_options(given: Mapping[str, Any], args: TrainingArguments) -> dict[str, str | None]:
-    """Options of FSDP by name: what is wrong with each as it is, and what to write; None if nothing is."""
+def _refused_options(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
+    """Options of FSDP, as accelerate calls them: whether each is refused as it is, and why."""
+    given: Mapping[str, Any] = args.fsdp_plugin_args or {}
 
-    def option(name: str, variable: str, default: str) -> str:
-        value = given.get(name)
-        return str(os.environ.get(f"FSDP_{variable}", default) if value is None else value)
+    def option(name: str, default: str) -> str:
+        value = given.get({"version": "fsdp_version", "offload_params": "cpu_offload"}.get(name, name))
+        return str(os.environ.get(f"FSDP_{name.upper()}", default) if value is None else value)
 
-    def is_on(name: str, variable: str) -> bool:
-        return bool(str_to_bool(option(name, variable, "false")))
+    def is_on(name: str) -> bool:
+        return bool(str_to_bool(option(name, "false")))
 
-    version, wrap = option("fsdp_version", "VERSION", "1"), option("auto_wrap_policy", "AUTO_WRAP_POLICY", "NO_WRAP")
-    form = option("state_dict_type", "STATE_DICT_TYPE", "SHARDED_STATE_DICT")
+    version, wrap = option("version", "1"), option("auto_wrap_policy", "NO_WRAP")
+    form = option("state_dict_type", "SHARDED_STATE_DICT")
     return {
-        "version": None if version == "2" else f"is {version}: FSDP1 flattens weights, so that adapters cannot be "
-        "told from the base. Set it to 2.",
-        "cpu_ram_efficient_loading": "is on: it loses buffers that diffusers' networks have, and saves no memory, "
-        "since each process loads the pipeline. Set it to false."
-        if is_on("cpu_ram_efficient_loading", "CPU_RAM_EFFICIENT_LOADING") else None,
-        "activation_checkpointing": "is on: its wrappers rename the weights, so that no adapter would be found to be "
-        "saved. Set it to false, and `gradient_checkpointing=True`, which is diffusers' own."
-        if is_on("activation_checkpointing", "ACTIVATION_CHECKPOINTING") else None,
-        "offload_params": "is on, which was not tried: sampling and the optimizer need the weights on the device. Set "
-        "it to false." if is_on("cpu_offload", "OFFLOAD_PARAMS") else None,
-        "auto_wrap_policy": None if wrap.upper() == "TRANSFORMER_BASED_WRAP" else f"is {wrap!r}: weights are gathered "
-        "block by block, as the networks name their blocks. Set it to 'TRANSFORMER_BASED_WRAP'.",
-        "state_dict_type": f"is {form!r}, and `save_only_model` is on, which transformers refuses together. Set it to "
-        "'FULL_STATE_DICT'." if args.save_only_model and form.upper() != "FULL_STATE_DICT" else None,
-        "xla": "is on, which is another FSDP. Leave it out."
-        if args.fsdp_config and args.fsdp_config.get("xla") else None,  # type: ignore[union-attr]
-    }  # fmt: skip
+        "version": (
+            version != "2",
+            f"is {version}: FSDP1 flattens weights, so that adapters cannot be told from the base. Set it to 2.",
+        ),
+        "cpu_ram_efficient_loading": (
+            is_on("cpu_ram_efficient_loading"),
+            "is on: it loses buffers that diffusers' networks have, and saves no memory, since each process loads the "
+            "pipeline. Set it to false.",
+        ),
+        "activation_checkpointing": (
+            is_on("activation_checkpointing"),
+            "is on: its wrappers rename the weights, so that no adapter would be found to be saved. Set it to false, "
+            "and `gradient_checkpointing=True`, which is diffusers' own.",
+        ),
+        "offload_params": (
+            is_on("offload_params"),
+            "is on, which was not tried: sampling and the optimizer need the weights on the device. Set it to false.",
+        ),
+        "auto_wrap_policy": (
+            wrap.upper() != "TRANSFORMER_BASED_WRAP",
+            f"is {wrap!r}: weights are gathered block by block, as the networks name their blocks. Set it to "
+            "'TRANSFORMER_BASED_WRAP'.",
+        ),
+        "state_dict_type": (
+            args.save_only_model and form.upper() != "FULL_STATE_DICT",
+            f"is {form!r}, and `save_only_model` is on, which transformers refuses together. Set it to "
+            "'FULL_STATE_DICT'.",
+        ),
+        "xla": (bool((args.fsdp_config or {}).get("xla")), "is on, which is another FSDP. Leave it out."),  # type: ignore[union-attr]
+    }
 
 
-def _refused_settings(given: Mapping[str, Any], args: TrainingArguments) -> dict[str, tuple[bool, str]]:
+def _refused_settings(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
     optimizer = str(getattr(args.optim, "value", args.optim))
     return {
         "fp16": (args.fp16, "gradients of shards were not scaled yet. Use `bf16=True`."),
         "torch_compile": (args.torch_compile, "compiled networks were not sharded yet. Leave it out."),
-        "parallelism_config": (args.parallelism_config is not None, "weights are sharded over all processes. Leave "
-                               "it out."),
+        "parallelism_config": (
+            args.parallelism_config is not None, "weights are sharded over all processes. Leave it out.",
+        ),
         "ema_decay": (
             getattr(args, "ema_decay", None) is not None, "the average of shards was not saved yet. Leave it out.",
         ),

@@ -175,10 +175,11 @@ class ResumableTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         # As one process saves it, so that any number of them goes on from it; `Trainer` would save the base beside it.
-        state = self.strategy.optimizer_state(self.optimizer)
+        state, scheduler = self.strategy.optimizer_state(self.optimizer), self.lr_scheduler
+        assert scheduler is not None
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     # ---- Going on ----
 
@@ -394,6 +395,7 @@ class ResumableTrainer(Trainer):
             load_changed_optimizer(folder, self.optimizer, self.lr_scheduler, keep, self.strategy)
         elif self.strategy.shards:
             self.strategy.load_optimizer_state(self.optimizer, read_optimizer(folder))
+            assert self.lr_scheduler is not None
             self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
         else:
             super()._load_optimizer_and_scheduler(checkpoint)

@@ -94,20 +94,16 @@ def untrained_layers(network: nn.Module, is_adapter: bool) -> dict[str, bool]:
     for name, weight in network.named_parameters():
         if weight.requires_grad:
             layer = name.partition(".lora_")[0] if is_adapter else name
-            layers.setdefault(layer, []).append(_whole(weight.grad))
+            layers.setdefault(layer, []).append(weight.grad)
     if not is_adapter:
         return {layer: gradients == [None] for layer, gradients in layers.items()}
     device = next(network.parameters()).device
     nothing = torch.tensor(False, device=device)
     acts = [
-        torch.stack([nothing if gradient is None else gradient.any() for gradient in gradients]).any()
+        torch.stack([nothing if gradient is None else full_tensor(gradient).any() for gradient in gradients]).any()
         for gradients in layers.values()
     ]
     return {layer: not act for layer, act in zip(layers, torch.stack(acts).tolist(), strict=True)} if acts else {}
-
-
-def _whole(gradient: Tensor | None) -> Tensor | None:
-    return None if gradient is None else full_tensor(gradient)
 
 
 def _message(name: str, found: list[str], num_layers: int) -> str:
