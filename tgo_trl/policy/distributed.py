@@ -215,13 +215,15 @@ def _reshard(modules: Iterable[nn.Module]) -> None:
                 part.reshard()
 
 
-def _shards(modules: Iterable[nn.Module], of_adapters: bool) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    for module in modules:
-        for path, owner in module.named_modules():
-            weights: Iterable[tuple[str, Any]] = owner.named_parameters(recurse=False)
-            for name, weight in weights:
-                if isinstance(weight, DTensor) and (not of_adapters or ".lora_" in f"{path}.{name}"):
-                    yield owner, name, weight
+def _shards(modules: Iterable[nn.Module], of_adapters: bool) -> list[tuple[nn.Module, str, Any]]:
+    """The sharded parameters of modules, of adapters or all, with the module that each is in and its name there."""
+    return [
+        (owner, name, weight)
+        for module in modules
+        for path, owner in module.named_modules()
+        for name, weight in owner.named_parameters(recurse=False)
+        if isinstance(weight, DTensor) and (not of_adapters or ".lora_" in f"{path}.{name}")
+    ]
 
 
 def _part_of(whole: Tensor, shard: Any) -> Tensor:
