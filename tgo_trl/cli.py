@@ -271,14 +271,16 @@ def _num_processes(path: Path, given: Any) -> Any:
     import yaml
     from torch.cuda import device_count  # slow to load
 
-    config = yaml.safe_load(path.read_text())  # JSON too; what is wrong with it, accelerate says
-    if not isinstance(config, dict) or config.get("distributed_type") not in SHARDING:
-        return given
-    if config.get("num_machines", 1) != 1:  # of which this is one
+    try:
+        config = yaml.safe_load(path.read_text())  # JSON is YAML too
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"`--accelerate_config {path}` is no YAML file: {error}") from error
+    is_sharding = isinstance(config, dict) and config.get("distributed_type") in SHARDING
+    if not is_sharding or config.get("num_machines", 1) != 1:  # of which this is one
         return given
     wanted = given or config.get("num_processes")
     found = device_count()
-    if found < 2 or (wanted is not None and int(wanted) > found):
+    if found < 2 or (str(wanted).isdecimal() and int(wanted) > found):
         few = f"there {'is' if found == 1 else 'are'} {found or 'no'} GPU{'s' * (found != 1)} here"
         remedy = f"Set `--num_processes {found}`, or less." if found > 1 else "Train without it, in one process."
         starts = "spreads weights over several GPUs" if wanted is None else f"starts {wanted} processes, one for a GPU"
