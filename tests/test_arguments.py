@@ -14,7 +14,10 @@ from trl import DPOTrainer, KTOTrainer, TrlParser
 from tgo_trl import TGOConfig, TGOTrainer
 from tgo_trl.data.collator import RowCollator
 from tgo_trl.families import StableDiffusionFamily
+from tgo_trl.policy import launch
+from tgo_trl.policy.launch import check_strategy, check_unquantized
 from tgo_trl.trainer.arguments import check_arguments, default_args
+from tgo_trl.trainer.feasibility import check_run
 
 from . import tiny
 from .runs import assert_equal, config, first_log, logged, make_trainer, streamed, trained_weights
@@ -233,7 +236,7 @@ REFUSED = {
     "dispatched batches": (
         {"accelerator_config": {"dispatch_batches": True}}, ValueError, "`dispatch_batches=True`",
     ),
-    "fsdp": ({"fsdp": True}, ValueError, "Leave `fsdp` and `deepspeed` unset"),
+    "fsdp on the CPU": ({"fsdp": True}, ValueError, "the CPU, where accelerate would replicate all weights"),
     "a column that is not there": ({"score_column": "rating"}, ValueError, "set `score_column` in the `TGOConfig`"),
 }  # fmt: skip
 
@@ -453,12 +456,72 @@ def test_settings_that_cannot_act_are_refused(tmp_path, name, value):
         make_trainer(config(tmp_path, **{name: value}))
 
 
-@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_sharding_from_a_launcher_is_refused(tmp_path, monkeypatch, variable):
+def test_deepspeed_from_a_launcher_is_refused(tmp_path, monkeypatch):
     args = config(tmp_path)
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(ValueError, match="FSDP and DeepSpeed shard weights"):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="DeepSpeed is not supported"):
         make_trainer(args)
+
+
+FSDP2 = {"VERSION": "2", "AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "STATE_DICT_TYPE": "FULL_STATE_DICT"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"VERSION": "1"}, {}, "`fsdp_version` .* is 1: FSDP1 flattens weights"),
+        ({"CPU_RAM_EFFICIENT_LOADING": "true"}, {}, "`fsdp_cpu_ram_efficient_loading` .* is on: it loses buffers"),
+        ({"ACTIVATION_CHECKPOINTING": "true"}, {}, "`fsdp_activation_checkpointing` .* is on: its wrappers rename"),
+        ({"OFFLOAD_PARAMS": "true"}, {}, "`fsdp_offload_params` .* is on, which was not tried"),
+        ({"AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, {}, "`fsdp_auto_wrap_policy` .* is 'SIZE_BASED_WRAP'"),
+        (
+            {"STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, {"save_only_model": True},
+            "`fsdp_state_dict_type` .* is 'SHARDED_STATE_DICT', and `save_only_model` is on",
+        ),
+        ({}, {"optim": "adafactor"}, "`optim` is .*adafactor.*: it was not tried on shards"),
+        ({}, {"ema_decay": 0.9}, "`ema_decay` is 0.9: the average of shards was not saved yet"),
+        ({}, {"push_to_hub": True}, "`hub_strategy` is .*every_save.*: only the main process pushes"),
+        ({}, {}, "the run is on the CPU, where accelerate would replicate all weights without a word"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_sharded_is_refused_by_name(tmp_path, monkeypatch, changes, settings, message):
+    """As of `accelerate launch`, before a model is loaded: there is none of this name."""
+    args = config(tmp_path, **settings)
+    for name, value in {**FSDP2, **changes}.items():
+        monkeypatch.setenv(f"FSDP_{name}", value)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=message):
+        TGOTrainer("no/such-model", args, tiny.scored_rows(8))
+
+
+def test_what_is_quantised_is_not_sharded(tmp_path, monkeypatch):
+    args = config(tmp_path)
+    check_unquantized(args, "int8", None)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="The model is quantised, and FSDP cannot shard quantised weights"):
+        check_unquantized(args, "int8", None)
+    pipeline = tiny.stable_diffusion()
+    check_unquantized(args, None, pipeline)
+    pipeline.unet.hf_quantizer = "int8"
+    with pytest.raises(ValueError, match="`unet` is quantised"):
+        check_unquantized(args, None, pipeline)
+
+
+def test_an_optimizer_of_whole_weights_is_refused_where_they_are_sharded(tmp_path, monkeypatch):
+    pipeline, args = tiny.stable_diffusion(), config(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="`optimizers` were passed, and FSDP is asked for"):
+        check_run(args, (torch.optim.SGD(pipeline.unet.parameters()), None), None)
+
+
+def test_a_single_process_shards_nothing(tmp_path, monkeypatch):
+    args = config(tmp_path)
+    for name, value in FSDP2.items():
+        monkeypatch.setenv(f"FSDP_{name}", value)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr(launch, "REPLICATING_DEVICES", set())
+    with pytest.raises(ValueError, match="there is a single one"):
+        check_strategy(args)
 
 
 def test_lora_settings_beside_an_adapter_are_ignored_with_a_warning(tmp_path, caplog):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -255,7 +256,34 @@ def test_a_launched_process_that_fails_is_not_repeated_with_its_secrets(train, m
 
 def test_an_unknown_accelerate_config_is_refused_with_the_known_ones(train, capsys):
     line = error_of(capsys, *train[0], "--accelerate_config", "quantum")
-    assert "`--accelerate_config quantum` is no file, and none of fsdp1, fsdp2, multi_gpu, single_gpu" in line
+    assert "`--accelerate_config quantum` is no file, and none of fsdp2, multi_gpu, single_gpu" in line
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "options", "message"),
+    [
+        (0, (), "spreads weights over several GPUs, and there are no GPUs here. Train without it, in one process."),
+        (1, ("--num_processes", "2"), "starts 2 processes, one for a GPU, and there is 1 GPU here. Train without it"),
+        (2, ("--num_processes", "4"), "starts 4 processes, one for a GPU, and there are 2 GPUs here. Set "
+                                      "`--num_processes 2`, or less."),
+    ],
+)  # fmt: skip
+def test_sharding_over_more_gpus_than_there_are_is_refused(train, monkeypatch, capsys, num_gpus, options, message):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
+    line = error_of(capsys, *train[0], "--accelerate_config", "fsdp2", *options)
+    assert f"`--accelerate_config fsdp2` {message}" in line
+
+
+def test_sharding_starts_a_process_for_each_gpu(train, monkeypatch):
+    launched = []
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", launched.append)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.delenv(cli.LAUNCHED, raising=False)
+    assert main([*train[0], "--accelerate_config", "fsdp2"]) == 0
+    (options,) = launched
+    assert options.num_processes == 4
+    assert Path(options.config_file).parent == Path(cli.__file__).parent / "accelerate_configs"
+    os.environ.pop(cli.LAUNCHED)
 
 
 @pytest.mark.parametrize("in_file", [False, True])

@@ -79,6 +79,10 @@ COMMANDS = {
 }
 
 LAUNCH_OPTIONS = ("accelerate_config", "num_processes")
+PROFILES = {"tgo_trl": ("fsdp2",), "trl": ("multi_gpu", "single_gpu")}
+"""Configurations of accelerate's that packages bring along, and that training can be launched with."""
+SHARDING = ("FSDP", "DEEPSPEED")
+"""What accelerate calls the ways that take GPUs: without them it would replicate all weights, and not say so."""
 LAUNCHED = "TGO_TRL_LAUNCHED"
 """Set in the processes that accelerate has launched, which must not launch others."""
 
@@ -175,7 +179,10 @@ def _describe_launching(parser: Any) -> None:
     group = parser.add_argument_group("running")
     for name, text in (
         ("--config", "YAML file of settings, which the command line overrides."),
-        ("--accelerate_config", "Run on several processes: a name such as `multi_gpu`, or a file of accelerate's."),
+        (
+            "--accelerate_config",
+            "Run on several processes: `multi_gpu`, `fsdp2` (weights sharded), or a file of accelerate's.",
+        ),
         ("--num_processes", "How many processes accelerate starts, in place of the number in that file."),
     ):
         group.add_argument(name, help=text)
@@ -224,10 +231,13 @@ def _launch(command: str, arguments: Sequence[str], options: dict[str, Any]) -> 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     launch: list[str] = []
+    num_processes = options.get("num_processes")
     if "accelerate_config" in options:
-        launch += ["--config_file", str(_accelerate_config(str(options["accelerate_config"])))]
-    if "num_processes" in options:
-        launch += ["--num_processes", str(options["num_processes"])]
+        path = _accelerate_config(str(options["accelerate_config"]))
+        num_processes = _num_processes(path, num_processes)
+        launch += ["--config_file", str(path)]
+    if num_processes is not None:
+        launch += ["--num_processes", str(num_processes)]
     os.environ[LAUNCHED] = "1"
     options_and_command = [*launch, "--module", "tgo_trl.cli", command, *arguments]
     try:
@@ -238,17 +248,44 @@ def _launch(command: str, arguments: Sequence[str], options: dict[str, Any]) -> 
 
 
 def _accelerate_config(name: str) -> Path:
-    """A file, or one of TRL's configurations by name.
+    """A file, or one of our configurations or TRL's by name.
 
     Raises:
         ValueError: if there is neither.
     """
-    folder = Path(str(importlib.resources.files("trl").joinpath("accelerate_configs")))
-    for path in (Path(name), folder / f"{name}.yaml"):
+    folders = [Path(str(importlib.resources.files(package).joinpath("accelerate_configs"))) for package in PROFILES]
+    named = [folder / f"{name}.yaml" for folder, names in zip(folders, PROFILES.values(), strict=True) if name in names]
+    for path in (Path(name), *named):
         if path.is_file():
             return path
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    known = ", ".join(sorted(name for names in PROFILES.values() for name in names))
     raise ValueError(f"`--accelerate_config {name}` is no file, and none of {known}.")
+
+
+def _num_processes(path: Path, given: Any) -> Any:
+    """How many processes are started, as given or one for each GPU; None if the file says it.
+
+    Raises:
+        ValueError: if weights are to be sharded, and there are fewer GPUs, or a single one.
+    """
+    import yaml
+    from torch.cuda import device_count  # slow to load
+
+    try:
+        config = yaml.safe_load(path.read_text())  # JSON is YAML too
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"`--accelerate_config {path}` is no YAML file: {error}") from error
+    is_sharding = isinstance(config, dict) and config.get("distributed_type") in SHARDING
+    if not is_sharding or config.get("num_machines", 1) != 1:  # of which this is one
+        return given
+    wanted = given or config.get("num_processes")
+    found = device_count()
+    if found < 2 or (str(wanted).isdecimal() and int(wanted) > found):
+        few = f"there {'is' if found == 1 else 'are'} {found or 'no'} GPU{'s' * (found != 1)} here"
+        remedy = f"Set `--num_processes {found}`, or less." if found > 1 else "Train without it, in one process."
+        starts = "spreads weights over several GPUs" if wanted is None else f"starts {wanted} processes, one for a GPU"
+        raise ValueError(f"`--accelerate_config {path.stem}` {starts}, and {few}. {remedy}")
+    return wanted or found
 
 
 if __name__ == "__main__":

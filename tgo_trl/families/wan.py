@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..media.types import Sample, Size, VideoFormat
 from ..precision import compute_dtype
@@ -144,6 +145,9 @@ class WanFamily(FlowMatchingFamily):
             if mine:
                 inputs = (torch.stack([tensor[row] for row in mine]) for tensor in (corrupted, time, embeds))
                 predictions.update(zip(mine, _velocity(networks[name], *inputs).unbind(), strict=True))
+            elif isinstance(networks[name], FSDPModule):
+                # every process calls both networks, whatever its rows are: to gather their weights takes all of them
+                zeros.append(_velocity(networks[name], corrupted[:1], time[:1], embeds[:1]).flatten()[:0])
             else:
                 zeros.extend(_nothing_of(networks[name]))
         prediction = torch.stack([predictions[row] for row in range(len(is_first))])

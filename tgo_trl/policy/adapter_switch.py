@@ -32,8 +32,8 @@ class AdapterSwitch:
             layer.set_adapter(trained)
             layer.enable_adapters(True)
         self._is_trained = [{name: weight.requires_grad for name, weight in _factors(layer)} for layer in self._layers]
-        watched = (weight for layer in self._layers for _, weight in _factors(layer) if weight.requires_grad)
-        self._watched = next(watched, None)
+        watched = ((layer, name) for layer in self._layers for name, it in _factors(layer) if it.requires_grad)
+        self._watched = next(watched, None)  # by name: sharding puts another weight in its place
         self._attributes = self._look()
 
     def to_trained(self) -> None:
@@ -51,6 +51,12 @@ class AdapterSwitch:
             self._by_peft(adapter)
         else:
             _set(self._attributes[adapter])
+
+    def _is_as_left(self) -> bool:
+        if self._watched is None:
+            return True
+        layer, name = self._watched
+        return bool(layer.get_parameter(name).requires_grad)
 
     def _by_peft(self, adapter: str | None) -> None:
         """As peft does, with `requires_grad` as it is for the trained adapter."""

@@ -1,46 +1,43 @@
 """All that depends on how weights are spread over processes: which ways there are, and what each asks for."""
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any, ClassVar
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, parse_flag_from_env
+from accelerate.utils import DistributedType, convert_outputs_to_fp32, gather_object
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import TrainingArguments
 
+from ..storage.fingerprints import tensors_digest
 from .policy import Policy
 from .reference import ModelReference, Reference
-
-
-def check_strategy(args: TrainingArguments) -> None:
-    """Raises a ValueError for a way of spreading weights that is not supported."""
-    if args.n_gpu > 1:
-        raise ValueError(
-            "TGOTrainer does not support `nn.DataParallel`, which `Trainer` uses when several GPUs are visible to a "
-            "single process. Launch the script with `accelerate launch` or `torchrun`, or make a single GPU visible "
-            "with `CUDA_VISIBLE_DEVICES`."
-        )
-    launched = parse_flag_from_env("ACCELERATE_USE_FSDP") or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
-    if args.fsdp or args.deepspeed or launched:
-        raise ValueError(
-            "TGOTrainer trains on one device or with `DistributedDataParallel`; FSDP and DeepSpeed shard weights that "
-            "the adapter switch and the saver need whole. Leave `fsdp` and `deepspeed` unset, also in accelerate's "
-            "configuration."
-        )
 
 
 class Replication:
     """Every process holds all weights: one process, or `DistributedDataParallel`.
 
-    A strategy that shards them has these methods too, and gathers the weights in [`whole`].
-
     Args:
         accelerator: of the run.
     """
 
+    shards: ClassVar[bool] = False
+    """Whether a process holds a part of the weights only, so that all take part in whatever computes with them."""
+
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
+
+    @property
+    def samples_here(self) -> bool:
+        """Whether this process calls the pipeline, where only the main one has a use for the samples."""
+        return bool(self.accelerator.is_main_process)
+
+    def prepare_policy(self, policy: Policy) -> None:
+        """Spreads the policy's weights, unless `Trainer` does so when training begins."""
 
     def prepare_reference(self, reference: Reference | None) -> None:
         """Puts the networks of a reference, where it has some of its own, to where the policy's are."""
@@ -82,16 +79,212 @@ class Replication:
         return norm
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Within, all weights of policy and reference are there, to be saved, loaded, moved or sampled from.
+    def whole(self, policy: Policy, reference: Reference | None = None, loading: bool = False) -> Iterator[None]:
+        """Within, what was trained is there to be saved, or loaded, as plain tensors of the plain networks.
 
-        Entered by every process; a second one within it, as of whatever samples in one process alone, does nothing.
+        Entered by every process, none of which calls a network within.
+
+        Args:
+            policy: whose trained weights are wanted.
+            reference: whose own weights are wanted too.
+            loading: whether the weights are wanted in every process, which all put the same into them; otherwise they
+                are read in the main process.
         """
         yield
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """The optimizer's `state_dict()` of whole tensors, for the main process; called by every one."""
+        state: dict[str, Any] = optimizer.state_dict()
+        return state
+
+    def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
+        """The inverse of [`optimizer_state`], in every process."""
+        optimizer.load_state_dict(state)
+
+
+class Sharding(Replication):
+    """Every process holds a part of each weight, and a block's are gathered while it is computed (FSDP2).
+
+    Weights are sharded when the trainer is made, so that evaluations and samples before training need no other way.
+    `Trainer` and accelerate then find a model that is sharded already. Everything that computes is called by every
+    process, with the same weights in the same order: to gather them takes all of them.
+    """
+
+    shards = True
+
+    @property
+    def samples_here(self) -> bool:
+        """Every process does, of the same prompts."""
+        return True
+
+    def prepare_policy(self, policy: Policy) -> None:
+        """Shards the policy in place.
+
+        Raises:
+            ValueError: if processes begin with other weights, which `DistributedDataParallel` would make equal.
+        """
+        some = ((name, weight.reshape(-1)[:4096]) for name, weight in policy.named_parameters() if weight.requires_grad)
+        if len({*gather_object([tensors_digest(some)])}) > 1:
+            raise ValueError(
+                "The processes begin with other weights, and FSDP2 would train a mixture of them. Pass the same "
+                "pipeline and adapter in every process; one that is made at random needs the same seed in each."
+            )
+        self._shard(policy.networks.values())
+        fully_shard(policy, mp_policy=self._precision)
+        # Before a pipeline calls a network within it, which would take itself for the root.
+        fully_shard.state(policy)._lazy_init()  # type: ignore[attr-defined]
+        self._autocast(policy)
+        self.accelerator._models.append(policy)  # or an evaluation would prepare it, which FSDP2 refuses
+
+    def prepare_reference(self, reference: Reference | None) -> None:
+        """Shards the networks of a reference, each for itself, so that a pipeline may call them."""
+        if isinstance(reference, ModelReference):
+            model: Any = reference.model
+            self._shard(model.networks.values())
+            self._autocast(model)
+
+    def prepare_again(self, model: nn.Module) -> None:
+        """Makes the optimizer that is made next see shards, and accelerate tell them apart."""
+        _reshard([model])
+        for number, shard in enumerate(model.parameters()):
+            # accelerate looks the optimizer's weights up by address, and the shards of small weights may be empty
+            if isinstance(shard, DTensor) and not shard.to_local().numel():
+                shard._local_tensor.data_ptr = partial(int, -1 - number)  # type: ignore[method-assign]
+
+    def unwrap(self, model: nn.Module) -> Policy:
+        """The model itself, since it is sharded in place."""
+        assert isinstance(model, Policy)
+        return model
+
+    @contextmanager
+    def whole(self, policy: Policy, reference: Reference | None = None, loading: bool = False) -> Iterator[None]:
+        """Puts gathered weights, on the CPU, into the place of the shards, and back what was put into them.
+
+        Of a policy with an adapter, only adapters are gathered.
+        """
+        modules: list[nn.Module] = [policy]
+        if isinstance(reference, ModelReference):
+            modules.append(reference.model)
+        _reshard(modules)
+        is_kept = loading or self.accelerator.is_local_main_process
+        gathered: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
+        for owner, name, shard in _shards(modules, policy.adapter_name is not None):
+            whole = full_tensor(shard.detach()).cpu()
+            if is_kept:
+                gathered.append((owner, name, shard, nn.Parameter(whole, shard.requires_grad)))
+        with _as_plain(modules), _replaced(gathered):
+            yield
+        if loading:
+            for _, _, shard, weight in gathered:
+                shard.detach().copy_(_part_of(weight.detach(), shard))
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Gathered tensor by tensor, on the CPU, with the numbers that one process gives its parameters."""
+        state: dict[str, Any] = optimizer.state_dict()
+        is_kept = self.accelerator.is_local_main_process
+        whole: dict[int, dict[str, Any]] = {}
+        for number, values in state["state"].items():
+            gathered = {key: full_tensor(it).cpu() if isinstance(it, Tensor) else it for key, it in values.items()}
+            if is_kept:
+                whole[number] = gathered
+        return {**state, "state": whole}
+
+    def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
+        """Keeps of each tensor what belongs to this process's part of its weight."""
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        parts = {
+            number: {
+                key: _part_of(it, weights[number]) if isinstance(it, Tensor) and it.dim() else it
+                for key, it in values.items()
+            }
+            for number, values in state["state"].items()
+        }
+        optimizer.load_state_dict({**state, "state": parts})
+
+    @property
+    def _precision(self) -> MixedPrecisionPolicy:
+        # What accelerate makes of bf16 would round the times of the noise, and add gradients up in bf16.
+        return MixedPrecisionPolicy(cast_forward_inputs=False)
+
+    def _shard(self, networks: Iterable[nn.Module]) -> None:
+        plugin = self.accelerator.state.fsdp_plugin
+        for network in networks:
+            for module in (*blocks_of(network), network):
+                fully_shard(module, reshard_after_forward=plugin.reshard_after_forward, mp_policy=self._precision)
+
+    def _autocast(self, model: nn.Module) -> None:
+        """What accelerate's `prepare_model` does where weights are whole."""
+        if self.accelerator.native_amp:
+            model.forward = convert_outputs_to_fp32(self.accelerator.autocast()(model.forward))
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The parts of a network that are gathered one at a time, the inner ones first: what diffusers calls its blocks."""
+    names = {*(getattr(network, "_no_split_modules", None) or ()), *(getattr(network, "_repeated_blocks", None) or ())}
+    inner = [module for module in network.modules() if module is not network and type(module).__name__ in names]
+    return [module for module in reversed(inner) if next(module.parameters(), None) is not None]
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that processes hold parts of, which all have to ask for; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _reshard(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
+
+def _shards(modules: Iterable[nn.Module], of_adapters: bool) -> list[tuple[nn.Module, str, Any]]:
+    """The sharded parameters of modules, of adapters or all, with the module that each is in and its name there."""
+    return [
+        (owner, name, weight)
+        for module in modules
+        for path, owner in module.named_modules()
+        for name, weight in owner.named_parameters(recurse=False)
+        if isinstance(weight, DTensor) and (not of_adapters or ".lora_" in f"{path}.{name}")
+    ]
+
+
+def _part_of(whole: Tensor, shard: Any) -> Tensor:
+    """What this process holds of a tensor that every process has."""
+    whole = whole.to(shard.device)
+    return distribute_tensor(whole, shard.device_mesh, shard.placements, src_data_rank=None)
+
+
+@contextmanager
+def _as_plain(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within, modules are of the classes that FSDP2 found, and nothing of it looks for shards in them."""
+    sharded = [(part, type(part)) for module in modules for part in module.modules() if isinstance(part, FSDPModule)]
+    for part, its_class in sharded:
+        part.__class__ = its_class.__mro__[2]  # of [sharded, FSDPModule, plain, ...]
+    try:
+        yield
+    finally:
+        for part, its_class in sharded:
+            part.__class__ = its_class
+
+
+@contextmanager
+def _replaced(weights: Sequence[tuple[nn.Module, str, nn.Parameter, nn.Parameter]]) -> Iterator[None]:
+    """Within, the second of two parameters is in the place of the first, in the module and under the name given."""
+    hooks = {owner: owner._load_state_dict_post_hooks for owner, *_ in weights}
+    for owner, name, _, weight in weights:
+        owner._parameters[name] = weight
+        owner._load_state_dict_post_hooks = OrderedDict()  # in which FSDP2 looks for its shards
+    try:
+        yield
+    finally:
+        for owner, name, shard, _ in weights:
+            owner._parameters[name] = shard
+            owner._load_state_dict_post_hooks = hooks[owner]
 
 
 STRATEGIES: dict[DistributedType, type[Replication]] = {
     DistributedType.MULTI_GPU: Replication,
+    DistributedType.FSDP: Sharding,
 }
 """By accelerate's name; whatever is not named replicates, as `DistributedDataParallel` does on any device."""
 

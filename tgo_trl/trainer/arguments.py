@@ -16,7 +16,7 @@ from ..media.sizes import aspect_ratio_sizes, check_size
 from ..media.types import Size
 from ..noise import NoiseProcess
 from ..policy.alterations import check_networks, unwrap_networks
-from ..policy.distributed import check_strategy
+from ..policy.launch import check_strategy
 from ..policy.policy import Policy
 from .objective import of_recipe, unresolved_loss
 from .pair_sources import check_pair_source

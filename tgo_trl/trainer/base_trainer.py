@@ -184,7 +184,7 @@ class BaseTrainer(ResumableTrainer):
             raise ValueError(f"There is no reference to synchronise ({self._objective_name}).")
         policy = self.policy
         name = policy.adapter_name
-        with self.optimizer_mode.averaged(), self.strategy.whole():
+        with self.optimizer_mode.averaged():
             self.reference.sync(policy.state_dict() if name is None else policy.adapter_state(name), alpha)
 
     @torch.no_grad()
@@ -197,6 +197,8 @@ class BaseTrainer(ResumableTrainer):
         **kwargs: Any,
     ) -> list[Sample]:
         """One image, or the frames of one video, per prompt, each from its own seed.
+
+        Where weights are sharded, every process has to call it, with the same arguments.
 
         Args:
             prompts: what to sample.
@@ -221,7 +223,7 @@ class BaseTrainer(ResumableTrainer):
         called = negating(self.pipeline, kwargs.pop("negative_prompt") if isinstance(negative, str) else None)
         self.encoders.summon()
         try:
-            with self.optimizer_mode.averaged(), self.strategy.whole(), sampling, self.encoders.decoding():
+            with self.optimizer_mode.averaged(), sampling, self.encoders.decoding():
                 self.model.eval()
                 samples: list[Sample] = []
                 size = batch_size or len(prompts) or 1

@@ -38,7 +38,7 @@ def load_eval_rewards(specs: list[str] | None) -> dict[str, Reward]:
 
 
 class EvalSamples:
-    """Draws the samples of an evaluation, and measures them, in the main process; the others wait, and are told.
+    """Draws the samples of an evaluation, and measures them in the main process; the others are told.
 
     Args:
         trainer: whose policy and reference are sampled.
@@ -100,12 +100,12 @@ class EvalSamples:
             # a model that is loaded, or a function of the user's, may draw from the generators of training
             stack.enter_context(torch.random.fork_rng(devices))
             stack.enter_context(trainer.optimizer_mode.averaged())
-            stack.enter_context(trainer.strategy.whole())
-            if trainer.is_world_process_zero():
+            if trainer.strategy.samples_here:
                 samples = trainer.sample(
                     self.prompts, self.seeds, from_reference=from_reference, batch_size=self.batch_size, **self.kwargs
                 )
-                found = [self._values(samples)]
+                if trainer.is_world_process_zero():
+                    found = [self._values(samples)]
         broadcast_object_list(found)
         values: dict[str, float] = found[0]
         return values

@@ -14,6 +14,7 @@ from transformers.trainer_utils import SaveStrategy, SchedulerType
 from ..losses import LOSSES
 from ..messages.failures import EXTRAS
 from ..noise import NoiseProcess
+from ..policy.launch import uses_fsdp
 from .selection import sample_metrics
 from .tgo_config import TGOConfig
 
@@ -71,6 +72,11 @@ def check_feasible(
 def check_run(args: TGOConfig, optimizers: Sequence[Any], optimizer_cls_and_kwargs: Any) -> None:
     """Raises a ValueError for an optimizer, a schedule or reporters that cannot be had, whatever is trained."""
     optimizer = optimizers[0]
+    if uses_fsdp(args) and any(given is not None for given in optimizers):
+        raise ValueError(
+            "`optimizers` were passed, and FSDP is asked for: an optimizer that is there holds weights that are whole, "
+            "and these are sharded later. Pass `optimizer_cls_and_kwargs=(torch.optim.AdamW, {'lr': 1e-4})` instead."
+        )
     if optimizer is None:
         optimizer = _check_optimizer(args, optimizer_cls_and_kwargs)
     if args.ema_decay is not None:

@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer import OPTIMIZER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from ..data.pairs import Pairs
@@ -24,7 +24,7 @@ from ..labels.rule import LabelRule
 from ..media.types import Size
 from ..messages.failures import writing
 from ..policy.alterations import check_networks, unwrap_networks
-from ..policy.distributed import Replication, build_strategy
+from ..policy.distributed import Replication, build_strategy, full_tensor
 from ..policy.policy import Policy
 from ..policy.reference import Reference
 from ..storage.locks import sole_writer
@@ -35,7 +35,7 @@ from .nonfinite import UpdateGuard, check_finite_tensors
 from .optimizer_modes import OptimizerMode
 from .preparation import training_block
 from .progress import Progress
-from .resuming import OF_WHOLE_STREAMS, accepted_changes, lanes_of, load_changed_optimizer
+from .resuming import OF_WHOLE_STREAMS, accepted_changes, lanes_of, load_changed_optimizer, read_optimizer
 from .tgo_config import TGOConfig
 from .weight_average import WeightAverage
 
@@ -96,12 +96,22 @@ class ResumableTrainer(Trainer):
         """What is trained, without the wrappers of distributed training."""
         return self.strategy.unwrap(self.model)
 
+    @property
+    def _moving_reference(self) -> Reference | None:
+        """The reference, if it has weights that a checkpoint has to hold."""
+        return self.reference if self.args.sync_ref_model else None
+
     # ---- Saving and loading ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves what was trained, to the output directory unless told otherwise; called by every process."""
-        with self.optimizer_mode.averaged(), self.strategy.whole():
-            super().save_model(output_dir, _internal_call)
+        with self.optimizer_mode.averaged(), self.strategy.whole(self.policy, self._moving_reference):
+            if not self.strategy.shards:
+                super().save_model(output_dir, _internal_call)
+                return
+            self._save(output_dir)  # `Trainer` would gather the whole base
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
@@ -113,8 +123,8 @@ class ResumableTrainer(Trainer):
         checkpoints.check_names(self.pipeline, self.policy)
         with writing(folder), checkpoints.replacing(folder, is_checkpoint) as temporary:
             checkpoints.save_weights(self.pipeline, self.policy, temporary, whole_pipeline=not is_checkpoint)
-            if is_checkpoint and self.args.sync_ref_model and self.reference is not None:
-                checkpoints.save_reference(self.reference, temporary)
+            if is_checkpoint and self._moving_reference is not None:
+                checkpoints.save_reference(self._moving_reference, temporary)
             average = self.optimizer_mode.average
             if is_checkpoint and average is not None and not self.args.save_only_model:
                 with average.raw():
@@ -160,6 +170,17 @@ class ResumableTrainer(Trainer):
             self._push_from_checkpoint(str(folder))
         if args.should_save:
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.strategy.shards:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # As one process saves it, so that any number of them goes on from it; `Trainer` would save the base beside it.
+        state, scheduler = self.strategy.optimizer_state(self.optimizer), self.lr_scheduler
+        assert scheduler is not None
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     # ---- Going on ----
 
@@ -237,7 +258,8 @@ class ResumableTrainer(Trainer):
         if self.model_wrapped is self.model:
             self.strategy.prepare_again(self.model)
         unwrap_networks(self.pipeline, self.family.network_names)  # what was done to them since
-        check_networks(self.pipeline, self.family, self.args.use_peft)
+        if not self.strategy.shards:  # which is an alteration
+            check_networks(self.pipeline, self.family, self.args.use_peft)
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Epoch to begin with, and batches of it to pass over: none, since what is done is not read again."""
@@ -284,7 +306,7 @@ class ResumableTrainer(Trainer):
             )
         # What an earlier run left in a folder of the same name is not of this one.
         if checkpoint is not None and counted is not None and (checkpoint / checkpoints.RAW_WEIGHTS_NAME).is_dir():
-            with self.strategy.whole():
+            with self.strategy.whole(self.policy, loading=True):
                 checkpoints.load_weights(self.policy, checkpoint / checkpoints.RAW_WEIGHTS_NAME)
 
     def _count_update(self) -> None:
@@ -353,7 +375,7 @@ class ResumableTrainer(Trainer):
         # between the backward passes of an update and the optimizer's step
         if grad_norm is None:
             grad_norm = self.strategy.clip_gradient(self.policy, math.inf)
-        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        norm = full_tensor(super()._get_grad_norm(model, grad_norm))  # type: ignore[no-untyped-call]
         is_asked = self._interruption.signum is not None
         self._guard.before_step(self.state.global_step + 1, norm, self.optimizer, is_asked)
         return norm
@@ -367,10 +389,10 @@ class ResumableTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        with self.strategy.whole():
+        with self.strategy.whole(self.policy, self._moving_reference, loading=True):
             checkpoints.load_weights(self.policy, folder)
-            if self.args.sync_ref_model and self.reference is not None:
-                checkpoints.load_reference(self.reference, folder)
+            if self._moving_reference is not None:
+                checkpoints.load_reference(self._moving_reference, folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self._is_over:
@@ -384,7 +406,11 @@ class ResumableTrainer(Trainer):
             )
         if self._changes:
             keep = checkpoints.RunRecord.read(folder).course.keeps_optimizer(self._course)
-            load_changed_optimizer(folder, self.optimizer, self.lr_scheduler, keep)
+            load_changed_optimizer(folder, self.optimizer, self.lr_scheduler, keep, self.strategy)
+        elif self.strategy.shards:
+            self.strategy.load_optimizer_state(self.optimizer, read_optimizer(folder))
+            assert self.lr_scheduler is not None
+            self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
 
@@ -395,7 +421,7 @@ class ResumableTrainer(Trainer):
             raise ValueError(f"The best checkpoint, {folder}, cannot be loaded: {damage}. Load another one by hand.")
         self.optimizer_mode.settle()
         self.model.eval()  # no step comes after this one
-        with self.strategy.whole():
+        with self.strategy.whole(self.policy, loading=True):
             checkpoints.load_weights(self.policy, folder)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

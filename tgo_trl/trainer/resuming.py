@@ -9,6 +9,7 @@ import torch
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from ..data.stream import StreamDataset
+from ..policy.distributed import Replication
 from .checkpoints import RunRecord
 from .tgo_config import TGOConfig
 
@@ -89,7 +90,15 @@ def _other_length(saved: RunRecord, now: RunRecord) -> list[str]:
     return lengths
 
 
-def load_changed_optimizer(checkpoint: Path, optimizer: Any, scheduler: Any, keep_state: bool) -> None:
+def read_optimizer(checkpoint: Path) -> dict[str, Any]:
+    """The state of the optimizer in a checkpoint, of whole tensors, on the CPU."""
+    state: dict[str, Any] = torch.load(checkpoint / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+    return state
+
+
+def load_changed_optimizer(
+    checkpoint: Path, optimizer: Any, scheduler: Any, keep_state: bool, strategy: Replication
+) -> None:
     """Loads the state of optimizer and schedule, but for what the settings say, which are those of now.
 
     Args:
@@ -97,10 +106,11 @@ def load_changed_optimizer(checkpoint: Path, optimizer: Any, scheduler: Any, kee
         optimizer: as the settings of now made it.
         scheduler: likewise, at its beginning.
         keep_state: False if the saved state is of another optimizer, which then begins anew.
+        strategy: how weights are spread over processes.
     """
     if keep_state:
         groups = [dict(group, params=None) for group in optimizer.param_groups]
-        optimizer.load_state_dict(torch.load(checkpoint / OPTIMIZER_NAME, map_location="cpu", weights_only=True))
+        strategy.load_optimizer_state(optimizer, read_optimizer(checkpoint))
         for group, settings in zip(optimizer.param_groups, groups, strict=True):
             group.update({name: value for name, value in settings.items() if name != "params"})
     else:

@@ -74,9 +74,8 @@ class SampleGridCallback(TrainerCallback):
         self._last_step: int | None = None
         # Supervised training of all weights keeps no copy of the network: it is sampled from while it is as it was.
         self._base: list[Image.Image] | None = None
-        if trainer.sampled_reference is None:
-            with trainer.strategy.whole():  # in every process
-                self._base = self._samples() if trainer.is_world_process_zero() else None
+        if trainer.sampled_reference is None and trainer.strategy.samples_here:
+            self._base = self._samples()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Samples a grid when it is time, and at the last update, while the reporters still listen."""
@@ -92,13 +91,17 @@ class SampleGridCallback(TrainerCallback):
 
     def _show(self, args: TrainingArguments, state: TrainerState, kept_step: int | None = None) -> None:
         self._last_step = state.global_step
-        with self.trainer.optimizer_mode.averaged(), self.trainer.strategy.whole():  # in every process
-            if state.is_world_process_zero and args.output_dir is not None:
-                self._plot(Path(args.output_dir), state, kept_step)
+        with self.trainer.optimizer_mode.averaged():  # in every process
+            if not self.trainer.strategy.samples_here or args.output_dir is None:
+                return
+            rows = [self._base or self._samples(from_reference=True), self._samples()]
+            if state.is_world_process_zero:
+                self._plot(rows, Path(args.output_dir), state, kept_step)
 
-    def _plot(self, output_dir: Path, state: TrainerState, kept_step: int | None) -> None:
+    def _plot(
+        self, rows: list[list[Image.Image]], output_dir: Path, state: TrainerState, kept_step: int | None
+    ) -> None:
         step = state.global_step if kept_step is None else kept_step  # whose weights these are
-        rows = [self._base or self._samples(from_reference=True), self._samples()]
         path = output_dir / SAMPLES_FOLDER / f"step-{state.global_step:06d}.png"
         plot_grid(rows, ["reference", f"step {step}"], self.prompts, path)
         log_picture(self.trainer, "samples", path, state.global_step)

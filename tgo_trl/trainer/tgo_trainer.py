@@ -31,6 +31,7 @@ from ..policy.denoising import Corrupted
 from ..policy.draws import EVALUATION_EPOCH, Draw, draw_pairs, draw_rows, repeated
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
+from ..policy.launch import check_unquantized
 from ..policy.loading import load_reference_networks
 from ..policy.reference import AdapterReference, PastReference
 from ..settings import shown
@@ -144,6 +145,7 @@ class TGOTrainer(BaseTrainer):
         args = default_args(model) if args is None else args
         check_arguments(args, model, ref_model, train_dataset, eval_dataset)
         check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
+        check_unquantized(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"), None)
         check_callbacks(args, callbacks)
         eval_rewards = load_eval_rewards(args.eval_rewards)
         dtype = training_dtype(args)
@@ -151,6 +153,7 @@ class TGOTrainer(BaseTrainer):
 
         # The pipeline, and whether settings fit it.
         self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
+        check_unquantized(args, None, self.pipeline)
         check_loss(args, self.denoiser.noise_process)
         check_best_metric_for(args, eval_dataset, self.denoiser.noise_process)
         check_policy(self.pipeline, self.family, args, peft_config)
@@ -206,6 +209,7 @@ class TGOTrainer(BaseTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self._guard = UpdateGuard(self.accelerator, args.on_bad_row == "skip")
+        self.strategy.prepare_policy(policy)
         self.strategy.prepare_reference(self.reference)
         if args.precompute_ref_log_probs:
             self._precompute_reference(train_set, eval_set)

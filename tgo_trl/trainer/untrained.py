@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..policy.distributed import full_tensor
 from ..policy.policy import Policy
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def untrained_layers(network: nn.Module, is_adapter: bool) -> dict[str, bool]:
     device = next(network.parameters()).device
     nothing = torch.tensor(False, device=device)
     acts = [
-        torch.stack([nothing if gradient is None else gradient.any() for gradient in gradients]).any()
+        torch.stack([nothing if gradient is None else full_tensor(gradient).any() for gradient in gradients]).any()
         for gradients in layers.values()
     ]
     return {layer: not act for layer, act in zip(layers, torch.stack(acts).tolist(), strict=True)} if acts else {}

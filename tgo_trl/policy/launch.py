@@ -1,0 +1,149 @@
+"""Ways of spreading weights over processes that cannot work here, refused before a model is loaded."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from accelerate.utils import parse_flag_from_env, str_to_bool
+from diffusers import DiffusionPipeline
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+REPLICATING_DEVICES = {"cpu"}
+"""Where accelerate shards nothing, and does not say so."""
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
+"""Those that were tried on shards; others may read a weight as a whole, or keep a state that no shard has."""
+
+
+def uses_fsdp(args: TrainingArguments) -> bool:
+    """Whether the settings, or accelerate's that the run was launched with, ask for FSDP."""
+    return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
+def check_strategy(args: TrainingArguments) -> None:
+    """Raises a ValueError for a way of spreading weights that is not supported."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            "TGOTrainer does not support `nn.DataParallel`, which `Trainer` uses when several GPUs are visible to a "
+            "single process. Launch the script with `accelerate launch` or `torchrun`, or make a single GPU visible "
+            "with `CUDA_VISIBLE_DEVICES`."
+        )
+    if args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise ValueError(
+            "DeepSpeed is not supported: what its engine keeps of weights and optimizer is not read here, so that "
+            "nothing could be saved. Leave `deepspeed` unset, also in accelerate's configuration, and shard with FSDP2 "
+            "(`--accelerate_config fsdp2`)."
+        )
+    if uses_fsdp(args):
+        _check_fsdp(args)
+
+
+def check_unquantized(args: TrainingArguments, quantization_config: Any, pipeline: DiffusionPipeline | None) -> None:
+    """Raises a ValueError if quantised weights would have to be sharded.
+
+    Args:
+        args: of the run.
+        quantization_config: that the pipeline is to be loaded with, where that is known.
+        pipeline: once it is there.
+    """
+    parts = {} if pipeline is None else pipeline.components
+    quantized = [f"`{name}`" for name, part in parts.items() if getattr(part, "hf_quantizer", None) is not None]
+    if uses_fsdp(args) and (quantization_config is not None or quantized):
+        raise ValueError(
+            f"{' and '.join(quantized) or 'The model'} is quantised, and FSDP cannot shard quantised weights. Load it "
+            "in bfloat16 (`bf16=True`), or train with whole weights in each process (`--accelerate_config multi_gpu`), "
+            "which quantised ones are small enough for."
+        )
+
+
+def _check_fsdp(args: TrainingArguments) -> None:
+    for name, (is_refused, why) in _refused_options(args).items():
+        if is_refused:
+            own_name = {"offload_params": "cpu_offload"}.get(name, name)
+            raise ValueError(f"`fsdp_{name}` (`fsdp_config[{own_name!r}]`) {why}")
+    for name, (is_refused, why) in _refused_settings(args).items():
+        if is_refused:
+            raise ValueError(f"FSDP is asked for, and `{name}` is {getattr(args, name)!r}: {why}")
+    if args.device.type in REPLICATING_DEVICES:
+        raise ValueError(
+            f"FSDP is asked for, and the run is on the {args.device.type.upper()}, where accelerate would replicate "
+            "all weights without a word. Leave `fsdp` unset there."
+        )
+    if args.world_size == 1:
+        raise ValueError(
+            "FSDP is asked for, which spreads weights over processes, and there is a single one. Launch with "
+            "`accelerate launch`, `torchrun`, or `tgo-trl train --accelerate_config fsdp2 --num_processes N`; or leave "
+            "`fsdp` unset."
+        )
+
+
+def _refused_options(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
+    """Options of FSDP, as accelerate calls them: whether each is refused as it is, and why."""
+    given: Mapping[str, Any] = args.fsdp_plugin_args or {}
+
+    def option(name: str, default: str) -> str:
+        value = given.get({"version": "fsdp_version", "offload_params": "cpu_offload"}.get(name, name))
+        return str(os.environ.get(f"FSDP_{name.upper()}", default) if value is None else value)
+
+    def is_on(name: str) -> bool:
+        return bool(str_to_bool(option(name, "false")))
+
+    version, wrap = option("version", "1"), option("auto_wrap_policy", "NO_WRAP")
+    form = option("state_dict_type", "SHARDED_STATE_DICT")
+    return {
+        "version": (
+            version != "2",
+            f"is {version}: FSDP1 flattens weights, so that adapters cannot be told from the base. Set it to 2.",
+        ),
+        "cpu_ram_efficient_loading": (
+            is_on("cpu_ram_efficient_loading"),
+            "is on: it loses buffers that diffusers' networks have, and saves no memory, since each process loads the "
+            "pipeline. Set it to false.",
+        ),
+        "activation_checkpointing": (
+            is_on("activation_checkpointing"),
+            "is on: its wrappers rename the weights, so that no adapter would be found to be saved. Set it to false, "
+            "and `gradient_checkpointing=True`, which is diffusers' own.",
+        ),
+        "offload_params": (
+            is_on("offload_params"),
+            "is on, which was not tried: sampling and the optimizer need the weights on the device. Set it to false.",
+        ),
+        "auto_wrap_policy": (
+            wrap.upper() != "TRANSFORMER_BASED_WRAP",
+            f"is {wrap!r}: weights are gathered block by block, as the networks name their blocks. Set it to "
+            "'TRANSFORMER_BASED_WRAP'.",
+        ),
+        "state_dict_type": (
+            args.save_only_model and form.upper() != "FULL_STATE_DICT",
+            f"is {form!r}, and `save_only_model` is on, which transformers refuses together. Set it to "
+            "'FULL_STATE_DICT'.",
+        ),
+        "xla": (bool((args.fsdp_config or {}).get("xla")), "is on, which is another FSDP. Leave it out."),  # type: ignore[union-attr]
+    }
+
+
+def _refused_settings(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    return {
+        "fp16": (args.fp16, "gradients of shards were not scaled yet. Use `bf16=True`."),
+        "torch_compile": (args.torch_compile, "compiled networks were not sharded yet. Leave it out."),
+        "parallelism_config": (
+            args.parallelism_config is not None, "weights are sharded over all processes. Leave it out.",
+        ),
+        "ema_decay": (
+            getattr(args, "ema_decay", None) is not None, "the average of shards was not saved yet. Leave it out.",
+        ),
+        "optim": (
+            optimizer not in OPTIMIZERS,
+            f"it was not tried on shards. Set one of {', '.join(map(repr, OPTIMIZERS))}.",
+        ),
+        "load_best_model_at_end": (
+            args.load_best_model_at_end and args.save_only_model,
+            "transformers refuses that together with `save_only_model`. Leave one of the two out.",
+        ),
+        "hub_strategy": (
+            args.push_to_hub and args.hub_strategy != HubStrategy.END,
+            "only the main process pushes on the way, and to gather the weights takes all of them. Set it to 'end'.",
+        ),
+    }  # fmt: skip
