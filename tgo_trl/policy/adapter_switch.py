@@ -45,7 +45,7 @@ class AdapterSwitch:
         self._to(self._reference)
 
     def _to(self, adapter: str | None) -> None:
-        if self._watched is not None and not self._watched.requires_grad:
+        if not self._is_as_left():
             self._by_peft(self._trained)  # somebody has used peft's own since, as a pipeline does
         if self._attributes is None:
             self._by_peft(adapter)
