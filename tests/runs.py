@@ -18,12 +18,31 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from tgo_trl import TGOConfig, TGOTrainer
+from tgo_trl.labels.rule import LabelRule, Labels
+from tgo_trl.trainer import callbacks
+from tgo_trl.trainer.plots import plot_scores
 
 from . import tiny
 
 # `Trainer` collects garbage at every start of training, which takes long among all that the imports have brought.
 gc.collect()
 gc.freeze()
+
+_HISTOGRAMS: dict[tuple[Any, ...], bytes] = {}
+
+
+def _plot_scores_once(labels: Labels, rule: LabelRule, path: Path, are_weighed: bool = True) -> None:
+    """The histogram of each training set, drawn once for all runs: it takes longer than two updates."""
+    numbers = (labels.scores, labels.is_positive, labels.weights)
+    key = (*(tuple(values.tolist()) for values in numbers), rule.threshold, are_weighed)
+    if key not in _HISTOGRAMS:
+        plot_scores(labels, rule, path, are_weighed)
+        _HISTOGRAMS[key] = path.read_bytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_HISTOGRAMS[key])
+
+
+callbacks.plot_scores = _plot_scores_once
 
 
 def config(folder: Path, **settings: Any) -> TGOConfig:
