@@ -1,6 +1,7 @@
 """One thread per test process, nothing from the Hub, a Hub of one's own, and the CPU for modules that ask for it."""
 
 import functools
+import gc
 import importlib
 import os
 import sys
@@ -10,12 +11,13 @@ import pytest
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from diffusers.loaders.peft import PeftAdapterMixin
-from jinja2 import Environment
 from matplotlib.figure import Figure
+
+from .pictures import save_empty
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
+os.fsync = lambda descriptor: None  # nothing here outlives a loss of power, and trainers wait for the disk very often
 
 
 def _untraced(function):
@@ -35,19 +37,29 @@ def _untraced(function):
     return call
 
 
-LEAVES = {
-    Accelerator: ("clip_grad_norm_", "free_memory", "prepare", "unwrap_model"),
-    Environment: ("from_string",),
-    Figure: ("savefig",),
-    PeftAdapterMixin: ("add_adapter", "enable_adapters", "set_adapter"),
-    torch.Tensor: ("backward",),
-    torch.nn.Module: ("__call__", "train", "zero_grad"),
-}
-"""What calls nothing of the package, by class: coverage would follow each of its lines, which takes half as long again."""
-if sys.gettrace() is not None:
-    for owner, names in LEAVES.items():
+def follow_no_library():
+    """Takes out of coverage what calls nothing of the package; it would follow each line of it, half as long again."""
+    from diffusers import ConfigMixin, StableDiffusionPipeline
+    from diffusers.loaders.peft import PeftAdapterMixin
+
+    leaves = {
+        Accelerator: ("clip_grad_norm_", "free_memory", "prepare", "unwrap_model"),
+        Figure: ("savefig",),
+        PeftAdapterMixin: ("add_adapter", "enable_adapters", "set_adapter"),
+        StableDiffusionPipeline: ("__call__",),
+        torch.Tensor: ("backward",),
+        torch.nn.Module: ("__call__", "train", "zero_grad"),
+    }
+    for owner, names in leaves.items():
         for name in names:
             setattr(owner, name, _untraced(getattr(owner, name)))
+    ConfigMixin.from_config = classmethod(_untraced(ConfigMixin.from_config.__func__))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported since `runs.py` did so
+    if sys.gettrace() is not None:  # which begins after this file is loaded, in the processes of pytest-xdist
+        follow_no_library()
 
 
 @pytest.fixture
@@ -68,6 +80,14 @@ def naps(monkeypatch):
         real = importlib.import_module(module).time
         monkeypatch.setattr(f"{module}.time", SimpleNamespace(**{**vars(real), "sleep": taken.append}))
     return taken
+
+
+@pytest.fixture(scope="module")
+def undrawn():
+    """Pictures are empty, for modules that look at none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save_empty)
+        yield
 
 
 @pytest.fixture(scope="module")
