@@ -61,6 +61,7 @@ def config(folder: Path, **settings: Any) -> TGOConfig:
         "learning_rate": 1e-2,
         "lora_r": 4,
         "lora_alpha": 8,
+        "gradient_checkpointing": False,  # it changes nothing but time, as the tests of families and some runs hold
     }
     return TGOConfig(**{**defaults, **settings})
 
@@ -191,7 +192,8 @@ def run_case(name: str, folder: Path, **layout: Any) -> dict[str, Any]:
     settings = {**CASES[name], **layout}
     eval_first, stop = settings.pop("eval_first", False), settings.pop("stop", None)
     # Adam would blow up what rounding leaves of a gradient near zero.
-    args = config(folder, **{"optim": "sgd", "learning_rate": 0.1, **settings})
+    settings = {"optim": "sgd", "learning_rate": 0.1, "gradient_checkpointing": True, **settings}
+    args = config(folder, **settings)
     arguments = {"train_dataset": rows, "eval_dataset": held_out, "compute_metrics": keep}
     if stop is not None:
         with suppress(Stop):
