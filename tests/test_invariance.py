@@ -2,12 +2,14 @@
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tgo_trl.data.collator import RowCollator
 
@@ -40,13 +42,23 @@ def assert_same_metrics(actual, expected, leave_out=()):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """Every case, trained by two processes with four rows each."""
-    folder = tmp_path_factory.mktemp("two-processes")
+    """Every case, trained by two processes with four rows each, once for all processes of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "two-processes"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            _train_in_two_processes(folder)
+    return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(2)] for name in CASES}
+
+
+def _train_in_two_processes(folder):
+    temporary = folder.with_name("two-processes-begun")
+    temporary.mkdir(exist_ok=True)
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.runs"]
     environment = cpu_environment()
     environment.pop("CI", None)
     done = subprocess.run(
-        [sys.executable, "-m", *command, json.dumps(list(CASES)), str(folder)],
+        [sys.executable, "-m", *command, json.dumps(list(CASES)), str(temporary)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -54,7 +66,7 @@ def two_processes(tmp_path_factory):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(2)] for name in CASES}
+    temporary.rename(folder)
 
 
 @pytest.fixture(scope="module")
