@@ -17,6 +17,9 @@ from . import tiny
 from .killing import execute
 from .runs import Stop, StopAt, assert_equal, config, logged, make_trainer, metrics, streamed, trained_weights
 
+# Coverage is measured by the tests of course, average and optimizers, which run the same code.
+pytestmark = pytest.mark.no_cover
+
 
 def checkpoint(folder: Path, step: int) -> Path:
     return folder / "out" / f"checkpoint-{step}"
