@@ -28,9 +28,6 @@ from .runs import (
     trained_weights,
 )
 
-# Coverage is measured by the tests of trainer, evaluation and streams, which run the same code.
-pytestmark = pytest.mark.no_cover
-
 ROOT = Path(__file__).parent.parent
 
 
