@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset
 from diffusers import DiffusionPipeline
@@ -78,7 +79,8 @@ class Case:
         return tiny.scored_videos(num_rows, self.num_frames, seed)
 
     def config(self, folder: Path, **settings: Any) -> TGOConfig:
-        return config(folder, **{"resolution": self.module.RESOLUTION, **self.module.SETTINGS, **settings})
+        own = {"resolution": self.module.RESOLUTION, "gradient_checkpointing": True, **self.module.SETTINGS}
+        return config(folder, **{**own, **settings})
 
     def setup(
         self, folder: Path, dtype: torch.dtype = torch.float32, num_rows: int = 2,
@@ -162,3 +164,8 @@ def _find_cases() -> list[Case]:
 
 
 CASES = _find_cases()
+KINDS = [
+    pytest.param(case, id=case.name, marks=[pytest.mark.slow] if "-" in case.name and "stage" not in case.name else [])
+    for case in CASES
+]
+"""The cases as parameters, of which variants of a kind are slow, but for that of two networks."""

@@ -1,16 +1,65 @@
 """One thread per test process, nothing from the Hub, a Hub of one's own, and the CPU for modules that ask for it."""
 
+import functools
+import gc
 import importlib
 import os
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from matplotlib.figure import Figure
+
+from .pictures import save_empty
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
+os.fsync = lambda descriptor: None  # nothing here outlives a loss of power, and trainers wait for the disk very often
+
+
+def _untraced(function):
+    """The method, in which coverage follows nothing, unless it is one of the package's own objects."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        tracer = sys.gettrace()
+        if tracer is None or type(args[0]).__module__.startswith("tgo_trl."):
+            return function(*args, **kwargs)
+        sys.settrace(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            sys.settrace(tracer)
+
+    return call
+
+
+def follow_no_library():
+    """Takes out of coverage what calls nothing of the package; it would follow each line of it, half as long again."""
+    from diffusers import ConfigMixin, StableDiffusionPipeline
+    from diffusers.loaders.peft import PeftAdapterMixin
+
+    leaves = {
+        Accelerator: ("clip_grad_norm_", "free_memory", "prepare", "unwrap_model"),
+        Figure: ("savefig",),
+        PeftAdapterMixin: ("add_adapter", "enable_adapters", "set_adapter"),
+        StableDiffusionPipeline: ("__call__",),
+        torch.Tensor: ("backward",),
+        torch.nn.Module: ("__call__", "train", "zero_grad"),
+    }
+    for owner, names in leaves.items():
+        for name in names:
+            setattr(owner, name, _untraced(getattr(owner, name)))
+    ConfigMixin.from_config = classmethod(_untraced(ConfigMixin.from_config.__func__))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported since `runs.py` did so
+    if sys.gettrace() is not None:  # which begins after this file is loaded, in the processes of pytest-xdist
+        follow_no_library()
 
 
 @pytest.fixture
@@ -31,6 +80,14 @@ def naps(monkeypatch):
         real = importlib.import_module(module).time
         monkeypatch.setattr(f"{module}.time", SimpleNamespace(**{**vars(real), "sleep": taken.append}))
     return taken
+
+
+@pytest.fixture(scope="module")
+def undrawn():
+    """Pictures are empty, for modules that look at none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save_empty)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Commands that are killed: at a file operation that is counted, not at a time, so that the same one comes every time.
 
-Commands run in processes that are forked from one where everything is imported already.
+Commands, and programs that end in other ways, run in processes that are forked from one where all is imported already.
 """
 
 import multiprocessing
@@ -13,17 +13,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from tgo_trl import cli
 from tgo_trl.trainer import tgo_trainer  # noqa: F401 (so that no command has to)
 
 from .hub_server import connect
+from .pictures import save_empty
 
 _PATHS: dict[str, tuple[int, ...]] = {
     "open": (0,), "os.rename": (0, 1), "os.remove": (0,), "os.mkdir": (0,), "os.rmdir": (0,), "os.link": (1,),
@@ -54,7 +57,6 @@ class _Counter:
         self.death = death
         self.count = 0
         self.lock = threading.RLock()
-        self.sync = os.fsync
 
     def install(self) -> None:
         sys.addaudithook(self._hear)
@@ -73,8 +75,7 @@ class _Counter:
 
     def _fsync(self, descriptor: int) -> None:
         if self._is_inside(os.readlink(f"/proc/self/fd/{descriptor}")):
-            self._next(descriptor)
-        self.sync(descriptor)
+            self._next(descriptor)  # and nothing is waited for: what was written outlives a process
 
     def _next(self, descriptor: int | None = None) -> None:
         with self.lock:
@@ -100,6 +101,7 @@ def _run(arguments: list[str], folder: Path, watched: list[Path], death: Death, 
     datasets.config.HF_DATASETS_CACHE = folder / "datasets"
     if url is not None:
         connect(SimpleNamespace(url=url), folder, pytest.MonkeyPatch())  # type: ignore[arg-type]
+    Figure.savefig = save_empty  # type: ignore[method-assign]
     counter = _Counter(watched, death)
     counter.install()
     status = cli.main(arguments)
@@ -124,13 +126,44 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     count = folder / "count.txt"
     count.unlink(missing_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=_run, args=(arguments, folder, watched, death or Death(), url))
-    process.start()
+    process = _start(_run, arguments, folder, watched, death or Death(), url)
     started(process)
+    return _status(process), int(count.read_text()) if count.exists() else 0
+
+
+def _execute(code: str, arguments: tuple[str, ...], out: str, errors: str) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(1)
+    for descriptor, path in ((1, out), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    sys.argv = ["program", *arguments]
+    exec(code, {"__name__": "__main__"})
+
+
+def begin(code: str, *arguments: object, out: str | Path = os.devnull, errors: str | Path = os.devnull) -> BaseProcess:
+    """A process that runs a program, and writes what it prints to files."""
+    return _start(_execute, code, tuple(map(str, arguments)), str(out), str(errors))
+
+
+def execute(code: str, *arguments: object) -> tuple[int, str, str]:
+    """Exit status of a program, negative for a signal, and what it printed, to its standard output and error."""
+    with TemporaryDirectory() as folder:
+        out, errors = Path(folder, "out"), Path(folder, "errors")
+        status = _status(begin(code, *arguments, out=out, errors=errors))
+        return status, out.read_text(), errors.read_text()
+
+
+def _start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, f"{__package__}.runs"])
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def _status(process: BaseProcess) -> int:
     process.join(timeout=300)
     if process.exitcode is None:
         process.kill()
         process.join()
-    return process.exitcode or 0, int(count.read_text()) if count.exists() else 0
+    return process.exitcode or 0

@@ -19,12 +19,31 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from tgo_trl import TGOConfig, TGOTrainer
+from tgo_trl.labels.rule import LabelRule, Labels
+from tgo_trl.trainer import callbacks
+from tgo_trl.trainer.plots import plot_scores
 
 from . import tiny
 
 # `Trainer` collects garbage at every start of training, which takes long among all that the imports have brought.
 gc.collect()
 gc.freeze()
+
+_HISTOGRAMS: dict[tuple[Any, ...], bytes] = {}
+
+
+def _plot_scores_once(labels: Labels, rule: LabelRule, path: Path, are_weighed: bool = True) -> None:
+    """The histogram of each training set, drawn once for all runs: it takes longer than two updates."""
+    numbers = (labels.scores, labels.is_positive, labels.weights)
+    key = (*(tuple(values.tolist()) for values in numbers), rule.threshold, are_weighed)
+    if key not in _HISTOGRAMS:
+        plot_scores(labels, rule, path, are_weighed)
+        _HISTOGRAMS[key] = path.read_bytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_HISTOGRAMS[key])
+
+
+callbacks.plot_scores = _plot_scores_once
 
 
 def config(folder: Path, **settings: Any) -> TGOConfig:
@@ -43,6 +62,7 @@ def config(folder: Path, **settings: Any) -> TGOConfig:
         "learning_rate": 1e-2,
         "lora_r": 4,
         "lora_alpha": 8,
+        "gradient_checkpointing": False,  # it changes nothing but time, as the tests of families and some runs hold
     }
     return TGOConfig(**{**defaults, **settings})
 
@@ -177,7 +197,8 @@ def run_case(name: str, folder: Path, **layout: Any) -> dict[str, Any]:
     settings = {**CASES[name], **layout}
     eval_first, stop = settings.pop("eval_first", False), settings.pop("stop", None)
     # Adam would blow up what rounding leaves of a gradient near zero.
-    args = config(folder, **{"optim": "sgd", "learning_rate": 0.1, **settings})
+    settings = {"optim": "sgd", "learning_rate": 0.1, "gradient_checkpointing": True, **settings}
+    args = config(folder, **settings)
     arguments = {"train_dataset": rows, "eval_dataset": held_out, "compute_metrics": keep}
     if stop is not None:
         with suppress(Stop):

@@ -12,6 +12,8 @@ from tgo_trl.trainer.eval_samples import sample_seed
 from .runs import assert_equal, config, logged, make_trainer, metrics, trained_weights
 from .test_evaluation import held_out, perturbed
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PROMPTS = ["a red cat", "a blue dog", "a green bird"]
 REWARD = """
 import numpy as np

@@ -99,11 +99,14 @@ def assert_loaded(pipeline: DiffusionPipeline, weights: dict) -> None:
     assert sum(weight.detach().double().abs().sum() for weight in loaded.values()) == pytest.approx(float(total))
 
 
-def test_a_recipe_of_ones_own(tmp_path):
+def test_a_recipe_of_ones_own(monkeypatch, tmp_path):
     """`--tiny` overrides of it what makes a run long; the command line overrides both."""
     text = Path(recipe("sd15")).read_text().replace("recipe: robust", "beta: 2.5").replace("lora_r: 16", "lora_r: 3")
     (tmp_path / "mine.yaml").write_text(text.replace("sample_prompts: [", "sample_prompts: [a cat]  # ["))
-    run(tmp_path, "--config", "mine.yaml", "--tiny", "--max_steps", "1", "--lora_r", "5", "--output_dir", "mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    own = ["--max_steps", "1", "--lora_r", "5", "--output_dir", "mine", "--encoding_cache_dir", "cache"]
+    run_here(monkeypatch, "--config", "mine.yaml", "--tiny", *own)
     settings = settings_of(tmp_path / "mine")
     assert [settings[name] for name in ("max_steps", "beta", "lora_r", "sample_prompts")] == [1, 2.5, 5, ["a cat"]]
     assert [settings[name] for name in ("resolution", "confidence_coef")] == [16, 5.0]

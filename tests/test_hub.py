@@ -20,6 +20,8 @@ from . import tiny
 from .hub_server import READ_TOKEN, environment
 from .runs import assert_equal, config, make_trainer
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 

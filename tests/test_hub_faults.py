@@ -139,8 +139,18 @@ def assert_told(hub, folder, error, *parts):
     assert hub.model("me/mine").files == FILES
 
 
-@pytest.mark.parametrize("kind", ["status", "drop", "hang", "reset"])
-@pytest.mark.parametrize("request_name", REQUESTS)
+SILENT = ("create", "announce", "file", "commit")
+"""Requests of whose silence the fast tests are: of ours, of the client, at the start, in the middle and at the end."""
+
+
+@pytest.mark.parametrize(
+    ("request_name", "kind"),
+    [
+        pytest.param(name, kind, marks=[pytest.mark.slow] if kind == "hang" and name not in SILENT else [])
+        for name in REQUESTS
+        for kind in ("status", "drop", "hang", "reset")
+    ],
+)
 def test_what_does_not_pass_is_told_after_six_attempts(hub, folder, request_name, kind):
     fault = hub.fail(REQUESTS[request_name], kind, times=1000)
     with pytest.raises(UploadError) as error:

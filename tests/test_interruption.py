@@ -6,12 +6,15 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tgo_trl.trainer import checkpoints
 from tgo_trl.trainer.interruption import Interruption, Terminated
 
+from .devices import cpu_environment
+from .killing import execute
 from .runs import assert_equal, config, make_trainer, trained_weights
 
 ROOT = Path(__file__).parent.parent
@@ -41,13 +44,9 @@ print("ended by itself")
 """
 
 
-def run(folder, number, at, mode="plain", launcher=()):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    program = folder / "program.py"
-    folder.mkdir(parents=True, exist_ok=True)
-    program.write_text(RUN)
-    command = [sys.executable, *launcher, str(program), str(folder), str(int(number)), str(at), mode]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+def run(folder, number, at, mode="plain"):
+    status, out, errors = execute(RUN, folder, int(number), at, mode)
+    return SimpleNamespace(returncode=status, stdout=out, stderr=errors)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
@@ -92,8 +91,12 @@ def test_an_ignored_signal_stays_ignored(tmp_path):
 @pytest.mark.slow
 def test_processes_end_together(tmp_path):
     """One of two is told; the launcher says that they failed, since they ended with a status that is not 0."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    done = run(tmp_path, signal.SIGTERM, at=2, launcher=launcher)
+    program = tmp_path / "program.py"
+    program.write_text(RUN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
+    command += [str(tmp_path), str(int(signal.SIGTERM)), "2", "plain"]
+    environment = cpu_environment(PYTHONPATH=str(ROOT))
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert "SIGTERM at update 3 of 6: checkpoint-3 is the last one" in done.stderr, done.stderr[-3000:]
     assert checkpoints.last_checkpoint(tmp_path / "out").name == "checkpoint-3"

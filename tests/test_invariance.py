@@ -2,12 +2,14 @@
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tgo_trl.data.collator import RowCollator
 
@@ -38,13 +40,26 @@ def assert_same_metrics(actual, expected, leave_out=()):
                 assert one[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """Every case, trained by two processes with four rows each, once for all processes of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "two-processes"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            run_in_processes(2, CASES, folder)
+    return results_of(2, CASES, folder)
+
+
 def run_in_processes(number, names, folder):
-    """Every case, trained by so many processes with as many rows each; the results of each."""
+    """Trains every case by so many processes, and puts the results of each into a folder."""
+    temporary = folder.with_name(f"{folder.name}-begun")
+    temporary.mkdir(exist_ok=True)
     command = ["torch.distributed.run", "--standalone", f"--nproc-per-node={number}", "-m", "tests.runs"]
     environment = cpu_environment()
     environment.pop("CI", None)
     done = subprocess.run(
-        [sys.executable, "-m", *command, json.dumps(list(names)), str(folder)],
+        [sys.executable, "-m", *command, json.dumps(list(names)), str(temporary)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -52,13 +67,11 @@ def run_in_processes(number, names, folder):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    temporary.rename(folder)
+
+
+def results_of(number, names, folder):
     return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(number)] for name in names}
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    """Every case, trained by two processes with four rows each."""
-    return run_in_processes(2, CASES, tmp_path_factory.mktemp("two-processes"))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +104,8 @@ def test_two_processes_equal_one(two_processes, one_process, name):
 
 @pytest.mark.slow
 def test_eight_processes_that_share_four_lanes_equal_one(tmp_path, one_process):
-    results = run_in_processes(8, ["lanes"], tmp_path)["lanes"]
+    run_in_processes(8, ["lanes"], tmp_path / "eight")
+    results = results_of(8, ["lanes"], tmp_path / "eight")["lanes"]
     assert_close(results[0]["weights"], one_process("lanes")["weights"], 1e-5)
     assert_same_metrics(results[0]["log"], one_process("lanes")["log"])
 

@@ -1,6 +1,9 @@
 """NaN and infinity: no weight sees them, and the run that meets them says where."""
 
+import functools
 import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -39,8 +42,14 @@ def poisoned(folder, poison, value=math.nan, **settings):
     return trainer
 
 
-def order_of(folder, **settings):
-    """The rows of each update."""
+@functools.cache
+def order_of(**settings):
+    """The rows of each update, in a run that ends well."""
+    with TemporaryDirectory() as folder:
+        return _order_in(Path(folder), **settings)
+
+
+def _order_in(folder, **settings):
     trainer, seen = make_trainer(config(folder, **settings)), {}
     compute = trainer.compute_loss
 
@@ -50,7 +59,7 @@ def order_of(folder, **settings):
 
     trainer.compute_loss = compute_loss
     trainer.train()
-    return seen, trainer
+    return seen
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -58,7 +67,7 @@ def order_of(folder, **settings):
 def test_a_bad_row_ends_the_run_before_the_weights_are_touched(tmp_path, value, optim):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "optim": optim,
                 "lr_scheduler_type": "constant"}  # fmt: skip
-    rows, _ = order_of(tmp_path / "order", max_steps=4)
+    rows = order_of(max_steps=4)
     bad = rows[3][1]
     trainer = poisoned(tmp_path, {3: [bad]}, value, **settings)
     with pytest.raises(NonFiniteError, match=rf"Update 3: the loss of row {bad} of the data set is not finite"):
@@ -70,7 +79,7 @@ def test_a_bad_row_ends_the_run_before_the_weights_are_touched(tmp_path, value, 
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "sgd"])
 def test_it_is_acted_on_one_update_later_without_a_save(tmp_path, optim):
-    rows, _ = order_of(tmp_path / "order", max_steps=4)
+    rows = order_of(max_steps=4)
     trainer = poisoned(tmp_path, {1: rows[1][:2]}, max_steps=4, optim=optim)
     with pytest.raises(
         NonFiniteError, match=rf"Update 1: the loss of rows {', '.join(map(str, sorted(rows[1][:2])))} "
@@ -80,7 +89,7 @@ def test_it_is_acted_on_one_update_later_without_a_save(tmp_path, optim):
 
 
 def test_the_last_update_is_looked_at_too(tmp_path):
-    rows, _ = order_of(tmp_path / "order", max_steps=2)
+    rows = order_of(max_steps=2)
     trainer = poisoned(tmp_path, {2: rows[2][:1]}, max_steps=2)
     with pytest.raises(NonFiniteError, match="Update 2"):
         trainer.train()
@@ -88,7 +97,7 @@ def test_the_last_update_is_looked_at_too(tmp_path):
 
 def test_accumulated_rows_are_named(tmp_path):
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 2}
-    rows, _ = order_of(tmp_path / "order", **settings)
+    rows = order_of(**settings)
     bad = sorted([rows[2][0], rows[2][3]])
     trainer = poisoned(tmp_path, {2: bad}, **settings)
     with pytest.raises(NonFiniteError, match=rf"Update 2: the loss of rows {bad[0]}, {bad[1]} of the data set"):
@@ -111,7 +120,7 @@ def test_a_gradient_alone_ends_the_run(tmp_path):
 def test_skipping_leaves_the_update_out_as_if_it_had_not_been(tmp_path, optim, caplog):
     """The weights are those of a run whose bad update had a learning rate of zero and no moments."""
     settings = {"max_steps": 4, "optim": optim, "lr_scheduler_type": "constant", "on_bad_row": "skip"}
-    rows, _ = order_of(tmp_path / "order", max_steps=4)
+    rows = order_of(max_steps=4)
     trainer = poisoned(tmp_path / "skip", {2: rows[2][:1]}, **settings)
     trainer.train()
     assert trainer._guard.num_left_out == 1
@@ -134,7 +143,7 @@ def test_skipping_leaves_the_update_out_as_if_it_had_not_been(tmp_path, optim, c
 
 
 def test_a_run_that_leaves_most_out_is_no_run(tmp_path):
-    rows, _ = order_of(tmp_path / "order", max_steps=4)
+    rows = order_of(max_steps=4)
     poison = {update: rows[update][:1] for update in (2, 3, 4)}
     trainer = poisoned(tmp_path, poison, max_steps=4, on_bad_row="skip")
     with pytest.raises(NonFiniteError, match="3 of 4 updates had a loss or a gradient that is not finite"):

@@ -13,6 +13,8 @@ from tgo_trl.families import StableDiffusionFamily
 from . import tiny
 from .runs import Stop, StopAt, assert_equal, config, make_trainer, trained_weights
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 class Doubling(torch.optim.SGD):
     """Stands for twice the weights that it takes its steps from: doubling and halving are exact."""

@@ -32,6 +32,8 @@ from .test_videos import film
 from .tiny import picture
 from .tiny.stable_diffusion import build
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SECRET = "PRIVATE-12345"
 
 

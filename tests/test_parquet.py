@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import datasets
 import pytest
@@ -20,6 +21,7 @@ from tgo_trl.storage.files import replace_file
 from tgo_trl.storage.parquet import ParquetFolder, column
 
 from .devices import cpu_environment
+from .killing import begin
 from .tiny import picture
 
 ROOT = Path(__file__).parent.parent
@@ -48,16 +50,16 @@ def files(folder):
 
 def run_and_kill(code, folder, num_shards=1):
     """Runs a program, and kills it as soon as there are so many shards in a folder."""
-    command = [sys.executable, "-c", code]
-    process = subprocess.Popen(command, cwd=ROOT, env=cpu_environment(), stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while len(list((folder / "data").glob("*.parquet"))) < num_shards:
-        assert process.poll() is None, process.stderr.read().decode()[-4000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    with NamedTemporaryFile("r") as errors:
+        process = begin(code, errors=errors.name)
+        deadline = time.monotonic() + 120
+        while len(list((folder / "data").glob("*.parquet"))) < num_shards:
+            assert process.exitcode is None, errors.read()[-4000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
     process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def run_two_processes(code, folder):

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,10 +14,11 @@ from transformers.trainer_utils import get_last_checkpoint
 from tgo_trl.trainer import checkpoints
 
 from . import tiny
-from .devices import cpu_environment
+from .killing import execute
 from .runs import Stop, StopAt, assert_equal, config, logged, make_trainer, metrics, streamed, trained_weights
 
-ROOT = Path(__file__).parent.parent
+# Coverage is measured by the tests of course, average and optimizers, which run the same code.
+pytestmark = pytest.mark.no_cover
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -34,7 +33,7 @@ def state_of(folder: Path) -> dict:
 
 # 8 rows in updates of 4: two updates are an epoch. The run stops before it saves the checkpoint of update 4 or 3.
 RESUMES = {
-    "middle of an epoch": {"max_steps": 6, "save_steps": 3, "stop": 5},
+    "middle of an epoch": {"max_steps": 6, "save_steps": 3, "stop": 5, "gradient_checkpointing": True},
     "epoch boundary": {"max_steps": 6, "save_steps": 2, "stop": 4},
     "accumulated": {
         "max_steps": 6, "save_steps": 3, "stop": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
@@ -66,7 +65,10 @@ RESUMES = {
     },
     "sft": {"max_steps": 4, "save_steps": 3, "stop": 4, "loss_type": "sft"},
     "pairs": {"max_steps": 6, "save_steps": 3, "stop": 5, "loss_type": "dspo", "pairs": "all", "rows": 11},
-    "adapter dropout": {"max_steps": 4, "save_steps": 3, "stop": 4, "lora_dropout": 0.5, "disable_dropout": False},
+    "adapter dropout": {
+        "max_steps": 4, "save_steps": 3, "stop": 4, "lora_dropout": 0.5, "disable_dropout": False,
+        "gradient_checkpointing": True,
+    },
 }  # fmt: skip
 
 
@@ -146,10 +148,17 @@ def test_a_second_call_of_train_starts_at_the_first_epoch(tmp_path):
 # ---- Checkpoints that are no checkpoints ----
 
 
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    make_trainer(config(folder, max_steps=4, save_strategy="steps", save_steps=2)).train()
+    return folder
+
+
 @pytest.fixture
-def saved(tmp_path):
+def saved(saved_once, tmp_path):
     """A folder with the checkpoints 2 and 4."""
-    make_trainer(config(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)).train()
+    shutil.copytree(saved_once, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -286,9 +295,8 @@ runs.make_trainer(runs.config(folder, max_steps=6, save_strategy="steps", save_s
     ],
 )
 def test_a_run_that_is_killed_while_it_saves_resumes_bit_for_bit(tmp_path, victim):
-    command = [sys.executable, "-c", KILLED, victim, str(tmp_path / "killed")]
-    killed = subprocess.run(command, cwd=ROOT, env=cpu_environment(), capture_output=True, text=True, timeout=120)
-    assert killed.returncode == 9, killed.stderr[-3000:]
+    status, _, errors = execute(KILLED, victim, tmp_path / "killed")
+    assert status == 9, errors[-3000:]
     out = tmp_path / "killed" / "out"
     assert get_last_checkpoint(str(out)).endswith("checkpoint-4"), "it must have begun, or nothing is tested"
     assert checkpoints.last_checkpoint(out).name == "checkpoint-2"

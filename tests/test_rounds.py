@@ -16,7 +16,7 @@ from .runs import assert_close, assert_equal, config
 from .test_parquet import run_two_processes
 from .tiny import PROMPTS, stable_diffusion
 
-pytestmark = pytest.mark.usefixtures("on_cpu")
+pytestmark = pytest.mark.usefixtures("on_cpu", "undrawn")
 
 REWARD = """
 def brightness(prompts, images):

@@ -17,6 +17,8 @@ from . import tiny
 from .runs import assert_equal, config, logged, make_trainer, trained_weights
 from .test_trainer import with_trained_adapter
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PROMPTS = ["a red cat", "a blue dog"]
 GRIDS = {"sample_prompts": PROMPTS, "sample_steps": 2, "sample_num_inference_steps": 2}
 

@@ -19,6 +19,8 @@ from .runs import Stop, StopAt, assert_equal, config, logged, make_trainer, metr
 from .test_cli import TRAIN
 from .test_evaluation import held_out
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PROMPTS = ["a red cat", "a blue dog"]
 RISING = '''
 class Rising:
@@ -39,7 +41,7 @@ CHOOSING = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps",
             "load_best_model_at_end": True}  # fmt: skip
 """A run that drifts: unbounded negatives, a high learning rate."""
 DRIFTING = {**CHOOSING, "max_steps": 5, "learning_rate": 3e-2, "eval_prompts": PROMPTS, "eval_samples_per_prompt": 2,
-            "sample_num_inference_steps": 2}  # fmt: skip
+            "sample_num_inference_steps": 2, "per_device_eval_batch_size": 16}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def rewards(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def free(tmp_path_factory, rewards):
+def free(tmp_path_factory, rewards, undrawn):
     """What the run measures at each of its five evaluations without bounds, and its weights after each."""
     folder = tmp_path_factory.mktemp("free")
     trainer = run(folder, eval_rewards=rewards["Rising"])

@@ -178,7 +178,7 @@ FIRST_STEPS = {
     "full in bfloat16": {"use_peft": False, "bf16": True},
     "v-prediction": {"prediction_type": "v_prediction"},
     "three draws": {"num_likelihood_samples": 3},
-    "without gradient checkpointing": {"gradient_checkpointing": False},
+    "gradient checkpointing": {"gradient_checkpointing": True},
     "dropout in the network": {"dropout": 0.5},
 }
 

@@ -12,7 +12,7 @@ from tgo_trl.families import StableDiffusionFamily
 from tgo_trl.trainer.untrained import UntrainedLayersCallback, untrained_layers
 
 from . import tiny
-from .cases import CASES
+from .cases import KINDS
 from .runs import config, make_trainer, trained_weights
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
@@ -49,7 +49,7 @@ def test_weights_without_gradient_are_named_when_all_are_trained(tmp_path):
         trainer.train()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", KINDS)
 def test_all_linear_layers_of_every_family_are_trained_and_load(tmp_path, case):
     pipeline = case.build()
     args = case.config(tmp_path, max_steps=1, lora_target_modules="all-linear", num_likelihood_samples=4)

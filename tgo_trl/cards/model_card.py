@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
-from jinja2 import Environment
+from jinja2 import Environment, Template
 
 from ..data.pairs import Pairs
 from ..labels.rule import LabelRule
@@ -138,9 +138,7 @@ def build_card(content: CardContent) -> ModelCard:
         datasets=content.dataset_name,
         tags=list(dict.fromkeys(tags)),
     )
-    # `ModelCard.from_template` would leave a blank line for every tag, which breaks tables.
-    template = Environment(trim_blocks=True, lstrip_blocks=True).from_string(template_path().read_text("utf-8"))
-    text = template.render(
+    text = _template().render(
         **{**vars(content), "base_model": shown_path(content.base_model)},
         media="image" if content.video_format is None else "video",
         card_data=data.to_yaml(),
@@ -155,6 +153,12 @@ def build_card(content: CardContent) -> ModelCard:
     return ModelCard(text)
 
 
+@functools.cache
+def _template() -> Template:
+    # `ModelCard.from_template` would leave a blank line for every tag, which breaks tables.
+    return Environment(trim_blocks=True, lstrip_blocks=True).from_string(template_path().read_text("utf-8"))
+
+
 def _adapter_scale(rank_and_alpha: tuple[int, float] | None) -> dict[str, str]:
     """What an adapter's weights are scaled by, where a program that does not know alpha would scale them by 1."""
     if rank_and_alpha is None or rank_and_alpha[0] == rank_and_alpha[1]:
@@ -167,6 +171,7 @@ def _adapter_scale(rank_and_alpha: tuple[int, float] | None) -> dict[str, str]:
     }
 
 
+@functools.cache
 def _installed_version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
