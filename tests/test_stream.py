@@ -68,7 +68,11 @@ def test_a_stream_gives_what_map_style_data_gives(tmp_path):
     assert (streamed.labels, streamed.example_prompt) == (None, None)
     assert (encoded.sizes, encoded.example_prompt) == ([(16, 16)] * 8, scored_rows(8)["prompt"][0])
     for i, row in enumerate(itertools.islice(streamed, 8)):
-        assert {*row, *encoded[i]} == set(FIELDS) - {"relative_score", "reference_error"}  # which nobody asks for
+        assert {*row, *encoded[i]} == set(FIELDS) - {
+            "relative_score",
+            "reference_error",
+            "prompt_length",
+        }  # none has them
         for name in ("row", "epoch", "valid", "score", "is_positive", "weight"):
             assert row[name] == encoded[i][name]
             assert getattr(row[name], "dtype", None) == getattr(encoded[i][name], "dtype", None)
