@@ -30,7 +30,8 @@ from .digit_runs import (
     write,
 )
 
-GOOD, BAD = "good image, ", "bad image, "
+GOOD, BAD = "+ ", "- "
+"""One token each: the base's text encoder has seen 41 captions, and no word where it is after a longer prefix."""
 PAIRS = {"pairs": "all"}
 
 METHODS = {
