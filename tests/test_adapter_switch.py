@@ -80,3 +80,32 @@ def test_what_a_pipeline_has_switched_since_is_put_right():
     switched.to_trained()
     assert torch.equal(predict(unet), mine)
     assert flags(unet) == before
+
+
+def test_an_adapter_that_came_since_is_put_off_again():
+    unet = network({})
+    mine, before = predict(unet), flags(unet)
+    switched = switch(unet, None)
+    unet.set_adapters(["mine", "ref"], [1.0, 1.0])  # as a callback may, to draw in two styles at once
+    assert not torch.equal(predict(unet), mine)
+    switched.to_reference()
+    switched.to_trained()
+    assert torch.equal(predict(unet), mine)
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "later")  # and on
+    switched.to_reference()
+    switched.to_trained()
+    assert torch.equal(predict(unet), mine)
+    now = flags(unet)
+    assert {name: now[name] for name in before} == before
+    assert not any(is_trained for name, is_trained in now.items() if ".later." in name)
+
+
+def test_what_is_frozen_in_the_last_of_several_networks_is_put_right():
+    first, last = network({}), network({})
+    layers = [it for unet in (first, last) for it in unet.modules() if isinstance(it, BaseTunerLayer)]
+    switched, before = AdapterSwitch(layers, "mine", None), flags(last)
+    last.disable_adapters()
+    assert flags(last) != before
+    switched.to_reference()
+    switched.to_trained()
+    assert flags(last) == before

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from tgo_trl.data.collator import RowCollator
 from tgo_trl.data.columns import Columns
-from tgo_trl.data.lanes import Share, can_be_divided, choose_lanes, in_lanes, scan_shards
+from tgo_trl.data.lanes import Share, can_be_divided, choose_lanes, in_lanes, lane_of, order_of, scan_shards
 from tgo_trl.data.rows import BadRowError, BadRows
 from tgo_trl.data.stream import scan_stream
 
@@ -315,6 +315,27 @@ def _cut(*sizes):
     starts = [0, *itertools.accumulate(sizes)]
     parts = [rows.select(range(a, b)) for a, b in itertools.pairwise(starts)]
     return concatenate_datasets([part.to_iterable_dataset() for part in parts])
+
+
+def test_lanes_share_the_buffer_that_a_stream_is_shuffled_in():
+    dataset = counted(8, 8, 8, 8).shuffle(seed=0, buffer_size=12).map(lambda row: row)
+    READ.clear()
+    next(iter(dataset))
+    whole = len(READ)
+    lanes = [lane_of(dataset, 4, index) for index in range(4)]
+    READ.clear()
+    for lane in lanes:
+        next(iter(lane))
+    assert len(READ) == whole < 32, "with a buffer of 12 for each lane, all rows would be read at once"
+    assert {shard for shard, _ in READ} == {0, 1, 2, 3}
+
+
+def test_a_stream_that_is_shuffled_without_a_seed_has_an_order_of_its_own_in_each_process():
+    dataset = counted(4, 4)
+    assert order_of(dataset) == order_of(counted(4, 4))
+    assert order_of(dataset.shuffle(seed=3)) == order_of(dataset.shuffle(seed=3))
+    assert order_of(dataset.shuffle(seed=3)) != order_of(dataset.shuffle(seed=4))
+    assert order_of(dataset.shuffle()) != order_of(dataset.shuffle())
 
 
 @pytest.mark.slow

@@ -434,7 +434,7 @@ def test_within_a_run_the_trained_weights_alone_are_dealt_with(tmp_path):
     weights = policy.trained_weights()
     assert [id(weight) for weight in weights] == [id(it) for it in policy.parameters() if it.requires_grad]
     frozen = next(weight for weight in policy.parameters() if not weight.requires_grad)
-    policy.begin_run()
+    policy.begin_run(())
     for weight in (frozen, *weights):
         weight.grad = torch.ones_like(weight)
     policy.zero_grad()
@@ -452,7 +452,7 @@ def test_within_a_run_modes_change_where_they_differ(tmp_path):
     unet = policy.networks["unet"]
     unet.train()
     unet.mid_block.eval()
-    policy.begin_run()
+    policy.begin_run(())
     assert all(module.training for module in policy.modules())
     for change in (policy.eval, unet.eval):
         change()

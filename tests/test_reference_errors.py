@@ -5,13 +5,17 @@ from contextlib import suppress
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from tgo_trl import TGOConfig, TGOTrainer
 from tgo_trl.data.reference_errors import ERRORS
+from tgo_trl.families import StableDiffusionFamily
 from tgo_trl.policy.draws import EVALUATION_EPOCH, draw_rows, repeated
+from tgo_trl.policy.policy import Policy
 from tgo_trl.policy.reference import AdapterReference, ModelReference, PastReference
+from tgo_trl.trainer.reference_recipe import reference_digest
 
 from . import tiny
 from .runs import Stop, StopAt, assert_close, assert_equal, config, logged, make_trainer, metrics, trained_weights
@@ -25,8 +29,10 @@ RUNS = {
     "pairs": {"loss_type": "diffusion_dpo", "pairs": "all", "beta": 20.0, "max_steps": 3},
     "diffusion_kto": {"loss_type": "diffusion_kto", "temperature": 0.01},
     "buckets": {"aspect_ratio_buckets": True},
+    "bfloat16": {"bf16": True},
+    "all weights, bfloat16": {"use_peft": False, "learning_rate": 1e-3, "bf16": True},
 }
-SLOW = {"pairs", "several samples", "relative", "diffusion_kto", "buckets"}
+SLOW = {"bfloat16", "pairs", "several samples", "relative", "diffusion_kto", "buckets"}
 
 
 def trainer_of(folder, rows=None, cached=True, **settings):
@@ -195,6 +201,23 @@ def test_other_weights_have_other_errors(tmp_path, capsys):
     changed = make_trainer(args, model=other)
     assert "there already" not in capsys.readouterr().out
     assert not torch.equal(changed.train_dataset.reference_errors, trainer.train_dataset.reference_errors)
+
+
+def test_adapters_of_a_reference_model_and_their_scales_have_errors_of_their_own(tmp_path, capsys):
+    base = tiny.stable_diffusion()
+    base.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False))
+    base.save_lora_weights(tmp_path / "lora", get_peft_model_state_dict(base.unet))
+    policy = Policy(StableDiffusionFamily(), {"unet": base.unet}, None)
+    digests = []
+    for scale in (None, 1.0, 2.0):
+        reference = tiny.stable_diffusion()
+        if scale is not None:
+            reference.load_lora_weights(tmp_path / "lora")
+            for layer in reference.unet.modules():
+                if isinstance(layer, LoraLayer):
+                    layer.scaling["default_0"] = scale
+        digests.append(reference_digest(ModelReference({"unet": reference.unet}, policy), policy))
+    assert len({*digests}) == 3
 
 
 def test_a_run_that_is_stopped_computing_goes_on_there(tmp_path, monkeypatch, capsys):

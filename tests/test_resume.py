@@ -145,6 +145,19 @@ def test_a_second_call_of_train_starts_at_the_first_epoch(tmp_path):
     assert logged(trainer, "logps/chosen") == first
 
 
+def test_a_second_call_of_train_trains_what_a_pipeline_has_switched_off(tmp_path):
+    weights = []
+    for name, looks in (("looked-at", True), ("plain", False)):
+        trainer = make_trainer(config(tmp_path / name, max_grad_norm=0.1))
+        trainer.train()
+        if looks:
+            trainer.pipeline.disable_lora()  # to see the base, which freezes the adapter too
+        trainer.train()
+        assert all(norm > 0 for norm in logged(trainer, "grad_norm"))
+        weights.append(trained_weights(trainer))
+    assert_equal(*weights)
+
+
 # ---- Checkpoints that are no checkpoints ----
 
 

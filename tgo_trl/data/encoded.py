@@ -196,8 +196,9 @@ class EncodedDataset(TorchDataset[PreparedRow]):
             "image": self.images[source],
             "prompt": self.prompts[source],
         }
-        if "mask" in row["prompt"]:
-            row["prompt_length"] = int(row["prompt"]["mask"].sum())
+        mask = row["prompt"].get("mask")
+        if mask is not None and mask.dim() == 1 and not mask.is_floating_point():
+            row["prompt_length"] = int(mask.sum())
         if self.labels.relative_scores is not None:
             row["relative_score"] = self.labels.relative_scores[position]
         if self.reference_errors is not None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from datasets import IterableDataset
 
 from ..media.origin import Origin
+from ..storage.fingerprints import fingerprint
 from .columns import Columns
 from .rows import BadRows, iterate_rows
 
@@ -29,6 +30,7 @@ _FROM_ONE = (
     "RebatchedArrowExamplesIterable", "SelectColumnsIterable", "VerticallyConcatenatedMultiSourcesExamplesIterable",
 )  # fmt: skip
 """What `datasets` makes streams of, where it gives the same rows if it is asked for each shard by itself."""
+_BUFFERED = "BufferShuffledExamplesIterable"
 _OF_A_PLACE = ("with_indices", "batched", "drop_last_batch")
 """Attributes of these that make a row depend on where in the whole stream it is."""
 
@@ -39,12 +41,35 @@ def can_be_divided(stream: IterableDataset) -> bool:
     Not so where rows are counted (`skip`, `take`, `with_indices=True`) or put together (`batched=True`), where streams
     are interleaved, or where the user has divided it already; of what is not known, False.
     """
-    parts: list[Any] = [getattr(stream, "_ex_iterable", None)]
-    for part in parts:
+    for part in _parts(stream):
         if type(part).__name__ not in _FROM_ONE or any(getattr(part, name, False) for name in _OF_A_PLACE):
             return False
-        parts += getattr(part, "ex_iterables", [part.ex_iterable] if hasattr(part, "ex_iterable") else [])
     return getattr(stream, "_distributed", None) is None and stream.num_shards > 1
+
+
+def lane_of(stream: IterableDataset, num_lanes: int, index: int) -> IterableDataset:
+    """The shards of a lane, with its part of the buffer that the stream is shuffled in, if it is.
+
+    All lanes together then keep as many rows in memory as the stream would.
+    """
+    lane = stream.shard(num_lanes, index)
+    for part in _parts(lane):
+        if type(part).__name__ == _BUFFERED:
+            part.buffer_size = max(1, part.buffer_size // num_lanes)
+    return lane
+
+
+def order_of(stream: IterableDataset) -> str:
+    """A digest of what decides the order of a shuffled stream, the same in all processes if it was given a seed."""
+    generators = (getattr(part, "generator", None) for part in _parts(stream))
+    return fingerprint(*(repr(it.bit_generator.state) for it in generators if it is not None))
+
+
+def _parts(stream: IterableDataset) -> list[Any]:
+    parts: list[Any] = [getattr(stream, "_ex_iterable", None)]
+    for part in parts:
+        parts += getattr(part, "ex_iterables", [part.ex_iterable] if hasattr(part, "ex_iterable") else [])
+    return parts
 
 
 @dataclass

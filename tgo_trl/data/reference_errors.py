@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from ..storage.fingerprints import fingerprint
+from ..storage.shards import VIDEOS_PER_SHARD as VIDEOS_PER_ENCODED_SHARD
 from ..storage.shards import ShardWriter
 from .encoded import EncodedDataset
 
 ERRORS = "errors"
 """The tensor of a shard."""
-ROWS_PER_SHARD = 1024
+ROWS_PER_SHARD, VIDEOS_PER_SHARD = 128, VIDEOS_PER_ENCODED_SHARD
+"""That a process computes in one go, and a killed run computes again."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class ReferencePass:
         recipe: a fingerprint of all that they depend on beside row and draw.
         batch_size: rows of a forward pass; fewer are filled up, so that all are of one shape.
         num_samples: `S`.
+        kind: of what rows are, `"image"` or `"video"`.
     """
 
     errors: Callable[[Sequence[tuple[int, int]]], Tensor]
     recipe: str
     batch_size: int
     num_samples: int
+    kind: str
 
 
 def plan_reference_errors(
@@ -51,7 +55,8 @@ def plan_reference_errors(
     """
     groups = [[i for i, size in enumerate(dataset.sizes) if size == it] for it in dict.fromkeys(dataset.sizes)]
     keys = _row_keys(dataset, texts)
-    per_shard = how.batch_size * max(1, ROWS_PER_SHARD // how.batch_size)
+    most = ROWS_PER_SHARD if how.kind == "image" else VIDEOS_PER_SHARD
+    per_shard = how.batch_size * max(1, most // how.batch_size)
     work = [(draw, group, fingerprint(how.recipe, draw)) for draw in draws for group in groups]
     missing = [writer.num_missing([keys[i] for i in group], recipe, per_shard) for _, group, recipe in work]
 

@@ -17,7 +17,7 @@ from ..media.origin import Origin
 from ..media.types import Size
 from .batch import PreparedRow
 from .columns import Columns
-from .lanes import Share, in_lanes
+from .lanes import Share, in_lanes, lane_of
 from .rows import BadRows, RowSource, iterate_rows
 
 
@@ -97,7 +97,7 @@ class StreamDataset(TorchIterableDataset[PreparedRow]):
 
     def _lane(self, index: int) -> Iterator[PreparedRow]:
         lane, first_row = copy.copy(self), sum(self.lanes[:index])
-        part = self.source.dataset.shard(self.num_lanes, index)
+        part = lane_of(self.source.dataset, self.num_lanes, index)
         lane.source = replace(self.source, dataset=part, first_row=first_row)
         for _, row in lane._rows():
             yield row

@@ -46,6 +46,8 @@ class Family(ABC):
     """Those fields that change nothing in what is encoded."""
     lora_target_modules: ClassVar[tuple[str, ...]]
     """The modules that get an adapter unless the user names others."""
+    reads_lengths: ClassVar[bool] = False
+    """Whether [`predict`] wants to be told how many tokens of each prompt its `mask` keeps: `lengths`, a tuple."""
     has_sampler: ClassVar[bool] = False
     """Whether samples can be drawn with gradient, as the pipeline itself draws them: with the `decode`, `schedule`,
     `guidance` and `encode_nothing` of a [`~tgo_trl.families.base_latents.LatentFamily`]."""
@@ -167,7 +169,7 @@ class Family(ABC):
         """What [`predict`] has to know of the times before it can call anything, by name, one of each row.
 
         To ask the device would wait for all that it has yet to do. So would it for the lengths of prompts, which
-        [`predict`] is told as `lengths` where rows are read from disk.
+        [`predict`] is told as `lengths` where rows are read from disk, if the family [`reads_lengths`].
 
         Args:
             pipeline: for its configuration only.

@@ -31,6 +31,7 @@ class ZImageFamily(FlowMatchingFamily):
     own_sigmas = True
     latent_patch = 2
     prompt_encoders = ("text_encoder", "tokenizer")
+    reads_lengths = True
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
 
     def check(self, pipeline: DiffusionPipeline) -> None:

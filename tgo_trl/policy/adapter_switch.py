@@ -32,8 +32,9 @@ class AdapterSwitch:
             layer.set_adapter(trained)
             layer.enable_adapters(True)
         self._is_trained = [{name: weight.requires_grad for name, weight in _factors(layer)} for layer in self._layers]
-        watched = ((layer, name) for layer in self._layers for name, it in _factors(layer) if it.requires_grad)
-        self._watched = next(watched, None)  # by name: sharding puts another weight in its place
+        watched = [(layer, name) for layer in self._layers for name, it in _factors(layer) if it.requires_grad]
+        # Of the first and of the last network; by name, as sharding puts another weight in its place.
+        self._watched = watched[:1] + watched[-1:]
         self._attributes = self._look()
 
     def to_trained(self) -> None:
@@ -53,10 +54,11 @@ class AdapterSwitch:
             _set(self._attributes[adapter])
 
     def _is_as_left(self) -> bool:
-        if self._watched is None:
-            return True
-        layer, name = self._watched
-        return bool(layer.get_parameter(name).requires_grad)
+        known = ([self._trained], [self._reference])
+        return all(
+            layer.get_parameter(name).requires_grad and list(layer.active_adapters) in known
+            for layer, name in self._watched
+        )
 
     def _by_peft(self, adapter: str | None) -> None:
         """As peft does, with `requires_grad` as it is for the trained adapter."""
@@ -66,7 +68,7 @@ class AdapterSwitch:
             layer.enable_adapters(adapter is not None)
         for layer, is_trained in zip(self._layers, self._is_trained, strict=True):
             for name, weight in _factors(layer):
-                weight.requires_grad_(is_trained[name])
+                weight.requires_grad_(is_trained.get(name, False))  # an adapter that came since is not trained
 
     def _look(self) -> dict[str | None, _Attributes] | None:
         """What each switch sets in each layer; None if that is not all it does."""

@@ -59,14 +59,15 @@ class Replication:
         policy: Policy = self.accelerator.unwrap_model(model)
         return policy
 
-    def begin_run(self, model: nn.Module) -> None:
+    def begin_run(self, model: nn.Module, optimizer: Any) -> None:
         """Lets each step of a run deal with the trained weights alone.
 
         Args:
             model: the policy as wrapped for training, its weights where they are to be.
+            optimizer: of the run.
         """
         policy = self.unwrap(model)
-        policy.begin_run()
+        policy.begin_run(weight for group in optimizer.param_groups for weight in group["params"])
         if isinstance(model, DistributedDataParallel):  # which would look through all weights by itself
             model.zero_grad = policy.zero_grad  # type: ignore[method-assign]
 

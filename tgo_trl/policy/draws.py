@@ -138,7 +138,7 @@ def shuffled_rows(seed: int, epoch: int, num_rows: int) -> list[int]:
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on a device, without waiting for what that is doing: a GPU copies from pinned memory."""
-    tensor = tensor.pin_memory() if device.type == "cuda" else tensor
+    tensor = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
     return tensor.to(device, non_blocking=device.type != "mps")
 
 

@@ -131,6 +131,10 @@ def _refused_settings(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
         "parallelism_config": (
             args.parallelism_config is not None, "weights are sharded over all processes. Leave it out.",
         ),
+        "precompute_ref_log_probs": (
+            bool(getattr(args, "precompute_ref_log_probs", False)),
+            "processes compute different rows, and to gather the weights takes all of them at once. Leave it out.",
+        ),
         "ema_decay": (
             getattr(args, "ema_decay", None) is not None, "the average of shards was not saved yet. Leave it out.",
         ),

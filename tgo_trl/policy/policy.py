@@ -1,12 +1,13 @@
 """The policy: a pipeline's networks in one module that `transformers.Trainer` can train."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import cast_training_params
 from peft import PeftConfig, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -42,15 +43,25 @@ class Policy(nn.Module):
 
     # ---- What a run does to it at every step ----
 
-    def begin_run(self) -> None:
+    def put_adapter_on(self) -> None:
+        """The adapter on, alone and trained, whatever a pipeline has switched since."""
+        for layer in self.modules() if self.adapter_name is not None else ():
+            if isinstance(layer, BaseTunerLayer):
+                layer.set_adapter(self.adapter_name)
+                layer.enable_adapters(True)
+
+    def begin_run(self, optimized: Iterable[nn.Parameter]) -> None:
         """Notes which weights are trained, once they are where a run wants them, until [`end_run`].
 
         A network has thousands of modules, and to look through all of them at each step takes longer than the GPU takes
         for a small batch.
+
+        Args:
+            optimized: the weights of the optimizer, some of which may be thawed later.
         """
         super().train()
         self._trained = None
-        self._trained = self.trained_weights()
+        self._trained = [*dict.fromkeys([*self.trained_weights(), *optimized])]
 
     def end_run(self) -> None:
         """Forgets them."""

@@ -15,7 +15,7 @@ from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
 from ..data.encoded import EncodedDataset, ScannedRows, encode_images, encode_prompts, scan_rows
-from ..data.lanes import MOST_UNEVEN, Share, can_be_divided, choose_lanes, in_lanes, scan_shards, unevenness
+from ..data.lanes import MOST_UNEVEN, Share, can_be_divided, choose_lanes, in_lanes, order_of, scan_shards, unevenness
 from ..data.pairs import Pairs, find_pairs, without_unreadable
 from ..data.prompts import check_prompt_column, read_prompts
 from ..data.rows import BadRows, RowSource
@@ -108,6 +108,11 @@ class DataPreparer:
         shards: list[int] = []
         if reads_in_lanes(args, stream):
             state = PartialState()
+            if len({*_from_all([order_of(stream)])}) > 1:
+                raise ValueError(
+                    "The processes read the stream in different orders: it was shuffled without a seed. Call "
+                    "`shuffle(seed=...)`."
+                )
             found = scan_shards(stream, source.columns, bad, state.process_index, state.num_processes, _from_all)
             num_good, shards = [len(shard.scores) for shard in found], [shard.num_rows for shard in found]
             scores = [*chain.from_iterable(shard.scores for shard in found)]

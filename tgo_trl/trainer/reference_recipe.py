@@ -6,32 +6,64 @@ from dataclasses import fields
 import diffusers
 import peft
 import torch
-from torch import nn
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 
+from ..media.readers import MediaReader
 from ..policy.denoising import Denoiser
 from ..policy.encoders import FrozenEncoders
 from ..policy.policy import Policy
 from ..policy.reference import AdapterReference, ModelReference, Reference
-from ..storage.fingerprints import component_fingerprint, config_fingerprint, fingerprint, tensors_digest
+from ..storage.fingerprints import (
+    component_fingerprint,
+    config_fingerprint,
+    fingerprint,
+    stored_tensors,
+    tensors_digest,
+)
 from .course import whole_weights_digest
 from .tgo_config import TGOConfig
 
-VERSION = 1
+VERSION = 2
 """Of how noise is drawn, samples are corrupted and errors are measured: another one is computed anew."""
 
 
 def reference_digest(reference: Reference, policy: Policy) -> str:
-    """A digest of every weight of the reference, and of its networks' configurations."""
+    """A digest of every weight of the reference, of its adapters' scales, and of its networks' configurations."""
     networks = {"": reference.model} if isinstance(reference, ModelReference) else dict(policy.networks.items())
-    adapter = reference.state() if isinstance(reference, AdapterReference) else {}
+    if isinstance(reference, AdapterReference):
+        adapter, adapter_name = reference.state(), reference.copy
+    else:
+        adapter, adapter_name = _adapter_weights(networks), None
+    scales = [
+        (name, layer.disable_adapters, sorted(it for it in layer.scaling.items() if adapter_name in (None, it[0])))
+        for network in networks.values()
+        for name, layer in network.named_modules()
+        if isinstance(layer, LoraLayer) and not (isinstance(reference, AdapterReference) and adapter_name is None)
+    ]
     parts = [part for network in networks.values() for part in network.modules()]
     named = [(type(part).__name__, getattr(part, "config", None)) for part in parts]
     configs = [config_fingerprint(name, config) for name, config in named if isinstance(config, Mapping)]
-    return fingerprint(whole_weights_digest(networks), tensors_digest(sorted(adapter.items())), *configs)
+    return fingerprint(
+        whole_weights_digest(networks),
+        tensors_digest(stored_tensors(sorted(adapter.items()))),
+        *map(str, scales),
+        *configs,
+    )
+
+
+def _adapter_weights(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Those of adapters that a reference model brings along."""
+    return {
+        f"{network_name}.{name}": tensor
+        for network_name, network in networks.items()
+        for name, tensor in network.state_dict().items()
+        if ".lora_" in name
+    }
 
 
 def reference_recipe(
-    weights: str, denoiser: Denoiser, encoders: FrozenEncoders, args: TGOConfig, batch_size: int
+    weights: str, denoiser: Denoiser, encoders: FrozenEncoders, reader: MediaReader, args: TGOConfig, batch_size: int
 ) -> str:
     """A fingerprint of all that the reference's error of a row depends on, beside image, prompt and draw.
 
@@ -39,14 +71,18 @@ def reference_recipe(
         weights: their digest.
         denoiser: of the pipeline.
         encoders: of the pipeline.
+        reader: of images or videos.
         args: the run's settings.
         batch_size: rows of a forward pass, by which the errors round.
     """
     family, scheduler = denoiser.family, getattr(denoiser.pipeline, "scheduler", None)
     settings = [(field.name, getattr(family, field.name)) for field in fields(family)]
     run = (args.seed, args.num_likelihood_samples, args.time_range, args.bf16, args.fp16, batch_size, args.loss_type)
-    versions = (VERSION, torch.__version__, diffusers.__version__, peft.__version__, args.device.type)
-    parts = (type(family).__qualname__, settings, encoders.image_recipe, encoders.prompt_recipe, weights)
+    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
+    versions = (VERSION, torch.__version__, diffusers.__version__, peft.__version__, device, args.tf32)
+    pipeline = config_fingerprint(type(denoiser.pipeline).__name__, denoiser.pipeline.config)
+    encoded = (encoders.image_recipe, encoders.prompt_recipe, reader.recipe)
+    parts = (type(family).__qualname__, settings, pipeline, *encoded, weights)
     return fingerprint(*versions, *run, None if scheduler is None else component_fingerprint(scheduler), *parts)
 
 

@@ -238,6 +238,7 @@ class ResumableTrainer(Trainer):
     def _begin(self, checkpoint: Path | None) -> None:
         self._guard = UpdateGuard(self.accelerator, self.args.on_bad_row == "skip", self._count_update, self.levers)
         self._progress = Progress(block=training_block(self.args, len(self.sizes)))
+        self.policy.put_adapter_on()
         self._resumed, self._changes, self.changes, self._last_saved, self._is_over = None, [], [], 0, False
         self.optimizer_mode.average = None
         stream = self.train_dataset if isinstance(self.train_dataset, StreamDataset) else None
@@ -293,7 +294,7 @@ class ResumableTrainer(Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[no-untyped-call]
         self._begin_average(None if resume_from_checkpoint is None else Path(resume_from_checkpoint))
-        self.strategy.begin_run(self.model_wrapped)
+        self.strategy.begin_run(self.model_wrapped, self.optimizer)
         return prepared
 
     def _begin_average(self, checkpoint: Path | None) -> None:

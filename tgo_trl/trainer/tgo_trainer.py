@@ -33,7 +33,7 @@ from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
 from ..policy.launch import check_unquantized
 from ..policy.loading import load_reference_networks
-from ..policy.reference import AdapterReference, PastReference
+from ..policy.reference import AdapterReference, ModelReference, PastReference
 from ..settings import shown
 from .arguments import check_arguments, check_loss, default_args, training_dtype
 from .base_trainer import BaseTrainer
@@ -273,6 +273,8 @@ class TGOTrainer(BaseTrainer):
         for name, dataset in sets.items():
             self._remember_errors(name, dataset, weights, [EVALUATION_EPOCH], args.eval_batch_size)
         if not isinstance(reference, AdapterReference):  # which takes no memory of its own
+            if isinstance(reference, ModelReference):  # accelerate would keep it
+                self.accelerator._models = [it for it in self.accelerator._models if it is not reference.model]
             self.reference = PastReference()
             if not (args.sample_prompts or args.eval_sample_prompts):
                 self.sampled_reference = None
@@ -283,10 +285,10 @@ class TGOTrainer(BaseTrainer):
         args = self.args
         assert isinstance(dataset, EncodedDataset)
         size = args.precompute_ref_batch_size or batch_size
-        recipe = reference_recipe(weights, self.denoiser, self.encoders, args, size)
-        how = ReferencePass(
-            functools.partial(self._reference_errors, dataset), recipe, size, args.num_likelihood_samples
-        )
+        reader = self.preparer.reader
+        recipe = reference_recipe(weights, self.denoiser, self.encoders, reader, args, size)
+        errors = functools.partial(self._reference_errors, dataset)
+        how = ReferencePass(errors, recipe, size, args.num_likelihood_samples, reader.kind)
         rows = zip(dataset.prompt_texts, dataset.labels.is_positive.tolist(), strict=True)
         texts = [self.loss.prompt(*row) for row in rows]
         announcement, compute = plan_reference_errors(dataset, draws, how, shard_writer(args), name, texts)
@@ -298,13 +300,14 @@ class TGOTrainer(BaseTrainer):
     def _reference_errors(self, dataset: EncodedDataset, rows: Sequence[tuple[int, int]]) -> Tensor:
         """The reference's error of rows by (draw, position), `[n, K]`."""
         assert self.reference is not None
-        inputs = self._prepare_inputs(RowCollator()([dataset[row] for row in rows]))
+        inputs = self._prepare_inputs(self.data_collator([dataset[row] for row in rows]))
         was_training = self.model.training
         self.model.eval()
-        with self.compute_loss_context_manager():
-            errors = self.reference.errors(self.model, self._corrupt(inputs)[0])
+        corrupted = self._corrupt(inputs)[0]
+        with self.accelerator.autocast():  # which accelerate puts around the policy once training begins
+            predictions = self.reference.predictions(self.model, corrupted)
         self.model.train(was_training)
-        return errors.T
+        return corrupted.errors(predictions.float()).T
 
     def _prepare_evaluation(
         self, dataset: RawDataset | Mapping[str, RawDataset] | None
@@ -430,7 +433,8 @@ class TGOTrainer(BaseTrainer):
 
     def _conditions(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if "image" in inputs:
-            known = {"lengths": tuple(inputs["prompt_length"])} if "prompt_length" in inputs else {}
+            is_told = self.family.reads_lengths and "prompt_length" in inputs
+            known = {"lengths": tuple(inputs["prompt_length"])} if is_told else {}
             return inputs["image"], {**inputs["prompt"], **known}
         image = self.encoders.images(inputs["pixels"], inputs["geometry"])
         return image, self.encoders.prompts(inputs["prompt_text"])
