@@ -300,7 +300,8 @@ class TGOTrainer(BaseTrainer):
     def _reference_errors(self, dataset: EncodedDataset, rows: Sequence[tuple[int, int]]) -> Tensor:
         """The reference's error of rows by (draw, position), `[n, K]`."""
         assert self.reference is not None
-        inputs = self._prepare_inputs(self.data_collator([dataset[row] for row in rows]))
+        items: list[Any] = [dataset[row] for row in rows]
+        inputs = self._prepare_inputs(self.data_collator(items))
         was_training = self.model.training
         self.model.eval()
         corrupted = self._corrupt(inputs)[0]
