@@ -186,7 +186,7 @@ def plot(rows: Sequence[dict[str, Any]], sampler: str, path: Path) -> None:
     axes = figure.subplots(2, len(widths), sharey="row", width_ratios=widths)
     for panels, measured, title in zip(axes, (JUDGE, "frechet"), (f"score, {JUDGE}", "Fréchet distance"), strict=True):
         for panel, (ablation, ways) in zip(panels, SETTINGS.items(), strict=False):
-            for shift, loss in zip((-0.12, 0.12), LOSSES, strict=True):
+            for shift, loss in zip((-0.12, 0.12), LOSSES, strict=False):
                 points = [find(rows, WORLD, method_name(loss, ablation, way), sampler) for way in ways]
                 values = np.array([row["measured"][measured] for found in points for row in found])
                 if len(values):

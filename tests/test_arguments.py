@@ -472,6 +472,10 @@ FSDP2 = {"VERSION": "2", "AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "STATE_DI
         ({"VERSION": "1"}, {}, "`fsdp_version` .* is 1: FSDP1 flattens weights"),
         ({"CPU_RAM_EFFICIENT_LOADING": "true"}, {}, "`fsdp_cpu_ram_efficient_loading` .* is on: it loses buffers"),
         ({"ACTIVATION_CHECKPOINTING": "true"}, {}, "`fsdp_activation_checkpointing` .* is on: its wrappers rename"),
+        ({"RESHARD_AFTER_FORWARD": "false"}, {}, "`fsdp_reshard_after_forward` .* is off: whole weights would be left"),
+        ({"TRANSFORMER_CLS_TO_WRAP": "Block"}, {}, "`fsdp_transformer_layer_cls_to_wrap` .* is set: .* Leave it out"),
+        ({"IGNORED_MODULES": "vae"}, {}, "`fsdp_ignored_modules` .* is set, which was not tried"),
+        ({}, {"precompute_ref_log_probs": True}, "`precompute_ref_log_probs` is True: processes compute different"),
         ({"OFFLOAD_PARAMS": "true"}, {}, "`fsdp_offload_params` .* is on, which was not tried"),
         ({"AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, {}, "`fsdp_auto_wrap_policy` .* is 'SIZE_BASED_WRAP'"),
         (
@@ -496,15 +500,15 @@ def test_what_cannot_be_sharded_is_refused_by_name(tmp_path, monkeypatch, change
 
 def test_what_is_quantised_is_not_sharded(tmp_path, monkeypatch):
     args = config(tmp_path)
-    check_unquantized(args, "int8", None)
+    check_unquantized(args, "int8")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="The model is quantised, and FSDP cannot shard quantised weights"):
-        check_unquantized(args, "int8", None)
+        check_unquantized(args, "int8")
     pipeline = tiny.stable_diffusion()
-    check_unquantized(args, None, pipeline)
+    check_unquantized(args, None, {"unet": pipeline.unet})
     pipeline.unet.hf_quantizer = "int8"
     with pytest.raises(ValueError, match="`unet` is quantised"):
-        check_unquantized(args, None, pipeline)
+        check_unquantized(args, None, {"unet": pipeline.unet})
 
 
 def test_an_optimizer_of_whole_weights_is_refused_where_they_are_sharded(tmp_path, monkeypatch):

@@ -81,6 +81,8 @@ COMMANDS = {
 LAUNCH_OPTIONS = ("accelerate_config", "num_processes")
 PROFILES = {"tgo_trl": ("fsdp2",), "trl": ("multi_gpu", "single_gpu")}
 """Configurations of accelerate's that packages bring along, and that training can be launched with."""
+TRAINING = ("train", "rounds")
+"""Commands whose processes share weights; those of others only share work."""
 SHARDING = ("FSDP", "DEEPSPEED")
 """What accelerate calls the ways that take GPUs: without them it would replicate all weights, and not say so."""
 LAUNCHED = "TGO_TRL_LAUNCHED"
@@ -234,7 +236,8 @@ def _launch(command: str, arguments: Sequence[str], options: dict[str, Any]) -> 
     num_processes = options.get("num_processes")
     if "accelerate_config" in options:
         path = _accelerate_config(str(options["accelerate_config"]))
-        num_processes = _num_processes(path, num_processes)
+        if command in TRAINING:
+            num_processes = _num_processes(path, num_processes)
         launch += ["--config_file", str(path)]
     if num_processes is not None:
         launch += ["--num_processes", str(num_processes)]

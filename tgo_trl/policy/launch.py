@@ -4,8 +4,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from accelerate.utils import parse_flag_from_env, str_to_bool
-from diffusers import DiffusionPipeline
+from packaging.version import Version
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
@@ -13,6 +14,10 @@ REPLICATING_DEVICES = {"cpu"}
 """Where accelerate shards nothing, and does not say so."""
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 """Those that were tried on shards; others may read a weight as a whole, or keep a state that no shard has."""
+
+
+OLDEST_TORCH = Version("2.7")
+"""That can take its part of a tensor which every process has."""
 
 
 def uses_fsdp(args: TrainingArguments) -> bool:
@@ -38,15 +43,17 @@ def check_strategy(args: TrainingArguments) -> None:
         _check_fsdp(args)
 
 
-def check_unquantized(args: TrainingArguments, quantization_config: Any, pipeline: DiffusionPipeline | None) -> None:
+def check_unquantized(
+    args: TrainingArguments, quantization_config: Any, networks: Mapping[str, Any] | None = None
+) -> None:
     """Raises a ValueError if quantised weights would have to be sharded.
 
     Args:
         args: of the run.
         quantization_config: that the pipeline is to be loaded with, where that is known.
-        pipeline: once it is there.
+        networks: to be sharded, by name, once they are there.
     """
-    parts = {} if pipeline is None else pipeline.components
+    parts = networks or {}
     quantized = [f"`{name}`" for name, part in parts.items() if getattr(part, "hf_quantizer", None) is not None]
     if uses_fsdp(args) and (quantization_config is not None or quantized):
         raise ValueError(
@@ -68,6 +75,11 @@ def _check_fsdp(args: TrainingArguments) -> None:
         raise ValueError(
             f"FSDP is asked for, and the run is on the {args.device.type.upper()}, where accelerate would replicate "
             "all weights without a word. Leave `fsdp` unset there."
+        )
+    if Version(torch.__version__) < OLDEST_TORCH:
+        raise ValueError(
+            f"FSDP is asked for, which needs PyTorch {OLDEST_TORCH} or newer, and this is {torch.__version__}. Upgrade "
+            "it, or leave `fsdp` unset."
         )
     if args.world_size == 1:
         raise ValueError(
@@ -119,6 +131,18 @@ def _refused_options(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
             f"is {form!r}, and `save_only_model` is on, which transformers refuses together. Set it to "
             "'FULL_STATE_DICT'.",
         ),
+        "reshard_after_forward": (
+            option("reshard_after_forward", "true").lower() not in ("true", "1"),
+            "is off: whole weights would be left over where the optimizer looks for shards. Set it to true.",
+        ),
+        "transformer_layer_cls_to_wrap": (
+            bool(given.get("transformer_cls_names_to_wrap") or os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP")),
+            "is set: weights are gathered by the blocks that the networks name themselves. Leave it out.",
+        ),
+        "ignored_modules": (
+            bool(given.get("ignored_modules") or os.environ.get("FSDP_IGNORED_MODULES")),
+            "is set, which was not tried. Leave it out.",
+        ),
         "xla": (bool((args.fsdp_config or {}).get("xla")), "is on, which is another FSDP. Leave it out."),  # type: ignore[union-attr]
     }
 
@@ -126,10 +150,17 @@ def _refused_options(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
 def _refused_settings(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
     optimizer = str(getattr(args.optim, "value", args.optim))
     return {
-        "fp16": (args.fp16, "gradients of shards were not scaled yet. Use `bf16=True`."),
-        "torch_compile": (args.torch_compile, "compiled networks were not sharded yet. Leave it out."),
+        "fp16": (
+            args.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16",
+            "gradients of shards were not scaled yet. Use `bf16=True`.",
+        ),
+        "torch_compile": (
+            args.torch_compile or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no",
+            "compiled networks were not sharded yet. Leave it out, also of accelerate's configuration.",
+        ),
         "parallelism_config": (
-            args.parallelism_config is not None, "weights are sharded over all processes. Leave it out.",
+            args.parallelism_config is not None or parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"),
+            "weights are sharded over all processes. Leave it out.",
         ),
         "precompute_ref_log_probs": (
             bool(getattr(args, "precompute_ref_log_probs", False)),

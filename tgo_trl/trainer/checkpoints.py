@@ -133,6 +133,8 @@ def save_weights(pipeline: DiffusionPipeline, policy: Policy, folder: Path, whol
     if policy.adapter_name is not None:
         policy.family.save_adapter(pipeline, policy.adapter_name, folder)
     elif whole_pipeline:
+        # the pipeline notes the class of what it is given, which was another one while weights were sharded
+        pipeline.register_modules(**{name: getattr(pipeline, name) for name in policy.networks})
         pipeline.save_pretrained(folder, safe_serialization=True)
     else:
         for name, network in policy.networks.items():

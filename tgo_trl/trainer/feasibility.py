@@ -79,6 +79,12 @@ def check_run(args: TGOConfig, optimizers: Sequence[Any], optimizer_cls_and_kwar
         )
     if optimizer is None:
         optimizer = _check_optimizer(args, optimizer_cls_and_kwargs)
+    tried = (torch.optim.AdamW, torch.optim.SGD)
+    if uses_fsdp(args) and optimizer_cls_and_kwargs is not None and optimizer not in tried:
+        raise ValueError(
+            f"`optimizer_cls_and_kwargs` has {getattr(optimizer, '__name__', 'another class')}, and FSDP is asked for, "
+            "on whose shards it was not tried. Pass `torch.optim.AdamW` or `torch.optim.SGD`."
+        )
     if args.ema_decay is not None:
         _check_average(args, optimizer)
     if optimizers[1] is None:

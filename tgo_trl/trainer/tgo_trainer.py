@@ -145,7 +145,7 @@ class TGOTrainer(BaseTrainer):
         args = default_args(model) if args is None else args
         check_arguments(args, model, ref_model, train_dataset, eval_dataset)
         check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
-        check_unquantized(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"), None)
+        check_unquantized(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"))
         check_callbacks(args, callbacks)
         eval_rewards = load_eval_rewards(args.eval_rewards)
         dtype = training_dtype(args)
@@ -153,7 +153,7 @@ class TGOTrainer(BaseTrainer):
 
         # The pipeline, and whether settings fit it.
         self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
-        check_unquantized(args, None, self.pipeline)
+        check_unquantized(args, None, self.family.networks(self.pipeline))
         check_loss(args, self.denoiser.noise_process)
         check_best_metric_for(args, eval_dataset, self.denoiser.noise_process)
         check_policy(self.pipeline, self.family, args, peft_config)
@@ -162,6 +162,7 @@ class TGOTrainer(BaseTrainer):
             ref_networks = load_reference_networks(
                 ref_model, self.pipeline, self.family, args.model_init_dict, quantization_config, dtype
             )
+            check_unquantized(args, None, ref_networks)
 
         # From the user's rows to encoded ones. With all weights trained, in float32, the saved pipeline loads in one
         # dtype.

@@ -34,6 +34,7 @@ from ...storage.fingerprints import fingerprint, weights_fingerprint
 from ...storage.parquet import ParquetFolder, column
 from ...storage.processes import process_state
 from ...storage.records import CARD_NAME, SCORING_NAME, read_record
+from ...trainer.arguments import check_launch
 from ...trainer.checkpoints import RunRecord, public_config
 from ...trainer.course import OF_THE_BASE, WITHOUT_EFFECT, Course
 from ...trainer.preparation import fit_rule
@@ -382,6 +383,7 @@ class _Rounds:
 
 def _check_training(args: TGOConfig, config: RoundsConfig) -> None:
     """Raises a ValueError for settings of training that rounds cannot have."""
+    check_launch(args)
     if not args.use_peft:
         raise ValueError(
             "`use_peft` is False, and rounds go on with the adapter of the round before. Leave it out; `tgo-trl "
