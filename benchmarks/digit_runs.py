@@ -405,7 +405,10 @@ def check_folder(options: Options, methods: Mapping[str, Method]) -> None:
         for name, value in asdict(options).items()
         if name not in ("output_dir", "num_workers", "worlds", "methods")
     }
-    now |= {"methods": {name: asdict(method) for name, method in methods.items()}, "recipes": RECIPES}
+    settings = {
+        name: {key: it for key, it in asdict(method).items() if key != "color"} for name, method in methods.items()
+    }
+    now |= {"methods": settings, "recipes": RECIPES}
     now = json.loads(json.dumps(now))
     path = options.output_dir / "options.json"
     if path.exists():
@@ -525,7 +528,10 @@ def plot(rows: Sequence[dict[str, Any]], worlds: Sequence[str], methods: Mapping
             panel.set_title(f"{world}: {sampler}", fontsize=9)
             panel.set_ylabel(f"score, {judge_name}" if k == 0 else "", fontsize=9)
             panel.tick_params(labelsize=8, which="both")
-    axes[0, 0].legend(fontsize=7, loc="lower right")
+    handles = {
+        label: handle for panel in axes.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, fontsize=7, loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 
