@@ -98,10 +98,12 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
         return make_trainer(args, model=kind.build(), train_dataset=rows, **evaluated, **more)
 
     if stop is not None and phase != "go on":
+        stopped = build(callbacks=[StopAt(stop)])
         with suppress(Stop):
-            build(callbacks=[StopAt(stop)]).train()
-    if phase == "begin":
-        return {}
+            stopped.train()
+        if phase == "begin":
+            return {"is sharded": is_sharded(stopped)}
+        del stopped
     trainer = build()
     evaluations = [trainer.evaluate()] if eval_first else []
     trainer.train(resume_from_checkpoint=stop is not None)
