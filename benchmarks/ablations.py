@@ -11,7 +11,6 @@ which is pre-trained first. `beta` has no ablation of its own: the loss sees `be
 Every run is kept in `output_dir/runs`, and not made again when the command is started again.
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from .digit_runs import (
     show,
     summarise,
     world_of,
+    write_tables,
 )
 
 from pretrain import pretrain  # isort: skip  # where .digit_runs looks for it
@@ -237,17 +237,10 @@ def main(options: AblationOptions) -> list[dict[str, Any]]:
     for world in options.worlds:
         prepare(world, options)
     rows = rows_of(measure_all(runs_of(options), options, "Ablations"))
-    written = {
-        "results.json": json.dumps(rows, indent=1).replace("Infinity", "null"),
-        "tables.md": "\n\n".join(tables(rows, options)),
-    }
-    for name, text in written.items():
-        (options.output_dir / name).write_text(text + "\n")
-    print(written["tables.md"])
-    for sampler in SAMPLERS:
-        plot(rows, sampler, options.output_dir / f"ablations_{sampler}.png")
-    for name in (*written, *(f"ablations_{sampler}.png" for sampler in SAMPLERS)):
-        print(options.output_dir / name)
+    pictures = {sampler: f"ablations_{sampler}.png" for sampler in SAMPLERS}
+    for sampler, picture in pictures.items():
+        plot(rows, sampler, options.output_dir / picture)
+    write_tables(rows, [*tables(rows, options)], options.output_dir, [*pictures.values()])
     print(f"took {(time.perf_counter() - start) / 60:.0f} minutes; runs of an earlier start are not made again")
     return rows
 

@@ -540,19 +540,25 @@ def write(
 ) -> list[dict[str, Any]]:
     """Writes `tables.md`, `results.json` and the picture, prints the tables, and returns their rows."""
     rows = summarise(results)
-    # the interval of one seed is infinite, which JSON has no word for
-    (options.output_dir / "results.json").write_text(json.dumps(rows, indent=1).replace("Infinity", "null") + "\n")
     tables = [
         f"### {world}, {sampler}\n\n{table(rows, world, sampler, methods)}"
         for world in options.worlds
         for sampler in SAMPLERS
     ]
-    (options.output_dir / "tables.md").write_text("\n\n".join(tables) + "\n")
     plot(rows, options.worlds, methods, options.output_dir / picture)
-    print("\n\n".join(tables))
-    for name in ("tables.md", "results.json", picture):
-        print(options.output_dir / name)
+    write_tables(rows, tables, options.output_dir, [picture])
     return rows
+
+
+def write_tables(rows: Sequence[dict[str, Any]], tables: Sequence[str], folder: Path, pictures: Sequence[str]) -> None:
+    """Writes `tables.md` and `results.json`, prints the tables, and names these files and the pictures beside them."""
+    text = "\n\n".join(tables)
+    (folder / "tables.md").write_text(text + "\n")
+    # the interval of one seed is infinite, which JSON has no word for
+    (folder / "results.json").write_text(json.dumps(rows, indent=1).replace("Infinity", "null") + "\n")
+    print(text)
+    for name in ("tables.md", "results.json", *pictures):
+        print(folder / name)
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

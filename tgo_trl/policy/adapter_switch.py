@@ -1,6 +1,6 @@
 """Switching between the adapter that is trained and the reference, in the same networks, twice at every step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -28,9 +28,7 @@ class AdapterSwitch:
     def __init__(self, layers: Sequence[BaseTunerLayer], trained: str, reference: str | None) -> None:
         self._layers = list(layers)
         self._trained, self._reference = trained, reference
-        for layer in self._layers:
-            layer.set_adapter(trained)
-            layer.enable_adapters(True)
+        put_on(self._layers, trained)
         self._is_trained = [{name: weight.requires_grad for name, weight in _factors(layer)} for layer in self._layers]
         watched = [(layer, name) for layer in self._layers for name, it in _factors(layer) if it.requires_grad]
         # Of the first and of the last network; by name, as sharding puts another weight in its place.
@@ -62,10 +60,7 @@ class AdapterSwitch:
 
     def _by_peft(self, adapter: str | None) -> None:
         """As peft does, with `requires_grad` as it is for the trained adapter."""
-        for layer in self._layers:
-            if adapter is not None:
-                layer.set_adapter(adapter)
-            layer.enable_adapters(adapter is not None)
+        put_on(self._layers, adapter)
         for layer, is_trained in zip(self._layers, self._is_trained, strict=True):
             for name, weight in _factors(layer):
                 weight.requires_grad_(is_trained.get(name, False))  # an adapter that came since is not trained
@@ -94,6 +89,14 @@ class AdapterSwitch:
 
     def _state(self) -> list[tuple[bool, list[str]]]:
         return [(layer.disable_adapters, list(layer.active_adapters)) for layer in self._layers]
+
+
+def put_on(layers: Iterable[BaseTunerLayer], adapter: str | None) -> None:
+    """Puts an adapter on alone, or all off, by peft's own switch, which makes what is on trainable and all else not."""
+    for layer in layers:
+        if adapter is not None:
+            layer.set_adapter(adapter)
+        layer.enable_adapters(adapter is not None)
 
 
 def _set(attributes: _Attributes) -> None:

@@ -14,8 +14,8 @@ REPLICATING_DEVICES = {"cpu"}
 """Where accelerate shards nothing, and does not say so."""
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 """Those that were tried on shards; others may read a weight as a whole, or keep a state that no shard has."""
-
-
+OPTIMIZER_CLASSES = (torch.optim.AdamW, torch.optim.SGD)
+"""The same, as classes."""
 OLDEST_TORCH = Version("2.7")
 """That can take its part of a tensor which every process has."""
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..families import Family
 from ..families.base import adapter_state_dict
 from ..precision import cast
+from .adapter_switch import put_on
 from .adapters import NEW_ADAPTER, REFERENCE_ADAPTER, AdapterSettings, check_policy, new_lora, target_modules
 
 
@@ -45,10 +46,8 @@ class Policy(nn.Module):
 
     def put_adapter_on(self) -> None:
         """The adapter on, alone and trained, whatever a pipeline has switched since."""
-        for layer in self.modules() if self.adapter_name is not None else ():
-            if isinstance(layer, BaseTunerLayer):
-                layer.set_adapter(self.adapter_name)
-                layer.enable_adapters(True)
+        if self.adapter_name is not None:
+            put_on((it for it in self.modules() if isinstance(it, BaseTunerLayer)), self.adapter_name)
 
     def begin_run(self, optimized: Iterable[nn.Parameter]) -> None:
         """Notes which weights are trained, once they are where a run wants them, until [`end_run`].

@@ -14,7 +14,7 @@ from transformers.trainer_utils import SaveStrategy, SchedulerType
 from ..losses import LOSSES
 from ..messages.failures import EXTRAS
 from ..noise import NoiseProcess
-from ..policy.launch import uses_fsdp
+from ..policy.launch import OPTIMIZER_CLASSES, uses_fsdp
 from .selection import sample_metrics
 from .tgo_config import TGOConfig
 
@@ -79,8 +79,7 @@ def check_run(args: TGOConfig, optimizers: Sequence[Any], optimizer_cls_and_kwar
         )
     if optimizer is None:
         optimizer = _check_optimizer(args, optimizer_cls_and_kwargs)
-    tried = (torch.optim.AdamW, torch.optim.SGD)
-    if uses_fsdp(args) and optimizer_cls_and_kwargs is not None and optimizer not in tried:
+    if uses_fsdp(args) and optimizer_cls_and_kwargs is not None and optimizer not in OPTIMIZER_CLASSES:
         raise ValueError(
             f"`optimizer_cls_and_kwargs` has {getattr(optimizer, '__name__', 'another class')}, and FSDP is asked for, "
             "on whose shards it was not tried. Pass `torch.optim.AdamW` or `torch.optim.SGD`."
