@@ -239,6 +239,25 @@ def test_padding_is_no_bad_row():
     assert optimizer.found_inf == 0
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("loss", [math.inf, 1.0])
+def test_a_scaled_update_with_an_infinite_loss_and_a_finite_gradient_is_left_out(fused, loss):
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    guard = UpdateGuard(accelerator, skip=True)
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.0, fused=fused)
+    scaler.scale(parameter.sum()).backward()
+    guard.add([3], torch.tensor([loss]), torch.tensor([True]))
+    scaler.unscale_(optimizer)
+    guard.before_step(1, torch.tensor(2**0.5), optimizer)
+    scaler.step(optimizer)
+    guard.settle()
+    assert guard.num_left_out == (loss == math.inf)
+    assert parameter.tolist() == pytest.approx([1.0 if loss == math.inf else 0.9] * 2)
+    assert bool(optimizer.state) == (loss != math.inf)
+
+
 def test_tensors_are_checked_by_name():
     check_finite_tensors([], "Nothing")
     check_finite_tensors([("a", torch.ones(3)), ("b", torch.zeros(2, dtype=torch.float16))], "All")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tgo_trl import TGOConfig, TGOTrainer
 from tgo_trl.data.reference_errors import ERRORS
 from tgo_trl.families import StableDiffusionFamily
+from tgo_trl.noise import DiffusionProcess
 from tgo_trl.policy.draws import EVALUATION_EPOCH, draw_rows, repeated
 from tgo_trl.policy.policy import Policy
 from tgo_trl.policy.reference import AdapterReference, ModelReference, PastReference
@@ -201,6 +202,29 @@ def test_other_weights_have_other_errors(tmp_path, capsys):
     changed = make_trainer(args, model=other)
     assert "there already" not in capsys.readouterr().out
     assert not torch.equal(changed.train_dataset.reference_errors, trainer.train_dataset.reference_errors)
+
+
+class DoubledError(DiffusionProcess):
+    """A noise process of the user's own."""
+
+    def error(self, prediction, clean, noise, time):
+        return 2 * super().error(prediction, clean, noise, time)
+
+
+def test_another_noise_process_has_other_errors(tmp_path, monkeypatch, capsys):
+    trainer = trainer_of(tmp_path)
+    usual = StableDiffusionFamily.process
+
+    def process(family, pipeline):
+        found = usual(family, pipeline)
+        found.__class__ = DoubledError
+        return found
+
+    monkeypatch.setattr(StableDiffusionFamily, "process", process)
+    capsys.readouterr()
+    other = trainer_of(tmp_path)
+    assert "there already" not in capsys.readouterr().out
+    assert torch.equal(other.train_dataset.reference_errors, 2 * trainer.train_dataset.reference_errors)
 
 
 def test_adapters_of_a_reference_model_and_their_scales_have_errors_of_their_own(tmp_path, capsys):

@@ -33,7 +33,7 @@ class UpdateGuard:
     """Keeps updates with a row loss or a gradient norm that is not finite from the weights.
 
     With float16 a gradient norm that overflows is what the gradient scaler is there for: it leaves such updates out by
-    itself, and only losses are looked at.
+    itself, and only losses are looked at. One that is infinite may have a finite gradient.
 
     Args:
         accelerator: of the run.
@@ -95,8 +95,7 @@ class UpdateGuard:
             bad, stop = (flags[0] > 0).float(), False
         else:
             flags = bad[None]
-        if scaler is None:
-            _leave_out(optimizer, bad)
+        _leave_out(optimizer, bad, scaler is not None)
         self._found = _Found.read_later(update, flags, rows, stop)
 
     def settle(self) -> None:
@@ -207,10 +206,13 @@ def _bad_rows(found: Iterable[BatchLosses]) -> list[int]:
     return [row for rows, flags in bad for row, flag in zip(rows, flags, strict=True) if flag]
 
 
-def _leave_out(optimizer: Any, is_bad: Tensor) -> None:
-    """Makes the next step of the optimizer leave weights and state as they are if the update is bad: 1, and not 0."""
+def _leave_out(optimizer: Any, is_bad: Tensor, is_scaled: bool) -> None:
+    """Makes the next step of the optimizer leave weights and state as they are if the update is bad: 1, and not 0.
+
+    A gradient scaler has looked at the gradients by then, and says itself to the fused ones what it found there.
+    """
     plain = getattr(optimizer, "optimizer", optimizer)  # in accelerate's wrapper
-    if getattr(plain, "_step_supports_amp_scaling", False):  # PyTorch's fused ones look on the device
+    if not is_scaled and getattr(plain, "_step_supports_amp_scaling", False):  # PyTorch's fused look on the device
         plain.found_inf = is_bad
     elif is_bad:  # others pass over parameters without a gradient
         plain.zero_grad(set_to_none=True)

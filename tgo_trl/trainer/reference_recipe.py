@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ..media.readers import MediaReader
+from ..noise import NoiseProcess
 from ..policy.denoising import Denoiser
 from ..policy.encoders import FrozenEncoders
 from ..policy.policy import Policy
@@ -82,8 +83,23 @@ def reference_recipe(
     versions = (VERSION, torch.__version__, diffusers.__version__, peft.__version__, device, args.tf32)
     pipeline = config_fingerprint(type(denoiser.pipeline).__name__, denoiser.pipeline.config)
     encoded = (encoders.image_recipe, encoders.prompt_recipe, reader.recipe)
-    parts = (type(family).__qualname__, settings, pipeline, *encoded, weights)
+    noise = tensors_digest(_noise_samples(denoiser.noise_process))
+    parts = (type(family).__qualname__, settings, pipeline, *encoded, noise, weights)
     return fingerprint(*versions, *run, None if scheduler is None else component_fingerprint(scheduler), *parts)
+
+
+def _noise_samples(process: NoiseProcess) -> list[tuple[str, Tensor]]:
+    """What a noise process, of the user's own too, makes of some samples: another one makes something else of them."""
+    quantile = (torch.arange(32) + 0.5) / 32
+    random = torch.Generator().manual_seed(0)
+    shape = (32, 4, 2, 2) if process.has_target else (32, 8)
+    noise, clean = (torch.randn(shape, generator=random) for _ in range(2))
+    if not process.has_target:
+        clean = (clean > 0).long()
+    time = process.time(quantile)
+    prediction = torch.randn(*shape, *(() if process.has_target else (2,)), generator=random)
+    error = process.error(prediction, clean, noise, time)
+    return [("time", time), ("corrupted", process.corrupt(clean, noise, time)), ("error", error)]
 
 
 def active_dropout(reference: Reference, policy: Policy) -> str | None:
