@@ -226,10 +226,7 @@ class AlignPropTrainer(BaseTrainer):
         )
         pixels = self.sampler(model, inputs["prompt"], draw)
         reward = checked_pixel_scores(self.reward, inputs["prompt_text"], pixels).to(valid.device)
-        losses = self._guard.add(inputs["row"], -reward, valid)
-        if self._guard.skip:  # what is left out is left out of the metrics too
-            valid = valid & reward.isfinite()
-            losses = losses.masked_fill(~valid, 0)
+        losses, valid = self._guard.add(inputs["row"], -reward, valid)
         self._rewards.add(reward.detach()[:, None], valid)
         self._pictures.add(F.adaptive_avg_pool2d(pixels.detach(), THUMBNAIL).flatten(1), valid)
         loss = self._over_rows(losses, valid, num_items_in_batch)

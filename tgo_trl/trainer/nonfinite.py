@@ -58,17 +58,30 @@ class UpdateGuard:
         self.asked_to_stop = False
         self._num_in_a_row = 0
         self._rows: list[BatchLosses] = []
+        self._evaluated: list[BatchLosses] = []
         self._found: _Found | None = None
 
-    def add(self, rows: Sequence[int], row_loss: Tensor, valid: Tensor) -> Tensor:
-        """Notes the losses `[B]` of some rows of the update, by their index in the data set; padding does not count.
+    def add(
+        self, rows: Sequence[int], row_loss: Tensor, valid: Tensor, is_training: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Notes the losses of some rows, of the update or of an evaluation; padding does not count.
+
+        Args:
+            rows: by their index in the data set.
+            row_loss: `[B]`.
+            valid: bool `[B]`, False for padding.
+            is_training: whether they belong to an update.
 
         Returns:
-            The losses, 0 for padding, `[B]`; holds gradient.
+            The losses, 0 for what does not count, `[B]`, which hold gradient; and which rows count, bool `[B]`: where
+            bad ones are left out, they count in no mean.
         """
         losses = row_loss.masked_fill(~valid, 0)
-        self._rows.append((rows, losses.detach()))
-        return losses
+        (self._rows if is_training else self._evaluated).append((rows, losses.detach()))
+        if self.skip:
+            valid = valid & row_loss.isfinite()
+            losses = losses.masked_fill(~valid, 0)
+        return losses, valid
 
     def before_step(self, update: int, norm: Tensor | float | None, optimizer: Any, stop: bool = False) -> None:
         """Keeps the optimizer from taking the update if it is bad, and reads what was found in the one before.
@@ -128,15 +141,13 @@ class UpdateGuard:
                 "gives NaN or infinity. Go on from an earlier checkpoint with a lower `learning_rate`."
             )
 
-    def check_evaluated(self, losses: Sequence[BatchLosses]) -> None:
+    def check_evaluated(self) -> None:
         """Acts on the bad rows of an evaluation, which all processes have come to the end of.
-
-        Args:
-            losses: of each batch.
 
         Raises:
             NonFiniteError: if there are any, unless they are left out.
         """
+        losses, self._evaluated = self._evaluated, []
         bad_rows = gather_object(_bad_rows(losses)) if self.accelerator.num_processes > 1 else _bad_rows(losses)
         if not bad_rows:
             return

@@ -42,7 +42,7 @@ from .course import describe_optimizer
 from .eval_samples import load_eval_rewards
 from .feasibility import check_best_metric_for, check_best_metric_of, check_drift_of, check_feasible
 from .metrics import LossMetrics, MetricRows
-from .nonfinite import BatchLosses, UpdateGuard
+from .nonfinite import UpdateGuard
 from .objective import BALANCED, has_beta
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_block
 from .reference_recipe import active_dropout, reference_digest, reference_recipe
@@ -191,7 +191,6 @@ class TGOTrainer(BaseTrainer):
         }
         self._course = self._describe_course(policy, was_trained, args, settings, train_set.fingerprint)
         self._metrics = {"train": self._new_metrics(), "eval": self._new_metrics()}
-        self._evaluated: list[BatchLosses] = []
         self._samples_prefix: str | None = None  # of the metrics of samples, as long as they are to be drawn
         self._statistic: Tensor | None = None
         self._prepare_run(args)
@@ -376,15 +375,12 @@ class TGOTrainer(BaseTrainer):
         """
         valid, is_positive = inputs["valid"], inputs["is_positive"]
         errors, draw = self._errors(model, inputs)
-        statistic = self._statistic if self.model.training else None  # an evaluation is a function of the weights
+        is_training = self.model.training
+        statistic = self._statistic if is_training else None  # an evaluation is a function of the weights
         relative_score = inputs.get("relative_score")
         rows = self.loss(LossInputs(errors, is_positive, inputs["weight"], statistic, relative_score))
         assert (rows.reward is None) == (errors.reference is None)
-        losses = self._look_for_bad_rows(inputs["row"], rows.loss, valid)
-        if self._guard.skip:  # what is left out is left out of the metrics too
-            valid = valid & rows.loss.isfinite()
-            losses = losses.masked_fill(~valid, 0)
-        is_training = self.model.training
+        losses, valid = self._guard.add(inputs["row"], rows.loss, valid, is_training)
         kept = MetricRows(
             valid, is_positive, inputs["weight"], draw.quantile.reshape(errors.policy.shape), errors.policy,
             errors.reference, errors.prediction_difference, rows.reward, None if is_training else rows.loss,
@@ -425,13 +421,6 @@ class TGOTrainer(BaseTrainer):
             sums += torch.stack([values.where(kept, 0).sum(), kept.sum()])
         totals: Tensor = self.accelerator.reduce(sums, "sum")
         return totals[0] / totals[1]
-
-    def _look_for_bad_rows(self, rows: Sequence[int], row_loss: Tensor, valid: Tensor) -> Tensor:
-        if self.model.training:
-            return self._guard.add(rows, row_loss, valid)
-        losses = row_loss.masked_fill(~valid, 0)
-        self._evaluated.append((rows, losses.detach()))
-        return losses
 
     def _conditions(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if "image" in inputs:
@@ -493,14 +482,14 @@ class TGOTrainer(BaseTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Adds the metrics of the evaluated rows; the loss is their mean, not a mean of batch means."""
-        self._metrics["eval"], self._evaluated = self._new_metrics(), []
+        self._metrics["eval"] = self._new_metrics()
         self.optimizer_mode.settle()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         means = self._metrics["eval"].pop_means(self.accelerator)
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         self._release_encoders()
-        self._guard.check_evaluated(self._evaluated)
+        self._guard.check_evaluated()
         if self._eval_samples is not None and self._samples_prefix is not None:
             prefix, self._samples_prefix = self._samples_prefix, None
             of_samples = self._eval_samples.metrics()
