@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from .commands.convert.run import convert
     from .commands.evaluate.config import EvaluateConfig
     from .commands.evaluate.run import evaluate
+    from .commands.export.config import ExportConfig
+    from .commands.export.run import export
     from .commands.generate.config import GenerateConfig
     from .commands.generate.run import generate
     from .commands.inspect.config import InspectConfig
@@ -35,6 +37,7 @@ _EXPORTS = {
     "AlignPropTrainer": "trainer.alignprop_trainer",
     "ConvertConfig": "commands.convert.config",
     "EvaluateConfig": "commands.evaluate.config",
+    "ExportConfig": "commands.export.config",
     "Family": "families",
     "GenerateConfig": "commands.generate.config",
     "InspectConfig": "commands.inspect.config",
@@ -48,6 +51,7 @@ _EXPORTS = {
     "TGOTrainer": "trainer.tgo_trainer",
     "convert": "commands.convert.run",
     "evaluate": "commands.evaluate.run",
+    "export": "commands.export.run",
     "generate": "commands.generate.run",
     "inspect": "commands.inspect.run",
     "judge": "commands.judge.run",
@@ -57,10 +61,10 @@ _EXPORTS = {
 }
 
 __all__ = [
-    "AlignPropConfig", "AlignPropTrainer", "ConvertConfig", "EvaluateConfig", "Family", "GenerateConfig",
-    "InspectConfig", "JudgeConfig", "MeissonicPipeline", "RoundsConfig", "SampleGridCallback", "ScoreConfig",
-    "StrengthConfig", "TGOConfig", "TGOTrainer", "__version__", "convert", "evaluate", "generate", "inspect", "judge",
-    "rounds", "score", "strength",
+    "AlignPropConfig", "AlignPropTrainer", "ConvertConfig", "EvaluateConfig", "ExportConfig", "Family",
+    "GenerateConfig", "InspectConfig", "JudgeConfig", "MeissonicPipeline", "RoundsConfig", "SampleGridCallback",
+    "ScoreConfig", "StrengthConfig", "TGOConfig", "TGOTrainer", "__version__", "convert", "evaluate", "export",
+    "generate", "inspect", "judge", "rounds", "score", "strength",
 ]  # fmt: skip
 
 

@@ -66,6 +66,11 @@ COMMANDS = {
         ("commands.strength.config:StrengthConfig",),
         "commands.strength.run:strength",
     ),
+    "export": Command(
+        "write an adapter for ComfyUI, or merged into its base",
+        ("commands.export.config:ExportConfig",),
+        "commands.export.run:export",
+    ),
     "evaluate": Command(
         "compare models on the same prompts and seeds, by several rewards",
         ("commands.evaluate.config:EvaluateConfig",),

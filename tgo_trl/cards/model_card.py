@@ -74,6 +74,7 @@ class CardContent:
         pipeline_package: what the class is imported from.
         task: the Hub's pipeline tag.
         is_adapter: whether an adapter was trained, not the whole network.
+        in_comfyui: whether ComfyUI has names for an adapter of such a pipeline.
         rank_and_alpha: of the adapter; None if there is none, or they differ from layer to layer.
         method: how it was trained, after "trained with".
         method_tag: the same as a tag.
@@ -104,6 +105,7 @@ class CardContent:
     pipeline_package: str
     task: str
     is_adapter: bool
+    in_comfyui: bool
     rank_and_alpha: tuple[int, float] | None
     method: str
     method_tag: str
@@ -167,7 +169,6 @@ def _adapter_scale(rank_and_alpha: tuple[int, float] | None) -> dict[str, str]:
     return {
         "adapter_scale": f"{alpha:g} / {rank} = {alpha / rank:g}",
         "adapter_share": f"{rank / alpha:.3g} times" if alpha else "another multiple of",
-        "adapter_alpha": f"{alpha:g}",
     }
 
 

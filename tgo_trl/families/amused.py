@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..media.types import Sample, Size
 from ..precision import compute_dtype
+from .base import adapter_header
 from .base_tokens import MaskedTokenFamily, as_grid, token_logits
 
 
@@ -80,6 +81,10 @@ class AmusedFamily(MaskedTokenFamily):
     def load_adapter(self, folder: Path) -> dict[str, dict[str, Tensor]]:
         """Weights of an adapter that [`save_adapter`] wrote, by network, as `set_peft_model_state_dict` takes them."""
         return {"transformer": load_file(folder / LORA_WEIGHT_NAME_SAFE)}
+
+    def load_adapter_configs(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """The configuration of an adapter that [`save_adapter`] wrote."""
+        return {"transformer": adapter_header(folder / LORA_WEIGHT_NAME_SAFE)}
 
     def attach_adapter(self, pipeline: DiffusionPipeline, weights: str) -> None:
         """Loads the adapter into the network: the pipeline has no `load_lora_weights`."""

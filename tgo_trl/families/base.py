@@ -1,21 +1,25 @@
 """What a model family must say about itself: how its parts are called. One file per family, no training logic."""
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from peft import get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..media.types import Sample, Size, VideoFormat
 from ..noise import NoiseProcess
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class Family(ABC):
     """The modules that get an adapter unless the user names others."""
     reads_lengths: ClassVar[bool] = False
     """Whether [`predict`] wants to be told how many tokens of each prompt its `mask` keeps: `lengths`, a tuple."""
+    comfyui_prefix: ClassVar[str | None] = None
+    """What ComfyUI's name of a module begins with. Behind one that ends in an underscore, so do the dots of the rest
+    become underscores, as in Kohya's scripts. None for a kind of pipeline that ComfyUI does not know, or knows with
+    other modules than diffusers."""
     has_sampler: ClassVar[bool] = False
     """Whether samples can be drawn with gradient, as the pipeline itself draws them: with the `decode`, `schedule`,
     `guidance` and `encode_nothing` of a [`~tgo_trl.families.base_latents.LatentFamily`]."""
@@ -237,6 +245,11 @@ class Family(ABC):
         state = load_file(folder / LORA_WEIGHT_NAME_SAFE)
         return {name: part for name in self.network_names if (part := strip_prefix(state, f"{name}."))}
 
+    def load_adapter_configs(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """The configuration of an adapter that [`save_adapter`] wrote, by network, as [`adapter_metadata`] gave it."""
+        header = adapter_header(folder / LORA_WEIGHT_NAME_SAFE)
+        return {name: strip_prefix(header, f"{name}.") for name in self.network_names}
+
     def attach_adapter(self, pipeline: DiffusionPipeline, weights: str) -> None:
         """Loads an adapter from a folder or Hub id into a pipeline, as a user of stock diffusers does.
 
@@ -244,6 +257,10 @@ class Family(ABC):
             ValueError: if only some of it fits.
         """
         load_whole_adapter(pipeline, weights)
+
+    def comfyui_module(self, module: str) -> str | None:
+        """What ComfyUI calls a module of a network, behind [`comfyui_prefix`]; None if it has none such."""
+        return module
 
     def loading_code(self, pipeline: DiffusionPipeline, weights: str) -> str:
         """What [`attach_adapter`] does, as Python with the variable `pipeline`, for the model card."""
@@ -322,7 +339,14 @@ def adapter_metadata(network: Any, adapter_name: str) -> dict[str, Any]:
     return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
 
-def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def adapter_header(path: Path) -> dict[str, Any]:
+    """What diffusers notes of an adapter's configuration in the header of its file; empty if it does not."""
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY)
+    return {} if text is None else dict(json.loads(text))
+
+
+def strip_prefix(state: Mapping[str, T], prefix: str) -> dict[str, T]:
     """The entries whose names begin with a prefix, without it."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 

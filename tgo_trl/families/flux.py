@@ -33,6 +33,7 @@ class FluxFamily(FlowMatchingFamily):
     latent_patch = 2
     training_settings = (*FlowMatchingFamily.training_settings, "train_guidance_scale")
     prompt_encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    comfyui_prefix = "transformer."
     lora_target_modules = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
     )  # fmt: skip

@@ -37,6 +37,7 @@ class QwenImageFamily(FlowMatchingFamily):
     # Without `add_q_proj` and `to_add_out`: nothing reads the text that leaves the last block, so that their adapters
     # could learn nothing there.
     reads_lengths = True
+    comfyui_prefix = "transformer."
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
 
     def check(self, pipeline: DiffusionPipeline) -> None:

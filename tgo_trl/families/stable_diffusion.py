@@ -18,6 +18,7 @@ class StableDiffusionFamily(LatentFamily):
 
     network_names = ("unet",)
     has_sampler = True
+    comfyui_prefix = "lora_unet_"
     prompt_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
 

@@ -16,12 +16,25 @@ from torch.distributed.fsdp import FSDPModule
 
 from ..media.types import Sample, Size, VideoFormat
 from ..precision import compute_dtype
-from .base import adapter_metadata, adapter_state_dict, load_whole_adapter, posterior_sample, strip_prefix
+from .base import (
+    adapter_header,
+    adapter_metadata,
+    adapter_state_dict,
+    load_whole_adapter,
+    posterior_sample,
+    strip_prefix,
+)
 from .base_flow import FlowMatchingFamily
 from .base_latents import standardized
 
 ADAPTER_FILES = {"transformer": LORA_WEIGHT_NAME_SAFE, "transformer_2": "pytorch_lora_weights_2.safetensors"}
 """`load_lora_weights` puts one file into one of the two."""
+COMFYUI_LAYERS = {
+    f"{number}.{layer}": f"{kind}_attn.{short}"
+    for number, kind in ((1, "self"), (2, "cross"))
+    for layer, short in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
+}
+COMFYUI_FEED_FORWARD = {"net.0.proj": "ffn.0", "net.2": "ffn.2"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class WanFamily(FlowMatchingFamily):
     network_names = ("transformer", "transformer_2")
     prompt_encoders = ("text_encoder", "tokenizer")
     optional_components = ("transformer_2",)
+    comfyui_prefix = "diffusion_model."
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
 
     @property
@@ -184,6 +198,19 @@ class WanFamily(FlowMatchingFamily):
             for name, file in ADAPTER_FILES.items()
             if (folder / file).is_file()
         }
+
+    def load_adapter_configs(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """Likewise, of each file's own header."""
+        files = {name: folder / file for name, file in ADAPTER_FILES.items()}
+        return {
+            name: strip_prefix(adapter_header(path), "transformer.") for name, path in files.items() if path.is_file()
+        }
+
+    def comfyui_module(self, module: str) -> str | None:
+        """The name in Wan's own code, of attention and feed-forward layers."""
+        block, _, layer = module.partition(".attn") if ".attn" in module else module.partition(".ffn.")
+        names = COMFYUI_LAYERS if ".attn" in module else COMFYUI_FEED_FORWARD
+        return f"{block}.{names[layer]}" if layer in names and block.startswith("blocks.") else None
 
     def attach_adapter(self, pipeline: DiffusionPipeline, weights: str) -> None:
         """Loads a file for each network."""

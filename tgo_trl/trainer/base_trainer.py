@@ -464,6 +464,7 @@ class BaseTrainer(ResumableTrainer):
             video_format=self.family.video_format,
             task=self.family.task,
             is_adapter=self.policy.adapter_name is not None,
+            in_comfyui=self.policy.adapter_name is not None and self.family.comfyui_prefix is not None,
             rank_and_alpha=self.policy.rank_and_alpha,
             method=self.method,
             method_tag=self.method_tag,

@@ -1,0 +1,222 @@
+"""Exported adapters: other programs' names, and weights that need nothing beside them."""
+
+import json
+import re
+
+import pytest
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tgo_trl import ExportConfig, export
+from tgo_trl.cli import main
+from tgo_trl.families import StableDiffusionFamily, WanFamily
+
+from . import tiny
+from .cases import KINDS, perturb
+from .test_generation import save_adapter
+
+SCALE = 0.5
+PREFIXES = {
+    "stable_diffusion": "lora_unet_", "stable_diffusion_xl": "lora_unet_", "flux": "transformer.",
+    "stable_diffusion_3": "transformer.", "qwen_image": "transformer.", "z_image": "transformer.",
+    "wan": "diffusion_model.",
+}  # fmt: skip
+
+
+def deltas(pipeline, family):
+    """What the adapters of a pipeline add to each weight, as they are loaded."""
+    return {
+        f"{network_name}.{name}": sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters).detach()
+        for network_name, network in family.networks(pipeline).items()
+        for name, layer in network.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+
+
+def made(case, folder):
+    """The base in `base`, and an adapter with a scale of 8 / 4 in `adapter`; what it adds to each weight."""
+    pipeline = case.build()
+    pipeline.save_pretrained(folder / "base")
+    family = case.family(pipeline)
+    save_adapter(pipeline, folder / "adapter", family)
+    return family, deltas(pipeline, family)
+
+
+def arguments(folder, **settings):
+    names = {"adapter_name_or_path": folder / "adapter", "model_name_or_path": folder / "base"}
+    names["output_dir"] = folder / "out"
+    return ExportConfig(**{**{name: str(path) for name, path in names.items()}, "scale": SCALE, **settings})
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_stock_diffusers_reads_the_same_from_other_names(case, tmp_path, capsys):
+    family, expected = made(case, tmp_path)
+    prefix = family.comfyui_prefix
+    assert prefix == PREFIXES.get(case.module.__name__.rpartition(".")[2])
+    if prefix is None:
+        with pytest.raises(ValueError, match=r"ComfyUI has no names for the weights of a .*Set `format` to 'merged'"):
+            export(arguments(tmp_path))
+        return
+    paths = export(arguments(tmp_path))
+    assert all(key.startswith(prefix) for path in paths for key in load_file(path))
+    assert capsys.readouterr().out.count(" layers, at a scale of 0.5") == len(paths)
+    stock = case.build()
+    for path, second in zip(paths, ({}, {"load_into_transformer_2": True}), strict=False):
+        stock.load_lora_weights(tmp_path / "out", weight_name=path.name, **second)
+    found = deltas(stock, family)
+    assert found.keys() == expected.keys()
+    for name, delta in expected.items():
+        torch.testing.assert_close(found[name], SCALE * delta, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_a_merged_pipeline_has_the_adapter_in_its_weights(case, tmp_path):
+    family, added = made(case, tmp_path)
+    if family.left_out(case.build()):  # nobody loads it by its name alone
+        with pytest.raises(ValueError, match="text_encoder_3"):
+            export(arguments(tmp_path, format="merged"))
+        return
+    (merged,) = export(arguments(tmp_path, format="merged"))
+    assert not [path for path in tmp_path.iterdir() if "unfinished" in path.name]
+    found, base = case.build(), case.build()
+    found = type(found).from_pretrained(merged)
+    for name, network in family.networks(base).items():
+        weights = getattr(found, name).state_dict()
+        assert weights.keys() == network.state_dict().keys()
+        for key, weight in network.state_dict().items():
+            delta = added.get(f"{name}.{key.removesuffix('.weight')}")
+            expected = weight if delta is None else weight + SCALE * delta
+            torch.testing.assert_close(weights[key], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_kohya_s_names_say_all_by_themselves(tmp_path):
+    """`W + alpha / rank * up @ down`, whatever the header says."""
+    pipeline = tiny.stable_diffusion()
+    pipeline.save_pretrained(tmp_path / "base")
+    save_adapter(pipeline, tmp_path / "adapter")
+    expected = deltas(pipeline, StableDiffusionFamily())
+    (path,) = export(arguments(tmp_path, scale=1.0))
+    assert path == tmp_path / "out" / "adapter.safetensors"
+    state = load_file(path)
+    module = "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0"
+    assert {name for name in state if name.startswith(key)} == {
+        f"{key}.lora_down.weight", f"{key}.lora_up.weight", f"{key}.alpha"
+    }  # fmt: skip
+    down, up, alpha = (state[f"{key}.{part}"] for part in ("lora_down.weight", "lora_up.weight", "alpha"))
+    assert alpha.item() == 4
+    torch.testing.assert_close(alpha / len(down) * up @ down, expected[f"unet.{module}"])
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_layers_of_wan_have_its_own_names():
+    family = WanFamily()
+    names = {
+        "blocks.3.attn1.to_q": "blocks.3.self_attn.q", "blocks.3.attn2.to_out.0": "blocks.3.cross_attn.o",
+        "blocks.0.ffn.net.0.proj": "blocks.0.ffn.0", "blocks.0.ffn.net.2": "blocks.0.ffn.2",
+        "condition_embedder.time_proj": None, "blocks.0.attn2.add_k_proj": None, "blocks.0.norm2": None,
+    }  # fmt: skip
+    assert {module: family.comfyui_module(module) for module in names} == names
+
+
+def test_alpha_of_single_modules_and_stabilised_ranks_count(tmp_path):
+    pipeline = tiny.stable_diffusion()
+    pipeline.save_pretrained(tmp_path / "base")
+    lora = LoraConfig(
+        r=4, lora_alpha=8, use_rslora=True, alpha_pattern={"attn2.to_q": 2}, rank_pattern={"mid_block.*attn1.to_k": 2},
+        target_modules=["to_q", "to_k"],
+    )  # fmt: skip
+    pipeline.unet.add_adapter(lora, adapter_name="default")
+    perturb(pipeline.unet)
+    (tmp_path / "adapter").mkdir()
+    StableDiffusionFamily().save_adapter(pipeline, "default", tmp_path / "adapter")
+    expected = deltas(pipeline, StableDiffusionFamily())
+    (path,) = export(arguments(tmp_path, scale=1.0))
+    state = load_file(path)
+    ranks = set()
+    for name, delta in expected.items():
+        key = f"lora_unet_{name.removeprefix('unet.').replace('.', '_')}"
+        down, up, alpha = (state[f"{key}.{part}"] for part in ("lora_down.weight", "lora_up.weight", "alpha"))
+        torch.testing.assert_close(alpha / len(down) * up @ down, delta, rtol=1e-5, atol=1e-7)
+        ranks.add(len(down))
+    assert ranks == {2, 4}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    pipeline = tiny.stable_diffusion()
+    pipeline.save_pretrained(tmp_path / "base")
+    save_adapter(pipeline, tmp_path / "adapter")
+    return tmp_path
+
+
+def test_the_command_halves_a_file_and_says_what_it_wrote(folder, capsys):
+    files = ["--adapter_name_or_path", str(folder / "adapter"), "--model_name_or_path", str(folder / "base")]
+    assert main(["export", *files, "--output_dir", str(folder / "out"), "--dtype", "bfloat16"]) == 0
+    assert re.search(r"adapter\.safetensors: \d+ layers, at a scale of 1\n.*models/loras", capsys.readouterr().out)
+    assert {it.dtype for it in load_file(folder / "out" / "adapter.safetensors").values()} == {torch.bfloat16}
+
+
+def test_a_merged_pipeline_is_written_in_the_dtype_that_is_asked_for(folder):
+    (merged,) = export(arguments(folder, format="merged", dtype="float16"))
+    assert {it.dtype for it in load_file(merged / "unet" / "diffusion_pytorch_model.safetensors").values()} == {
+        torch.float16
+    }
+    index = json.loads((merged / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+
+
+def test_what_is_there_is_not_overwritten_by_a_pipeline(folder):
+    with pytest.raises(ValueError, match="which is not empty; a pipeline is written into a folder of its own"):
+        export(arguments(folder, format="merged", output_dir=str(folder / "base")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"format": "kohya"}, "`format`"),
+        ({"dtype": "int8"}, "`dtype`"),
+        ({"scale": 0.0}, "the adapter does nothing"),
+        ({"scale": 1e39}, "`scale`"),
+    ],
+)
+def test_settings_are_checked(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **settings)
+
+
+def test_numbers_that_a_dtype_cannot_hold_are_refused(folder):
+    path = folder / "adapter" / "pytorch_lora_weights.safetensors"
+    save_file({name: tensor + 6e4 for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(ValueError, match=r"are infinite in torch.float16. Set `dtype` to 'bfloat16'"):
+        export(arguments(folder, dtype="float16", scale=4.0))
+
+
+def test_more_than_two_factors_are_refused(folder):
+    path = folder / "adapter" / "pytorch_lora_weights.safetensors"
+    state = load_file(path)
+    name = next(name for name in state if name.endswith("lora_B.weight"))
+    save_file({**state, name.replace("lora_B.weight", "lora_magnitude_vector"): torch.ones(3)}, path)
+    with pytest.raises(ValueError, match=r"no plain LoRA .*lora_magnitude_vector.* Set `format` to 'merged'"):
+        export(arguments(folder))
+
+
+def test_a_folder_without_an_adapter_is_refused(folder):
+    with pytest.raises(ValueError, match="a folder without a LoRA adapter"):
+        export(arguments(folder, adapter_name_or_path=str(folder)))
+    (folder / "other").mkdir()
+    save_file({"x": torch.ones(1)}, folder / "other" / "weights.safetensors")
+    with pytest.raises(ValueError, match="as training and diffusers' `save_lora_weights` write it"):
+        export(arguments(folder, adapter_name_or_path=str(folder / "other")))
+
+
+def test_an_adapter_of_another_base_is_refused(folder):
+    path = folder / "adapter" / "pytorch_lora_weights.safetensors"
+    state = load_file(path)
+    save_file({name.replace("unet.", "transformer."): tensor for name, tensor in state.items()}, path)
+    with pytest.raises(ValueError, match="holds no weights of unet"):
+        export(arguments(folder))
