@@ -2,15 +2,21 @@
 
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from tgo_trl import cli
+import tgo_trl
+from tgo_trl import RoundsConfig, TGOConfig, cli
 from tgo_trl.cli import COMMANDS, main
+from tgo_trl.commands.train.config import USUAL, TrainArguments
 
 from .tiny import scored_rows, stable_diffusion
 
@@ -85,21 +91,58 @@ print("LOADED", [name for name in heavy if name in sys.modules])
         assert name in shown
 
 
-def test_training_has_every_setting(capsys):
-    from dataclasses import fields
-
-    from tgo_trl import TGOConfig
-
+def shown_by(capsys, *arguments):
     with pytest.raises(SystemExit) as end:
-        main(["train", "--help"])
+        main(list(arguments))
     assert end.value.code == 0
-    shown = capsys.readouterr().out
-    assert all(f"--{field.name}" in shown for field in fields(TGOConfig) if field.init)
+    return capsys.readouterr().out
+
+
+def test_training_shows_what_most_set_and_every_setting_if_it_is_asked_to(capsys):
+    settings = {field.name for kind in (TGOConfig, TrainArguments) for field in fields(kind) if field.init}
+    names = re.compile(r"^  (?:-h, )?--(\w+)", re.MULTILINE)
+    short = shown_by(capsys, "train", "--help")
+    assert len(short.splitlines()) <= 90
+    listed = names.findall(short)
+    assert listed[:2] == ["model_name_or_path", "dataset_name"]
+    running = {"config", "accelerate_config", "num_processes"}
+    assert listed[2:-1] == [name for name in USUAL if name in settings | running]
+    assert listed[-1] == "help"
+    whole = set(names.findall(shown_by(capsys, "train", "--help-all")))
+    assert whole >= settings | running
+    assert f"shows the other {len((settings | running) - set(listed))} settings" in short
+
+
+def test_the_usual_settings_are_settings(capsys):
+    kinds = (TGOConfig, TrainArguments, RoundsConfig)
+    known = {field.name for kind in kinds for field in fields(kind)} | {"config", "accelerate_config", "num_processes"}
+    assert set(USUAL) <= known
+    assert len(set(USUAL)) == len(USUAL)
+
+
+def test_defaults_are_told_once(capsys):
+    shown = " ".join(shown_by(capsys, "export", "--help").split())
+    assert "--scale How strongly the adapter acts. (default: 1.0)" in shown
+    assert "Defaults to what the adapter's card names. --model_init_kwargs" in shown
+    assert shown.startswith("usage: tgo-trl export [--config FILE] [settings]")
+    assert "-adapter-name" not in shown
+
+
+def test_the_environment_is_told_without_names_of_folders(capsys):
+    assert main(["env"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"- torch: {torch.__version__}" in lines
+    assert f"- Python: {platform.python_version()} on {platform.system()} " in "\n".join(lines)
+    assert "- GPU: none" in lines or torch.cuda.is_available()
+    assert not any(str(Path.home()) in line or platform.node() in line for line in lines)
+
+
+def test_the_package_runs_as_the_program():
+    done = subprocess.run([sys.executable, "-m", "tgo_trl", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"tgo_trl {tgo_trl.__version__}\n"
 
 
 def test_the_version_is_the_packages(capsys):
-    import tgo_trl
-
     with pytest.raises(SystemExit) as end:
         main(["--version"])
     assert end.value.code == 0

@@ -29,11 +29,13 @@ class Command(NamedTuple):
         purpose: in a few words, for `--help`.
         configs: its dataclasses of settings, each as `module:class`.
         function: what takes objects of them, as `module:function`.
+        usual: names of the settings that `--help` shows, as `module:tuple`; all if None.
     """
 
     purpose: str
     configs: tuple[str, ...]
     function: str
+    usual: str | None = None
 
 
 COMMANDS = {
@@ -55,11 +57,13 @@ COMMANDS = {
         "train an adapter on a scored data set",
         ("commands.train.config:TrainArguments", "trainer.tgo_config:TGOConfig"),
         "commands.train.run:train",
+        "commands.train.config:USUAL",
     ),
     "rounds": Command(
         "generate, score and train several times, each time from the policy of the time before",
         ("commands.rounds.config:RoundsConfig", "trainer.tgo_config:TGOConfig"),
         "commands.rounds.run:rounds",
+        "commands.train.config:USUAL",
     ),
     "strength": Command(
         "find the scale at which a trained adapter is best applied",
@@ -81,6 +85,7 @@ COMMANDS = {
         ("commands.judge.config:JudgeConfig",),
         "commands.judge.run:judge",
     ),
+    "env": Command("print versions and devices, for a report of a fault", (), "commands.env.run:env"),
 }
 
 LAUNCH_OPTIONS = ("accelerate_config", "num_processes")
@@ -125,11 +130,13 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     path, config = _read_config(arguments)
     # before anything is imported that reads them
     os.environ.update(environment(path, config.pop("env", None)))
-    from trl import TrlParser
+    from .commands.help import SettingsParser
 
     entry = COMMANDS[command]
     classes = [_load(name) for name in entry.configs]
-    parser = TrlParser(classes, allow_abbrev=False, prog=f"tgo-trl {command}", description=entry.purpose)
+    usual = () if entry.usual is None or "--help-all" in arguments else _load(entry.usual)
+    arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
+    parser = SettingsParser(classes, usual, allow_abbrev=False, prog=f"tgo-trl {command}", description=entry.purpose)
     _describe_launching(parser)
     # only the names that are the launcher's own; the parser has the others
     launch: dict[str, Any] = {name: config.pop(name).value for name in LAUNCH_OPTIONS if name in config}
