@@ -11,8 +11,11 @@ PACKAGES = (
 
 def env() -> None:
     """Prints them, one in a line, to be pasted into an issue."""
-    import torch
+    import torch  # slow to load
 
+    from ...precision import default_dtype
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print("Paste this into your report:\n")
     print(f"- Python: {platform.python_version()} on {platform.system()} {platform.release()}, {platform.machine()}")
     for package in PACKAGES:
@@ -20,17 +23,9 @@ def env() -> None:
             print(f"- {package}: {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             print(f"- {package}: not installed")
-    print(f"- CUDA of PyTorch: {torch.version.cuda or 'none'}, bfloat16: {_has_bf16(torch)}")
+    print(f"- CUDA of PyTorch: {torch.version.cuda or 'none'}, used: {default_dtype(device)}")
     for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        print(f"- GPU {index}: {device.name}, {device.total_memory / 2**30:.1f} GiB")
+        gpu = torch.cuda.get_device_properties(index)
+        print(f"- GPU {index}: {gpu.name}, {gpu.total_memory / 2**30:.1f} GiB")
     if not torch.cuda.is_available():
         print("- GPU: none")
-
-
-def _has_bf16(torch: object) -> str:
-    from ...precision import default_dtype
-
-    return (
-        "yes" if default_dtype(torch.device("cuda" if torch.cuda.is_available() else "cpu")) == torch.bfloat16 else "no"
-    )  # type: ignore[attr-defined]
