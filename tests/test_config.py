@@ -25,7 +25,12 @@ def test_defaults_of_the_paper(config):
     args = config()
     assert (args.beta, args.confidence_coef, args.threshold_type, args.threshold_percentile) == (1, 5, "percentile", 50)
     assert (args.loss_type, args.score_normalization, args.num_likelihood_samples) == ("tgo", "none", 1)
-    assert (args.temperature, args.sync_ref_model, args.learning_rate) == ("auto", False, 1e-5)
+    assert (args.temperature, args.sync_ref_model) == ("auto", False)
+
+
+def test_lora_learns_at_ten_times_the_rate_of_all_weights(config):
+    assert [config(use_peft=it).learning_rate for it in (True, False)] == [1e-4, 1e-5]
+    assert [config(use_peft=it, learning_rate=3e-4).learning_rate for it in (True, False)] == [3e-4, 3e-4]
 
 
 def test_every_setting_has_help_and_is_documented():

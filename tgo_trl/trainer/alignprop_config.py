@@ -52,7 +52,7 @@ class AlignPropConfig(TGOConfig):
 
     > [!NOTE]
     > These parameters have default values different from [`TGOConfig`]:
-    > - `learning_rate`: Defaults to `1e-3`, as in TRL, instead of `1e-5`.
+    > - `learning_rate`: Defaults to `1e-3`, as in TRL.
     """
 
     learning_rate: float = field(default=1e-3, metadata={"help": "The initial learning rate for AdamW."})

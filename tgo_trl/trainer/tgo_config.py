@@ -310,7 +310,7 @@ class TGOConfig(TrainingArguments):
 
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
-    > - `learning_rate`: Defaults to `1e-5` instead of `5e-5`.
+    > - `learning_rate`: Defaults to `1e-4` with LoRA, and to the paper's `1e-5` for all weights, instead of `5e-5`.
     > - `accelerator_config`: Batches are copied to the GPU without waiting for it (`non_blocking`), unless it is set.
     > - `logging_steps`: Defaults to `10` instead of `500`.
     > - `gradient_checkpointing`: Defaults to `True` instead of `False`.
@@ -326,7 +326,9 @@ class TGOConfig(TrainingArguments):
     ]
 
     # Parameters whose default values are overridden from TrainingArguments
-    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "The initial learning rate for AdamW: 1e-4, or 1e-5 without LoRA, if not set."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every X update steps, or ratio if below 1."})
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Recompute activations in the backward pass. `True` if not set."}
@@ -504,6 +506,8 @@ class TGOConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.learning_rate is None:
+            self.learning_rate = 1e-4 if self.use_peft else 1e-5
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and bool(is_torch_bf16_gpu_available())
         # transformers is renaming the field; either name, if set, decides.
