@@ -49,6 +49,34 @@ def test_a_plan_takes_draws_in_turns_and_leaves_those_of_evaluation():
     assert_same_draw(drawn, draw_rows(3, [0, 1, EVALUATION_EPOCH], [7, 7, 7], SHAPE, 1, CPU))
 
 
+@pytest.mark.parametrize("in_pairs", [False, True])
+def test_without_a_posterior_all_else_is_as_with_it(in_pairs):
+    whole, without = (
+        plan.place(plan.draw([1, 1], [4, 9], SHAPE), CPU)
+        for plan in (DrawPlan(3, 2, in_pairs, with_posterior=it) for it in (True, False))
+    )
+    assert torch.equal(without.noise, whole.noise)
+    assert torch.equal(without.quantile, whole.quantile)
+    assert without.posterior_noise.shape == (4, 0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@torch.no_grad()
+def test_noise_for_the_posterior_is_drawn_where_it_acts(monkeypatch, case):
+    pipeline = case.build()
+    family = case.family(pipeline)
+    image = family.encode_images(pipeline, case.pixels(), case.geometry())
+    shape = family.latent_shape(image)
+    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    acts = not torch.equal(family.clean(pipeline, image, noise), family.clean(pipeline, image, -noise))
+    assert acts == family.reads_posterior_noise
+    drawn = []
+    randn = torch.randn
+    monkeypatch.setattr("torch.randn", lambda *args, **kwargs: drawn.append(args) or randn(*args, **kwargs))
+    DrawPlan(0, with_posterior=family.reads_posterior_noise).draw([0], [0], shape)
+    assert len(drawn) == 1 + acts
+
+
 # ---- The collator ----
 
 

@@ -48,6 +48,8 @@ class Family(ABC):
     """The modules that get an adapter unless the user names others."""
     reads_lengths: ClassVar[bool] = False
     """Whether [`predict`] wants to be told how many tokens of each prompt its `mask` keeps: `lengths`, a tuple."""
+    reads_posterior_noise: ClassVar[bool] = True
+    """Whether [`clean`] wants its `posterior_noise`; it gets `[B, 0]` if not, and nothing is drawn for it."""
     has_sampler: ClassVar[bool] = False
     """Whether samples can be drawn with gradient, as the pipeline itself draws them: with the `decode`, `schedule`,
     `guidance` and `encode_nothing` of a [`~tgo_trl.families.base_latents.LatentFamily`]."""
@@ -145,7 +147,7 @@ class Family(ABC):
         Args:
             pipeline: for scaling factors in its configuration only; its encoders may be elsewhere.
             image: what [`encode_images`] returned, `[B, ...]`.
-            posterior_noise: float32 `[B, ...]` of the latent shape, standard normal.
+            posterior_noise: float32 `[B, ...]` of the latent shape, standard normal, if it [`reads_posterior_noise`].
 
         Returns:
             float32 `[B, ...]`, or int64 tokens `[B, L]`.

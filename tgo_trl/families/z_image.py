@@ -32,6 +32,7 @@ class ZImageFamily(FlowMatchingFamily):
     latent_patch = 2
     prompt_encoders = ("text_encoder", "tokenizer")
     reads_lengths = True
+    reads_posterior_noise = False
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
 
     def check(self, pipeline: DiffusionPipeline) -> None:

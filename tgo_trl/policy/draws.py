@@ -23,7 +23,8 @@ class Draw:
     Attributes:
         quantile: float32 `[B]`, uniform in [0, 1), on the CPU: what the time decides there waits for no device.
         noise: float32 `[B, ...]`, standard normal, corrupts the clean sample.
-        posterior_noise: float32 `[B, ...]`, standard normal, picks the clean sample from the image encoder's posterior.
+        posterior_noise: float32 `[B, ...]`, standard normal, picks the clean sample from the image encoder's posterior;
+            `[B, 0]` where there is none to pick from.
         keys: `(epoch, row, sample)` of each, which tell the draws of one data set apart.
     """
 
@@ -58,12 +59,14 @@ class DrawPlan:
         in_pairs: whether rows are pairs, in turns, the better one first, of which both have one draw: a pure function
             of (seed, epoch, rows of the pair). The same image in two pairs has two draws.
         num_draws: how many draws epochs take in turns; None if each has its own.
+        with_posterior: whether something is picked from the image encoder's posterior.
     """
 
     seed: int
     num_samples: int = 1
     in_pairs: bool = False
     num_draws: int | None = None
+    with_posterior: bool = True
 
     def draw(self, epochs: Sequence[int], rows: Sequence[int], shape: Sequence[int], is_pinned: bool = False) -> Draw:
         """Draws on the CPU, of pairs one each: [`place`] makes draws of rows on the device of it.
@@ -77,7 +80,9 @@ class DrawPlan:
         epochs = repeated(epochs, self.num_draws)
         if self.in_pairs:
             epochs, rows = epochs[::2], pair_numbers(rows)
-        return draw_rows(self.seed, epochs, rows, shape, self.num_samples, torch.device("cpu"), is_pinned)
+        return draw_rows(
+            self.seed, epochs, rows, shape, self.num_samples, torch.device("cpu"), self.with_posterior, is_pinned
+        )
 
     def place(self, draw: Draw, device: torch.device) -> Draw:
         """The draw of each row, with its noise on a device, of what [`draw`] returned."""
@@ -87,7 +92,7 @@ class DrawPlan:
 
 def draw_rows(
     seed: int, epochs: Sequence[int], rows: Sequence[int], shape: Sequence[int], num_samples: int,
-    device: torch.device, is_pinned: bool = False,
+    device: torch.device, with_posterior: bool = True, is_pinned: bool = False,
 ) -> Draw:  # fmt: skip
     """Draws for each row, `num_samples` of them in turn: sample 0 of all rows, then sample 1 of all rows, ...
 
@@ -98,6 +103,7 @@ def draw_rows(
         shape: shape of one clean sample, without the batch dimension.
         num_samples: draws per row, `K`.
         device: where the result goes.
+        with_posterior: False leaves `posterior_noise` out, which changes nothing else: it is drawn last.
         is_pinned: whether to draw into pinned memory, as is done for a GPU.
 
     Returns:
@@ -106,12 +112,15 @@ def draw_rows(
     keys = draw_keys(epochs, rows, num_samples)
     is_pinned = is_pinned or device.type == "cuda"
     quantile = torch.empty(len(keys))
-    noise, posterior_noise = (torch.empty(len(keys), *shape, pin_memory=is_pinned) for _ in range(2))
+    noise, posterior_noise = (
+        torch.empty(len(keys), *wanted, pin_memory=is_pinned) for wanted in (shape, shape if with_posterior else (0,))
+    )
     for index, key in enumerate(keys):  # in place, which takes no memory and no copy more
         generator = torch.Generator().manual_seed(stable_seed(seed, *key))
         torch.rand((), generator=generator, out=quantile[index])
         torch.randn(tuple(shape), generator=generator, out=noise[index])
-        torch.randn(tuple(shape), generator=generator, out=posterior_noise[index])
+        if with_posterior:
+            torch.randn(tuple(shape), generator=generator, out=posterior_noise[index])
     return Draw(quantile, noise, posterior_noise, keys).on(device)
 
 

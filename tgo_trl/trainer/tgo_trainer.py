@@ -199,7 +199,8 @@ class TGOTrainer(BaseTrainer):
 
         # The loop.
         self._draw_plan = DrawPlan(
-            args.seed, args.num_likelihood_samples, self.loss.rows == "pairs", args.num_ref_draws
+            args.seed, args.num_likelihood_samples, self.loss.rows == "pairs", args.num_ref_draws,
+            self.family.reads_posterior_noise,
         )  # fmt: skip
         is_pinned = args.dataloader_pin_memory and args.device.type == "cuda"
         super().__init__(
