@@ -50,6 +50,9 @@ class Family(ABC):
     """Whether [`predict`] wants to be told how many tokens of each prompt its `mask` keeps: `lengths`, a tuple."""
     reads_posterior_noise: ClassVar[bool] = True
     """Whether [`clean`] wants its `posterior_noise`; it gets `[B, 0]` if not, and nothing is drawn for it."""
+    ignores_padding: ClassVar[bool] = False
+    """Whether the networks see nothing of `embeds` where `mask` is 0: it is then not kept on disk, and read as zeros.
+    Zeros that prompts end in by themselves are not kept anyway."""
     has_sampler: ClassVar[bool] = False
     """Whether samples can be drawn with gradient, as the pipeline itself draws them: with the `decode`, `schedule`,
     `guidance` and `encode_nothing` of a [`~tgo_trl.families.base_latents.LatentFamily`]."""
