@@ -17,7 +17,7 @@ from tgo_trl.data.pairs import find_pairs, without_unreadable
 from tgo_trl.data.rows import BadRowError
 from tgo_trl.losses import DiffusionDPOLoss, DSPOLoss, LossInputs, Predictions, RowErrors, build_loss
 from tgo_trl.noise import MaskedTokenProcess
-from tgo_trl.policy.draws import draw_pairs
+from tgo_trl.policy.draws import DrawPlan
 from tgo_trl.trainer.course import Course
 from tgo_trl.trainer.metrics import MetricSums, add_reward_metrics
 from tgo_trl.trainer.summary import pair_rows
@@ -216,7 +216,8 @@ def test_the_table_before_training():
 
 def test_a_pair_has_one_draw_and_other_pairs_of_its_images_have_others():
     def noise(*rows):
-        draw = draw_pairs(3, [5] * len(rows), list(rows), (2, 2), 2, torch.device("cpu"))
+        plan = DrawPlan(3, num_samples=2, in_pairs=True)
+        draw = plan.place(plan.draw([5] * len(rows), rows, (2, 2)), torch.device("cpu"))
         return draw.noise.reshape(2, len(rows), 4), draw.quantile.reshape(2, len(rows))
 
     noises, quantiles = noise(7, 4, 7, 2, 9, 9)

@@ -259,6 +259,66 @@ def test_processes_without_a_shared_disk_each_encode_everything(tmp_path):
         assert_right(read)
 
 
+# ---- Padding ----
+
+
+def padded(dtype=torch.float32):
+    """Three rows of up to four tokens of two numbers, of which the second has a negative zero, and the last nothing."""
+    tokens = torch.zeros(3, 4, 2)
+    tokens[0, 0] = 1.5
+    tokens[1, 2, 1] = -0.0
+    return tokens.to(dtype)
+
+
+def bits(tensor):
+    return tensor.flatten().contiguous().view(torch.uint8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_rows_are_read_with_the_zeros_that_were_left_out(tmp_path, dtype):
+    rows = {
+        "tokens": padded(dtype),
+        "mask": padded()[..., 0].to(dtype),
+        "whole": torch.ones(3, 4),
+        "one": torch.zeros(3),
+    }
+    shards.save_shard(shards.without_padding(rows), tmp_path / "rows.safetensors")
+    stored = load_file(tmp_path / "rows.safetensors")
+    assert stored["tokens/lengths"].tolist() == ([1, 3, 0] if dtype.is_floating_point else [1, 0, 0])
+    assert len(stored["tokens/values"]) == stored["tokens/lengths"].sum()
+    assert stored.keys() >= {"whole", "one"}  # which end in none
+    read = shards.Shards([tmp_path / "rows.safetensors"], 3)
+    for index in range(3):
+        row = read[index]
+        assert row.keys() == rows.keys()
+        for name, tensor in row.items():
+            assert (tensor.dtype, tensor.shape) == (rows[name].dtype, rows[name][index].shape)
+            assert torch.equal(bits(tensor), bits(rows[name][index]))
+
+
+def test_rows_without_a_zero_at_their_end_are_stored_as_they_are():
+    rows = {"tokens": padded()[:1, :1], "none": torch.zeros(0, 4), "empty": torch.zeros(2, 0)}
+    assert shards.without_padding(rows) == rows
+
+
+def test_padded_rows_are_written_without_padding_and_older_shards_are_read(tmp_path):
+    def encode(rows):
+        return {"tokens": torch.stack([padded()[row % 3] for row in rows])}
+
+    keys = KEYS[:7]
+    old, new = tmp_path / "old", tmp_path / "new"
+    writers = [ShardWriter(folder, 0, 1, lambda: None, progress=False) for folder in (old, new)]
+    read = [
+        writer.write(keys, encode, "recipe", 2, "Encoding", are_padded=are_padded)
+        for writer, are_padded in zip(writers, (False, True), strict=True)
+    ]
+    assert [path.name for path in read[0].paths] == [path.name for path in read[1].paths]  # what is there is used
+    assert len(load_file(read[1].paths[0])["tokens/values"]) == 3 * 1 + 2 * 3  # 7 rows: three, two and two of a kind
+    for index in range(7):
+        for rows in (*read, writers[0].write(keys, encode, "recipe", 2, "Encoding", are_padded=True)):
+            assert torch.equal(rows[index]["tokens"], padded()[index % 3])
+
+
 # ---- Data loader workers ----
 
 

@@ -38,7 +38,10 @@ class PreparedRow(TypedDict, total=False):
 
 
 Batch = dict[str, Any]
-"""The same fields: tensors with a leading dimension of rows, and lists of the [`HOST_FIELDS`]."""
+"""The same fields: tensors with a leading dimension of rows, and lists of the [`HOST_FIELDS`].
+
+Beside them `draw`, if it was drawn ahead ([`~tgo_trl.data.collator.DrawingCollator`]).
+"""
 
 FIELDS = tuple(PreparedRow.__annotations__)
 HOST_FIELDS = ("row", "epoch", "prompt_text", "prompt_length")

@@ -276,7 +276,7 @@ def _encode_one_size(
 def encode_prompts(
     texts: Mapping[int, str], encoders: FrozenEncoders, writer: ShardWriter, batch_size: int, name: str
 ) -> EncodedPrompts:
-    """The encoded prompts of the rows at some positions, in shards of one row per distinct prompt.
+    """The encoded prompts of the rows at some positions, in shards of one row per distinct prompt, without padding.
 
     Args:
         texts: the prompt that each is trained with.
@@ -286,12 +286,20 @@ def encode_prompts(
         name: of the data set, for the progress bar.
     """
     distinct = list(dict.fromkeys(texts.values()))
+
+    def encode(indices: Sequence[int]) -> dict[str, Tensor]:
+        prompts = encoders.prompts([distinct[i] for i in indices])
+        if encoders.family.ignores_padding:
+            prompts["embeds"] = prompts["embeds"].masked_fill(prompts["mask"][..., None] == 0, 0)
+        return prompts
+
     shards = writer.write(
         [fingerprint(text) for text in distinct],
-        lambda indices: encoders.prompts([distinct[i] for i in indices]),
+        encode,
         encoders.prompt_recipe,
         batch_size,
         f"Encoding {name} prompts",
+        are_padded=True,
     )
     index = {text: i for i, text in enumerate(distinct)}
     return EncodedPrompts(shards, {position: index[text] for position, text in texts.items()})

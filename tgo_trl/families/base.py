@@ -56,6 +56,11 @@ class Family(ABC):
     """What ComfyUI's name of a module begins with. Behind one that ends in an underscore, so do the dots of the rest
     become underscores, as in Kohya's scripts. None for a kind of pipeline that ComfyUI does not know, or knows with
     other modules than diffusers."""
+    reads_posterior_noise: ClassVar[bool] = True
+    """Whether [`clean`] wants its `posterior_noise`; it gets `[B, 0]` if not, and nothing is drawn for it."""
+    ignores_padding: ClassVar[bool] = False
+    """Whether the networks see nothing of `embeds` where `mask` is 0: it is then not kept on disk, and read as zeros.
+    Zeros that prompts end in by themselves are not kept anyway."""
     has_sampler: ClassVar[bool] = False
     """Whether samples can be drawn with gradient, as the pipeline itself draws them: with the `decode`, `schedule`,
     `guidance` and `encode_nothing` of a [`~tgo_trl.families.base_latents.LatentFamily`]."""
@@ -153,7 +158,7 @@ class Family(ABC):
         Args:
             pipeline: for scaling factors in its configuration only; its encoders may be elsewhere.
             image: what [`encode_images`] returned, `[B, ...]`.
-            posterior_noise: float32 `[B, ...]` of the latent shape, standard normal.
+            posterior_noise: float32 `[B, ...]` of the latent shape, standard normal, if it [`reads_posterior_noise`].
 
         Returns:
             float32 `[B, ...]`, or int64 tokens `[B, L]`.

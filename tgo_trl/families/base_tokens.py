@@ -22,6 +22,7 @@ class MaskedTokenFamily(Family):
     network_names = ("transformer",)
     image_encoders = ("vqvae",)
     prompt_encoders = ("text_encoder", "tokenizer")
+    reads_posterior_noise = False
 
     def process(self, pipeline: DiffusionPipeline) -> NoiseProcess:
         """Tokens masked on the cosine schedule; the last of the network's tokens stands for "masked"."""

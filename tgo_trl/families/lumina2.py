@@ -31,6 +31,7 @@ class Lumina2Family(FlowMatchingFamily):
     latent_patch = 2
     prompt_encoders = ("text_encoder", "tokenizer")
     reads_lengths = True
+    ignores_padding = True
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
 
     def default_size(self, pipeline: DiffusionPipeline) -> Size:

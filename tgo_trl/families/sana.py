@@ -26,6 +26,8 @@ class SanaFamily(FlowMatchingFamily):
 
     network_names = ("transformer",)
     has_sampler = True
+    reads_posterior_noise = False
+    ignores_padding = True
     prompt_encoders = ("text_encoder", "tokenizer")
     lora_target_modules = ("to_q", "to_k", "to_v")
 

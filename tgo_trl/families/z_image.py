@@ -33,6 +33,7 @@ class ZImageFamily(FlowMatchingFamily):
     prompt_encoders = ("text_encoder", "tokenizer")
     reads_lengths = True
     comfyui_prefix = "transformer."
+    reads_posterior_noise = False
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
 
     def check(self, pipeline: DiffusionPipeline) -> None:

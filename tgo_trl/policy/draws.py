@@ -1,7 +1,8 @@
 """The one place where training randomness is drawn: a pure function of (seed, epoch, row).
 
-Neither the batch a row falls into, nor the number of processes, nor a resume changes its draw. Policy and reference
-get the same object. Everything is drawn on the CPU, so that a GPU run sees the same numbers.
+Neither the batch a row falls into, nor the number of processes, nor a resume changes its draw, nor who draws it, and
+when: the step, or a thread or process ahead of it. Policy and reference get the same object. Everything is drawn on the
+CPU, so that a GPU run sees the same numbers.
 """
 
 import hashlib
@@ -22,7 +23,8 @@ class Draw:
     Attributes:
         quantile: float32 `[B]`, uniform in [0, 1), on the CPU: what the time decides there waits for no device.
         noise: float32 `[B, ...]`, standard normal, corrupts the clean sample.
-        posterior_noise: float32 `[B, ...]`, standard normal, picks the clean sample from the image encoder's posterior.
+        posterior_noise: float32 `[B, ...]`, standard normal, picks the clean sample from the image encoder's posterior;
+            `[B, 0]` where there is none to pick from.
         keys: `(epoch, row, sample)` of each, which tell the draws of one data set apart.
     """
 
@@ -31,10 +33,67 @@ class Draw:
     posterior_noise: Tensor
     keys: tuple[tuple[int, int, int], ...] = ()
 
+    def on(self, device: torch.device) -> "Draw":
+        """The same draw with its noise on a device."""
+        return Draw(self.quantile, to_device(self.noise, device), to_device(self.posterior_noise, device), self.keys)
+
+    def pin_memory(self) -> "Draw":
+        """The same draw with its noise in pinned memory, as data loaders ask of what is not a tensor."""
+        return Draw(self.quantile, self.noise.pin_memory(), self.posterior_noise.pin_memory(), self.keys)
+
+    def for_pairs(self) -> "Draw":
+        """Draws of rows, each for two rows that follow each other."""
+        quantile, noise, posterior_noise = (
+            tensor.repeat_interleave(2, 0) for tensor in (self.quantile, self.noise, self.posterior_noise)
+        )
+        return Draw(quantile, noise, posterior_noise, tuple(key for key in self.keys for _ in range(2)))
+
+
+@dataclass(frozen=True)
+class DrawPlan:
+    """How a run draws: all that its draws depend on beside epoch, row and shape.
+
+    Attributes:
+        seed: the run's.
+        num_samples: draws per row, `K`.
+        in_pairs: whether rows are pairs, in turns, the better one first, of which both have one draw: a pure function
+            of (seed, epoch, rows of the pair). The same image in two pairs has two draws.
+        num_draws: how many draws epochs take in turns; None if each has its own.
+        with_posterior: whether something is picked from the image encoder's posterior.
+    """
+
+    seed: int
+    num_samples: int = 1
+    in_pairs: bool = False
+    num_draws: int | None = None
+    with_posterior: bool = True
+
+    def draw(self, epochs: Sequence[int], rows: Sequence[int], shape: Sequence[int], is_pinned: bool = False) -> Draw:
+        """Draws on the CPU, of pairs one each: [`place`] makes draws of rows on the device of it.
+
+        Args:
+            epochs: the epoch of each row.
+            rows: the index of each row in the data set.
+            shape: shape of one clean sample, without the batch dimension.
+            is_pinned: whether to draw into pinned memory, which a GPU copies without a wait.
+        """
+        epochs = repeated(epochs, self.num_draws)
+        if self.in_pairs:
+            epochs, rows = epochs[::2], pair_numbers(rows)
+        return draw_rows(
+            self.seed, epochs, rows, shape, self.num_samples, torch.device("cpu"), self.with_posterior, is_pinned
+        )
+
+    def place(self, draw: Draw, device: torch.device) -> Draw:
+        """The draw of each row, with its noise on a device, of what [`draw`] returned."""
+        placed = draw.on(device)
+        return placed.for_pairs() if self.in_pairs else placed
+
 
 def draw_rows(
-    seed: int, epochs: Sequence[int], rows: Sequence[int], shape: Sequence[int], num_samples: int, device: torch.device
-) -> Draw:
+    seed: int, epochs: Sequence[int], rows: Sequence[int], shape: Sequence[int], num_samples: int,
+    device: torch.device, with_posterior: bool = True, is_pinned: bool = False,
+) -> Draw:  # fmt: skip
     """Draws for each row, `num_samples` of them in turn: sample 0 of all rows, then sample 1 of all rows, ...
 
     Args:
@@ -44,42 +103,30 @@ def draw_rows(
         shape: shape of one clean sample, without the batch dimension.
         num_samples: draws per row, `K`.
         device: where the result goes.
+        with_posterior: False leaves `posterior_noise` out, which changes nothing else: it is drawn last.
+        is_pinned: whether to draw into pinned memory, as is done for a GPU.
 
     Returns:
         A [`Draw`] with `B = num_samples * len(rows)`.
     """
     keys = draw_keys(epochs, rows, num_samples)
-    quantiles, noises, posterior_noises = [], [], []
-    for key in keys:
-        generator = torch.Generator().manual_seed(stable_seed(seed, *key))
-        quantiles.append(torch.rand((), generator=generator))
-        noises.append(torch.randn(*shape, generator=generator))
-        posterior_noises.append(torch.randn(*shape, generator=generator))
-    noise, posterior_noise = (to_device(torch.stack(parts), device) for parts in (noises, posterior_noises))
-    return Draw(torch.stack(quantiles), noise, posterior_noise, keys)
-
-
-def draw_pairs(
-    seed: int, epochs: Sequence[int], rows: Sequence[int], shape: Sequence[int], num_samples: int, device: torch.device
-) -> Draw:
-    """As [`draw_rows`], with one draw for both rows of a pair: a pure function of (seed, epoch, rows of the pair).
-
-    The same image in two pairs has two draws. A pair that is one row of the data set is that row twice.
-
-    Args:
-        seed: the run's seed.
-        epochs: the epoch of each row.
-        rows: the index of each row in the data set, of pairs in turns, the better one first.
-        shape: shape of one clean sample, without the batch dimension.
-        num_samples: draws per pair, `K`.
-        device: where the result goes.
-    """
-    pairs = [stable_seed(*pair) for pair in zip(rows[::2], rows[1::2], strict=True)]
-    draw = draw_rows(seed, epochs[::2], pairs, shape, num_samples, device)
-    quantile, noise, posterior_noise = (
-        tensor.repeat_interleave(2, 0) for tensor in (draw.quantile, draw.noise, draw.posterior_noise)
+    is_pinned = is_pinned or device.type == "cuda"
+    quantile = torch.empty(len(keys))
+    noise, posterior_noise = (
+        torch.empty(len(keys), *wanted, pin_memory=is_pinned) for wanted in (shape, shape if with_posterior else (0,))
     )
-    return Draw(quantile, noise, posterior_noise, tuple(key for key in draw.keys for _ in range(2)))
+    for index, key in enumerate(keys):  # in place, which takes no memory and no copy more
+        generator = torch.Generator().manual_seed(stable_seed(seed, *key))
+        torch.rand((), generator=generator, out=quantile[index])
+        torch.randn(tuple(shape), generator=generator, out=noise[index])
+        if with_posterior:
+            torch.randn(tuple(shape), generator=generator, out=posterior_noise[index])
+    return Draw(quantile, noise, posterior_noise, keys).on(device)
+
+
+def pair_numbers(rows: Sequence[int]) -> list[int]:
+    """What stands for the index of each pair, of the rows of pairs in turns; a pair may be one row, twice."""
+    return [stable_seed(*pair) for pair in zip(rows[::2], rows[1::2], strict=True)]
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,16 @@
 A shard's name is a fingerprint of everything that went into it, so one that is stale has another name. Shards are
 written to a temporary file and renamed, so a process that is killed leaves no half shard, and the next run goes on at
 the first missing one. Each holds a digest of its tensors: one that does not match is encoded anew.
+
+Where rows end in zeros, as padded prompts do, a shard may hold them without: in place of a tensor `[n, L, ...]` there
+are `name/values`, the rest of all rows one after the other, `name/lengths`, how much of it is each row's, int64 `[n]`,
+and `name/size`, which is `L`. Older shards, which hold all of it, are read as well.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,8 @@ ROWS_PER_SHARD = 64
 VIDEOS_PER_SHARD = 4  # as large as some hundred images
 DIGEST = "digest"
 """The entry of a shard's metadata."""
+VALUES, LENGTHS, SIZE = "/values", "/lengths", "/size"
+"""Behind the name of a tensor whose rows are stored without the zeros that they end in."""
 
 
 class Shards:
@@ -42,7 +49,7 @@ class Shards:
         self.paths = list(paths)
         self.num_rows = num_rows
         self.rows_per_shard = rows_per_shard
-        self._open: dict[int, Any] = {}
+        self._open: dict[int, _OpenShard] = {}
 
     def __len__(self) -> int:
         return self.num_rows
@@ -51,9 +58,8 @@ class Shards:
         shard, offset = divmod(row, self.rows_per_shard)
         try:
             if shard not in self._open:
-                self._open[shard] = safe_open(self.paths[shard], framework="pt")
-            file = self._open[shard]
-            return {name: file.get_slice(name)[offset] for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+                self._open[shard] = _OpenShard(safe_open(self.paths[shard], framework="pt"))
+            return self._open[shard][offset]
         except (OSError, SafetensorError) as error:
             raise ValueError(
                 f"The encoded rows in {str(self.paths[shard])!r} are gone or damaged since the run began ({error}). "
@@ -75,6 +81,31 @@ class Shards:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # open files do not travel to data loader workers
+
+
+class _OpenShard:
+    """Random access to the rows of a file that is open, as they were before zeros were left out."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        names = list(file.keys())
+        cut = [name.removesuffix(LENGTHS) for name in names if name.endswith(LENGTHS)]
+        self.whole = [name for name in names if not name.startswith(tuple(f"{it}/" for it in cut))]
+        self.cut = {name: self._places(name) for name in cut}
+
+    def _places(self, name: str) -> tuple[list[tuple[int, int]], int]:
+        """Where each row's values begin and end, and how long the rows are."""
+        ends = accumulate(self.file.get_tensor(name + LENGTHS).tolist(), initial=0)
+        return list(pairwise(ends)), int(self.file.get_tensor(name + SIZE))
+
+    def __getitem__(self, offset: int) -> dict[str, Tensor]:
+        row = {name: self.file.get_slice(name)[offset] for name in self.whole}
+        for name, (places, size) in self.cut.items():
+            begin, end = places[offset]
+            values = self.file.get_slice(name + VALUES)[begin:end]
+            row[name] = values.new_zeros(size, *values.shape[1:])
+            row[name][: end - begin] = values
+        return row
 
 
 class ShardWriter:
@@ -104,6 +135,7 @@ class ShardWriter:
         batch_size: int,
         description: str,
         rows_per_shard: int = ROWS_PER_SHARD,
+        are_padded: bool = False,
     ) -> Shards:
         """Shards of `len(keys)` rows, encoding those that no earlier run has encoded.
 
@@ -114,6 +146,7 @@ class ShardWriter:
             batch_size: rows per call of `encode`.
             description: the label of the progress bar.
             rows_per_shard: rows that are encoded again if a process is killed.
+            are_padded: whether rows end in zeros, which are left out on disk, and are there again when rows are read.
         """
         work = self._work(keys, recipe, rows_per_shard)
         paths = [path for path, _ in work]
@@ -125,10 +158,11 @@ class ShardWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             sweep(self.folder)
             self.wait()
-            self._encode_missing(share, encode, batch_size, description)
+            self._encode_missing(share, encode, batch_size, description, are_padded)
             self.wait()
             others = [entry for i, entry in enumerate(work) if i % self.num_processes != self.process_index]
-            self._encode_missing(others, encode, batch_size, description)  # where processes share no file system
+            # where processes share no file system
+            self._encode_missing(others, encode, batch_size, description, are_padded)
         return Shards(paths, len(keys), rows_per_shard)
 
     def num_missing(self, keys: Sequence[str], recipe: str, rows_per_shard: int = ROWS_PER_SHARD) -> int:
@@ -149,6 +183,7 @@ class ShardWriter:
         encode: Callable[[Sequence[int]], dict[str, Tensor]],
         batch_size: int,
         description: str,
+        are_padded: bool,
     ) -> None:
         missing = [(path, chunk) for path, chunk in work if not self._is_whole(path)]
         total = sum(len(chunk) for _, chunk in missing)
@@ -158,7 +193,8 @@ class ShardWriter:
                 for batch in _chunks(chunk, batch_size):
                     parts.append({name: tensor.cpu() for name, tensor in encode(batch).items()})
                     bar.update(len(batch))
-                save_shard({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, path)
+                rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                save_shard(without_padding(rows) if are_padded else rows, path)
 
     def _is_whole(self, path: Path) -> bool:
         if not path.exists():
@@ -167,6 +203,33 @@ class ShardWriter:
         if damage is not None:
             logger.warning("The encoded rows in %s are damaged (%s); they are encoded anew.", path, damage)
         return damage is None
+
+
+def without_padding(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors `[n, ...]` as a shard holds them without the zeros that rows end in, where that is less.
+
+    Zero is what has no bit set: a row is read as it was, to the bit.
+    """
+    stored: dict[str, Tensor] = {}
+    for name, tensor in rows.items():
+        lengths = _lengths(tensor)
+        if lengths is None:
+            stored[name] = tensor
+        else:
+            kept = [row[:length] for row, length in zip(tensor, lengths.tolist(), strict=True)]
+            size = torch.tensor(tensor.shape[1])
+            stored.update({name + VALUES: torch.cat(kept), name + LENGTHS: lengths, name + SIZE: size})
+    return stored
+
+
+def _lengths(tensor: Tensor) -> Tensor | None:
+    """How much of each row of `[n, L, ...]` is left without the zeros at its end, int64 `[n]`; None if that is all."""
+    if tensor.dim() < 2 or not tensor.numel():
+        return None
+    num_rows, size = tensor.shape[:2]
+    is_set = tensor.contiguous().view(torch.uint8).reshape(num_rows, size, -1).any(2)
+    lengths = (is_set * torch.arange(1, size + 1)).amax(1)
+    return None if lengths.min() == size else lengths
 
 
 def save_shard(tensors: Mapping[str, Tensor], path: Path) -> None:

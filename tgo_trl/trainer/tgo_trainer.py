@@ -16,7 +16,7 @@ from transformers import EvalPrediction, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from ..data.batch import FIELDS
-from ..data.collator import RowCollator
+from ..data.collator import DrawingCollator, draw_of
 from ..data.encoded import EncodedDataset
 from ..data.reference_errors import ReferencePass, plan_reference_errors
 from ..data.sampler import RowSampler
@@ -28,7 +28,7 @@ from ..losses import LossInputs, RowErrors, build_loss
 from ..media.types import Sample, Size
 from ..policy.adapters import check_policy
 from ..policy.denoising import Corrupted
-from ..policy.draws import EVALUATION_EPOCH, Draw, draw_pairs, draw_rows, repeated
+from ..policy.draws import EVALUATION_EPOCH, Draw, DrawPlan
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
 from ..policy.launch import check_unquantized
@@ -89,7 +89,8 @@ class TGOTrainer(BaseTrainer):
             adapter off, a frozen copy of an adapter trained before, or a copy of the network if all of it is trained.
         data_collator (`Callable`, *optional*):
             Function to form a batch from a list of prepared rows. Defaults to
-            [`~tgo_trl.data.collator.RowCollator`].
+            [`~tgo_trl.data.collator.DrawingCollator`], which also draws their noise, ahead of the step; with another
+            one it is drawn in the step, to the same numbers.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Takes the place of the pipeline's tokenizer.
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
@@ -196,10 +197,15 @@ class TGOTrainer(BaseTrainer):
         self._prepare_run(args)
 
         # The loop.
+        self._draw_plan = DrawPlan(
+            args.seed, args.num_likelihood_samples, self.loss.rows == "pairs", args.num_ref_draws,
+            self.family.reads_posterior_noise,
+        )  # fmt: skip
+        is_pinned = args.dataloader_pin_memory and args.device.type == "cuda"
         super().__init__(
             model=policy,
             args=args,
-            data_collator=data_collator or RowCollator(),
+            data_collator=data_collator or DrawingCollator(self._draw_plan, self.family.latent_shape, is_pinned),
             train_dataset=train_set,
             eval_dataset=eval_set,
             compute_metrics=None if compute_metrics is None else _without_padding(compute_metrics),
@@ -397,11 +403,14 @@ class TGOTrainer(BaseTrainer):
 
     def _corrupt(self, inputs: dict[str, Any]) -> tuple[Corrupted, Draw]:
         image, prompt = self._conditions(inputs)
-        shape, num_samples = self.family.latent_shape(image), self.args.num_likelihood_samples
-        draw_batch = draw_pairs if self.loss.rows == "pairs" else draw_rows
         device = inputs["valid"].device
-        epochs = repeated(inputs["epoch"], self.args.num_ref_draws)
-        draw = draw_batch(self.args.seed, epochs, inputs["row"], shape, num_samples, device)
+        draw = draw_of(inputs)
+        if draw is None:  # of a collator of the user's own, or a stream of which nothing was encoded yet
+            shape = self.family.latent_shape(image)
+            draw = self._draw_plan.draw(inputs["epoch"], inputs["row"], shape, device.type == "cuda")
+            if "pixels" in inputs and isinstance(self.data_collator, DrawingCollator):
+                self.data_collator.known_shapes[tuple(inputs["pixels"].shape[1:])] = shape
+        draw = self._draw_plan.place(draw, device)
         if self.args.time_range is not None:
             first, last = self.args.time_range
             draw = replace(draw, quantile=first + (last - first) * draw.quantile)

@@ -178,7 +178,7 @@ def denoising_errors(sampler: Sampler, rows: EncodedRows, seed: int) -> list[flo
         image, prompt = (_joined(part[chosen], device) for part in (rows.images, rows.prompts))
         indices = rows.indices[chosen]
         epochs, shape = [EVALUATION_EPOCH] * len(indices), family.latent_shape(image)
-        draw = draw_rows(seed, epochs, indices, shape, QUARTILES, device)
+        draw = draw_rows(seed, epochs, indices, shape, QUARTILES, device, family.reads_posterior_noise)
         quartile = torch.arange(QUARTILES).repeat_interleave(len(indices))
         corrupted = denoiser.corrupt(image, prompt, replace(draw, quantile=(quartile + draw.quantile) / QUARTILES))
         total += row_errors(policy, None, corrupted).policy.double().cpu().sum(1)
