@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from diffusers import BitsAndBytesConfig, TorchAoConfig
-from torchao.quantization import Int8WeightOnlyConfig
 from transformers import PrinterCallback
 
 from tgo_trl import TGOConfig, TGOTrainer
@@ -49,7 +48,7 @@ class Case:
     batch_size: int
     checkpointing: bool = False
     bits: int = 16
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     scale: str = "real"
 
     @property
@@ -127,7 +126,7 @@ def measure(case: Case, num_windows: int, seconds: float) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {"case": asdict(case), "title": case.title, "hardware": hardware(device), "versions": versions()}
     try:
-        steps = time_peer(case, num_windows, seconds, device) if case.is_peer else time_trainer(case, num_windows, seconds)
+        steps = (time_peer if case.is_peer else time_trainer)(case, num_windows, seconds, device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -145,11 +144,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def time_trainer(case: Case, num_windows: int, seconds: float) -> dict[str, Any]:
+def time_trainer(case: Case, num_windows: int, seconds: float, device: torch.device) -> dict[str, Any]:
     """Windows of the trainer and of the bare loop in turns, and the FLOPs of a step."""
     model = MODELS[case.model]
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(case, folder)
+        trainer = build_trainer(case, folder, device)
         turns = InTurns(trainer, case.batch_size, num_windows, seconds)
         trainer.add_callback(turns)
         trainer.remove_callback(PrinterCallback)
@@ -163,9 +162,9 @@ def time_trainer(case: Case, num_windows: int, seconds: float) -> dict[str, Any]
     }
 
 
-def build_trainer(case: Case, folder: str) -> TGOTrainer:
+def build_trainer(case: Case, folder: str, device: torch.device) -> TGOTrainer:
     """The trainer of a case, whose rows are encoded, in a folder."""
-    model, on_gpu = MODELS[case.model], torch.cuda.is_available()
+    model, on_gpu = MODELS[case.model], device.type == "cuda"
     pipeline = build_pipeline(model, case.scale)
     family = build_family(model, case.scale, pipeline)
     settings = {
@@ -190,13 +189,16 @@ def build_trainer(case: Case, folder: str) -> TGOTrainer:
     network = None
     if case.scale == "real":
         dtype = torch.bfloat16 if case.trained == "lora" else torch.float32  # as the trainer will have it
-        network = build_network(model, torch.device("cuda" if on_gpu else "cpu"), dtype)
+        network = build_network(model, device, dtype)
         pipeline.register_modules(**{family.network_names[0]: network})
     args = TGOConfig(**settings)
     if case.bits == 16:
         return TGOTrainer(pipeline, args, rows, family=family)
     pipeline.save_pretrained(f"{folder}/base")  # weights are quantised as they are loaded
     del pipeline, network
+    gc.collect()
+    if on_gpu:
+        torch.cuda.empty_cache()
     return TGOTrainer(f"{folder}/base", args, rows, quantization_config=QUANTISATIONS[case.bits](), family=family)
 
 
@@ -207,6 +209,8 @@ def nf4() -> Any:
 
 def int8() -> Any:
     """torchao's 8 bits of weights alone."""
+    from torchao.quantization import Int8WeightOnlyConfig  # slow to import, and needed here alone
+
     return TorchAoConfig(Int8WeightOnlyConfig())
 
 

@@ -3,8 +3,8 @@
 The bare loop is the floor: noise drawn on the device, the reference's forward, the policy's, the loss, the backward, a
 clip and the trainer's optimizer, under bfloat16 autocast, on a batch that lies on the device. It is given the trainer's
 networks, so that what was done to them (an adapter, gradient checkpointing, compiled blocks) is done for both, and the
-ratio tells what is around them. Windows of several steps are timed, first one of the trainer, then one of the bare loop,
-and so on, with the device waited for at their ends, and an untimed step before each.
+ratio tells what is around them. Windows of several steps are timed, first one of the trainer, then one of the bare
+loop, and so on, with the device waited for at their ends, and an untimed step before each.
 
 The time spent on data is that of fetching batches after which the device had nothing left to do: what it waited for is
 at most that.
@@ -68,12 +68,12 @@ class BareLoop:
         shares = reference is not None and all(reference[name] is networks[name] for name in networks)
         # switched as in `step_counts`: by a flag, without a call for each layer
         self.layers = [vars(it) for it in modules if isinstance(it, BaseTunerLayer)] if shares else []
-        self.trained = [weight for network in networks.values() for weight in network.parameters() if weight.requires_grad]
+        weights = [weight for network in networks.values() for weight in network.parameters()]
+        self.trained = [weight for weight in weights if weight.requires_grad]
         self.process = family.process(pipeline)  # of its own, whose tables lie on the device
-        latents = next(iter(image.values()))
         self.clean = family.clean(pipeline, image, torch.zeros_like(image["mean"]))
         self.conditions = family.conditions(pipeline, image, prompt)
-        self.sign = 1 - torch.arange(len(self.clean), device=latents.device) % 2 * 2
+        self.sign = 1 - torch.arange(len(self.clean), device=self.clean.device) % 2 * 2
         self.temperature = self.process.temperature(math.prod(self.clean.shape[1:]))
 
     def errors(self, networks: Mapping[str, nn.Module], noisy: Tensor, noise: Tensor, time: Tensor) -> Tensor:
@@ -119,7 +119,9 @@ def bare_loop_of(trainer: TGOTrainer, batch_size: int, optimizer: torch.optim.Op
     batch = tree_map_only(Tensor, lambda tensor: tensor.to(trainer.args.device), batch)
     networks = dict(trainer.policy.networks.items())
     reference = None
-    if isinstance(trainer.reference, AdapterReference):
+    if "reference_error" in batch:
+        pass  # known already: the trainer asks no network
+    elif isinstance(trainer.reference, AdapterReference):
         reference = networks
     elif isinstance(trainer.reference, ModelReference):
         reference = dict(trainer.strategy.unwrap(trainer.reference.model).networks.items())
@@ -227,7 +229,7 @@ class InTurns(TrainerCallback):
         self._end(self.of_bare, device)
 
     def summary(self) -> dict[str, Any]:
-        """As JSON has it: the ratio is the median of those of neighbouring windows, the spread that of the bare ones."""
+        """As JSON has it: the ratio is the median of neighbouring windows', the spread that of the bare ones."""
         trainer, bare = self.of_trainer.seconds, self.of_bare.seconds
         ratios = [mine / theirs for mine, theirs in zip(trainer, bare, strict=True)]
         return {
