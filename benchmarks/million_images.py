@@ -135,7 +135,8 @@ def tables(jobs: Mapping[str, Job] = JOBS) -> str:
     """GPU hours and gigabytes of each job, and its inputs with their sources."""
     costs = {name: cost(job) for name, job in jobs.items()}
     head = (
-        "model", "generate", "score", "encode", "train, one pass", "GPU hours", "days", "images, GB", "encodings, GB",
+        "model", "generate", "score", "encode", "train, one pass", "GPU hours", "days, all GPUs", "images, GB",
+        "encodings, GB",
     )  # fmt: skip
     rows = []
     for name, it in costs.items():
