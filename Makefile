@@ -14,7 +14,7 @@ READY := $(VENV)/.ready-$(subst /,_,$(TORCH))
 # Parts that the paper's equations live in: every branch of them is tested.
 FULLY_COVERED := tgo_trl/losses/*,tgo_trl/labels/*,tgo_trl/noise/*
 
-.PHONY: help setup demo frontier paper-table ablations test test-slow test-long test-latest test-lowest pins lint types benchmark clean
+.PHONY: help setup demo frontier paper-table ablations test test-slow test-long test-latest test-lowest pins lint types benchmark benchmark-gpu clean
 
 help:
 	@echo "make demo         align a small pipeline of handwritten digits, and compare with SFT (about 6 minutes)"
@@ -28,6 +28,7 @@ help:
 	@echo "make test-lowest  the tests on the lower bounds of pyproject.toml"
 	@echo "make pins         hold constraints.txt to the versions that test-latest installed"
 	@echo "make benchmark    the cost of a trainer step beside a bare PyTorch loop"
+	@echo "make benchmark-gpu  steps of published networks on this GPU, beside a bare loop (goes on where it ended)"
 	@echo "make clean        remove the virtual environments and what the demo wrote"
 
 setup: $(READY)
@@ -96,6 +97,9 @@ types: $(READY)
 
 benchmark: $(READY)
 	$(BIN)/python -m benchmarks.step_overhead
+
+benchmark-gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu_speed
 
 clean:
 	rm -rf $(VENV) $(LATEST) $(LOWEST) outputs

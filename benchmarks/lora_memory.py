@@ -214,7 +214,7 @@ def call_sdxl(unet: nn.Module) -> Any:
 
 def sd3(num_layers: int, **kwargs: Any) -> nn.Module:
     shape = {"num_layers": num_layers, "num_attention_heads": num_layers, "caption_projection_dim": 64 * num_layers}
-    return diffusers.SD3Transformer2DModel(pos_embed_max_size=192, **shape, **kwargs)
+    return diffusers.SD3Transformer2DModel(**{"pos_embed_max_size": 192, **shape, **kwargs})
 
 
 def call_sd3(network: nn.Module) -> Any:  # 77 tokens of the CLIPs, 256 of T5
@@ -243,9 +243,14 @@ CASES = {
         lambda: diffusers.UNet2DConditionModel(cross_attention_dim=768),
         lambda net: net(of(1, 4, 64, 64), ids(1), of(1, 77, 768)), ("CLIP-L", "KL"), size="512 px",
     ),
-    # stabilityai/stable-diffusion-xl-base-1.0, stable-diffusion-3-medium-diffusers, stable-diffusion-3.5-large
+    # stabilityai/stable-diffusion-xl-base-1.0, stable-diffusion-3-medium-diffusers, stable-diffusion-3.5-medium, -large
     "sdxl": Case("SDXL", "StableDiffusionXLPipeline", sdxl, call_sdxl, ("CLIP-L", "CLIP-bigG", "KL")),
     "sd3": Case("SD3 medium", "StableDiffusion3Pipeline", lambda: sd3(24), call_sd3, SD3_ENCODERS),
+    "sd35-medium": Case(
+        "SD3.5 medium", "StableDiffusion3Pipeline",
+        lambda: sd3(24, qk_norm="rms_norm", dual_attention_layers=tuple(range(13)), pos_embed_max_size=384),
+        call_sd3, SD3_ENCODERS,
+    ),
     "sd35": Case(
         "SD3.5 large", "StableDiffusion3Pipeline", lambda: sd3(38, qk_norm="rms_norm"), call_sd3, SD3_ENCODERS,
     ),
