@@ -248,27 +248,29 @@ def measure(
 
 
 def count_kernels(depth: str) -> dict[str, float]:
-    """Of both forward passes and the backward pass of a step, with the casts of CUDA's autocast, and without."""
+    """Of both forward passes, their errors, and the backward pass of a step: with CUDA's autocast, and without."""
     counts: dict[str, float] = {}
     for name, within in (("autocast", CudaCasts), ("without", nullcontext)):
         pipeline = DEPTHS[depth].build()
         (network,) = (getattr(pipeline, it) for it in ("unet", "transformer") if hasattr(pipeline, it))
-        loop = BareLoop(DEPTHS[depth], network, 1)
+        loop, kernels = BareLoop(DEPTHS[depth], network, 1), Counts()
         cast_factors(network, name == "without")
-        inputs = loop.latents.to(torch.bfloat16), torch.tensor([500])
-        kernels = Counts()
         with kernels.counting_kernels():
             with within():
-                for layer in loop.layers:
-                    layer["_disable_adapters"] = True
                 with torch.no_grad():
-                    reference = loop.denoise(*inputs)
-                for layer in loop.layers:
-                    layer["_disable_adapters"] = False
-                policy = loop.denoise(*inputs)
-            (reference.float() - policy.float()).sum().backward()
+                    reference = error(loop, False)
+                policy = error(loop, True)
+            (reference - policy).sum().backward()
         counts[name] = kernels.kernels
     return counts
+
+
+def error(loop: BareLoop, with_adapter: bool) -> Tensor:
+    """Of the policy or of the reference, on latents that stand for their noise too."""
+    for layer in loop.layers:
+        layer["_disable_adapters"] = not with_adapter
+    prediction = loop.denoise(loop.latents.to(torch.bfloat16), torch.tensor([500]))
+    return (prediction.float() - loop.latents).square().mean((1, 2, 3))
 
 
 # ---- The tables ----
