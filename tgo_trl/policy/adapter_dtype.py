@@ -12,17 +12,20 @@ class _CastLinear(nn.Linear):
 
 class _CastConv1d(nn.Conv1d):
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, *_like(input, self.weight, self.bias))
+        output: Tensor = self._conv_forward(input, *_like(input, self.weight, self.bias))
+        return output
 
 
 class _CastConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, *_like(input, self.weight, self.bias))
+        output: Tensor = self._conv_forward(input, *_like(input, self.weight, self.bias))
+        return output
 
 
 class _CastConv3d(nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, *_like(input, self.weight, self.bias))
+        output: Tensor = self._conv_forward(input, *_like(input, self.weight, self.bias))
+        return output
 
 
 def _like(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
