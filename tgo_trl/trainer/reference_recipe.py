@@ -78,16 +78,14 @@ def reference_recipe(
     family, scheduler = denoiser.family, getattr(denoiser.pipeline, "scheduler", None)
     settings = [(field.name, getattr(family, field.name)) for field in fields(family)]
     run = (args.seed, args.num_likelihood_samples, args.time_range, args.bf16, args.fp16, batch_size, args.loss_type)
-    # where it is on, what was computed before there was a choice is still read
-    autocast = () if args.bf16_autocast else ("without autocast",)
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
     versions = (VERSION, torch.__version__, diffusers.__version__, peft.__version__, device, args.tf32)
     pipeline = config_fingerprint(type(denoiser.pipeline).__name__, denoiser.pipeline.config)
     encoded = (encoders.image_recipe, encoders.prompt_recipe, reader.recipe)
-    parts = (type(family).__qualname__, settings, pipeline, *encoded, weights)
-    return fingerprint(
-        *versions, *run, *autocast, None if scheduler is None else component_fingerprint(scheduler), *parts
-    )
+    # where it is on, what was computed before there was a choice is still read
+    autocast = () if args.bf16_autocast else ("without autocast",)
+    parts = (*autocast, type(family).__qualname__, settings, pipeline, *encoded, weights)
+    return fingerprint(*versions, *run, None if scheduler is None else component_fingerprint(scheduler), *parts)
 
 
 def active_dropout(reference: Reference, policy: Policy) -> str | None:
