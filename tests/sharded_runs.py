@@ -70,6 +70,7 @@ CASES: dict[str, dict[str, Any]] = {
     "stable_diffusion_3": {"max_steps": 2, "family": "stable_diffusion_3"},
     "two networks": {"max_steps": 2, "family": "wan-two_stage"},
     "bfloat16": {"max_steps": 2, "family": "stable_diffusion_3", "bf16": True},
+    "without autocast": {"max_steps": 2, "family": "stable_diffusion_3", "bf16": True, "bf16_autocast": False},
 }  # fmt: skip
 """Runs of 11 rows, in updates of 8: the second update of an epoch has 3."""
 

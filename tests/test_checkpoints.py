@@ -86,6 +86,7 @@ ADAPTERS = {
     "alpha under rank": {"lora_r": 4, "lora_alpha": 2},
     "own targets": {"lora_target_modules": ["to_q", "ff.net.0.proj", "conv1"]},
     "trained in bfloat16": {"bf16": True},
+    "trained without autocast": {"bf16": True, "bf16_autocast": False},
     "rank-stabilised": {"peft_config": LoraConfig(r=3, lora_alpha=5, use_rslora=True, target_modules=["to_k", "to_v"])},
     "rank by layer": {
         "peft_config": LoraConfig(r=2, lora_alpha=4, target_modules=["to_k", "to_v"], rank_pattern={"to_k": 5})

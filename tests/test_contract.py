@@ -129,9 +129,10 @@ def test_gradient_checkpointing_saves_memory(case, tmp_path):
     assert saved_bytes(True) < saved_bytes(False)
 
 
-def test_bfloat16_runs(case, tmp_path):
+@pytest.mark.parametrize("autocasts", [True, False], ids=["autocast", "without"])
+def test_bfloat16_runs(case, tmp_path, autocasts):
     exact = case.setup(tmp_path).errors().policy
-    setup = case.setup(tmp_path, dtype=torch.bfloat16)
+    setup = case.setup(tmp_path, dtype=torch.bfloat16, bf16=True, bf16_autocast=autocasts)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         errors = setup.errors()
     assert torch.equal(errors.policy, errors.reference)

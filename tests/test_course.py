@@ -155,6 +155,7 @@ def test_a_course_names_what_differs():
         ({"num_likelihood_samples": 2}, "`num_likelihood_samples` was 1, is 2"),
         ({"sync_ref_model": True}, "`sync_ref_model` was False, is True"),
         ({"bf16": True}, "`bf16` was False, is True"),
+        ({"bf16": True, "bf16_autocast": False}, "`bf16_autocast` was True, is False"),
         ({"data_seed": 1}, "`data_seed` was None, is 1"),
         ({"resolution": 24}, r"`size` was \[16, 16\], is \[24, 24\]"),
         ({"loss_type": "sft"}, "`loss_type` was tgo, is sft"),

@@ -60,6 +60,16 @@ def test_an_adapter_trains_on_an_8_bit_base(folder, tmp_path):
             assert torch.equal(state[name.replace(".default.", ".default_0.")], weight)
 
 
+def test_an_adapter_trains_on_it_without_autocast(folder, tmp_path):
+    logs = []
+    for autocasts in (True, False):
+        trainer = trainer_of(folder, tmp_path, settings={"bf16": True, "bf16_autocast": autocasts})
+        trainer.train()
+        logs.append(logged(trainer))
+        assert {weight.dtype for weight in trainer.policy.trained_weights()} == {torch.float32}
+    assert logs[1] == pytest.approx(logs[0], rel=1e-2)
+
+
 def test_gradients_are_those_of_the_network_that_is_not_quantised(tmp_path):
     (case,) = [case for case in CASES if case.name == "flux"]
     folder = str(tmp_path / "pipeline")

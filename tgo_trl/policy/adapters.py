@@ -13,6 +13,7 @@ from torch import nn
 
 from ..families import Family
 from ..precision import compute_dtype
+from .adapter_dtype import check_factors
 from .targets import find_targets
 
 NEW_ADAPTER = "default"
@@ -26,6 +27,7 @@ class AdapterSettings(Protocol):
     lora_r: int
     lora_alpha: int
     lora_dropout: float
+    bf16_autocast: bool
 
     @property
     def lora_target_modules(self) -> list[str] | str | None:
@@ -45,7 +47,7 @@ def check_policy(
     networks = family.networks(pipeline)
     found = _existing_adapter(pipeline, networks)
     if peft_config is not None:
-        _check_lora(peft_config)
+        _check_lora(peft_config, args)
     if not args.use_peft and (peft_config is not None or found):
         what = "`peft_config` was passed" if peft_config is not None else f"the pipeline has the adapter {found!r}"
         raise ValueError(f"`use_peft=False` trains all weights, but {what}. Drop one of the two.")
@@ -65,7 +67,7 @@ def check_policy(
 
     # Whether each network can be trained with it.
     for name, network in networks.items():
-        _check_network(name, network, args.use_peft)
+        _check_network(name, network, args)
         if found:
             _check_scale(network, found)
         if args.use_peft and not found:
@@ -75,11 +77,13 @@ def check_policy(
     return found
 
 
-def _check_network(name: str, network: nn.Module, use_peft: bool) -> None:
-    if not use_peft and getattr(network, "hf_quantizer", None) is not None:
+def _check_network(name: str, network: nn.Module, args: AdapterSettings) -> None:
+    if not args.use_peft and getattr(network, "hf_quantizer", None) is not None:
         raise ValueError(f"`{name}` is quantised, and quantised weights cannot be trained. Set `use_peft=True`.")
-    if use_peft and not hasattr(network, "add_adapter"):
+    if args.use_peft and not hasattr(network, "add_adapter"):
         raise ValueError(f"`{name}` ({type(network).__name__}) takes no LoRA adapter. Set `use_peft=False`.")
+    if not args.bf16_autocast:
+        check_factors(name, network)
 
 
 def new_lora(peft_config: PeftConfig | None, targets: list[str] | str, args: AdapterSettings) -> LoraConfig:
@@ -106,7 +110,7 @@ def target_modules(
     return list(family.lora_target_modules)
 
 
-def _check_lora(peft_config: PeftConfig) -> None:
+def _check_lora(peft_config: PeftConfig, args: AdapterSettings) -> None:
     if not isinstance(peft_config, LoraConfig):
         raise TypeError(
             f"`peft_config` must be a `peft.LoraConfig`, got `{type(peft_config).__name__}`: LoRA is what diffusers' "
@@ -127,6 +131,11 @@ def _check_lora(peft_config: PeftConfig) -> None:
             f"`peft_config.init_lora_weights` is {peft_config.init_lora_weights!r}, which changes the network's own "
             "weights or needs data; the reference is the network with the adapter off, and only the adapter is saved. "
             "Use `True` or 'gaussian'."
+        )
+    if peft_config.use_dora and not args.bf16_autocast:
+        raise ValueError(
+            "`peft_config.use_dora` is True, and `bf16_autocast` is False: the norms that DoRA computes are cast by "
+            "autocast alone. Leave one of the two out."
         )
 
 

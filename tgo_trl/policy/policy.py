@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..families import Family
 from ..families.base import adapter_state_dict
 from ..precision import cast
+from .adapter_dtype import cast_factors, check_factors
 from .adapter_switch import put_on
 from .adapters import NEW_ADAPTER, REFERENCE_ADAPTER, AdapterSettings, check_policy, new_lora, target_modules
 
@@ -27,6 +28,7 @@ class Policy(nn.Module):
         family: how the networks are called.
         networks: the trained components by name.
         adapter_name: the adapter that is trained; None trains all weights.
+        autocasts: False to call the networks without autocast, whatever is around the call.
 
     Attributes:
         recomputes_calls: whether each call is recomputed in the backward pass, so that of several calls in a row only
@@ -35,11 +37,14 @@ class Policy(nn.Module):
 
     recomputes_calls = False
 
-    def __init__(self, family: Family, networks: Mapping[str, nn.Module], adapter_name: str | None) -> None:
+    def __init__(
+        self, family: Family, networks: Mapping[str, nn.Module], adapter_name: str | None, autocasts: bool = True
+    ) -> None:
         super().__init__()
         self.family = family
         self.networks: Any = nn.ModuleDict(dict(networks))
         self.adapter_name = adapter_name
+        self.autocasts = autocasts
         self._trained: list[nn.Parameter] | None = None
 
     # ---- What a run does to it at every step ----
@@ -91,6 +96,12 @@ class Policy(nn.Module):
 
     def forward(self, corrupted: Tensor, time: Tensor, conditions: Mapping[str, Any]) -> Tensor:
         """The prediction in the network's native target, `[B, ...]`."""
+        if self.autocasts:
+            return self._predict(corrupted, time, conditions)
+        with torch.autocast(corrupted.device.type, enabled=False):
+            return self._predict(corrupted, time, conditions)
+
+    def _predict(self, corrupted: Tensor, time: Tensor, conditions: Mapping[str, Any]) -> Tensor:
         inputs = (dict(self.networks.items()), corrupted, time, conditions)
         if self.recomputes_calls and torch.is_grad_enabled():
             # in here, where no wrapper of distributed training takes the recomputation for another step
@@ -189,7 +200,10 @@ def build_policy(
         network.set_adapter(found or NEW_ADAPTER)
         network.enable_adapters()  # an existing one may have been switched off
         cast_training_params(network, torch.float32)
-    return Policy(family, networks, found or NEW_ADAPTER), bool(found)
+        if not args.bf16_autocast:
+            check_factors(name, network)
+        cast_factors(network, not args.bf16_autocast)
+    return Policy(family, networks, found or NEW_ADAPTER, args.bf16_autocast), bool(found)
 
 
 def disable_dropout(module: nn.Module) -> None:

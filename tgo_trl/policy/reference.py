@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..precision import cast, compute_dtype
+from .adapter_dtype import cast_factors
 from .adapter_switch import AdapterSwitch
 from .adapters import REFERENCE_ADAPTER
 from .denoising import Corrupted
@@ -144,6 +145,7 @@ class AdapterReference(NetworkReference):
                     warnings.filterwarnings("ignore", "Already found a `peft_config`")
                     network.add_adapter(config, adapter_name=self.copy)
                 cast_training_params(network, torch.float32)  # as the original is; peft makes it in the network's dtype
+                cast_factors(network, not policy.autocasts)
             policy.load_adapter_state(policy.adapter_state(self.trained), self.copy)
         layers = [layer for layer in policy.modules() if isinstance(layer, BaseTunerLayer)]
         self._switch = AdapterSwitch(layers, self.trained, self.copy)
@@ -188,7 +190,8 @@ class ModelReference(NetworkReference):
         self.names = list(networks)
         for name, network in networks.items():
             cast(network, compute_dtype(policy.networks[name]))
-        self.model: nn.Module = Policy(policy.family, networks, None).requires_grad_(False).eval()
+        model = Policy(policy.family, networks, None, policy.autocasts)
+        self.model: nn.Module = model.requires_grad_(False).eval()
         self._plain = self.model
 
     @contextmanager

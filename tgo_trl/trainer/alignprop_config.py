@@ -11,7 +11,7 @@ from .selection import draws_samples
 from .tgo_config import TGOConfig
 
 TAKEN = frozenset({
-    "learning_rate", "logging_steps", "gradient_checkpointing", "bf16", "logging_nan_inf_filter",
+    "learning_rate", "logging_steps", "gradient_checkpointing", "bf16", "bf16_autocast", "logging_nan_inf_filter",
     "ddp_find_unused_parameters", "model_init_kwargs", "use_peft", "lora_r", "lora_alpha", "lora_dropout",
     "lora_target_modules", "disable_dropout", "prompt_column", "resolution", "height", "width", "on_bad_row",
     "encode_batch_size", "encoding_cache_dir", "ema_decay", "resume_with_changes", "max_sequence_length",

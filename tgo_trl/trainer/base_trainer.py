@@ -534,7 +534,8 @@ class BaseTrainer(ResumableTrainer):
             "batch size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "updates": self.state.global_step,
             "seed": args.seed,
-            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+            "precision": ("bf16" if args.bf16 else "fp16" if args.fp16 else "fp32")
+            + ("" if args.bf16_autocast else ", without autocast"),
         }
         if args.ema_decay is not None:
             shown["EMA of the weights"] = f"decay {args.ema_decay:g}"

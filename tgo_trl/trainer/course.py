@@ -43,8 +43,10 @@ OPTIMIZER = ("optim", "optim_args", "optim_target_modules", "optimizer", "use_pe
 OF_THE_BASE = "the base model's weights"
 """What a digest of these is called in a [`Course`]."""
 
-OFF = objective.OFF | {"quantile_scope": "auto", "num_ref_draws": None, "precompute_ref_log_probs": False}
-"""Settings of objective and reference as they are by default, and as they were in a run of a version without them."""
+OFF = objective.OFF | {
+    "quantile_scope": "auto", "num_ref_draws": None, "precompute_ref_log_probs": False, "bf16_autocast": True,
+}  # fmt: skip
+"""Settings of a run as they are by default, and as they were in a run of a version without them."""
 
 
 @dataclass(frozen=True)

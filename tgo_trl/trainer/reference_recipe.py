@@ -84,7 +84,9 @@ def reference_recipe(
     pipeline = config_fingerprint(type(denoiser.pipeline).__name__, denoiser.pipeline.config)
     encoded = (encoders.image_recipe, encoders.prompt_recipe, reader.recipe)
     noise = tensors_digest(_noise_samples(denoiser.noise_process))
-    parts = (type(family).__qualname__, settings, pipeline, *encoded, noise, weights)
+    # where it is on, what was computed before there was a choice is still read
+    autocast = () if args.bf16_autocast else ("without autocast",)
+    parts = (*autocast, type(family).__qualname__, settings, pipeline, *encoded, noise, weights)
     return fingerprint(*versions, *run, None if scheduler is None else component_fingerprint(scheduler), *parts)
 
 

@@ -86,6 +86,11 @@ class TGOConfig(TrainingArguments):
         lora_target_modules (`str` or `list[str]`, *optional*):
             The modules that get an adapter: names (the ends of them: `"to_q"`, `"attn.to_out.0"`), or alone a regular
             expression for whole names, or `"all-linear"`. Defaults to the model family's choice.
+        bf16_autocast (`bool`, *optional*, defaults to `True`):
+            With `bf16=True`, call policy and reference under autocast. `False` calls them in bfloat16 as they are, as
+            a pipeline in bfloat16 samples, and casts LoRA's factors, which stay float32 with their gradients and their
+            optimizer, whenever they are computed with. It launches fewer kernels, and rounds in other places:
+            `docs/performance.md` has both. Errors, losses and noise are float32 either way.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Whether to disable dropout in the trained network and its reference.
 
@@ -356,6 +361,7 @@ class TGOConfig(TrainingArguments):
             "model family's choice."
         },
     )
+    bf16_autocast: bool = field(default=True, metadata={"help": "With `bf16`, call the networks under autocast."})
     disable_dropout: bool = field(default=True, metadata={"help": "Disable dropout in policy and reference."})
 
     # Parameters that control the data
@@ -660,6 +666,7 @@ class TGOConfig(TrainingArguments):
 
     def _check_combinations(self) -> None:
         check_objective(vars(self), DEFAULTS)
+        self._check_autocast()
         self._check_size()
         self._check_density()
         if isinstance(self.sample_prompts, str):
@@ -688,6 +695,22 @@ class TGOConfig(TrainingArguments):
         check_precomputing(vars(self))
         if self.precompute_ref_log_probs and self.num_ref_draws is None:
             self.num_ref_draws = USUAL_DRAWS
+
+    def _check_autocast(self) -> None:
+        if self.bf16_autocast:
+            return
+        why = None
+        if not self.use_peft:
+            why = (
+                "`use_peft=False` trains all weights, which are float32 then, and compute in bfloat16 by autocast "
+                "alone. Leave it out, or train an adapter"
+            )
+        elif self.fp16:
+            why = "with `fp16=True` norms and losses overflow without autocast. Leave it out, or set `bf16=True`"
+        elif not self.bf16:
+            why = "`bf16` is False, so that there is no autocast to be without. Set `bf16=True`, or leave it out"
+        if why is not None:
+            raise ValueError(f"`bf16_autocast` is False, and {why}.")
 
     def _check_size(self) -> None:
         if (self.height is None) != (self.width is None):
