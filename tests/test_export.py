@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tgo_trl import ExportConfig, export
 from tgo_trl.cli import main
+from tgo_trl.commands.export import run
 from tgo_trl.families import StableDiffusionFamily, WanFamily
 
 from . import tiny
@@ -61,6 +62,9 @@ def test_stock_diffusers_reads_the_same_from_other_names(case, tmp_path, capsys)
             export(arguments(tmp_path))
         return
     paths = export(arguments(tmp_path))
+    two = {"transformer": "adapter-high-noise", "transformer_2": "adapter-low-noise"}
+    names = list(family.networks(case.build()))
+    assert [path.stem for path in paths] == ([two[name] for name in names] if len(names) > 1 else ["adapter"])
     assert all(key.startswith(prefix) for path in paths for key in load_file(path))
     assert capsys.readouterr().out.count(" layers, at a scale of 0.5") == len(paths)
     stock = case.build()
@@ -158,7 +162,10 @@ def test_the_command_halves_a_file_and_says_what_it_wrote(folder, capsys):
     files = ["--adapter_name_or_path", str(folder / "adapter"), "--model_name_or_path", str(folder / "base")]
     assert main(["export", *files, "--output_dir", str(folder / "out"), "--dtype", "bfloat16"]) == 0
     assert re.search(r"adapter\.safetensors: \d+ layers, at a scale of 1\n.*models/loras", capsys.readouterr().out)
-    assert {it.dtype for it in load_file(folder / "out" / "adapter.safetensors").values()} == {torch.bfloat16}
+    dtypes = {
+        name.endswith(".alpha"): it.dtype for name, it in load_file(folder / "out" / "adapter.safetensors").items()
+    }
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
 
 
 def test_a_merged_pipeline_is_written_in_the_dtype_that_is_asked_for(folder):
@@ -192,7 +199,7 @@ def test_settings_are_checked(tmp_path, settings, message):
 def test_numbers_that_a_dtype_cannot_hold_are_refused(folder):
     path = folder / "adapter" / "pytorch_lora_weights.safetensors"
     save_file({name: tensor + 6e4 for name, tensor in load_file(path).items()}, path)
-    with pytest.raises(ValueError, match=r"are infinite in torch.float16. Set `dtype` to 'bfloat16'"):
+    with pytest.raises(ValueError, match=r"too large or too small for torch.float16"):
         export(arguments(folder, dtype="float16", scale=4.0))
 
 
@@ -201,7 +208,7 @@ def test_more_than_two_factors_are_refused(folder):
     state = load_file(path)
     name = next(name for name in state if name.endswith("lora_B.weight"))
     save_file({**state, name.replace("lora_B.weight", "lora_magnitude_vector"): torch.ones(3)}, path)
-    with pytest.raises(ValueError, match=r"no plain LoRA .*lora_magnitude_vector.* Set `format` to 'merged'"):
+    with pytest.raises(ValueError, match=r"no plain LoRA .*lora_magnitude_vector"):
         export(arguments(folder))
 
 
@@ -218,5 +225,141 @@ def test_an_adapter_of_another_base_is_refused(folder):
     path = folder / "adapter" / "pytorch_lora_weights.safetensors"
     state = load_file(path)
     save_file({name.replace("unet.", "transformer."): tensor for name, tensor in state.items()}, path)
-    with pytest.raises(ValueError, match="holds no weights of unet"):
+    with pytest.raises(ValueError, match="holds weights of none of its networks, and the base has unet"):
         export(arguments(folder))
+
+
+def rewrite(folder, change, header=None):
+    """Changes the adapter's weights, a dictionary, and what its header says of it."""
+    path = folder / "adapter" / "pytorch_lora_weights.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    state = load_file(path)
+    change(state)
+    save_file(state, path, metadata if header is None else {**metadata, "lora_adapter_metadata": header})
+
+
+@pytest.mark.parametrize("format", ["comfyui", "merged"])
+def test_weights_of_a_text_encoder_are_not_left_out_in_silence(folder, format):
+    name = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    rewrite(folder, lambda it: it.update({
+        f"{name}.lora_A.weight": torch.ones(4, 32), f"{name}.lora_B.weight": torch.ones(32, 4)}))  # fmt: skip
+    with pytest.raises(ValueError, match="2 are not of unet: of a text encoder"):
+        export(arguments(folder, format=format))
+
+
+def test_a_file_is_not_taken_for_its_folder(folder):
+    path = folder / "adapter" / "pytorch_lora_weights.safetensors"
+    with pytest.raises(ValueError, match=r"is the file .* Name the folder"):
+        export(arguments(folder, adapter_name_or_path=str(path)))
+
+
+def test_a_folder_that_is_not_there_is_named(folder):
+    with pytest.raises(ValueError, match="is no folder here, and cannot be fetched from the Hub"):
+        export(arguments(folder, adapter_name_or_path=str(folder / "typo" / "adapter")))
+
+
+def test_one_of_two_files_is_not_an_adapter(tmp_path):
+    pipeline = tiny.wan.build_two_stage()
+    pipeline.save_pretrained(tmp_path / "base")
+    save_adapter(pipeline, tmp_path / "adapter", WanFamily())
+    (tmp_path / "adapter" / "pytorch_lora_weights.safetensors").unlink()
+    for form in ("comfyui", "merged"):
+        with pytest.raises(ValueError, match="holds weights of transformer_2, and the base has transformer, transf"):
+            export(arguments(tmp_path, format=form))
+
+
+def test_another_adapter_of_the_same_name_is_not_written_over(folder):
+    first = export(arguments(folder))[0].read_bytes()
+    assert export(arguments(folder))[0].read_bytes() == first  # the same again
+    with pytest.raises(ValueError, match="is there already, with other weights"):
+        export(arguments(folder, scale=2.0))
+    (folder / "adapter").rename(folder / "checkpoint-10")
+    (path,) = export(arguments(folder, adapter_name_or_path=str(folder / "checkpoint-10")))
+    assert path.stem == f"{folder.name}-checkpoint-10"
+
+
+def test_the_folder_of_the_adapter_is_left_alone(folder):
+    with pytest.raises(ValueError, match="the folder of the adapter itself"):
+        export(arguments(folder, output_dir=str(folder / "adapter")))
+
+
+def test_small_factors_are_made_alike_before_float16(folder):
+    """A short training leaves the second factor near what float16 cannot hold."""
+
+    def shrink(state):
+        state.update({name: value * 1e-6 if "lora_B" in name else value for name, value in state.items()})
+
+    rewrite(folder, shrink)
+    whole = load_file(export(arguments(folder, output_dir=str(folder / "whole")))[0])
+    half = load_file(export(arguments(folder, dtype="float16"))[0])
+    for name in [name for name in whole if name.endswith("lora_up.weight")]:
+        down = name.replace("lora_up", "lora_down")
+        product, expected = half[name].float() @ half[down].float(), whole[name] @ whole[down]
+        assert float((product - expected).norm() / expected.norm()) < 2e-3
+        plain = whole[name].half().float() - whole[name]
+        assert float(plain.norm() / whole[name].norm()) > 5e-3  # as it would be otherwise
+
+
+def test_a_scale_that_leaves_nothing_is_refused(folder):
+    with pytest.raises(ValueError, match=r"too large or too small for torch.float32"):
+        export(arguments(folder, scale=1e-300))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("[1, 2]", "holds no configuration"), ("{oops", "holds no configuration"),
+        ("[" * 9999, "holds no configuration"),
+        ('{"unet.lora_alpha": "8"}', "`lora_alpha` is '8'"), ('{"unet.lora_alpha": NaN}', "`lora_alpha` is nan"),
+        ('{"unet.alpha_pattern": ["to_q"]}', "`alpha_pattern`"),
+        ('{"unet.alpha_pattern": {"(a+)+$": 2}}', "`alpha_pattern`"),
+    ],
+)  # fmt: skip
+def test_a_damaged_header_is_named(folder, header, message):
+    rewrite(folder, lambda state: None, header)
+    with pytest.raises(ValueError, match=message):
+        export(arguments(folder))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name, it: {name: it[:2]}, lambda name, it: {name: it.to(torch.int32)},
+        lambda name, it: {name: torch.full_like(it, float("nan"))}, lambda name, it: {name: it[:0]},
+    ],
+    ids=["another rank", "integers", "NaN", "no rank"],
+)  # fmt: skip
+def test_damaged_factors_are_named(folder, change):
+    def damage(state):
+        name = min(name for name in state if name.endswith("lora_A.weight"))
+        state.update({key: value.contiguous() for key, value in change(name, state[name]).items()})
+
+    rewrite(folder, damage)
+    with pytest.raises(ValueError, match="are no two factors of finite numbers"):
+        export(arguments(folder))
+
+
+def test_a_merged_pipeline_that_overflows_is_not_written(folder):
+    rewrite(folder, lambda state: state.update({name: value * 1e4 for name, value in state.items()}))
+    with pytest.raises(ValueError, match=r"has NaN or infinity in torch.float16. Set `dtype` to 'bfloat16'"):
+        export(arguments(folder, format="merged", dtype="float16"))
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["torch_dtype", "quantization_config"])
+def test_how_a_base_is_loaded_is_not_left_to_chance(tmp_path, name):
+    with pytest.raises(ValueError, match=f"`model_init_kwargs` has `{name}`"):
+        arguments(tmp_path, model_init_kwargs={name: "float16"})
+
+
+def test_a_killed_merge_leaves_no_pipeline_and_goes_on(folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "flush", lambda path: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            export(arguments(folder, format="merged", output_dir=str(folder / "merged")))
+    assert not (folder / "merged").exists()
+    (folder / "merged" / ".unfinished" / "unet").mkdir(parents=True)  # of one that could not clear up
+    (merged,) = export(arguments(folder, format="merged", output_dir=str(folder / "merged")))
+    assert (merged / "model_index.json").is_file()
+    assert not (merged / ".unfinished").exists()

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -282,7 +283,7 @@ def test_the_card_says_where_alpha_stands_and_its_way_to_other_programs_is_right
     card = card_of(trainer)
     assert "scaled by alpha / rank, 16 / 4 = 4." in card
     assert "applies 0.25 times the change" in card
-    command = re.search(r"`tgo-trl (export .*?)`", card)[1].split()
+    command = shlex.split(re.search(r"`tgo-trl (export .*?)`", card)[1])
     monkeypatch.chdir(tmp_path)
     assert main([*command, "--model_name_or_path", str(tmp_path / "base")]) == 0
     without_header = {

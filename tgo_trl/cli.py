@@ -127,6 +127,9 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     """Parses a command's arguments and its `--config` file, and runs it, through accelerate if that is asked for."""
     from .settings import apply_settings, environment
 
+    shows_all = "--help-all" in arguments
+    if shows_all or {"-h", "--help"} & set(arguments):
+        arguments = ["--help"]  # whatever else is there, it is neither read nor launched
     path, config = _read_config(arguments)
     # before anything is imported that reads them
     os.environ.update(environment(path, config.pop("env", None)))
@@ -134,8 +137,7 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
 
     entry = COMMANDS[command]
     classes = [_load(name) for name in entry.configs]
-    usual = () if entry.usual is None or "--help-all" in arguments else _load(entry.usual)
-    arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
+    usual = () if entry.usual is None or shows_all else _load(entry.usual)
     parser = SettingsParser(classes, usual, allow_abbrev=False, prog=f"tgo-trl {command}", description=entry.purpose)
     _describe_launching(parser)
     # only the names that are the launcher's own; the parser has the others

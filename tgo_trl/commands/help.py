@@ -43,7 +43,10 @@ class SettingsParser(TrlParser):  # type: ignore[misc]
             formatter.add_arguments(actions)
             formatter.end_section()
         if hidden:
-            formatter.add_text(f"`{self.prog} --help-all` shows the other {len(hidden)} settings too.")
+            formatter.add_text(
+                f"`{self.prog} --help-all` shows the other {len(hidden)} settings too, and `--debug` without a value "
+                "where an error comes from."
+            )
         return formatter.format_help()
 
 
@@ -60,6 +63,6 @@ class _SettingsFormatter(argparse.ArgumentDefaultsHelpFormatter):
         text = action.help or ""
         if action.choices:
             text += f" One of {', '.join(map(str, action.choices))}."
-        if action.default in (None, argparse.SUPPRESS, [], "") or action.nargs == 0 or "efault" in text:
+        if action.default in (None, argparse.SUPPRESS, [], "") or action.nargs == 0 or "Defaults to" in text:
             return text
         return f"{text} (default: %(default)s)"

@@ -345,10 +345,20 @@ def adapter_metadata(network: Any, adapter_name: str) -> dict[str, Any]:
 
 
 def adapter_header(path: Path) -> dict[str, Any]:
-    """What diffusers notes of an adapter's configuration in the header of its file; empty if it does not."""
+    """What diffusers notes of an adapter's configuration in the header of its file; empty if it does not.
+
+    Raises:
+        ValueError: if it is no configuration.
+    """
     with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY)
-    return {} if text is None else dict(json.loads(text))
+        text = (file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}")
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise ValueError(f"The header of {str(path)!r} holds no configuration of an adapter: it is damaged.")
+    return header
 
 
 def strip_prefix(state: Mapping[str, T], prefix: str) -> dict[str, T]:

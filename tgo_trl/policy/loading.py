@@ -103,6 +103,11 @@ def find_family_class(
     return find_published_family(_class_name(model, dict(init_kwargs or {})))
 
 
+def network_names(model: str, init_kwargs: Mapping[str, Any] | None, family: type[Family]) -> list[str]:
+    """The trained networks that a repository or folder has, before any of them is loaded."""
+    return _present(_index(model, dict(init_kwargs or {})), family)
+
+
 def _check_no_code(kwargs: dict[str, Any]) -> None:
     if kwargs.pop("trust_remote_code", False):
         raise ValueError(
@@ -300,5 +305,8 @@ def _class_name(model: str, kwargs: Mapping[str, Any]) -> str:
 
 
 def _of_networks(config: Any, family: type[Family], index: Mapping[str, Any]) -> PipelineQuantizationConfig:
-    names = [name for name in family.network_names if index.get(name, [None])[0] is not None]
-    return PipelineQuantizationConfig(quant_mapping=dict.fromkeys(names, config))
+    return PipelineQuantizationConfig(quant_mapping=dict.fromkeys(_present(index, family), config))
+
+
+def _present(index: Mapping[str, Any], family: type[Family]) -> list[str]:
+    return [name for name in family.network_names if index.get(name, [None])[0] is not None]

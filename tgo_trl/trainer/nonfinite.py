@@ -141,6 +141,10 @@ class UpdateGuard:
                 "gives NaN or infinity. Go on from an earlier checkpoint with a lower `learning_rate`."
             )
 
+    def begin_evaluation(self) -> None:
+        """Forgets the rows of an evaluation that was broken off."""
+        self._evaluated = []
+
     def check_evaluated(self) -> None:
         """Acts on the bad rows of an evaluation, which all processes have come to the end of.
 

@@ -315,7 +315,8 @@ class TGOConfig(TrainingArguments):
 
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
-    > - `learning_rate`: Defaults to `1e-4` with LoRA, and to the paper's `1e-5` for all weights, instead of `5e-5`.
+    > - `learning_rate`: Defaults to `1e-4` with LoRA, and to the paper's `1e-5` for all weights, instead of `5e-5`. A
+    >   copy with another `use_peft` (`dataclasses.replace`) has to set it too.
     > - `accelerator_config`: Batches are copied to the GPU without waiting for it (`non_blocking`), unless it is set.
     > - `logging_steps`: Defaults to `10` instead of `500`.
     > - `gradient_checkpointing`: Defaults to `True` instead of `False`.

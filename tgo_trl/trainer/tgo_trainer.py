@@ -492,6 +492,7 @@ class TGOTrainer(BaseTrainer):
     ) -> EvalLoopOutput:
         """Adds the metrics of the evaluated rows; the loss is their mean, not a mean of batch means."""
         self._metrics["eval"] = self._new_metrics()
+        self._guard.begin_evaluation()
         self.optimizer_mode.settle()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         means = self._metrics["eval"].pop_means(self.accelerator)

@@ -25,7 +25,7 @@ class ExportConfig:
         model_init_kwargs: keyword arguments for `DiffusionPipeline.from_pretrained`, such as `revision` and `variant`.
         scale: how strongly the adapter acts, as the weight of diffusers' `set_adapters`; it goes into the weights.
         dtype: of the written weights, `"float32"`, `"float16"` or `"bfloat16"`. Adapters are trained in float32; a
-            merged pipeline is merged in float32, whatever it is written in.
+            pipeline is merged in float32, whatever it is written in, and keeps in float32 what diffusers loads so.
     """
 
     adapter_name_or_path: str = field(metadata={"help": "Folder of a training run, or Hub id of a LoRA adapter."})
@@ -46,5 +46,11 @@ class ExportConfig:
         check_types(self, ("scale", "adapter_name_or_path", "output_dir", "model_name_or_path"))
         check_finite("scale", self.scale)
         self.model_init_kwargs = as_dictionary("model_init_kwargs", self.model_init_kwargs)
+        for name in ("torch_dtype", "dtype", "quantization_config"):
+            if name in self.model_init_kwargs:
+                raise ValueError(
+                    f"`model_init_kwargs` has `{name}`, and an adapter is merged in float32. Leave it out, and set "
+                    "`dtype`, that of the written weights."
+                )
         if self.scale == 0:
             raise ValueError("`scale` is 0, at which the adapter does nothing. Use the base as it is.")
