@@ -191,6 +191,11 @@ class ModelReference(NetworkReference):
         self.model: nn.Module = Policy(policy.family, networks, None).requires_grad_(False).eval()
         self._plain = self.model
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks themselves, whatever was put around them for training."""
+        return [self._plain.get_submodule(f"networks.{name}") for name in self.names]
+
     @contextmanager
     def acting(self, model: nn.Module) -> Iterator[nn.Module]:
         """Yields the second model."""
@@ -200,7 +205,7 @@ class ModelReference(NetworkReference):
     def sampling(self, pipeline: DiffusionPipeline) -> Iterator[None]:
         """Swaps the second model's networks into the pipeline."""
         trained = {name: getattr(pipeline, name) for name in self.names}
-        pipeline.register_modules(**{name: self._plain.get_submodule(f"networks.{name}") for name in self.names})
+        pipeline.register_modules(**dict(zip(self.names, self.networks, strict=True)))
         try:
             yield
         finally:

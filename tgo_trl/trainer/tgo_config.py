@@ -33,6 +33,7 @@ from .selection import (
     prompts_of,
     sample_metrics,
 )
+from .speed import check_compilation
 
 FAMILY_SETTINGS = (
     "max_sequence_length", "train_guidance_scale", "timestep_density", "logit_mean", "logit_std", "mode_scale",
@@ -88,6 +89,13 @@ class TGOConfig(TrainingArguments):
             expression for whole names, or `"all-linear"`. Defaults to the model family's choice.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Whether to disable dropout in the trained network and its reference.
+
+        > Parameters that control how fast it trains; `docs/performance.md` says when which pays
+
+        compile_repeated_blocks (`bool`, *optional*, defaults to `False`):
+            Compile the blocks that the network repeats, of policy and reference, in training and in evaluations, with
+            `torch_compile_backend` (`"inductor"` if not set) and `torch_compile_mode`, which alone do not turn
+            `torch_compile` on then. Results differ by rounding. Samples are drawn with blocks that are not compiled.
 
         > Parameters that control the data
 
@@ -356,6 +364,11 @@ class TGOConfig(TrainingArguments):
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Disable dropout in policy and reference."})
 
+    # Parameters that control how fast it trains
+    compile_repeated_blocks: bool = field(
+        default=False, metadata={"help": "Compile the blocks that the network repeats."}
+    )
+
     # Parameters that control the data
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
@@ -523,7 +536,7 @@ class TGOConfig(TrainingArguments):
             check_finite(name, getattr(self, name))
         if self.accelerator_config is None and self.dataloader_pin_memory is True and is_torch_cuda_available():
             self.accelerator_config = {"non_blocking": True}
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        self._init_inherited()
         if self.lora_target_modules is not None:
             check_target_names("lora_target_modules", self.lora_target_modules)
         self._check_choices()
@@ -532,6 +545,14 @@ class TGOConfig(TrainingArguments):
         for item in fields(self):  # computed with in float32
             check_finite(item.name, getattr(self, item.name))
         self._check_combinations()
+
+    def _init_inherited(self) -> None:
+        of_blocks = check_compilation(vars(self))
+        for name in of_blocks:  # by either of which transformers would compile the whole network
+            setattr(self, name, None)
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        for name, value in of_blocks.items():
+            setattr(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON has them, without secrets: for records, reporters and logs."""

@@ -212,6 +212,7 @@ class TGOTrainer(BaseTrainer):
         self._guard = UpdateGuard(self.accelerator, args.on_bad_row == "skip")
         self.strategy.prepare_policy(policy)
         self.strategy.prepare_reference(self.reference)
+        self._prepare_compilation()
         if args.precompute_ref_log_probs:
             self._precompute_reference(train_set, eval_set)
         if self.label_rule is not None:
@@ -306,7 +307,8 @@ class TGOTrainer(BaseTrainer):
         was_training = self.model.training
         self.model.eval()
         corrupted = self._corrupt(inputs)[0]
-        with self.accelerator.autocast():  # which accelerate puts around the policy once training begins
+        # accelerate puts `autocast` around the policy once training begins
+        with self._compiled(), self.accelerator.autocast():
             predictions = self.reference.predictions(self.model, corrupted)
         self.model.train(was_training)
         return corrupted.errors(predictions.float()).T
@@ -495,7 +497,9 @@ class TGOTrainer(BaseTrainer):
         """Adds the metrics of the evaluated rows; the loss is their mean, not a mean of batch means."""
         self._metrics["eval"], self._evaluated = self._new_metrics(), []
         self.optimizer_mode.settle()
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        names = (prediction_loss_only, ignore_keys, metric_key_prefix)
+        with self._compiled():
+            output = super().evaluation_loop(dataloader, description, *names)
         means = self._metrics["eval"].pop_means(self.accelerator)
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})

@@ -1,0 +1,39 @@
+"""What makes a step faster and changes its results by rounding at most: settings that are checked."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..settings import check_choice, shown
+
+DEFAULT_BACKEND = "inductor"
+"""Of `torch.compile`, if nobody sets another."""
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""Of that backend."""
+
+
+def check_compilation(settings: Mapping[str, Any]) -> dict[str, str | None]:
+    """The settings of `torch.compile` that are of the repeated blocks, by name; empty where these are not compiled.
+
+    Raises:
+        ValueError: if they do not fit together.
+    """
+    if not settings["compile_repeated_blocks"]:
+        return {}
+    backend, mode = settings["torch_compile_backend"], settings["torch_compile_mode"]
+    if settings["torch_compile"]:
+        raise ValueError(
+            "`compile_repeated_blocks` and `torch_compile` are both True, and the latter compiles the whole network, "
+            "blocks included. Leave one of the two out."
+        )
+    if backend is not None:
+        check_choice("torch_compile_backend", backend, torch.compiler.list_backends(exclude_tags=()))
+    if mode is not None:
+        check_choice("torch_compile_mode", mode, COMPILE_MODES)
+        if backend not in (None, DEFAULT_BACKEND):
+            raise ValueError(
+                f"`torch_compile_mode` is {mode!r}, which is of the backend {DEFAULT_BACKEND!r}, and "
+                f"`torch_compile_backend` is {shown(backend)}. Leave one of the two out."
+            )
+    return {"torch_compile_backend": backend, "torch_compile_mode": mode}
