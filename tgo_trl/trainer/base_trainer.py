@@ -23,6 +23,7 @@ from ..hub.repositories import Destination, UploadError
 from ..hub.uploads import Uploads
 from ..media.types import Sample
 from ..messages.public import public_text
+from ..policy.attention import check_dispatch, set_backend
 from ..policy.compilation import RepeatedBlocks, check_compilation, check_repeated
 from ..policy.denoising import Denoiser
 from ..policy.distributed import leave_quantized_weights_to_each_process
@@ -101,6 +102,9 @@ class BaseTrainer(ResumableTrainer):
         if args.compile_repeated_blocks:
             for network in self.family.networks(self.pipeline).values():
                 check_repeated(type(network))
+        if args.attention_backend is not None:
+            for network in self.family.networks(self.pipeline).values():
+                check_dispatch(network)
 
     def _build_policy(
         self, args: TGOConfig, dtype: torch.dtype, peft_config: PeftConfig | None,
@@ -121,6 +125,8 @@ class BaseTrainer(ResumableTrainer):
             disable_dropout(policy)
         keep_copy = was_trained or args.sync_ref_model
         self.reference = _build_reference(policy, keep_copy, ref_networks, args) if needs_reference else None
+        if args.attention_backend is not None:
+            set_backend(args.attention_backend, self._networks(policy))
         self.sampled_reference = None if isinstance(self.reference, OwnReference) else self.reference
         if self.reference is None and policy.adapter_name is not None:
             self.sampled_reference = AdapterReference(policy, keep_copy=was_trained)
@@ -131,16 +137,19 @@ class BaseTrainer(ResumableTrainer):
 
     def _prepare_compilation(self) -> None:
         """Sets `repeated_blocks`, where they are asked for, of the networks where training wants them."""
-        args, networks = self.args, list(self.policy.networks.values())
+        args, policy = self.args, self.policy
         if not args.compile_repeated_blocks:
             return
         # of several networks each gets some of the rows, and prompts that are masked are as long as the longest
-        dynamic = len(self.sizes) > 1 or len(networks) > 1 or self.family.reads_lengths
-        if isinstance(self.reference, ModelReference):
-            networks += self.reference.networks
-        backend = args.torch_compile_backend or DEFAULT_BACKEND
-        self.repeated_blocks = RepeatedBlocks(networks, backend, args.torch_compile_mode, dynamic)
+        dynamic = len(self.sizes) > 1 or len(policy.networks) > 1 or self.family.reads_lengths
+        backend, mode = args.torch_compile_backend or DEFAULT_BACKEND, args.torch_compile_mode
+        self.repeated_blocks = RepeatedBlocks(self._networks(policy), backend, mode, dynamic)
         self.add_callback(CompilationCallback(self.repeated_blocks))
+
+    def _networks(self, policy: Policy) -> list[nn.Module]:
+        """Those of the policy, and those that the reference has beside them."""
+        own = self.reference.networks if isinstance(self.reference, ModelReference) else []
+        return [*policy.networks.values(), *own]
 
     def _describe_course(
         self, policy: Policy, was_trained: bool, args: TGOConfig, settings: Mapping[str, Any], rows: str

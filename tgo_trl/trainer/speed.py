@@ -13,6 +13,14 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 """Of that backend."""
 
 
+def check_attention(settings: Mapping[str, Any]) -> None:
+    """Raises a ValueError for an `attention_backend` that nothing can be trained with, wherever it is."""
+    if settings["attention_backend"] is not None:
+        from ..policy.attention import check_backend_name  # loads diffusers, which nobody else needs yet
+
+        check_backend_name(settings["attention_backend"])
+
+
 def check_compilation(settings: Mapping[str, Any]) -> dict[str, str | None]:
     """The settings of `torch.compile` that are of the repeated blocks, by name; empty where these are not compiled.
 

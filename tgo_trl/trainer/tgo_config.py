@@ -33,7 +33,7 @@ from .selection import (
     prompts_of,
     sample_metrics,
 )
-from .speed import check_compilation
+from .speed import check_attention, check_compilation
 
 FAMILY_SETTINGS = (
     "max_sequence_length", "train_guidance_scale", "timestep_density", "logit_mean", "logit_std", "mode_scale",
@@ -96,6 +96,10 @@ class TGOConfig(TrainingArguments):
             Compile the blocks that the network repeats, of policy and reference, in training and in evaluations, with
             `torch_compile_backend` (`"inductor"` if not set) and `torch_compile_mode`, which alone do not turn
             `torch_compile` on then. Results differ by rounding. Samples are drawn with blocks that are not compiled.
+        attention_backend (`str`, *optional*):
+            What computes attention, of policy and reference, by diffusers' names (`"flash"`, `"_native_cudnn"`, ...).
+            Defaults to PyTorch's own. It is tried before training, forward and backward; those without a gradient are
+            refused, and networks for which diffusers has no choice, as UNets. Results differ by rounding.
 
         > Parameters that control the data
 
@@ -367,6 +371,9 @@ class TGOConfig(TrainingArguments):
     # Parameters that control how fast it trains
     compile_repeated_blocks: bool = field(
         default=False, metadata={"help": "Compile the blocks that the network repeats."}
+    )
+    attention_backend: str | None = field(
+        default=None, metadata={"help": "What computes attention, as diffusers names it."}
     )
 
     # Parameters that control the data
@@ -702,6 +709,7 @@ class TGOConfig(TrainingArguments):
                 f"`loss_type={self.loss_type!r}` has no reference, so `sync_ref_model=True` has nothing to synchronise."
             )
 
+        check_attention(vars(self))
         check_precomputing(vars(self))
         if self.precompute_ref_log_probs and self.num_ref_draws is None:
             self.num_ref_draws = USUAL_DRAWS
