@@ -5,12 +5,24 @@ from typing import Any
 
 import torch
 
+from ..policy.recomputation import checked_interval
 from ..settings import check_choice, shown
 
 DEFAULT_BACKEND = "inductor"
 """Of `torch.compile`, if nobody sets another."""
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """Of that backend."""
+
+
+def check_recomputation(settings: Mapping[str, Any]) -> None:
+    """Raises a ValueError for options of activation checkpointing that diffusers does not have."""
+    for name in ("activation_checkpointing", "gradient_checkpointing"):  # the newer and the older name
+        options = settings.get(f"{name}_kwargs")
+        if isinstance(options, Mapping) and checked_interval(options) > 1 and settings[name] is False:
+            raise ValueError(
+                f"`{name}_kwargs` has `every_n_layers`, and `{name}` is False, so that no block is recomputed. Leave "
+                "one of the two out."
+            )
 
 
 def check_attention(settings: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from .selection import (
     prompts_of,
     sample_metrics,
 )
-from .speed import check_attention, check_compilation
+from .speed import check_attention, check_compilation, check_recomputation
 
 FAMILY_SETTINGS = (
     "max_sequence_length", "train_guidance_scale", "timestep_density", "logit_mean", "logit_std", "mode_scale",
@@ -325,7 +325,8 @@ class TGOConfig(TrainingArguments):
     > - `learning_rate`: Defaults to `1e-5` instead of `5e-5`.
     > - `accelerator_config`: Batches are copied to the GPU without waiting for it (`non_blocking`), unless it is set.
     > - `logging_steps`: Defaults to `10` instead of `500`.
-    > - `gradient_checkpointing`: Defaults to `True` instead of `False`.
+    > - `gradient_checkpointing`: Defaults to `True` instead of `False`. Of each kind of block, every `n`-th is
+    >   recomputed with `gradient_checkpointing_kwargs={"every_n_layers": n}`.
     > - `bf16`: Defaults to `True` on a GPU that has it, if `fp16` is not set, instead of `False`.
     > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`: a NaN loss is shown, and not looking for one
     >   saves a wait for the GPU at every step.
@@ -710,6 +711,7 @@ class TGOConfig(TrainingArguments):
             )
 
         check_attention(vars(self))
+        check_recomputation(vars(self))
         check_precomputing(vars(self))
         if self.precompute_ref_log_probs and self.num_ref_draws is None:
             self.num_ref_draws = USUAL_DRAWS
