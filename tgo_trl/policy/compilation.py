@@ -105,11 +105,16 @@ def check_compilation(
     """
     for network_class in network_classes(model, init_kwargs, family):
         check_repeated(network_class)
-    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+    if accelerate_compiles():
         raise ValueError(
             "`compile_repeated_blocks` is True, and accelerate compiles the whole network (`dynamo_config` of its "
             "configuration, or `ACCELERATE_DYNAMO_BACKEND`). Leave one of the two out."
         )
+
+
+def accelerate_compiles() -> bool:
+    """Whether accelerate's settings ask for the whole network to be compiled."""
+    return os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"
 
 
 @contextmanager

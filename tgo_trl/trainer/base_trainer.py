@@ -140,11 +140,15 @@ class BaseTrainer(ResumableTrainer):
         args, policy = self.args, self.policy
         if not args.compile_repeated_blocks:
             return
-        # of several networks each gets some of the rows, and prompts that are masked are as long as the longest
-        dynamic = len(self.sizes) > 1 or len(policy.networks) > 1 or self.family.reads_lengths
         backend, mode = args.torch_compile_backend or DEFAULT_BACKEND, args.torch_compile_mode
-        self.repeated_blocks = RepeatedBlocks(self._networks(policy), backend, mode, dynamic)
+        self.repeated_blocks = RepeatedBlocks(self._networks(policy), backend, mode, self._has_several_shapes)
         self.add_callback(CompilationCallback(self.repeated_blocks))
+
+    @property
+    def _has_several_shapes(self) -> bool:
+        """Whether blocks are called with tensors of other shapes from batch to batch."""
+        # of several networks each gets some of the rows, and prompts that are masked are as long as the longest
+        return len(self.sizes) > 1 or len(self.policy.networks) > 1 or self.family.reads_lengths
 
     def _networks(self, policy: Policy) -> list[nn.Module]:
         """Those of the policy, and those that the reference has beside them."""

@@ -27,7 +27,7 @@ REPLACED = (
 WITHOUT_EFFECT = (
     "logging_", "log_", "eval_", "save_", "sample_", "dataloader_", "include_", "hub_", "ddp_", "fsdp", "trackio_",
     "gradient_checkpointing", "activation_checkpointing", "torch_compile", "compile_repeated_blocks",
-    "attention_backend",     "encode_batch_size", "disable_tqdm",
+    "attention_backend", "speed",     "encode_batch_size", "disable_tqdm",
     "report_to", "run_name", "project", "per_device_eval_batch_size", "prediction_loss_only", "batch_eval_metrics",
     "push_to_hub", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "ignore_data_skip",
     "restore_callback",

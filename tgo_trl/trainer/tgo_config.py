@@ -92,6 +92,10 @@ class TGOConfig(TrainingArguments):
 
         > Parameters that control how fast it trains; `docs/performance.md` says when which pays
 
+        speed (`str`, *optional*):
+            `"auto"` chooses, on a GPU, `gradient_checkpointing` (of no block, of every n-th, of all) and
+            `compile_repeated_blocks` by the memory that a step needs and by what was measured, and says why. What you
+            set stays as it is.
         compile_repeated_blocks (`bool`, *optional*, defaults to `False`):
             Compile the blocks that the network repeats, of policy and reference, in training and in evaluations, with
             `torch_compile_backend` (`"inductor"` if not set) and `torch_compile_mode`, which alone do not turn
@@ -370,8 +374,11 @@ class TGOConfig(TrainingArguments):
     disable_dropout: bool = field(default=True, metadata={"help": "Disable dropout in policy and reference."})
 
     # Parameters that control how fast it trains
-    compile_repeated_blocks: bool = field(
-        default=False, metadata={"help": "Compile the blocks that the network repeats."}
+    speed: str | None = field(
+        default=None, metadata={"help": "Choose what makes training fast, of what is not set.", "choices": ["auto"]}
+    )
+    compile_repeated_blocks: bool | None = field(
+        default=None, metadata={"help": "Compile the blocks that the network repeats. `False` if not set."}
     )
     attention_backend: str | None = field(
         default=None, metadata={"help": "What computes attention, as diffusers names it."}
@@ -531,9 +538,6 @@ class TGOConfig(TrainingArguments):
         for name in ("model_init_kwargs", "lr_scheduler_kwargs"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, as_dictionary(name, getattr(self, name)))
-        newest = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
-        if self.gradient_checkpointing is None and getattr(self, newest) is None:
-            setattr(self, newest, True)
         self._apply_recipe()
         inherited = {item.name for item in fields(TrainingArguments)}
         check_types(self, [item.name for item in fields(self) if item.name not in inherited])
@@ -555,12 +559,21 @@ class TGOConfig(TrainingArguments):
         self._check_combinations()
 
     def _init_inherited(self) -> None:
+        """As `TrainingArguments` does, where some settings are to mean something else, or to stay open."""
+        names = [name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(self, name)]
+        is_open = all(getattr(self, name) is None for name in names)  # the newer and the older name
+        if is_open and self.speed is None:
+            setattr(self, names[0], True)
+        if self.compile_repeated_blocks is None and self.speed is None:
+            self.compile_repeated_blocks = False
         of_blocks = check_compilation(vars(self))
         for name in of_blocks:  # by either of which transformers would compile the whole network
             setattr(self, name, None)
         super().__post_init__()  # type: ignore[no-untyped-call]
         for name, value in of_blocks.items():
             setattr(self, name, value)
+        for name in names if is_open and self.speed is not None else ():
+            setattr(self, name, None)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON has them, without secrets: for records, reporters and logs."""
@@ -634,6 +647,8 @@ class TGOConfig(TrainingArguments):
         check_choice("score_normalization", self.score_normalization, NORMALIZATIONS)
         check_choice("loss_type", self.loss_type, tuple(LOSSES))
         check_choice("pairs", self.pairs, SELECTIONS)
+        if self.speed is not None:
+            check_choice("speed", self.speed, ("auto",))
         check_choice("ref_model_sync_strategy", self.ref_model_sync_strategy, ("steps", "epoch"))
         if self.timestep_density is not None:
             check_choice("timestep_density", self.timestep_density, DENSITIES)
