@@ -16,7 +16,7 @@ from tgo_trl.policy.loading import network_classes
 
 from . import tiny
 from .cases import CASES, perturb
-from .runs import assert_equal, config, logged, make_trainer, trained_weights
+from .runs import assert_close, assert_equal, config, logged, make_trainer, trained_weights
 
 BY_NAME = {case.name: case for case in CASES}
 EAGER = {"compile_repeated_blocks": True, "torch_compile_backend": "eager"}
@@ -91,6 +91,22 @@ def test_policy_and_reference_are_compiled_once_bit_for_bit(tmp_path, capsys):
     again, at = run(tmp_path / "compiled", resumes=True, **settings | {"max_steps": 4})
     assert at[:2] == [5, 5]
     assert_equal(logged(again)[:2], logged(trainer)[:2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stable_diffusion", "flux"])
+def test_kernels_that_are_generated_give_the_losses_within_a_tolerance(tmp_path, name):
+    case, found = BY_NAME[name], []
+    for settings in ({}, {"compile_repeated_blocks": True}):
+        args = case.config(tmp_path, max_steps=3, optim="sgd", learning_rate=0.1, **settings)
+        graphs = Graphs()
+        trainer = make_trainer(args, model=case.build(), train_dataset=case.rows(8), callbacks=[graphs])
+        trainer.train()
+        found.append((logged(trainer), trained_weights(trainer)))
+    (losses, weights), (compiled_losses, compiled_weights) = found
+    assert graphs.at[0] == 0 < graphs.at[1] == graphs.at[-1]
+    assert compiled_losses == pytest.approx(losses, rel=1e-4)
+    assert_close(compiled_weights, weights, 1e-4)
 
 
 def test_every_size_of_rows_has_the_same_graphs_where_there_are_several(tmp_path):
