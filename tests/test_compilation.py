@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
 from tgo_trl import AlignPropConfig, TGOConfig
-from tgo_trl.policy.compilation import RepeatedBlocks, check_compilation
+from tgo_trl.policy.compilation import RepeatedBlocks, check_compilable
 from tgo_trl.policy.loading import network_classes
 
 from . import tiny
@@ -247,10 +247,10 @@ def test_the_networks_of_a_folder_are_known_before_it_is_loaded(tmp_path, name, 
     classes = network_classes(str(tmp_path), None, None)
     assert classes == network_classes(pipeline, None, None)
     assert len(classes) == number
-    check_compilation(str(tmp_path), None, None)
+    check_compilable(str(tmp_path), None, None)
 
 
 def test_a_network_that_accelerate_compiles_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     with pytest.raises(ValueError, match="accelerate compiles the whole network"):
-        check_compilation(tiny.stable_diffusion(), None, None)
+        check_compilable(tiny.stable_diffusion(), None, None)

@@ -115,7 +115,7 @@ def test_each_setting_is_chosen_for_itself(tmp_path, value):
     assert (args.gradient_checkpointing, args.compile_repeated_blocks) == (False, value)
     options = {"every_n_layers": 3}
     args = config(tmp_path, speed="auto", gradient_checkpointing=None, gradient_checkpointing_kwargs=options)
-    apply_choice(args, choose_speed(replace(GPU, rows=32)))
+    apply_choice(args, choose_speed(GPU))
     assert (args.gradient_checkpointing, args.gradient_checkpointing_kwargs) == (True, options)
 
 
@@ -139,15 +139,19 @@ def test_on_the_cpu_defaults_stay_and_it_is_said(tmp_path, capsys):
 def test_facts_of_a_run_are_those_of_its_rows_and_networks(tmp_path):
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "num_likelihood_samples": 2}
     trainer = make_trainer(config(tmp_path, **settings))  # two updates
+    assert trainer._speed_facts(trainer.train_dataset, 10**9).footprint is None  # which is of no use to what is set
+    trainer.args.gradient_checkpointing = None
     facts = trainer._speed_facts(trainer.train_dataset, 10**9)
     assert facts == SpeedFacts("cpu", 10**9, trainer._footprint(trainer.train_dataset), 4, 6, None)
     assert facts.footprint.kept > facts.footprint.outputs > facts.footprint.largest / 25 > 0
     assert trainer._speed_facts(trainer.train_dataset, None).footprint is None
     args = config(tmp_path, max_steps=-1, num_train_epochs=3, loss_type="diffusion_dpo", beta=1.0)
     pairs = make_trainer(args, train_dataset=tiny.paired_rows(6))
+    pairs.args.gradient_checkpointing = None
     facts = pairs._speed_facts(pairs.train_dataset, 10**9)  # 36 images, 4 a batch
-    assert (facts.rows, facts.batches, facts.footprint.kept) == (4, 9, facts.footprint.kept)
+    assert (facts.rows, facts.batches, facts.footprint.kept > 0) == (4, 9, True)
     stream = make_trainer(config(tmp_path), train_dataset=streamed(tiny.scored_rows(8)))
+    stream.args.gradient_checkpointing = None
     assert stream._speed_facts(stream.train_dataset, 10**9).footprint is None
 
 

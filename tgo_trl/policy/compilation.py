@@ -74,7 +74,7 @@ class RepeatedBlocks:
     def warn_of_eager_code(self) -> None:
         """Warns, once for each reason, of what was called and could not be compiled."""
         found = _given_up()
-        for reason in found.keys() - self._known.keys():
+        for reason in sorted(found.keys() - self._known.keys()):
             logger.warning(
                 "`compile_repeated_blocks` is True, and part of the blocks is not compiled, so that it is not as fast "
                 "as it could be: %s",
@@ -92,11 +92,10 @@ def check_repeated(network_class: type) -> None:
         )
 
 
-def check_compilation(
+def check_compilable(
     model: str | DiffusionPipeline, init_kwargs: Mapping[str, Any] | None, family: Family | None
 ) -> None:
-    """Raises a ValueError if a pipeline's networks cannot be compiled block by block, as far as that can be told before
-    it is loaded.
+    """Raises a ValueError if a pipeline that is still to be loaded cannot be compiled block by block.
 
     Args:
         model: Hub id, folder or `.safetensors` file, or the pipeline.

@@ -24,7 +24,7 @@ from ..hub.uploads import Uploads
 from ..media.types import Sample
 from ..messages.public import public_text
 from ..policy.attention import check_dispatch, set_backend
-from ..policy.compilation import RepeatedBlocks, check_compilation, check_repeated
+from ..policy.compilation import RepeatedBlocks, check_compilable, check_repeated
 from ..policy.denoising import Denoiser
 from ..policy.distributed import leave_quantized_weights_to_each_process
 from ..policy.encoders import FrozenEncoders
@@ -90,7 +90,7 @@ class BaseTrainer(ResumableTrainer):
     ) -> None:  # fmt: skip
         """Sets `pipeline`, `family`, `denoiser`, `size` and `sizes`, each checked against the settings."""
         if args.compile_repeated_blocks:
-            check_compilation(model, args.model_init_dict, family)
+            check_compilable(model, args.model_init_dict, family)
         self.pipeline = load_pipeline(model, args.model_init_dict, quantization_config, family, dtype)
         remove_offloading(self.pipeline)
         if processing_class is not None:

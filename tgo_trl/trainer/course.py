@@ -26,8 +26,7 @@ REPLACED = (
 """Settings that act through something else that is compared, or that say how long a run goes on."""
 WITHOUT_EFFECT = (
     "logging_", "log_", "eval_", "save_", "sample_", "dataloader_", "include_", "hub_", "ddp_", "fsdp", "trackio_",
-    "gradient_checkpointing", "activation_checkpointing", "torch_compile", "compile_repeated_blocks",
-    "attention_backend", "speed",     "encode_batch_size", "disable_tqdm",
+    "gradient_checkpointing", "activation_checkpointing", "torch_compile", "encode_batch_size", "disable_tqdm",
     "report_to", "run_name", "project", "per_device_eval_batch_size", "prediction_loss_only", "batch_eval_metrics",
     "push_to_hub", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "ignore_data_skip",
     "restore_callback",
@@ -35,7 +34,7 @@ WITHOUT_EFFECT = (
     "length_column_name", "debug", "skip_memory_metrics", "do_train", "do_eval", "do_predict", "resume_",
     "enable_jit", "torch_empty_cache_steps", "use_cache", "use_liger_kernel", "liger_kernel_config", "average_tokens",
     "encoding_cache_dir", "deepspeed", "overwrite_", "local_rank", "allow_urls", "image_dir",
-    "precompute_ref_batch_size",
+    "precompute_ref_batch_size", "compile_repeated_blocks", "attention_backend", "speed",
 )  # fmt: skip
 """How the names begin of settings that change neither the rows of an update nor what is made of them."""
 OPTIMIZER = ("optim", "optim_args", "optim_target_modules", "optimizer", "use_peft")

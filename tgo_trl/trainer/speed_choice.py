@@ -78,12 +78,11 @@ def apply_choice(args: Any, choice: SpeedChoice) -> list[str]:
     lines = ["speed='auto':"]
     why = "as you set it"
     if args.gradient_checkpointing is None:
-        why, every = choice.why_recomputes, {"every_n_layers": choice.every} if choice.every > 1 else {}
+        why, options = choice.why_recomputes, {"every_n_layers": choice.every} if choice.every > 1 else None
         for name in ("activation_checkpointing", "gradient_checkpointing"):  # the newer and the older name
             if hasattr(args, name):
                 setattr(args, name, choice.recomputes)
-                options = {**every, **(getattr(args, f"{name}_kwargs") or {})} if choice.recomputes else {}
-                setattr(args, f"{name}_kwargs", options or None)
+                setattr(args, f"{name}_kwargs", options)
     lines.append(f"  gradient_checkpointing={args.gradient_checkpointing}{_options(args)}: {why}")
     why = "as you set it"
     if args.compile_repeated_blocks is None:

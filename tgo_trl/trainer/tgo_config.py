@@ -561,8 +561,10 @@ class TGOConfig(TrainingArguments):
     def _init_inherited(self) -> None:
         """As `TrainingArguments` does, where some settings are to mean something else, or to stay open."""
         names = [name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(self, name)]
-        is_open = all(getattr(self, name) is None for name in names)  # the newer and the older name
-        if is_open and self.speed is None:
+        is_unset = all(getattr(self, name) is None for name in names)  # the newer and the older name
+        has_options = any(getattr(self, f"{name}_kwargs") for name in names)
+        is_open = is_unset and self.speed is not None and not has_options
+        if is_unset and not is_open:
             setattr(self, names[0], True)
         if self.compile_repeated_blocks is None and self.speed is None:
             self.compile_repeated_blocks = False
@@ -572,7 +574,7 @@ class TGOConfig(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]
         for name, value in of_blocks.items():
             setattr(self, name, value)
-        for name in names if is_open and self.speed is not None else ():
+        for name in names if is_open else ():
             setattr(self, name, None)
 
     def to_dict(self) -> dict[str, Any]:

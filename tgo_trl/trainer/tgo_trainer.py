@@ -277,7 +277,8 @@ class TGOTrainer(BaseTrainer):
             assert isinstance(train_set, EncodedDataset)
             batches = math.ceil(len(train_set) * args.num_train_epochs / (args.train_batch_size * args.world_size))
         rows = args.train_batch_size * args.num_likelihood_samples
-        found = None if memory is None else self._footprint(train_set)
+        is_chosen = memory is not None and args.gradient_checkpointing is None
+        found = self._footprint(train_set) if is_chosen else None
         return SpeedFacts(args.device.type, memory, found, rows, batches, self._why_uncompiled())
 
     @torch.no_grad()
@@ -285,7 +286,7 @@ class TGOTrainer(BaseTrainer):
         """What training takes of the memory; None of a stream, which has encoders beside it."""
         if not isinstance(train_set, EncodedDataset):
             return None
-        items: list[Any] = [train_set[0, position] for position in (0, 1)]  # one pair, of a loss of pairs
+        items: list[Any] = [train_set[0, position] for position in range(min(2, len(train_set)))]  # a pair, of pairs
         corrupted = self._corrupt(self._prepare_inputs(self.data_collator(items)))[0]
         with self.accelerator.autocast():
             return footprint(self.policy, self._networks(self.policy), corrupted, self.args.world_size)
