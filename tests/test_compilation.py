@@ -17,6 +17,7 @@ from tgo_trl.policy.loading import network_classes
 from . import tiny
 from .cases import CASES, perturb
 from .runs import assert_close, assert_equal, config, logged, make_trainer, trained_weights
+from .test_alignprop import make_trainer as alignprop_trainer
 
 BY_NAME = {case.name: case for case in CASES}
 EAGER = {"compile_repeated_blocks": True, "torch_compile_backend": "eager"}
@@ -91,6 +92,40 @@ def test_policy_and_reference_are_compiled_once_bit_for_bit(tmp_path, capsys):
     again, at = run(tmp_path / "compiled", resumes=True, **settings | {"max_steps": 4})
     assert at[:2] == [5, 5]
     assert_equal(logged(again)[:2], logged(trainer)[:2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("flux", {"bf16": True, "gradient_checkpointing_kwargs": {"every_n_layers": 2}}),
+        ("wan-two_stage", {}),
+        ("qwen_image", {}),
+        ("stable_diffusion", {"aspect_ratio_buckets": True, "resolution": 32}),
+        ("stable_diffusion", {"precompute_ref_log_probs": True}),
+        ("stable_diffusion", {"use_peft": False}),
+    ],
+)
+def test_runs_of_all_kinds_are_equal_bit_for_bit(tmp_path, name, settings):
+    case, found = BY_NAME[name], []
+    for i, more in enumerate(({}, EAGER)):
+        args = case.config(tmp_path / str(i), max_steps=4, per_device_train_batch_size=2, **settings, **more)
+        trainer = make_trainer(args, model=case.build(), train_dataset=case.rows(8))
+        trainer.train()
+        found.append((logged(trainer), trained_weights(trainer)))
+        assert (num_graphs() > 0) == (more is EAGER)
+    assert_equal(found[1], found[0])
+
+
+@pytest.mark.slow
+def test_samples_with_gradient_are_compiled_too(tmp_path):
+    runs = []
+    for name, settings in (("plain", {}), ("compiled", EAGER)):
+        trainer = alignprop_trainer(tmp_path / name, max_steps=3, **settings)
+        trainer.train()
+        runs.append((logged(trainer, "reward"), trained_weights(trainer)))
+        assert (num_graphs() > 0) == (settings is EAGER)
+    assert_equal(runs[1], runs[0])
 
 
 @pytest.mark.slow
