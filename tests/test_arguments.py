@@ -483,6 +483,7 @@ FSDP2 = {"VERSION": "2", "AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "STATE_DI
             "`fsdp_state_dict_type` .* is 'SHARDED_STATE_DICT', and `save_only_model` is on",
         ),
         ({}, {"optim": "adafactor"}, "`optim` is .*adafactor.*: it was not tried on shards"),
+        ({}, {"compile_repeated_blocks": True}, "`compile_repeated_blocks` is True: compiled blocks were not sharded"),
         ({}, {"ema_decay": 0.9}, "`ema_decay` is 0.9: the average of shards was not saved yet"),
         ({}, {"push_to_hub": True}, "`hub_strategy` is .*every_save.*: only the main process pushes"),
         ({}, {}, "the run is on the CPU, where accelerate would replicate all weights without a word"),

@@ -162,9 +162,8 @@ def test_the_command_halves_a_file_and_says_what_it_wrote(folder, capsys):
     files = ["--adapter_name_or_path", str(folder / "adapter"), "--model_name_or_path", str(folder / "base")]
     assert main(["export", *files, "--output_dir", str(folder / "out"), "--dtype", "bfloat16"]) == 0
     assert re.search(r"adapter\.safetensors: \d+ layers, at a scale of 1\n.*models/loras", capsys.readouterr().out)
-    dtypes = {
-        name.endswith(".alpha"): it.dtype for name, it in load_file(folder / "out" / "adapter.safetensors").items()
-    }
+    state = load_file(folder / "out" / "adapter.safetensors")
+    dtypes = {name.endswith(".alpha"): tensor.dtype for name, tensor in state.items()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
 
 

@@ -13,7 +13,7 @@ from tgo_trl.policy.adapters import check_policy
 from tgo_trl.policy.policy import Policy, build_policy, disable_dropout
 
 from .cases import CASES
-from .runs import config
+from .runs import assert_equal, config, make_trainer
 from .tiny import stable_diffusion
 from .tiny.wan import build_two_stage
 
@@ -316,16 +316,69 @@ def test_both_names_and_harmless_options_turn_it_on(tmp_path, options):
     [
         ({"use_reentrant": True}, {}),
         ({"preserve_rng_state": False}, {}),
-        ({}, {"every_n_layers": 2}),
         ({}, {"offload": True}),
     ],
 )
 def test_other_options_are_refused(tmp_path, options, others):
     policy, _ = build(tmp_path)
-    with pytest.raises(ValueError, match="`activation_checkpointing_kwargs` cannot change that"):
+    with pytest.raises(ValueError, match=r"`activation_checkpointing_kwargs` cannot\s+change that"):
         policy.activation_checkpointing_enable(options, **others)
-    with pytest.raises(ValueError, match="`activation_checkpointing_kwargs` cannot change that"):
+    with pytest.raises(ValueError, match=r"`activation_checkpointing_kwargs` cannot\s+change that"):
         policy.gradient_checkpointing_enable(options, **others)
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, "2", True, None])
+def test_an_interval_is_a_whole_number(tmp_path, every):
+    policy, _ = build(tmp_path)
+    with pytest.raises(ValueError, match=r"`every_n_layers` of `activation_checkpointing_kwargs` is .*; it must be a"):
+        policy.activation_checkpointing_enable({"every_n_layers": every})
+    with pytest.raises(ValueError, match="`every_n_layers`"):
+        config(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"every_n_layers": every})
+
+
+def test_options_of_checkpointing_are_checked_when_settings_are_made(tmp_path):
+    with pytest.raises(ValueError, match="`activation_checkpointing_kwargs` cannot"):
+        config(tmp_path, gradient_checkpointing_kwargs={"use_reentrant": True})
+    with pytest.raises(ValueError, match=r"has `every_n_layers`, and .* is False, so that no block is recomputed"):
+        config(tmp_path, gradient_checkpointing=False, gradient_checkpointing_kwargs={"every_n_layers": 2})
+
+
+def counted_blocks(unet):
+    """The blocks that can be recomputed, by kind and in the order in which they are called, and their calls."""
+    kinds = {"ResnetBlock2D": [], "BasicTransformerBlock": []}
+    for part in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        for block in part.modules():
+            # diffusers recomputes the first block in the middle in no case
+            if type(block).__name__ in kinds and block is not unet.mid_block.resnets[0]:
+                kinds[type(block).__name__].append(block)
+    calls = {block: 0 for blocks in kinds.values() for block in blocks}
+    for block in calls:
+        block.register_forward_pre_hook(lambda module, _: calls.update({module: calls[module] + 1}))
+    return kinds, calls
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_every_nth_block_of_each_kind_is_recomputed_bit_for_bit(tmp_path, every):
+    policy, _ = build(tmp_path, use_peft=False)
+    policy.train()
+    kinds, calls = counted_blocks(policy.networks["unet"])
+    loss, gradients = loss_and_gradients(policy)
+    assert set(calls.values()) == {1}
+    policy.activation_checkpointing_enable({} if every == 1 else {"every_n_layers": every})
+    same_loss, same = loss_and_gradients(policy)
+    assert loss == same_loss
+    assert_equal(same, gradients)
+    for name, blocks in kinds.items():
+        assert [calls[block] for block in blocks] == [3 if i % every == 0 else 2 for i in range(len(blocks))], name
+
+
+def test_a_run_recomputes_every_nth_block(tmp_path):
+    settings = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"every_n_layers": 2}}
+    trainer = make_trainer(config(tmp_path, use_peft=False, max_steps=1, **settings))
+    kinds, calls = counted_blocks(trainer.policy.networks["unet"])  # the reference is another network
+    trainer.train()
+    for name, blocks in kinds.items():
+        assert [calls[block] for block in blocks] == [2 - i % 2 for i in range(len(blocks))], name
 
 
 def test_a_network_that_cannot_checkpoint_is_named():

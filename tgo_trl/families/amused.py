@@ -50,16 +50,19 @@ class AmusedFamily(MaskedTokenFamily):
         )
         return token_logits(logits)
 
-    def enable_gradient_checkpointing(self, network: Any) -> None:
-        """Checkpoints each block, which the network's own method fails to do.
+    def enable_gradient_checkpointing(self, network: Any, every_n_layers: int = 1) -> None:
+        """Checkpoints blocks, which the network's own method fails to do.
 
         It hands `torch.utils.checkpoint` a function without the keyword arguments that the blocks are called with
         (https://github.com/huggingface/diffusers/issues/11214).
         """
-        blocks = [*network.transformer_layers]
-        for part in (network.down_block, network.up_block):
-            blocks += [*part.res_blocks, *part.attention_blocks]
-        for block in blocks:
+        parts = (network.down_block, network.up_block)
+        kinds = (
+            [*network.transformer_layers],
+            [block for part in parts for block in part.res_blocks],
+            [block for part in parts for block in part.attention_blocks],
+        )
+        for block in (block for blocks in kinds for block in blocks[::every_n_layers]):
             if not isinstance(block.forward, partial):  # by an earlier call
                 block.forward = partial(_checkpointed, block.forward)
 

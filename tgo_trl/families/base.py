@@ -3,7 +3,8 @@
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -15,6 +16,7 @@ from peft import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..media.types import Sample, Size, VideoFormat
 from ..noise import NoiseProcess
@@ -211,8 +213,12 @@ class Family(ABC):
         """
         return []
 
-    def enable_gradient_checkpointing(self, network: Any) -> None:
+    def enable_gradient_checkpointing(self, network: Any, every_n_layers: int = 1) -> None:
         """Turns on the network's own gradient checkpointing, of the non-reentrant kind.
+
+        Args:
+            network: one of those that are trained.
+            every_n_layers: of each kind of block, which are recomputed: the first, and every so many after it.
 
         Raises:
             ValueError: if it has none.
@@ -222,7 +228,7 @@ class Family(ABC):
                 f"`{type(network).__name__}` has no gradient checkpointing. Set `gradient_checkpointing=False` in the "
                 "`TGOConfig`."
             )
-        network.enable_gradient_checkpointing()
+        network.enable_gradient_checkpointing(None if every_n_layers == 1 else _checkpointing_some(every_n_layers))
 
     def sample(
         self, pipeline: DiffusionPipeline, prompts: Sequence[str], generators: list[torch.Generator], size: Size,
@@ -299,6 +305,25 @@ def load_whole_adapter(pipeline: Any, weights: str, **options: Any) -> None:
             f"Of the adapter {weights!r}, {given - loaded} of {given} weights fit nothing in this "
             f"`{type(pipeline).__name__}`. It was trained for another network; load the one that its card names."
         )
+
+
+def _checkpointing_some(every: int) -> Callable[..., Any]:
+    """What diffusers calls a block by: the first of each kind, and every so many after it, are recomputed.
+
+    A UNet has blocks of convolutions and of attention in turns, so that each kind is counted for itself.
+    """
+    places: dict[nn.Module, int] = {}
+    numbers: Counter[type] = Counter()
+
+    def call(block: nn.Module, *args: Any) -> Any:
+        if block not in places:  # as they come in the first pass, which is as they come in each
+            places[block] = numbers[type(block)]
+            numbers[type(block)] += 1
+        if places[block] % every:
+            return block(*args)
+        return checkpoint(block.__call__, *args, use_reentrant=False)
+
+    return call
 
 
 def _num_factors(pipeline: DiffusionPipeline) -> int:

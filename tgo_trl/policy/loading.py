@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
@@ -106,6 +107,41 @@ def find_family_class(
 def network_names(model: str, init_kwargs: Mapping[str, Any] | None, family: type[Family]) -> list[str]:
     """The trained networks that a repository or folder has, before any of them is loaded."""
     return _present(_index(model, dict(init_kwargs or {})), family)
+
+
+def network_classes(
+    model: str | DiffusionPipeline, init_kwargs: Mapping[str, Any] | None, family: Family | None
+) -> list[type]:
+    """The classes of the networks that are trained, before any weights are loaded, of those that can be told.
+
+    Args:
+        model: Hub id, folder or `.safetensors` file, of which nothing is told, or a pipeline.
+        init_kwargs: for `from_pretrained`.
+        family: given by the user, or None to look it up.
+
+    Raises:
+        ValueError: if no family is known.
+    """
+    family_class = find_family_class(model, init_kwargs, family)
+    if isinstance(model, DiffusionPipeline) and family_class is not None:
+        networks = (getattr(model, name, None) for name in family_class.network_names)
+        return [type(unwrapped(network)) for network in networks if network is not None]
+    if family_class is None or not isinstance(model, str) or is_single_file(model):
+        return []
+    kwargs = dict(init_kwargs or {})
+    index = {**_index(model, kwargs), **kwargs}
+    classes = [_named_class(index.get(name)) for name in family_class.network_names]
+    return [it for it in classes if it is not None]
+
+
+def _named_class(part: Any) -> type | None:
+    """Of a part of a pipeline: diffusers' class that a `model_index.json` names, or that of a network."""
+    if isinstance(part, nn.Module):
+        return type(part)
+    if not isinstance(part, (list, tuple)) or len(part) != 2 or part[0] != "diffusers":
+        return None
+    found = getattr(diffusers, str(part[1]), None)
+    return found if isinstance(found, type) else None
 
 
 def _check_no_code(kwargs: dict[str, Any]) -> None:

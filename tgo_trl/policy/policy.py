@@ -17,6 +17,7 @@ from ..precision import cast
 from .adapter_dtype import cast_factors, check_factors
 from .adapter_switch import put_on
 from .adapters import NEW_ADAPTER, REFERENCE_ADAPTER, AdapterSettings, check_policy, new_lora, target_modules
+from .recomputation import checked_interval
 
 
 class Policy(nn.Module):
@@ -115,17 +116,20 @@ class Policy(nn.Module):
     ) -> None:  # fmt: skip
         """Turns on diffusers' gradient checkpointing, which is always of the non-reentrant kind.
 
+        Args:
+            activation_checkpointing_kwargs: `every_n_layers` too, where transformers passes it here.
+            every_n_layers: of each kind of block, which are recomputed: the first, and every so many after it.
+            offload: refused, where it is on.
+
         Raises:
             ValueError: for options that diffusers does not have, or a network without gradient checkpointing.
         """
-        options = {**(activation_checkpointing_kwargs or {})}
-        if options.pop("use_reentrant", False) or options or every_n_layers != 1 or offload:
-            raise ValueError(
-                "diffusers checkpoints every block, non-reentrant, without offloading; "
-                "`activation_checkpointing_kwargs` cannot change that. Leave it unset."
-            )
+        every = checked_interval({"every_n_layers": every_n_layers, **(activation_checkpointing_kwargs or {})}, offload)
         for network in self.networks.values():
-            self.family.enable_gradient_checkpointing(network)
+            if every == 1:
+                self.family.enable_gradient_checkpointing(network)
+            else:  # which a family of somebody else's may not know
+                self.family.enable_gradient_checkpointing(network, every_n_layers=every)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any

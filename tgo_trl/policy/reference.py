@@ -194,6 +194,11 @@ class ModelReference(NetworkReference):
         self.model: nn.Module = model.requires_grad_(False).eval()
         self._plain = self.model
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks themselves, whatever was put around them for training."""
+        return [self._plain.get_submodule(f"networks.{name}") for name in self.names]
+
     @contextmanager
     def acting(self, model: nn.Module) -> Iterator[nn.Module]:
         """Yields the second model."""
@@ -203,7 +208,7 @@ class ModelReference(NetworkReference):
     def sampling(self, pipeline: DiffusionPipeline) -> Iterator[None]:
         """Swaps the second model's networks into the pipeline."""
         trained = {name: getattr(pipeline, name) for name in self.names}
-        pipeline.register_modules(**{name: self._plain.get_submodule(f"networks.{name}") for name in self.names})
+        pipeline.register_modules(**dict(zip(self.names, self.networks, strict=True)))
         try:
             yield
         finally:

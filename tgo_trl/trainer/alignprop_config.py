@@ -16,7 +16,8 @@ TAKEN = frozenset({
     "lora_target_modules", "disable_dropout", "prompt_column", "resolution", "height", "width", "on_bad_row",
     "encode_batch_size", "encoding_cache_dir", "ema_decay", "resume_with_changes", "max_sequence_length",
     "train_guidance_scale", "sample_prompts", "sample_steps", "sample_guidance_scale", "eval_rewards", "eval_prompts",
-    "eval_samples_per_prompt", "min_variety", "early_stopping_patience",
+    "eval_samples_per_prompt", "min_variety", "early_stopping_patience", "compile_repeated_blocks",
+    "attention_backend",
 })  # fmt: skip
 """The settings of [`TGOConfig`] that mean the same here; all others are of scores and losses, and are refused."""
 

@@ -159,6 +159,7 @@ class AlignPropTrainer(BaseTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self._guard = UpdateGuard(self.accelerator, args.on_bad_row == "skip")
+        self._prepare_compilation()
         self._add_own_callbacks(eval_rewards)
 
     # ---- Set-up ----

@@ -16,6 +16,7 @@ from ..media.sizes import aspect_ratio_sizes, check_size
 from ..media.types import Size
 from ..noise import NoiseProcess
 from ..policy.alterations import check_networks, unwrap_networks
+from ..policy.attention import check_backend
 from ..policy.launch import check_strategy
 from ..policy.policy import Policy
 from .objective import of_recipe, unresolved_loss
@@ -167,6 +168,8 @@ def check_launch(args: TGOConfig) -> None:
     for name, (value, unset, why) in _unsupported(args).items():
         if value != unset:
             raise ValueError(f"`{name}={value!r}` is not supported: {why}. Leave it at {unset!r}.")
+    if args.attention_backend is not None:
+        check_backend(args.attention_backend, args.device, training_dtype(args))
     # What "unset" means for accelerate with a stream is True, and a stream may be passed to `evaluate` later.
     accelerator_config.dispatch_batches = False
 

@@ -23,6 +23,8 @@ from ..hub.repositories import Destination, UploadError
 from ..hub.uploads import Uploads
 from ..media.types import Sample
 from ..messages.public import public_text
+from ..policy.attention import check_dispatch, set_backend
+from ..policy.compilation import RepeatedBlocks, check_compilable, check_repeated
 from ..policy.denoising import Denoiser
 from ..policy.distributed import leave_quantized_weights_to_each_process
 from ..policy.encoders import FrozenEncoders
@@ -35,7 +37,7 @@ from ..storage.fingerprints import component_fingerprint, tensors_digest, weight
 from ..storage.records import CARD_NAME
 from . import checkpoints
 from .arguments import check_optimizer, resolve_family, resolve_size, resolve_sizes, warn_of_unused_settings
-from .callbacks import EarlyStopping, EpochCallback, InterruptionCallback, SyncReferenceCallback
+from .callbacks import CompilationCallback, EarlyStopping, EpochCallback, InterruptionCallback, SyncReferenceCallback
 from .course import OF_THE_BASE, Course, course_settings, weights_digest
 from .eval_samples import EvalSamples
 from .evaluations import EVALUATIONS_NAME, choose, comparable_evaluations, evaluation_after, read_evaluations
@@ -45,6 +47,7 @@ from .publishing import folder_upload, open_model_repository, sum_up
 from .resumable_trainer import ResumableTrainer
 from .sample_grids import SampleGridCallback, last_grid
 from .selection import SAMPLES, VARIETY, OutsideBoundsError
+from .speed import DEFAULT_BACKEND
 from .tgo_config import TGOConfig
 from .trackers import log_picture
 from .untrained import UntrainedLayersCallback
@@ -86,6 +89,8 @@ class BaseTrainer(ResumableTrainer):
         processing_class: Any, quantization_config: Any,
     ) -> None:  # fmt: skip
         """Sets `pipeline`, `family`, `denoiser`, `size` and `sizes`, each checked against the settings."""
+        if args.compile_repeated_blocks:
+            check_compilable(model, args.model_init_dict, family)
         self.pipeline = load_pipeline(model, args.model_init_dict, quantization_config, family, dtype)
         remove_offloading(self.pipeline)
         if processing_class is not None:
@@ -94,6 +99,12 @@ class BaseTrainer(ResumableTrainer):
         self.denoiser = Denoiser(self.family, self.pipeline, self.family.process(self.pipeline))
         self.size = resolve_size(args, self.family, self.pipeline)
         self.sizes = resolve_sizes(args, self.size, self.family, self.pipeline)
+        if args.compile_repeated_blocks:
+            for network in self.family.networks(self.pipeline).values():
+                check_repeated(type(network))
+        if args.attention_backend is not None:
+            for network in self.family.networks(self.pipeline).values():
+                check_dispatch(network)
 
     def _build_policy(
         self, args: TGOConfig, dtype: torch.dtype, peft_config: PeftConfig | None,
@@ -114,6 +125,8 @@ class BaseTrainer(ResumableTrainer):
             disable_dropout(policy)
         keep_copy = was_trained or args.sync_ref_model
         self.reference = _build_reference(policy, keep_copy, ref_networks, args) if needs_reference else None
+        if args.attention_backend is not None:
+            set_backend(args.attention_backend, self._networks(policy))
         self.sampled_reference = None if isinstance(self.reference, OwnReference) else self.reference
         if self.reference is None and policy.adapter_name is not None:
             self.sampled_reference = AdapterReference(policy, keep_copy=was_trained)
@@ -121,6 +134,26 @@ class BaseTrainer(ResumableTrainer):
         if was_trained:
             check_finite_tensors(policy.adapter_state(str(policy.adapter_name)).items(), "The pipeline's adapter")
         return policy, was_trained
+
+    def _prepare_compilation(self) -> None:
+        """Sets `repeated_blocks`, where they are asked for, of the networks where training wants them."""
+        args, policy = self.args, self.policy
+        if not args.compile_repeated_blocks:
+            return
+        backend, mode = args.torch_compile_backend or DEFAULT_BACKEND, args.torch_compile_mode
+        self.repeated_blocks = RepeatedBlocks(self._networks(policy), backend, mode, self._has_several_shapes)
+        self.add_callback(CompilationCallback(self.repeated_blocks))
+
+    @property
+    def _has_several_shapes(self) -> bool:
+        """Whether blocks are called with tensors of other shapes from batch to batch."""
+        # of several networks each gets some of the rows, and prompts that are masked are as long as the longest
+        return len(self.sizes) > 1 or len(self.policy.networks) > 1 or self.family.reads_lengths
+
+    def _networks(self, policy: Policy) -> list[nn.Module]:
+        """Those of the policy, and those that the reference has beside them."""
+        own = self.reference.networks if isinstance(self.reference, ModelReference) else []
+        return [*policy.networks.values(), *own]
 
     def _describe_course(
         self, policy: Policy, was_trained: bool, args: TGOConfig, settings: Mapping[str, Any], rows: str
@@ -222,8 +255,9 @@ class BaseTrainer(ResumableTrainer):
         negative = kwargs.get("negative_prompt")
         called = negating(self.pipeline, kwargs.pop("negative_prompt") if isinstance(negative, str) else None)
         self.encoders.summon()
+        eager = nullcontext() if self.repeated_blocks is None else self.repeated_blocks.eager()
         try:
-            with self.optimizer_mode.averaged(), sampling, self.encoders.decoding():
+            with self.optimizer_mode.averaged(), sampling, eager, self.encoders.decoding():
                 self.model.eval()
                 samples: list[Sample] = []
                 size = batch_size or len(prompts) or 1

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from ..labels.rule import LabelRule, Labels
+from ..policy.compilation import RepeatedBlocks
 from .plots import SCORE_HISTOGRAM_NAME, plot_scores
 from .tgo_config import TGOConfig
 from .trackers import log_picture
@@ -71,6 +72,28 @@ class InterruptionCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ends the run."""
         self._end()
+
+
+class CompilationCallback(TrainerCallback):
+    """Says what is compiled, and warns of what could not be.
+
+    Args:
+        blocks: of the run.
+    """
+
+    def __init__(self, blocks: RepeatedBlocks) -> None:
+        self._blocks = blocks
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Says why the first update takes long."""
+        if state.is_world_process_zero:
+            print(f"Compiled in the first update, which takes longer for it: {self._blocks.description}.")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Warns."""
+        self._blocks.warn_of_eager_code()
 
 
 class SyncReferenceCallback(TrainerCallback):

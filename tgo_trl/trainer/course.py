@@ -34,7 +34,7 @@ WITHOUT_EFFECT = (
     "length_column_name", "debug", "skip_memory_metrics", "do_train", "do_eval", "do_predict", "resume_",
     "enable_jit", "torch_empty_cache_steps", "use_cache", "use_liger_kernel", "liger_kernel_config", "average_tokens",
     "encoding_cache_dir", "deepspeed", "overwrite_", "local_rank", "allow_urls", "image_dir",
-    "precompute_ref_batch_size",
+    "precompute_ref_batch_size", "compile_repeated_blocks", "attention_backend", "speed",
 )  # fmt: skip
 """How the names begin of settings that change neither the rows of an update nor what is made of them."""
 OPTIMIZER = ("optim", "optim_args", "optim_target_modules", "optimizer", "use_peft")

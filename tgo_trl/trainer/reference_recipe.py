@@ -80,6 +80,10 @@ def reference_recipe(
     family, scheduler = denoiser.family, getattr(denoiser.pipeline, "scheduler", None)
     settings = [(field.name, getattr(family, field.name)) for field in fields(family)]
     run = (args.seed, args.num_likelihood_samples, args.time_range, args.bf16, args.fp16, batch_size, args.loss_type)
+    if args.compile_repeated_blocks:  # which rounds otherwise
+        weights = fingerprint(weights, args.torch_compile_backend, args.torch_compile_mode)
+    if args.attention_backend is not None:  # likewise
+        weights = fingerprint(weights, args.attention_backend)
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
     versions = (VERSION, torch.__version__, diffusers.__version__, peft.__version__, device, args.tf32)
     pipeline = config_fingerprint(type(denoiser.pipeline).__name__, denoiser.pipeline.config)

@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ..labels.rule import LabelRule
 from ..media.types import Size
 from ..messages.failures import writing
 from ..policy.alterations import check_networks, unwrap_networks
+from ..policy.compilation import RepeatedBlocks
 from ..policy.distributed import Replication, build_strategy, full_tensor
 from ..policy.policy import Policy
 from ..policy.reference import Reference
@@ -57,6 +58,7 @@ class ResumableTrainer(Trainer):
         temperature: `T`, resolved; None without a likelihood.
         size, sizes: that images are brought to, in pixels.
         changes: what was set otherwise on the way, a sentence each.
+        repeated_blocks: that are compiled while it trains and evaluates; None where nothing is.
         levers: the settings that make its steps smaller, for messages.
     """
 
@@ -70,6 +72,7 @@ class ResumableTrainer(Trainer):
     temperature: float | None = None
     size: Size
     sizes: Sequence[Size]
+    repeated_blocks: RepeatedBlocks | None = None
     levers = "`learning_rate`"
     _course: Course
     _guard: UpdateGuard
@@ -197,7 +200,8 @@ class ResumableTrainer(Trainer):
             NonFiniteError: if losses, gradients or weights are NaN or infinite.
         """
         is_main = self.is_world_process_zero()
-        with sole_writer(self.args.output_path) if is_main else nullcontext(), self._interruption:
+        lock = sole_writer(self.args.output_path) if is_main else nullcontext()
+        with lock, self._interruption, self._compiled():
             checkpoint = self._find_checkpoint(resume_from_checkpoint)
             self._begin(checkpoint)
             try:
@@ -211,6 +215,20 @@ class ResumableTrainer(Trainer):
             self.optimizer_mode.settle()
             self.end_if_interrupted()
         return output
+
+    def _compiled(self) -> AbstractContextManager[None]:
+        """Within, what is to be compiled is."""
+        return nullcontext() if self.repeated_blocks is None else self.repeated_blocks.compiled()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As [`Trainer`], without the backend of the repeated blocks, by which accelerate would compile the whole."""
+        args, backend = self.args, self.args.torch_compile_backend
+        if args.compile_repeated_blocks:
+            args.torch_compile_backend = None
+        try:
+            super().create_accelerator_and_postprocess()
+        finally:
+            args.torch_compile_backend = backend
 
     def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
         folder = self.args.output_path

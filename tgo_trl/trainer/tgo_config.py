@@ -33,6 +33,7 @@ from .selection import (
     prompts_of,
     sample_metrics,
 )
+from .speed import check_attention, check_compilation, check_recomputation
 
 FAMILY_SETTINGS = (
     "max_sequence_length", "train_guidance_scale", "timestep_density", "logit_mean", "logit_std", "mode_scale",
@@ -93,6 +94,21 @@ class TGOConfig(TrainingArguments):
             `docs/performance.md` has both. Errors, losses and noise are float32 either way.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Whether to disable dropout in the trained network and its reference.
+
+        > Parameters that control how fast it trains; `docs/performance.md` says when which pays
+
+        speed (`str`, *optional*):
+            `"auto"` chooses, on a GPU, `gradient_checkpointing` (of no block, of every n-th, of all) and
+            `compile_repeated_blocks` by the memory that a step needs and by what was measured, and says why. What you
+            set stays as it is.
+        compile_repeated_blocks (`bool`, *optional*, defaults to `False`):
+            Compile the blocks that the network repeats, of policy and reference, in training and in evaluations, with
+            `torch_compile_backend` (`"inductor"` if not set) and `torch_compile_mode`, which alone do not turn
+            `torch_compile` on then. Results differ by rounding. Samples are drawn with blocks that are not compiled.
+        attention_backend (`str`, *optional*):
+            What computes attention, of policy and reference, by diffusers' names (`"flash"`, `"_native_cudnn"`, ...).
+            Defaults to PyTorch's own. It is tried before training, forward and backward; those without a gradient are
+            refused, and networks for which diffusers has no choice, as UNets. Results differ by rounding.
 
         > Parameters that control the data
 
@@ -319,7 +335,8 @@ class TGOConfig(TrainingArguments):
     >   copy with another `use_peft` (`dataclasses.replace`) has to set it too.
     > - `accelerator_config`: Batches are copied to the GPU without waiting for it (`non_blocking`), unless it is set.
     > - `logging_steps`: Defaults to `10` instead of `500`.
-    > - `gradient_checkpointing`: Defaults to `True` instead of `False`.
+    > - `gradient_checkpointing`: Defaults to `True` instead of `False`. Of each kind of block, every `n`-th is
+    >   recomputed with `gradient_checkpointing_kwargs={"every_n_layers": n}`.
     > - `bf16`: Defaults to `True` on a GPU that has it, if `fp16` is not set, instead of `False`.
     > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`: a NaN loss is shown, and not looking for one
     >   saves a wait for the GPU at every step.
@@ -364,6 +381,17 @@ class TGOConfig(TrainingArguments):
     )
     bf16_autocast: bool = field(default=True, metadata={"help": "With `bf16`, call the networks under autocast."})
     disable_dropout: bool = field(default=True, metadata={"help": "Disable dropout in policy and reference."})
+
+    # Parameters that control how fast it trains
+    speed: str | None = field(
+        default=None, metadata={"help": "Choose what makes training fast, of what is not set.", "choices": ["auto"]}
+    )
+    compile_repeated_blocks: bool | None = field(
+        default=None, metadata={"help": "Compile the blocks that the network repeats. `False` if not set."}
+    )
+    attention_backend: str | None = field(
+        default=None, metadata={"help": "What computes attention, as diffusers names it."}
+    )
 
     # Parameters that control the data
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
@@ -521,9 +549,6 @@ class TGOConfig(TrainingArguments):
         for name in ("model_init_kwargs", "lr_scheduler_kwargs"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, as_dictionary(name, getattr(self, name)))
-        newest = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
-        if self.gradient_checkpointing is None and getattr(self, newest) is None:
-            setattr(self, newest, True)
         self._apply_recipe()
         inherited = {item.name for item in fields(TrainingArguments)}
         check_types(self, [item.name for item in fields(self) if item.name not in inherited])
@@ -534,7 +559,7 @@ class TGOConfig(TrainingArguments):
             check_finite(name, getattr(self, name))
         if self.accelerator_config is None and self.dataloader_pin_memory is True and is_torch_cuda_available():
             self.accelerator_config = {"non_blocking": True}
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        self._init_inherited()
         if self.lora_target_modules is not None:
             check_target_names("lora_target_modules", self.lora_target_modules)
         self._check_choices()
@@ -543,6 +568,25 @@ class TGOConfig(TrainingArguments):
         for item in fields(self):  # computed with in float32
             check_finite(item.name, getattr(self, item.name))
         self._check_combinations()
+
+    def _init_inherited(self) -> None:
+        """As `TrainingArguments` does, where some settings are to mean something else, or to stay open."""
+        names = [name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(self, name)]
+        is_unset = all(getattr(self, name) is None for name in names)  # the newer and the older name
+        has_options = any(getattr(self, f"{name}_kwargs") for name in names)
+        is_open = is_unset and self.speed is not None and not has_options
+        if is_unset and not is_open:
+            setattr(self, names[0], True)
+        if self.compile_repeated_blocks is None and self.speed is None:
+            self.compile_repeated_blocks = False
+        of_blocks = check_compilation(vars(self))
+        for name in of_blocks:  # by either of which transformers would compile the whole network
+            setattr(self, name, None)
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        for name, value in of_blocks.items():
+            setattr(self, name, value)
+        for name in names if is_open else ():
+            setattr(self, name, None)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON has them, without secrets: for records, reporters and logs."""
@@ -616,6 +660,8 @@ class TGOConfig(TrainingArguments):
         check_choice("score_normalization", self.score_normalization, NORMALIZATIONS)
         check_choice("loss_type", self.loss_type, tuple(LOSSES))
         check_choice("pairs", self.pairs, SELECTIONS)
+        if self.speed is not None:
+            check_choice("speed", self.speed, ("auto",))
         check_choice("ref_model_sync_strategy", self.ref_model_sync_strategy, ("steps", "epoch"))
         if self.timestep_density is not None:
             check_choice("timestep_density", self.timestep_density, DENSITIES)
@@ -693,6 +739,8 @@ class TGOConfig(TrainingArguments):
                 f"`loss_type={self.loss_type!r}` has no reference, so `sync_ref_model=True` has nothing to synchronise."
             )
 
+        check_attention(vars(self))
+        check_recomputation(vars(self))
         check_precomputing(vars(self))
         if self.precompute_ref_log_probs and self.num_ref_draws is None:
             self.num_ref_draws = USUAL_DRAWS

@@ -27,12 +27,14 @@ from ..labels.rule import LabelRule, Labels
 from ..losses import LossInputs, RowErrors, build_loss
 from ..media.types import Sample, Size
 from ..policy.adapters import check_policy
+from ..policy.compilation import accelerate_compiles
 from ..policy.denoising import Corrupted
 from ..policy.draws import EVALUATION_EPOCH, Draw, DrawPlan
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
 from ..policy.launch import check_unquantized
 from ..policy.loading import load_reference_networks
+from ..policy.memory import Footprint, device_memory, footprint
 from ..policy.reference import AdapterReference, ModelReference, PastReference
 from ..settings import shown
 from .arguments import check_arguments, check_loss, default_args, training_dtype
@@ -46,6 +48,7 @@ from .nonfinite import UpdateGuard
 from .objective import BALANCED, has_beta
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_block
 from .reference_recipe import active_dropout, reference_digest, reference_recipe
+from .speed_choice import SpeedFacts, apply_choice, choose_speed
 from .summary import pair_rows, print_summary, summary_rows
 from .tgo_config import TGOConfig
 
@@ -217,6 +220,9 @@ class TGOTrainer(BaseTrainer):
         self._guard = UpdateGuard(self.accelerator, args.on_bad_row == "skip")
         self.strategy.prepare_policy(policy)
         self.strategy.prepare_reference(self.reference)
+        if args.speed is not None:
+            self._choose_speed(train_set)
+        self._prepare_compilation()
         if args.precompute_ref_log_probs:
             self._precompute_reference(train_set, eval_set)
         if self.label_rule is not None:
@@ -259,6 +265,47 @@ class TGOTrainer(BaseTrainer):
         if isinstance(args.negative_weight, float):
             return args.negative_weight
         return min(1.0, self.preparer.weight_balance)
+
+    def _choose_speed(self, train_set: PreparedDataset) -> None:
+        """Sets what makes the run fast, of what is not set, and says why."""
+        facts = self._speed_facts(train_set, device_memory(self.args.device))
+        lines = apply_choice(self.args, choose_speed(facts))
+        if self.is_world_process_zero():
+            print("\n".join(lines))
+
+    def _speed_facts(self, train_set: PreparedDataset, memory: int | None) -> SpeedFacts:
+        """What the choice depends on, with a memory of so many bytes; None of no GPU."""
+        args = self.args
+        if args.max_steps > 0:
+            batches = args.max_steps * args.gradient_accumulation_steps
+        else:
+            assert isinstance(train_set, EncodedDataset)
+            batches = math.ceil(len(train_set) * args.num_train_epochs / (args.train_batch_size * args.world_size))
+        rows = args.train_batch_size * args.num_likelihood_samples
+        is_chosen = memory is not None and args.gradient_checkpointing is None
+        found = self._footprint(train_set) if is_chosen else None
+        return SpeedFacts(args.device.type, memory, found, rows, batches, self._why_uncompiled())
+
+    @torch.no_grad()
+    def _footprint(self, train_set: PreparedDataset) -> Footprint | None:
+        """What training takes of the memory; None of a stream, which has encoders beside it."""
+        if not isinstance(train_set, EncodedDataset):
+            return None
+        items: list[Any] = [train_set[0, position] for position in range(min(2, len(train_set)))]  # a pair, of pairs
+        corrupted = self._corrupt(self._prepare_inputs(self.data_collator(items)))[0]
+        with self.accelerator.autocast():
+            return footprint(self.policy, self._networks(self.policy), corrupted, self.args.world_size)
+
+    def _why_uncompiled(self) -> str | None:
+        """What speaks against compiling blocks that nobody asked to have compiled, a clause."""
+        networks = list(self.policy.networks.values())
+        if self.args.torch_compile or accelerate_compiles():
+            return "the whole network is"
+        if not all(getattr(it, "_repeated_blocks", None) for it in networks):
+            return f"`{type(networks[0]).__name__}` does not say which of its blocks are repeated"
+        if any(getattr(it, "hf_quantizer", None) is not None for it in networks):
+            return "it was not measured with quantised weights"
+        return "batches are of several shapes, for which it was not measured" if self._has_several_shapes else None
 
     def _precompute_reference(
         self, train_set: PreparedDataset, eval_set: PreparedDataset | dict[str, PreparedDataset] | None
@@ -311,7 +358,8 @@ class TGOTrainer(BaseTrainer):
         was_training = self.model.training
         self.model.eval()
         corrupted = self._corrupt(inputs)[0]
-        with self.accelerator.autocast():  # which accelerate puts around the policy once training begins
+        # accelerate puts `autocast` around the policy once training begins
+        with self._compiled(), self.accelerator.autocast():
             predictions = self.reference.predictions(self.model, corrupted)
         self.model.train(was_training)
         return corrupted.errors(predictions.float()).T
@@ -494,7 +542,9 @@ class TGOTrainer(BaseTrainer):
         self._metrics["eval"] = self._new_metrics()
         self._guard.begin_evaluation()
         self.optimizer_mode.settle()
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        names = (prediction_loss_only, ignore_keys, metric_key_prefix)
+        with self._compiled():
+            output = super().evaluation_loop(dataloader, description, *names)
         means = self._metrics["eval"].pop_means(self.accelerator)
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
