@@ -279,7 +279,7 @@ def _check_schedule(args: TGOConfig) -> None:
     """Makes the schedule for a weight of its own, and takes a step."""
     steps = args.max_steps if args.max_steps > 0 else 1000
     kind = SchedulerType(args.lr_scheduler_type)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate or 0.0)
     try:
         schedule = get_scheduler(
             kind,
