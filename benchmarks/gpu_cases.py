@@ -22,9 +22,10 @@ from .peer_steps import ORDERS, TITLES, build_parts
 TRAINED = {"lora": "LoRA", "full": "all weights"}
 OWN_SETTINGS = (
     "output_dir", "encoding_cache_dir", "use_cpu", "per_device_train_batch_size", "max_steps", "gradient_checkpointing",
-    "use_peft", "resolution", "report_to", "save_strategy", "disable_tqdm", "lora_r",
+    "use_peft", "resolution", "report_to", "save_strategy", "disable_tqdm", "lora_r", "gradient_accumulation_steps",
+    "num_likelihood_samples", "bf16", "fp16", "loss_type", "pairs", "torch_compile",
 )  # fmt: skip
-"""What a case sets itself."""
+"""What a case sets itself, or what the bare loop, FLOPs and rows of a step would have to follow."""
 ENDLESS = 100_000
 """Updates: a run ends when its windows are over."""
 
@@ -141,7 +142,8 @@ def measure(case: Case, num_windows: int, seconds: float) -> dict[str, Any]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator, of the GPU or the CPU, had nothing left to give."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "unable to find an engine")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
 
 
 def time_trainer(case: Case, num_windows: int, seconds: float, device: torch.device) -> dict[str, Any]:

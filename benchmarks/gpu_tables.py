@@ -13,6 +13,10 @@ from .gpu_cases import PEER_BATCHES, QUANTISED, TRAINED, Case, plan
 from .gpu_models import MODELS
 from .peer_steps import ORDERS, TITLES
 
+AS_MUCH_WORK = frozenset(
+    {"compile_repeated_blocks", "torch_compile_mode", "attention_backend", "bf16_autocast", "optim"}
+)
+"""Settings with which a step still trains on as many rows, by as many forwards."""
 NOT_MEASURED = "not measured"
 SECTION = "gpu"
 """The name of the section, in the comments around it."""
@@ -41,11 +45,14 @@ class Results:
         return self.by_name.get(case.name)
 
     def measured(self, **wanted: Any) -> list[dict[str, Any]]:
-        """The results whose case has these values, but for those that did not fit in memory."""
+        """The results of as much work as without settings whose case has these values, if they fitted in memory."""
+        wanted = {"bits": 16, **wanted}
         return [
             result
             for result in self.by_name.values()
-            if result["outcome"] == "measured" and all(result["case"][name] == it for name, it in wanted.items())
+            if result["outcome"] == "measured"
+            and all(result["case"][name] == it for name, it in wanted.items())
+            and AS_MUCH_WORK.issuperset(result["case"]["settings"])
         ]
 
     @property

@@ -1,5 +1,7 @@
 """Attention is computed by the back end that is named, or the name is refused."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
@@ -91,7 +93,6 @@ def test_names_are_refused_when_settings_are_made(tmp_path, name, message):
     ("name", "message"),
     [
         ("xformers", "cannot be trained with on this CPU in float32 .* Please install `xformers>="),
-        ("flex", "FlexAttention does not support backward on CPU"),
         ("_native_cudnn", "cannot be trained with on this CPU"),
     ],
 )
@@ -113,6 +114,34 @@ def test_what_works_is_compared_with_pytorchs_own(monkeypatch, dtype):
     monkeypatch.setattr(_AttentionBackendRegistry, "_backends", detached)
     with pytest.raises(ValueError, match="cannot be trained with"):
         check_backend("_native_math", CPU, dtype)
+
+
+def test_it_is_tried_as_training_will_call_it(monkeypatch):
+    seen = []
+
+    def picky(query, key, value, attn_mask=None, **_):
+        seen.append((query.dtype, key.dtype, value.dtype, attn_mask is not None))
+        if attn_mask is not None or query.dtype != value.dtype:
+            raise ValueError("not of one kind")
+        heads = (it.movedim(1, 2) for it in (query, key, value))
+        return torch.nn.functional.scaled_dot_product_attention(*heads).movedim(1, 2)
+
+    backends = {**_AttentionBackendRegistry._backends, AttentionBackendName.FLASH: picky}
+    monkeypatch.setattr(_AttentionBackendRegistry, "_backends", backends)
+    monkeypatch.setattr(attention, "attention_backend", lambda name: nullcontext())  # whose package is not here
+    check_backend("flash", CPU, torch.bfloat16)
+    with pytest.raises(ValueError, match=r"under autocast .*set `bf16_autocast=False`"):
+        check_backend("flash", CPU, torch.bfloat16, autocasts=True)
+    with pytest.raises(ValueError, match="with masked prompts"):
+        check_backend("flash", CPU, torch.bfloat16, with_mask=True)
+    half, full = torch.bfloat16, torch.float32
+    assert seen == [(half, half, half, False), (full, full, half, False), (half, half, half, True)]
+
+
+def test_flex_is_refused_where_it_is_not_compiled(tmp_path):
+    with pytest.raises(ValueError, match="the whole matrix of scores unless it is compiled"):
+        config(tmp_path, attention_backend="flex")
+    assert config(tmp_path, attention_backend="flex", compile_repeated_blocks=True).attention_backend == "flex"
 
 
 def test_networks_that_have_no_choice_are_refused(tmp_path):

@@ -244,9 +244,10 @@ def test_the_command_measures_and_goes_on_after_a_failure(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--only", "sd9"], "nothing begins with 'sd9'"),
-        (["--set", "speed=9"], "TGOConfig has no such setting"),
+        (["--set", "haste=9"], "TGOConfig has no such setting"),
         (["--set", "beta"], "write name=value"),
         (["--set", "use_peft=false"], "`use_peft` is what a case sets itself"),
+        (["--set", "gradient_accumulation_steps=4"], "`gradient_accumulation_steps` is what a case sets itself"),
     ],
 )
 def test_options_that_cannot_be_meant(arguments, message, capsys):
@@ -256,9 +257,9 @@ def test_options_that_cannot_be_meant(arguments, message, capsys):
 
 
 def test_values_of_settings():
-    given = ["torch_compile=true", "beta=0.5", "loss_type=sft", 'lora_target_modules=["to_q"]']
+    given = ["compile_repeated_blocks=true", "beta=0.5", "recipe=robust", 'lora_target_modules=["to_q"]']
     assert gpu_speed.settings_of(given) == {
-        "torch_compile": True, "beta": 0.5, "loss_type": "sft", "lora_target_modules": ["to_q"],
+        "compile_repeated_blocks": True, "beta": 0.5, "recipe": "robust", "lora_target_modules": ["to_q"],
     }  # fmt: skip
 
 

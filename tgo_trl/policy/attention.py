@@ -42,24 +42,32 @@ def trainable() -> list[str]:
     return [it for it in NAMES if not it.endswith(FROM_THE_HUB) and not it.startswith(WITHOUT_GRADIENT)]
 
 
-def check_backend(name: str, device: torch.device, dtype: torch.dtype) -> None:
+def check_backend(
+    name: str, device: torch.device, dtype: torch.dtype, autocasts: bool = False, with_mask: bool = False
+) -> None:
     """Raises a ValueError for a back end that does not work here: it is tried, forward and backward.
 
     Args:
         name: of the back end.
         device: that training runs on.
         dtype: that training computes in.
+        autocasts: whether under autocast, where norms make float32 of queries and keys, and leave values alone.
+        with_mask: whether prompts are masked.
     """
+    kind = (device, dtype, autocasts, with_mask)
     try:
         with attention_backend(name):  # which looks for its package
-            found = _attention(name, device, dtype)
+            found = _attention(name, *kind)
     except Exception as error:  # whatever another package raises
         reason = " ".join(str(error).split())[:300]
+        how = " under autocast" * autocasts + " with masked prompts" * with_mask
+        before = "set `bf16_autocast=False`, or " if autocasts else ""
         raise ValueError(
             f"`attention_backend` is {name!r}, which cannot be trained with on this {device.type.upper()} in "
-            f"{str(dtype).removeprefix('torch.')} ({type(error).__name__}: {reason}). Leave it out for PyTorch's own."
+            f"{str(dtype).removeprefix('torch.')}{how} ({type(error).__name__}: {reason}). To have PyTorch's own, "
+            f"{before}leave it out."
         ) from error
-    for one, other in zip(found, _attention(AttentionBackendName.NATIVE.value, device, dtype), strict=True):
+    for one, other in zip(found, _attention(AttentionBackendName.NATIVE.value, *kind), strict=True):
         if not (one - other).abs().max() <= MOST_APART * other.abs().max():
             raise ValueError(
                 f"`attention_backend` is {name!r}, whose outputs or gradients on this {device.type.upper()} are not "
@@ -67,13 +75,15 @@ def check_backend(name: str, device: torch.device, dtype: torch.dtype) -> None:
             )
 
 
-def _attention(name: str, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+def _attention(name: str, device: torch.device, dtype: torch.dtype, autocasts: bool, with_mask: bool) -> list[Tensor]:
     """Of some numbers, the output and the gradients of query, key and value, float32 `[1, 128, 2, 64]` each."""
     generator = torch.Generator().manual_seed(0)
-    numbers = (torch.randn((1, 128, 2, 64), generator=generator) for _ in range(3))
-    inputs = [it.to(device, dtype).requires_grad_() for it in numbers]
-    with torch.enable_grad():
-        output = dispatch_attention_fn(*inputs, backend=AttentionBackendName(name))
+    numbers = [torch.randn((1, 128, 2, 64), generator=generator) for _ in range(3)]
+    dtypes = [torch.float32, torch.float32, dtype] if autocasts else [dtype] * 3
+    inputs = [it.to(device, kind).requires_grad_() for it, kind in zip(numbers, dtypes, strict=True)]
+    mask = torch.ones(1, 1, 1, 128, dtype=torch.bool, device=device) if with_mask else None
+    with torch.enable_grad(), torch.autocast(device.type, dtype, enabled=autocasts):
+        output = dispatch_attention_fn(*inputs, attn_mask=mask, backend=AttentionBackendName(name))
         gradients = torch.autograd.grad(output.float().square().sum(), inputs)
     return [it.detach().float() for it in (output, *gradients)]
 

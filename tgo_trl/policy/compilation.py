@@ -61,9 +61,16 @@ class RepeatedBlocks:
     @contextmanager
     def compiled(self) -> Iterator[None]:
         """Within, blocks are compiled: at their first call, and where a call is another than all before."""
-        limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
-        with torch._dynamo.config.patch(recompile_limit=limit), _calling(self._compiled):
+        name = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # 2.6
+        limits = {name: max(MOST_GRAPHS, getattr(torch._dynamo.config, name))}
+        with torch._dynamo.config.patch(limits), _calling(self._compiled):
             yield
+
+    def forget(self, networks: Iterable[nn.Module]) -> None:
+        """Lets go of networks that are not called any more, so that they can be freed."""
+        for network in networks:
+            for module in network.modules():
+                self._compiled.pop(module, None)
 
     @contextmanager
     def eager(self) -> Iterator[None]:

@@ -169,7 +169,8 @@ def check_launch(args: TGOConfig) -> None:
         if value != unset:
             raise ValueError(f"`{name}={value!r}` is not supported: {why}. Leave it at {unset!r}.")
     if args.attention_backend is not None:
-        check_backend(args.attention_backend, args.device, training_dtype(args))
+        autocasts = bool(args.bf16 and args.bf16_autocast)
+        check_backend(args.attention_backend, args.device, training_dtype(args), autocasts)
     # What "unset" means for accelerate with a stream is True, and a stream may be passed to `evaluate` later.
     accelerator_config.dispatch_batches = False
 

@@ -23,7 +23,7 @@ from ..hub.repositories import Destination, UploadError
 from ..hub.uploads import Uploads
 from ..media.types import Sample
 from ..messages.public import public_text
-from ..policy.attention import check_dispatch, set_backend
+from ..policy.attention import check_backend, check_dispatch, set_backend
 from ..policy.compilation import RepeatedBlocks, check_compilable, check_repeated
 from ..policy.denoising import Denoiser
 from ..policy.distributed import leave_quantized_weights_to_each_process
@@ -36,7 +36,14 @@ from ..rewards.base import Reward
 from ..storage.fingerprints import component_fingerprint, tensors_digest, weights_fingerprint
 from ..storage.records import CARD_NAME
 from . import checkpoints
-from .arguments import check_optimizer, resolve_family, resolve_size, resolve_sizes, warn_of_unused_settings
+from .arguments import (
+    check_optimizer,
+    resolve_family,
+    resolve_size,
+    resolve_sizes,
+    training_dtype,
+    warn_of_unused_settings,
+)
 from .callbacks import CompilationCallback, EarlyStopping, EpochCallback, InterruptionCallback, SyncReferenceCallback
 from .course import OF_THE_BASE, Course, course_settings, weights_digest
 from .eval_samples import EvalSamples
@@ -105,6 +112,9 @@ class BaseTrainer(ResumableTrainer):
         if args.attention_backend is not None:
             for network in self.family.networks(self.pipeline).values():
                 check_dispatch(network)
+            if self.family.reads_lengths:  # and so masks prompts, where those of a batch have several
+                autocasts = bool(args.bf16 and args.bf16_autocast)
+                check_backend(args.attention_backend, args.device, training_dtype(args), autocasts, with_mask=True)
 
     def _build_policy(
         self, args: TGOConfig, dtype: torch.dtype, peft_config: PeftConfig | None,

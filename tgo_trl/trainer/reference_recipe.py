@@ -24,6 +24,7 @@ from ..storage.fingerprints import (
     tensors_digest,
 )
 from .course import whole_weights_digest
+from .speed import DEFAULT_BACKEND
 from .tgo_config import TGOConfig
 
 VERSION = 2
@@ -81,7 +82,7 @@ def reference_recipe(
     settings = [(field.name, getattr(family, field.name)) for field in fields(family)]
     run = (args.seed, args.num_likelihood_samples, args.time_range, args.bf16, args.fp16, batch_size, args.loss_type)
     if args.compile_repeated_blocks:  # which rounds otherwise
-        weights = fingerprint(weights, args.torch_compile_backend, args.torch_compile_mode)
+        weights = fingerprint(weights, args.torch_compile_backend or DEFAULT_BACKEND, args.torch_compile_mode)
     if args.attention_backend is not None:  # likewise
         weights = fingerprint(weights, args.attention_backend)
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type

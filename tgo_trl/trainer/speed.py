@@ -10,8 +10,8 @@ from ..settings import check_choice, shown
 
 DEFAULT_BACKEND = "inductor"
 """Of `torch.compile`, if nobody sets another."""
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-"""Of that backend."""
+COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
+"""Of that backend, without those that replay CUDA graphs: each block's would overwrite what the one before gave it."""
 
 
 def check_recomputation(settings: Mapping[str, Any]) -> None:
@@ -31,6 +31,11 @@ def check_attention(settings: Mapping[str, Any]) -> None:
         from ..policy.attention import check_backend_name  # loads diffusers, which nobody else needs yet
 
         check_backend_name(settings["attention_backend"])
+        if settings["attention_backend"] == "flex" and not settings["compile_repeated_blocks"]:
+            raise ValueError(
+                "`attention_backend` is 'flex', which makes the whole matrix of scores unless it is compiled. Set "
+                "`compile_repeated_blocks=True` too, or leave it out."
+            )
 
 
 def check_compilation(settings: Mapping[str, Any]) -> dict[str, str | None]:

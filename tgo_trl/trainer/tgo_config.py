@@ -573,7 +573,7 @@ class TGOConfig(TrainingArguments):
         """As `TrainingArguments` does, where some settings are to mean something else, or to stay open."""
         names = [name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(self, name)]
         is_unset = all(getattr(self, name) is None for name in names)  # the newer and the older name
-        has_options = any(getattr(self, f"{name}_kwargs") for name in names)
+        has_options = any("every_n_layers" in (getattr(self, f"{name}_kwargs") or ()) for name in names)
         is_open = is_unset and self.speed is not None and not has_options
         if is_unset and not is_open:
             setattr(self, names[0], True)

@@ -204,6 +204,11 @@ class TGOTrainer(BaseTrainer):
             args.seed, args.num_likelihood_samples, self.loss.rows == "pairs", args.num_ref_draws,
             self.family.reads_posterior_noise,
         )  # fmt: skip
+        if isinstance(data_collator, DrawingCollator) and data_collator.plan != self._draw_plan:
+            raise ValueError(
+                "`data_collator` draws for another run (another `seed`, `num_likelihood_samples`, `num_ref_draws`, or "
+                "pairs). Leave it out, so that each trainer has its own."
+            )
         is_pinned = args.dataloader_pin_memory and args.device.type == "cuda"
         super().__init__(
             model=policy,
@@ -288,13 +293,25 @@ class TGOTrainer(BaseTrainer):
 
     @torch.no_grad()
     def _footprint(self, train_set: PreparedDataset) -> Footprint | None:
-        """What training takes of the memory; None of a stream, which has encoders beside it."""
-        if not isinstance(train_set, EncodedDataset):
+        """What training takes of the memory; None where that was not measured.
+
+        That is of a stream, which has encoders beside it, with all weights trained, with an average of them, and of
+        adapters on other modules than the family's.
+        """
+        if not isinstance(train_set, EncodedDataset) or not self._has_usual_adapter():
             return None
-        items: list[Any] = [train_set[0, position] for position in range(min(2, len(train_set)))]  # a pair, of pairs
+        sizes = [math.prod(size) for size in train_set.sizes]
+        largest = sizes.index(max(sizes))
+        items: list[Any] = [train_set[0, largest]] * train_set.rows_per_item
         corrupted = self._corrupt(self._prepare_inputs(self.data_collator(items)))[0]
         with self.accelerator.autocast():
             return footprint(self.policy, self._networks(self.policy), corrupted, self.args.world_size)
+
+    def _has_usual_adapter(self) -> bool:
+        if self.policy.adapter_name is None or self.args.ema_decay is not None:
+            return False
+        targets = self.policy.lora_config.target_modules
+        return not isinstance(targets, str) and set(targets or ()) == set(self.family.lora_target_modules)
 
     def _why_uncompiled(self) -> str | None:
         """What speaks against compiling blocks that nobody asked to have compiled, a clause."""
@@ -329,6 +346,8 @@ class TGOTrainer(BaseTrainer):
             if isinstance(reference, ModelReference):  # accelerate would keep it
                 self.accelerator._models = [it for it in self.accelerator._models if it is not reference.model]
             self.reference = PastReference()
+            if isinstance(reference, ModelReference) and self.repeated_blocks is not None:
+                self.repeated_blocks.forget(reference.networks)
             if not (args.sample_prompts or args.eval_sample_prompts):
                 self.sampled_reference = None
 

@@ -16,8 +16,8 @@ class ExportConfig:
 
     Attributes:
         adapter_name_or_path: folder of a training run, or Hub id of a LoRA adapter that one has pushed.
-        format: `"comfyui"`, one file of each network, with the names that ComfyUI, and for UNets Kohya's scripts and
-            Stable Diffusion WebUI, have for its weights; or `"merged"`, the whole pipeline with the adapter in its
+        format: `"comfyui"`, one file of each network, with the names that ComfyUI, and for UNets Kohya's scripts,
+            have for its weights; or `"merged"`, the whole pipeline with the adapter in its
             weights, for whatever reads the base.
         output_dir: where it goes.
         model_name_or_path: Hub id or folder of the base; the one that the adapter's card names, if not set. Of the

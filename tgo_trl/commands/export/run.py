@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -103,7 +104,10 @@ def _name(adapter: str) -> str:
 def _check_free(path: Path, state: Mapping[str, Tensor]) -> None:
     if not path.exists():
         return
-    there = load_file(path) if path.is_file() else {}
+    try:
+        there = load_file(path) if path.is_file() else {}
+    except SafetensorError:  # damaged, or none
+        there = {}
     if there.keys() != state.keys() or not all(torch.equal(there[name], tensor) for name, tensor in state.items()):
         raise ValueError(
             f"{shown_path(str(path))} is there already, with other weights. Name another `output_dir`, or delete it."
@@ -157,7 +161,9 @@ def _scaled(module: str, pair: Factors, scale: float, dtype: torch.dtype) -> lis
     if dtype != torch.float32:
         # The second factor is small after a short training, and float16 ends at 6e-8: both are made alike, exactly.
         largest = [float(it.abs().max()) for it in (down, up)]
-        shift = 2.0 ** round(math.log2(largest[1] / largest[0]) / 2) if all(it > 0 for it in largest) else 1.0
+        shift = (
+            2.0 ** round(math.log2(largest[1] / largest[0]) / 2) if all(0 < it < math.inf for it in largest) else 1.0
+        )
         down, up = down * shift, up / shift
     rounded = [it.to(dtype) for it in (down, up)]
     for before, after, given in zip((down, up), rounded, (pair.down, pair.up), strict=True):
@@ -213,9 +219,10 @@ def _merge(pipeline: Any, family: Family, folder: Path, scale: float, dtype: tor
 
 
 def _publish(pipeline: Any, output: Path) -> None:
-    """Writes a pipeline such that the folder either has all of it or nothing."""
+    """Writes a pipeline such that the folder has all of it, or no `model_index.json`."""
     unfinished = output / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    moved: list[Path] = []
     try:
         with writing(output):
             pipeline.save_pretrained(unfinished)
@@ -223,7 +230,9 @@ def _publish(pipeline: Any, output: Path) -> None:
                 flush(path)
             index = unfinished / "model_index.json"  # what makes a pipeline of a folder comes last
             for path in [*(it for it in unfinished.iterdir() if it != index), index]:
-                path.rename(output / path.name)
+                moved.append(path.rename(output / path.name))
             flush(output)
+            moved.clear()
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for path in (unfinished, *moved):
+            shutil.rmtree(path, ignore_errors=True)
