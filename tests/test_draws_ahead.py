@@ -236,3 +236,10 @@ def test_a_collator_of_the_users_own_leaves_drawing_to_the_step(tmp_path, monkey
     events = Events(monkeypatch)
     make_trainer(config(tmp_path), data_collator=RowCollator()).train()
     assert events.drawers == ["MainThread"] * 2
+
+
+def test_a_collator_of_another_run_is_refused(tmp_path):
+    first = make_trainer(config(tmp_path / "a", num_likelihood_samples=3))
+    with pytest.raises(ValueError, match="`data_collator` draws for another run"):
+        make_trainer(config(tmp_path / "b"), data_collator=first.data_collator)
+    make_trainer(config(tmp_path / "c", num_likelihood_samples=3), data_collator=first.data_collator)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -278,6 +279,13 @@ def test_another_adapter_of_the_same_name_is_not_written_over(folder):
     assert path.stem == f"{folder.name}-checkpoint-10"
 
 
+def test_a_file_that_is_no_adapter_is_not_written_over(folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "adapter.safetensors").write_bytes(b"something else")
+    with pytest.raises(ValueError, match="is there already, with other weights"):
+        export(arguments(folder))
+
+
 def test_the_folder_of_the_adapter_is_left_alone(folder):
     with pytest.raises(ValueError, match="the folder of the adapter itself"):
         export(arguments(folder, output_dir=str(folder / "adapter")))
@@ -298,6 +306,11 @@ def test_small_factors_are_made_alike_before_float16(folder):
         assert float((product - expected).norm() / expected.norm()) < 2e-3
         plain = whole[name].half().float() - whole[name]
         assert float(plain.norm() / whole[name].norm()) > 5e-3  # as it would be otherwise
+
+
+def test_a_scale_that_overflows_is_refused(folder):
+    with pytest.raises(ValueError, match=r"too large or too small for torch.float16"):
+        export(arguments(folder, scale=3e38, dtype="float16"))
 
 
 def test_a_scale_that_leaves_nothing_is_refused(folder):
@@ -356,6 +369,12 @@ def test_a_killed_merge_leaves_no_pipeline_and_goes_on(folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(run, "flush", lambda path: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
+            export(arguments(folder, format="merged", output_dir=str(folder / "merged")))
+    assert not (folder / "merged").exists()
+    with monkeypatch.context() as patch:
+        usual, count = Path.rename, iter(range(99))
+        patch.setattr(Path, "rename", lambda path, to: usual(path, to) if next(count) < 2 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
             export(arguments(folder, format="merged", output_dir=str(folder / "merged")))
     assert not (folder / "merged").exists()
     (folder / "merged" / ".unfinished" / "unet").mkdir(parents=True)  # of one that could not clear up

@@ -161,10 +161,9 @@ def _scaled(module: str, pair: Factors, scale: float, dtype: torch.dtype) -> lis
     if dtype != torch.float32:
         # The second factor is small after a short training, and float16 ends at 6e-8: both are made alike, exactly.
         largest = [float(it.abs().max()) for it in (down, up)]
-        shift = (
-            2.0 ** round(math.log2(largest[1] / largest[0]) / 2) if all(0 < it < math.inf for it in largest) else 1.0
-        )
-        down, up = down * shift, up / shift
+        if all(0 < it < math.inf for it in largest):
+            shift = 2.0 ** round(math.log2(largest[1] / largest[0]) / 2)
+            down, up = down * shift, up / shift
     rounded = [it.to(dtype) for it in (down, up)]
     for before, after, given in zip((down, up), rounded, (pair.down, pair.up), strict=True):
         error = float((after.float() - before).norm())
