@@ -275,7 +275,7 @@ def row_of(table: str, *cells: str) -> list[str]:
 
 def test_tables_of_given_results():
     plain, again = (Case("sd15-512", "lora", 8, it) for it in (False, True))
-    fast = Case("sd15-512", "lora", 8, settings={"torch_compile": True})
+    fast = Case("sd15-512", "lora", 8, settings={"compile_repeated_blocks": True})
     peer = Case("sd15-512", "dpo-lora", 8, True)
     full = {**result(Case("sdxl-1024", "lora", 8), 1), "outcome": "out of memory"}
     found = [result(plain, 0.2), result(again, 0.4), result(fast, 0.1), result(peer, 1.0), full]
@@ -287,7 +287,7 @@ def test_tables_of_given_results():
     assert row_of(steps, "SD 1.5, 512", "LoRA", "1") == [NOT_MEASURED] + [""] * 6
     assert row_of(steps, "SDXL, 1024", "LoRA", "8")[0] == "out of memory / not measured"
     assert row_of(peer_table(results), "diffusers' Diffusion-DPO script, LoRA", "8") == ["1.000", "8", "9.0", "2.50"]
-    settings = row_of(settings_table(results), "SD 1.5, 512", "LoRA", "8", "no", "`torch_compile=True`")
+    settings = row_of(settings_table(results), "SD 1.5, 512", "LoRA", "8", "no", "`compile_repeated_blocks=True`")
     assert (settings[0], settings[-1]) == ("0.100", "2.00")
     assert results.place.startswith("NVIDIA H100, 85 GB, 700 to 700 TFLOP/s in bfloat16; python 3.11")
 
@@ -298,7 +298,7 @@ def test_bars_of_given_results():
         Case("sd15-512", "dpo-lora", 8, True): {"seconds": 0.5},  # 16
         Case("sd15-512", "kto-lora", 8, True): {"seconds": 0.25},  # 32: 2.5 times
         Case("sdxl-1024", "lora", 1): {"seconds": 0.28},
-        Case("sdxl-1024", "lora", 1, settings={"torch_compile": True}): {"seconds": 0.25, "data_share": 0.02},
+        Case("sdxl-1024", "lora", 1, settings={"compile_repeated_blocks": True}): {"seconds": 0.25, "data_share": 0.02},
         Case("flux-512", "lora", 1, True, bits=4): {"seconds": 0.5},
     }
     results = Results(result(case, **values) for case, values in cases.items())
@@ -308,7 +308,7 @@ def test_bars_of_given_results():
     assert row_of(table, f"{peers} 8: at least 3.00") == ["2.50", ours, "missed by 0.50"]
     assert row_of(table, f"{peers} 32: at least 3.00") == ["", "", NOT_MEASURED]
     assert row_of(table, "SDXL, 1024: seconds of a step at batch 1: at most 0.30") == [
-        "0.25", "SDXL, 1024, LoRA, batch 1, torch_compile=True", "met",
+        "0.25", "SDXL, 1024, LoRA, batch 1, compile_repeated_blocks=True", "met",
     ]  # fmt: skip
     utilisation = "SDXL, 1024: utilisation at batch 1, without checkpointing: at least 0.33"
     assert row_of(table, utilisation)[-1] == "missed by 0.13"
