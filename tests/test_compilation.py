@@ -128,8 +128,10 @@ def test_samples_with_gradient_are_compiled_too(tmp_path):
     assert_equal(runs[1], runs[0])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["stable_diffusion", "flux"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("flux", marks=pytest.mark.slow), pytest.param("stable_diffusion", marks=pytest.mark.long)],
+)
 def test_kernels_that_are_generated_give_the_losses_within_a_tolerance(tmp_path, name):
     case, found = BY_NAME[name], []
     for settings in ({}, {"compile_repeated_blocks": True}):
