@@ -211,8 +211,8 @@ def plot(rows: Sequence[dict[str, Any]], sampler: str, path: Path) -> None:
             panels[0].set_yticks([], minor=True)
     for panel in axes.flat:
         panel.tick_params(labelsize=8)
-    axes[0, 0].legend(fontsize=7)
-    axes[0, -1].legend(fontsize=7)
+    for panel in (axes[0, 0], axes[0, -1]):
+        panel.legend(fontsize=7, loc="lower right")
     save_figure(figure, path, 110)
 
 
