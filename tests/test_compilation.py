@@ -64,6 +64,7 @@ def run(folder, resumes=False, **settings):
     return trainer, graphs.at
 
 
+@pytest.mark.slow  # where no coverage is taken, whose tracer breaks graphs
 def test_policy_and_reference_are_compiled_once_bit_for_bit(tmp_path, capsys):
     settings = {
         "max_steps": 3, "save_strategy": "steps", "save_steps": 2, "sync_ref_model": True, "ref_model_sync_steps": 2,
@@ -199,6 +200,7 @@ class Network(ModelMixin, ConfigMixin):
         self._repeated_blocks = [type(blocks[0]).__name__]
 
 
+@pytest.mark.slow  # where no coverage is taken, whose tracer breaks graphs
 def test_a_graph_that_breaks_is_warned_of_once(caplog):
     network = Network([Broken()])
     type(network)._repeated_blocks = ["Broken"]
@@ -213,6 +215,7 @@ def test_a_graph_that_breaks_is_warned_of_once(caplog):
     assert message.endswith("Call to `torch._dynamo.graph_break()`")
 
 
+@pytest.mark.slow  # where no coverage is taken, whose tracer breaks graphs
 def test_more_graphs_than_dynamo_takes_are_made_and_too_many_are_warned_of(caplog, monkeypatch):
     network = Network([Whole(width) for width in range(1, 13)])
     type(network)._repeated_blocks = ["Whole"]
