@@ -169,8 +169,7 @@ def check_launch(args: TGOConfig) -> None:
         if value != unset:
             raise ValueError(f"`{name}={value!r}` is not supported: {why}. Leave it at {unset!r}.")
     if args.attention_backend is not None:
-        autocasts = bool(args.bf16 and args.bf16_autocast)
-        check_backend(args.attention_backend, args.device, training_dtype(args), autocasts)
+        try_attention(args, args.attention_backend)
     # What "unset" means for accelerate with a stream is True, and a stream may be passed to `evaluate` later.
     accelerator_config.dispatch_batches = False
 
@@ -193,6 +192,12 @@ def _unsupported(args: TGOConfig) -> dict[str, tuple[Any, Any, str]]:
         "fp16_full_eval": (args.fp16_full_eval, False, "it would put the trained weights into float16 for good"),
         "split_batches": (accelerator_config.split_batches, False, "batches are counted per process"),
     }  # fmt: skip
+
+
+def try_attention(args: TGOConfig, name: str, with_mask: bool = False) -> None:
+    """Raises a ValueError if a back end of attention does not work as this run will call it."""
+    autocasts = bool(args.bf16 and args.bf16_autocast)
+    check_backend(name, args.device, training_dtype(args), autocasts, with_mask)
 
 
 def training_dtype(args: TGOConfig) -> torch.dtype:

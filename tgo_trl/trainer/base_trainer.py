@@ -23,7 +23,7 @@ from ..hub.repositories import Destination, UploadError
 from ..hub.uploads import Uploads
 from ..media.types import Sample
 from ..messages.public import public_text
-from ..policy.attention import check_backend, check_dispatch, set_backend
+from ..policy.attention import check_dispatch, set_backend
 from ..policy.compilation import RepeatedBlocks, check_compilable, check_repeated
 from ..policy.denoising import Denoiser
 from ..policy.distributed import leave_quantized_weights_to_each_process
@@ -41,7 +41,7 @@ from .arguments import (
     resolve_family,
     resolve_size,
     resolve_sizes,
-    training_dtype,
+    try_attention,
     warn_of_unused_settings,
 )
 from .callbacks import CompilationCallback, EarlyStopping, EpochCallback, InterruptionCallback, SyncReferenceCallback
@@ -113,8 +113,7 @@ class BaseTrainer(ResumableTrainer):
             for network in self.family.networks(self.pipeline).values():
                 check_dispatch(network)
             if self.family.reads_lengths:  # and so masks prompts, where those of a batch have several
-                autocasts = bool(args.bf16 and args.bf16_autocast)
-                check_backend(args.attention_backend, args.device, training_dtype(args), autocasts, with_mask=True)
+                try_attention(args, args.attention_backend, with_mask=True)
 
     def _build_policy(
         self, args: TGOConfig, dtype: torch.dtype, peft_config: PeftConfig | None,
