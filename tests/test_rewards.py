@@ -20,6 +20,7 @@ from tgo_trl.rewards.base import (
     checked_pixel_scores,
     is_differentiable,
     load_images,
+    reads_sources,
 )
 
 IMAGES = [Image.new("RGB", (8, 8), color) for color in ("black", "gray", "white")]
@@ -386,3 +387,54 @@ def test_an_ensemble_that_is_not_fitted_says_so():
 def test_what_an_ensemble_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# ---- Rewards of edits ----
+
+SOURCES = [[IMAGES[2]], [IMAGES[0], IMAGES[1]], [IMAGES[1]]]
+
+
+def brightness(images):
+    return [float(np.asarray(image).mean()) for image in images]
+
+
+def difference(prompts, images, sources):
+    return [one - other for one, other in zip(brightness(images), brightness([it[0] for it in sources]), strict=True)]
+
+
+class EditModel(ModelReward):
+    name, license, reads_sources = "edit", "none", True
+
+    def _load(self):
+        pass
+
+    def _score_batch(self, prompts, images):
+        raise AssertionError("an edit has a source")
+
+    def _score_edits(self, prompts, images, sources):
+        return torch.tensor(difference(prompts, images, sources))
+
+
+def test_a_reward_of_edits_gets_the_sources():
+    by_hand = [0 - 255, 128 - 0, 255 - 128]
+    model = EditModel("somewhere", batch_size=2)
+    wrapped = UserReward(difference, "difference", "1")
+    for reward in (
+        difference,
+        wrapped,
+        model,
+        Ensemble({"only": Member(reward=model, weight=1.0, normalization="none")}),
+    ):
+        assert reads_sources(reward)
+        assert checked_scores(reward, PROMPTS, IMAGES, SOURCES) == by_hand
+        with pytest.raises(ValueError, match="compares an image with the one that it was made from"):
+            checked_scores(reward, PROMPTS, IMAGES)
+
+
+def test_other_rewards_do_not_see_the_sources():
+    def plain(prompts, images):
+        return brightness(images)
+
+    assert not reads_sources(plain)
+    assert not reads_sources(UserReward(plain, "plain", "1"))
+    assert checked_scores(plain, PROMPTS, IMAGES, SOURCES) == [0, 128, 255]

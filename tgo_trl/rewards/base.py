@@ -1,8 +1,9 @@
 """What a reward is, and what the reward models here share: batches, devices, Hub files, checked scores."""
 
+import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -32,8 +33,12 @@ class NoScore:
     reason: str
 
 
-Reward: TypeAlias = Callable[[Sequence[str], Sequence[Any]], Sequence[float | NoScore]]
-"""`N` prompts and `N` images (for a video reward: lists of frames) to `N` scores, higher is better."""
+Reward: TypeAlias = Callable[..., Sequence[float | NoScore]]
+"""`N` prompts and `N` images (for a video reward: lists of frames) to `N` scores, higher is better.
+
+One that judges edits says so with `reads_sources = True`, or with a parameter of this name: it is also given `sources`,
+the images that each row's was made from, as `N` lists of images.
+"""
 
 
 class DifferentiableReward(Protocol):
@@ -63,11 +68,13 @@ class ModelReward(ABC):
         name: as in `REWARDS`.
         license: of the weights, or what is known of it.
         differentiable: whether [`score_pixels`] has a gradient.
+        reads_sources: whether it judges edits, and so is called with the images that each row's was made from.
     """
 
     name: ClassVar[str]
     license: str
     differentiable: ClassVar[bool] = False
+    reads_sources: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -95,12 +102,15 @@ class ModelReward(ABC):
             return public_name(self.model_id)
         return f"{self.model_id}@{self._commit or self.revision or 'main'}"
 
-    def __call__(self, prompts: Sequence[str], images: Sequence[Any]) -> list[float]:
+    def __call__(
+        self, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None
+    ) -> list[float]:
         """The score of each row.
 
         Args:
             prompts: `N` prompts.
             images: `N` images, as [`load_image`] takes them.
+            sources: `N` lists of images that those were made from, for a reward that [`reads_sources`].
 
         Raises:
             ValueError: if there are not as many prompts as images, or an image cannot be read.
@@ -113,7 +123,10 @@ class ModelReward(ABC):
         with torch.inference_mode():
             for start in range(0, len(prompts), self.batch_size):
                 rows = slice(start, start + self.batch_size)
-                scores += self._score_batch(prompts[rows], images[rows]).tolist()
+                if self.reads_sources and sources is not None:
+                    scores += self._score_edits(prompts[rows], images[rows], sources[rows]).tolist()
+                else:
+                    scores += self._score_batch(prompts[rows], images[rows]).tolist()
         return scores
 
     def score_pixels(self, prompts: Sequence[str], pixels: Tensor) -> Tensor:
@@ -158,6 +171,10 @@ class ModelReward(ABC):
     @abstractmethod
     def _score_batch(self, prompts: Sequence[str], images: Sequence[Any]) -> Tensor:
         """Float `[N]`, the scores of one batch."""
+
+    def _score_edits(self, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]]) -> Tensor:
+        """Float `[N]`, the scores of one batch beside what it was made from, if it [`reads_sources`]."""
+        raise NotImplementedError
 
     def _score_pixels(self, prompts: Sequence[str], pixels: Tensor) -> Tensor:
         """The same of float32 pixels `[N, 3, H, W]` in [0, 1] on `device`, with gradient, if [`differentiable`]."""
@@ -213,20 +230,49 @@ class UserReward:
         self.version = str(getattr(function, "version", version))
         self.license = str(getattr(function, "license", "not stated"))
         self.differentiable, self.score_pixels = is_differentiable(function), getattr(function, "score_pixels", None)
+        self.reads_sources = reads_sources(function)
 
-    def __call__(self, prompts: Sequence[str], images: Sequence[Any]) -> Sequence[float | NoScore]:
+    def __call__(self, prompts: Sequence[str], images: Sequence[Any], **sources: Any) -> Sequence[float | NoScore]:
         """What the function returns, unchecked."""
-        return self.function(prompts, images)
+        return self.function(prompts, images, **sources)
 
 
-def checked_scores(reward: Reward, prompts: Sequence[str], images: Sequence[Any]) -> list[float]:
+def reads_sources(reward: Any) -> bool:
+    """Whether a reward judges edits: it says so by `reads_sources`, or has a parameter `sources`."""
+    if hasattr(reward, "reads_sources"):
+        return bool(reward.reads_sources)
+    try:
+        return "sources" in inspect.signature(reward).parameters
+    except (TypeError, ValueError):  # of what is written in C
+        return False
+
+
+def check_sources(rewards: Mapping[str, Reward], have_sources: bool, remedy: str) -> None:
+    """Raises a ValueError if a reward judges edits, and there are no images that they were made from.
+
+    Args:
+        rewards: by name.
+        have_sources: whether each row has them.
+        remedy: what to do, as a sentence.
+    """
+    for name, reward in rewards.items():
+        if reads_sources(reward) and not have_sources:
+            raise ValueError(
+                f"The reward {name!r} compares an image with the one that it was made from, and there are none. "
+                f"{remedy}"
+            )
+
+
+def checked_scores(
+    reward: Reward, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None
+) -> list[float]:
     """The reward's scores as floats, one per row. A reward is not called without rows.
 
     Raises:
         ValueError: if it does not return one finite number per row, naming the reward and the row.
     """
     scores = []
-    for row, score in enumerate(scores_or_none(reward, prompts, images)):
+    for row, score in enumerate(scores_or_none(reward, prompts, images, sources)):
         if isinstance(score, NoScore):
             name = reward_name(reward)
             raise ValueError(f"The reward {name!r}, row {row} (prompt {shorten(prompts[row])}): {score.reason}.")
@@ -234,13 +280,24 @@ def checked_scores(reward: Reward, prompts: Sequence[str], images: Sequence[Any]
     return scores
 
 
-def scores_or_none(reward: Reward, prompts: Sequence[str], images: Sequence[Any]) -> list[float | NoScore]:
-    """Likewise, with the [`NoScore`] of rows that the reward has none for."""
+def scores_or_none(
+    reward: Reward, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None
+) -> list[float | NoScore]:
+    """Likewise, with the [`NoScore`] of rows that the reward has none for.
+
+    Args:
+        reward: given the sources if it reads them.
+        prompts: `N` prompts.
+        images: `N` images, or lists of frames.
+        sources: `N` lists of images that those were made from; None if there are none.
+    """
     check_rows(prompts, images)
     if not prompts:
         return []
     name = reward_name(reward)
-    returned: Any = reward(prompts, images)
+    check_sources({name: reward}, sources is not None, "Score rows that have a column of source images.")
+    given = {"sources": sources} if reads_sources(reward) else {}
+    returned: Any = reward(prompts, images, **given)
     advice = f"A reward takes {len(prompts)} prompts and as many images, and returns a list of as many numbers."
     if isinstance(returned, (str, bytes, dict)) or not hasattr(returned, "__iter__"):
         raise ValueError(f"The reward {name!r} returned a `{type(returned).__name__}`, not a list of scores. {advice}")

@@ -8,7 +8,7 @@ import torch
 
 from ..labels import NORMALIZATIONS
 from ..labels.normalization import center_and_scale
-from .base import Reward, check_differentiable, checked_scores, is_differentiable, reward_name
+from .base import Reward, check_differentiable, checked_scores, is_differentiable, reads_sources, reward_name
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,21 @@ class Ensemble:
         licenses = {name: getattr(member.reward, "license", "not stated") for name, member in self.members.items()}
         return "; ".join(f"{name}: {license}" for name, license in licenses.items())
 
-    def __call__(self, prompts: Sequence[str], images: Sequence[Any]) -> list[float]:
+    @property
+    def reads_sources(self) -> bool:
+        """Whether any member judges edits."""
+        return any(reads_sources(member.reward) for member in self.members.values() if member.reward is not None)
+
+    def __call__(
+        self, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None
+    ) -> list[float]:
         """The weighted sum for each row.
 
         Raises:
             ValueError: if a member is not fitted, has no reward, or its reward returns other than scores.
         """
         self._check_fitted()
-        return self.combine(self.score(prompts, images))
+        return self.combine(self.score(prompts, images, sources))
 
     @property
     def differentiable(self) -> bool:
@@ -110,7 +117,9 @@ class Ensemble:
         ]
         return torch.stack(terms).sum(0)
 
-    def score(self, prompts: Sequence[str], images: Sequence[Any]) -> dict[str, list[float]]:
+    def score(
+        self, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None
+    ) -> dict[str, list[float]]:
         """The scores of each member, not normalised.
 
         Raises:
@@ -120,7 +129,7 @@ class Ensemble:
         if missing:
             raise ValueError(f"Members without a reward cannot score: {', '.join(missing)}. Use `combine`.")
         return {
-            name: checked_scores(member.reward, prompts, images)
+            name: checked_scores(member.reward, prompts, images, sources)
             for name, member in self.members.items()
             if member.reward is not None
         }

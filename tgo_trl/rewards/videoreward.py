@@ -89,12 +89,15 @@ class VideoReward(ModelReward):
         chosen = "" if set(self.axes) == set(AXES) else f" ({'+'.join(self.axes)})"
         return f"{super().version}/{self.checkpoint}{chosen}"
 
-    def __call__(self, prompts: Sequence[str], images: Sequence[Sequence[Any]]) -> list[float]:
+    def __call__(
+        self, prompts: Sequence[str], images: Sequence[Sequence[Any]], sources: Sequence[Sequence[Any]] | None = None
+    ) -> list[float]:
         """The score of each video.
 
         Args:
             prompts: `N` prompts.
             images: `N` videos, each a list of frames of one size, `fps` per second.
+            sources: not read.
 
         Raises:
             ValueError: if `fps` is not known, there are not as many prompts as videos, a video has fewer than 2
