@@ -8,6 +8,7 @@ A case is found by itself: any module of `tests.tiny` with `build`, and each of 
 - `SETTINGS`, of the family;
 - `denoising_error(pipeline, pixels, prompts, draw)`, `[B]`: what diffusers' own training script computes, written from
   the public parts of pipeline and scheduler, without `tgo_trl`;
+- for families of edits, `SOURCES`, the source images of each of the two [`PROMPTS`];
 - `read_call(arguments, latent_shape)`: corrupted sample and time, as the family's `predict` takes them, from what the
   pipeline fed its network.
 """
@@ -21,15 +22,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Image, List, concatenate_datasets
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from tgo_trl import TGOConfig
 from tgo_trl.families import Family, build_family
 from tgo_trl.losses import RowErrors
+from tgo_trl.media.images import image_to_tensor
 from tgo_trl.media.sizes import crop_geometry
 from tgo_trl.policy.denoising import Denoiser
 from tgo_trl.policy.draws import Draw, draw_rows
@@ -75,8 +78,37 @@ class Case:
 
     def rows(self, num_rows: int = 8, seed: int = 0) -> Dataset:
         if self.num_frames is None:
-            return tiny.scored_rows(num_rows, seed)
-        return tiny.scored_videos(num_rows, self.num_frames, seed)
+            rows = tiny.scored_rows(num_rows, seed)
+        else:
+            rows = tiny.scored_videos(num_rows, self.num_frames, seed)
+        if self.sources is None:
+            return rows
+        column = {"source_image": [self.sources[i % 2] for i in range(num_rows)]}
+        sources = Dataset.from_dict(column, features=Features({"source_image": List(Image())}))
+        return concatenate_datasets([rows, sources], axis=1)
+
+    @property
+    def sources(self) -> list[list[PIL.Image.Image]] | None:
+        return getattr(self.module, "SOURCES", None)
+
+    def source_pixels(self, num_rows: int = 2) -> Tensor:
+        """`[B, S, 3, H, W]`."""
+        size = (self.module.RESOLUTION, self.module.RESOLUTION)
+        rows = [self.sources[i % 2] for i in range(num_rows)]
+        return torch.stack([torch.stack([image_to_tensor(image, size) for image in images]) for images in rows])
+
+    def encode(self, family: Family, pipeline: DiffusionPipeline, num_rows: int = 2) -> tuple[dict, dict]:
+        """Rows, encoded: what there is of images, sources among it, and of prompts."""
+        prompts = [PROMPTS[i % 2] for i in range(num_rows)]
+        with torch.no_grad():
+            image = family.encode_images(pipeline, self.pixels(num_rows), self.geometry(num_rows))
+            if self.sources is None:
+                return image, family.encode_prompts(pipeline, prompts)
+            pixels = self.source_pixels(num_rows)
+            image |= family.encode_sources(pipeline, pixels)
+            if family.prompts_see_sources:
+                return image, family.encode_edits(pipeline, prompts, pixels)
+            return image, family.encode_prompts(pipeline, prompts)
 
     def config(self, folder: Path, **settings: Any) -> TGOConfig:
         own = {"resolution": self.module.RESOLUTION, "gradient_checkpointing": True, **self.module.SETTINGS}
@@ -89,9 +121,7 @@ class Case:
         """A policy with a fresh adapter, and encoded rows."""
         pipeline = pipeline or self.build()
         family = self.family(pipeline)
-        with torch.no_grad():
-            image = family.encode_images(pipeline, self.pixels(num_rows), self.geometry(num_rows))
-            prompt = family.encode_prompts(pipeline, [PROMPTS[i % 2] for i in range(num_rows)])
+        image, prompt = self.encode(family, pipeline, num_rows)
         torch.manual_seed(0)
         policy, _ = build_policy(pipeline, family, self.config(folder, **settings), None, dtype)
         return Setup(pipeline, family, policy, AdapterReference(policy, keep_copy=False), image, prompt)

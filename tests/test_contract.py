@@ -216,15 +216,15 @@ def test_samples_have_prompts_of_the_length_of_training(case, tmp_path):
     family = build_family(type(pipeline), {})  # with the lengths that the published ones have
     if not family.prompt_length(pipeline) or case.num_frames is not None:
         pytest.skip("prompts have one length, or samples take long")
-    with torch.no_grad():
-        trained = {name: tuple(tensor.shape) for name, tensor in family.encode_prompts(pipeline, PROMPTS[:1]).items()}
+    trained = {name: tuple(tensor.shape) for name, tensor in case.encode(family, pipeline)[1].items()}
     seen = []
     encode = pipeline.encode_prompt
     pipeline.encode_prompt = lambda *args, **kwargs: (seen.append(kwargs), encode(*args, **kwargs))[1]
     size = (case.module.RESOLUTION, case.module.RESOLUTION)
     generators = [torch.Generator().manual_seed(0)]
+    given = {} if case.sources is None else {"sources": case.sources[:1]}
     with torch.no_grad():
-        family.sample(pipeline, PROMPTS[:1], generators, size, num_inference_steps=1)
+        family.sample(pipeline, PROMPTS[:1], generators, size, num_inference_steps=1, **given)
     length = family.prompt_length(pipeline)["max_sequence_length"]
     assert seen[0]["max_sequence_length"] == length
     assert length <= trained["embeds"][1]  # SD3's come after CLIP's
@@ -234,14 +234,14 @@ def test_the_network_is_called_as_the_pipeline_calls_it(case, tmp_path):
     setup = case.setup(tmp_path)
     arguments = {**case.module.CALL, **case.module.UNGUIDED, "output_type": "latent"}
     latent_shape = setup.family.latent_shape(setup.image)
-    with torch.no_grad():
-        prompt = setup.family.encode_prompts(setup.pipeline, PROMPTS[:1])
-    image = {name: tensor[:1] for name, tensor in setup.image.items()}
+    image, prompt = (
+        {name: tensor[:1] for name, tensor in it.items()} for it in case.encode(setup.family, setup.pipeline)
+    )
     conditions = setup.family.conditions(setup.pipeline, image, prompt)
     networks = setup.family.networks(setup.pipeline)
     for network in networks.values():
         generator = torch.Generator().manual_seed(0)
-        theirs = calls_of(network, setup.pipeline, PROMPTS[0], generator=generator, **arguments)
+        theirs = calls_of(network, setup.pipeline, prompt=PROMPTS[0], generator=generator, **arguments)
         corrupted, time = case.module.read_call(theirs[0][0], latent_shape)
         assert corrupted.shape == (1, *latent_shape)
         ours = calls_of(network, setup.family.predict, networks, corrupted, time, conditions)
@@ -324,8 +324,10 @@ def test_the_trainer_runs_changes_samples_and_releases_the_encoders(case, tmp_pa
     assert np.isfinite(logged(trainer)).all()
     assert not moved  # everything was encoded before training began, and the encoders stay where they are
 
-    sizes = ("height", "width", "num_frames", "max_sequence_length")  # of the family
+    sizes = ("height", "width", "num_frames", "max_sequence_length", "image")  # of the family
     call = {name: value for name, value in case.module.CALL.items() if name not in sizes}
+    if case.sources is not None:
+        call["sources"] = case.sources[:1]
     before, after = (
         film_strip(sample) if isinstance(sample, list) else sample
         for sample in (

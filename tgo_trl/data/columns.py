@@ -23,6 +23,7 @@ class Columns:
         media_argument: the setting that names that column, for messages.
         rejected: of the worse images or videos, where a row is a pair; `media` is then that of the better ones, and
             there are no scores.
+        source: of the images that each row's was made from; None where nothing reads them.
     """
 
     prompt: str = "prompt"
@@ -30,6 +31,7 @@ class Columns:
     score: str = "score"
     media_argument: str = "image_column"
     rejected: str | None = None
+    source: str | None = None
 
     @property
     def of_media(self) -> list[str]:
@@ -40,7 +42,8 @@ class Columns:
     def by_argument(self) -> dict[str, str]:
         """The columns that are read, by the settings that name them."""
         last = {"score_column": self.score} if self.rejected is None else {"rejected_column": self.rejected}
-        return {"prompt_column": self.prompt, self.media_argument: self.media, **last}
+        sources = {} if self.source is None else {"source_column": self.source}
+        return {"prompt_column": self.prompt, self.media_argument: self.media, **last, **sources}
 
     def check(self, dataset: Dataset | IterableDataset, name: str, hint: str = "") -> None:
         """Raises a ValueError if a column of a data set for training is missing, or holds codes of classes.
@@ -54,7 +57,9 @@ class Columns:
             remedy = f"Rename the column, or set `{argument}` in the `TGOConfig`. {hint}".rstrip()
             check_columns(f"The {name} data set", known_columns(dataset), [column], remedy)
         if known_columns(dataset) is not None:
-            of_text = {it: column for it, column in self.by_argument.items() if column not in self.of_media}
+            of_text = {
+                it: column for it, column in self.by_argument.items() if column not in (*self.of_media, self.source)
+            }
             check_no_classes(dataset.features, of_text)
 
 

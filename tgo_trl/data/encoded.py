@@ -1,7 +1,7 @@
 """Map-style data: every row encoded once, to disk, and read from there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from .columns import undecoded
 from .pairs import Pairs
 from .rows import BadRows, RowSource
 from .sampler import Index, padding_like
+from .sources import Places, encode_edits, encode_sources, scan_sources
 
 READABLE = "readable"
 
@@ -38,6 +39,7 @@ class ScannedRows:
         keys: a fingerprint of its image or video file.
         sizes: what its image is brought to.
         columns: the column of its image or video.
+        sources: the fingerprints of its source images, if the pipeline reads them.
 
     A row that is a pair is there twice, with its better and then its worse image.
     """
@@ -48,21 +50,29 @@ class ScannedRows:
     keys: list[str]
     sizes: list[Size]
     columns: list[str]
+    sources: list[tuple[str, ...]]
 
     def take(self, positions: Sequence[int]) -> "ScannedRows":
         """The rows at these positions."""
         return ScannedRows(*([values[i] for i in positions] for values in vars(self).values()))
 
+    @property
+    def tasks(self) -> list[str]:
+        """What each image answers, so that scores of the same can be compared: its prompt, and its sources if any."""
+        pairs = zip(self.prompts, self.sources, strict=True)
+        return [f"{prompt}\n{fingerprint(*sources)}" if sources else prompt for prompt, sources in pairs]
 
-def scan_rows(source: RowSource, bad: BadRows, progress: bool = False) -> ScannedRows:
+
+def scan_rows(source: RowSource, bad: BadRows, progress: bool = False, most_sources: int = 0) -> ScannedRows:
     """Checks prompts and scores, fingerprints and measures the images, without decoding them.
 
     Args:
         source: of the rows.
         bad: what to do with bad ones.
         progress: whether to show a progress bar.
+        most_sources: source images of a row, where the columns have any.
     """
-    scanned = ScannedRows([], [], [], [], [], [])
+    scanned = ScannedRows([], [], [], [], [], [], [])
     description = f"Reading {source.name} rows"
     rows = tqdm(source.images(bad), description, len(source.dataset), unit="row", disable=not progress)
     for row, prompt, images in rows:
@@ -72,9 +82,19 @@ def scan_rows(source: RowSource, bad: BadRows, progress: bool = False) -> Scanne
             bad.add(row, error.column, str(error))
             continue
         for (column, _, score), (key, size) in zip(images, found, strict=True):
-            for values, value in zip(vars(scanned).values(), (row, prompt, score, key, size, column), strict=True):
+            for values, value in zip(vars(scanned).values(), (row, prompt, score, key, size, column, ()), strict=True):
                 values.append(value)
-    return scanned
+    if source.columns.source is None:
+        return scanned
+    sources = scan_sources(source, scanned.rows, bad, most_sources)
+    kept = [i for i, keys in enumerate(sources) if keys is not None]
+    numbers = sorted({len(sources[i] or ()) for i in kept})
+    if len(numbers) > 1:
+        raise ValueError(
+            f"Rows of the {source.name} data set have {', '.join(map(str, numbers))} source images, and those of a "
+            "batch must have as many. Train on the rows of one number at a time."
+        )
+    return replace(scanned.take(kept), sources=[sources[i] or () for i in kept])
 
 
 def _identify(source: RowSource, images: Sequence[tuple[str, Any, float]]) -> list[tuple[str, Size]]:
@@ -121,6 +141,17 @@ class EncodedPrompts:
         return self._shards[self._index[position]]
 
 
+class EncodedSources:
+    """Random access to what was encoded of source images, or beside them, by the position of a scanned row."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        shards, i = self._places[position]
+        return shards[i]
+
+
 class EncodedDataset(TorchDataset[PreparedRow]):
     """Rows as the trainer takes them, read from shards of encoded images and prompts.
 
@@ -129,6 +160,7 @@ class EncodedDataset(TorchDataset[PreparedRow]):
 
     Attributes:
         labels: of the rows, in order.
+        sources: what the networks take of their source images; None of a pipeline that reads none.
         pairs: what they were made of, if they are pairs.
         rows_per_item: rows that belong together: two of a pair.
         reference_errors: float32 `[D, len(self), S]`, of `D` draws that epochs take in turns; None if there are none.
@@ -137,12 +169,12 @@ class EncodedDataset(TorchDataset[PreparedRow]):
     reference_errors: Tensor | None = None
 
     def __init__(
-        self, scanned: ScannedRows, images: EncodedImages, prompts: EncodedPrompts, positions: Sequence[int],
-        labels: Labels, pairs: Pairs | None = None,
+        self, scanned: ScannedRows, images: EncodedImages, prompts: EncodedPrompts | EncodedSources,
+        positions: Sequence[int], labels: Labels, pairs: Pairs | None = None, sources: EncodedSources | None = None,
     ) -> None:  # fmt: skip
         self.scanned, self.images, self.prompts, self.labels = scanned, images, prompts, labels
         self.positions = list(positions)
-        self.pairs = pairs
+        self.pairs, self.sources = pairs, sources
         self.rows_per_item = 1 if pairs is None else 2
 
     def select(self, rows: Rows) -> "EncodedDataset":
@@ -154,7 +186,8 @@ class EncodedDataset(TorchDataset[PreparedRow]):
         rows, relative = self.labels, self.labels.relative_scores
         relative = None if relative is None else relative[kept]
         labels = Labels(rows.scores[kept], rows.is_positive[kept], rows.weights[kept], relative)
-        return EncodedDataset(self.scanned, self.images, self.prompts, [self.positions[i] for i in kept], labels)
+        positions = [self.positions[i] for i in kept]
+        return EncodedDataset(self.scanned, self.images, self.prompts, positions, labels, sources=self.sources)
 
     @property
     def prompt_texts(self) -> list[str]:
@@ -171,7 +204,8 @@ class EncodedDataset(TorchDataset[PreparedRow]):
         """A digest of the rows in their order: prompts, scores, image or video files."""
         scores = self.labels.scores.tolist()
         rows = zip((self.scanned.keys[i] for i in self.positions), self.prompt_texts, scores, strict=True)
-        return fingerprint(*(part for row in rows for part in row))
+        sources = (key for i in self.positions for key in self.scanned.sources[i])
+        return fingerprint(*(part for row in rows for part in row), *sources)
 
     @property
     def sizes(self) -> list[Size]:
@@ -193,7 +227,7 @@ class EncodedDataset(TorchDataset[PreparedRow]):
             "score": self.labels.scores[position].float(),
             "is_positive": self.labels.is_positive[position],
             "weight": self.labels.weights[position],
-            "image": self.images[source],
+            "image": self.images[source] if self.sources is None else self.images[source] | self.sources[source],
             "prompt": self.prompts[source],
         }
         mask = row["prompt"].get("mask")
@@ -303,3 +337,21 @@ def encode_prompts(
     )
     index = {text: i for i, text in enumerate(distinct)}
     return EncodedPrompts(shards, {position: index[text] for position, text in texts.items()})
+
+
+def encode_with_sources(
+    source: RowSource, scanned: ScannedRows, texts: Mapping[int, str], encoders: FrozenEncoders, writer: ShardWriter,
+    batch_size: int,
+) -> tuple[EncodedPrompts | EncodedSources, EncodedSources | None]:  # fmt: skip
+    """The encoded prompts of the rows at some positions, and what the networks take of source images, if any.
+
+    The arguments are those of [`encode_images`] and [`encode_prompts`].
+    """
+    if source.columns.source is None:
+        return encode_prompts(texts, encoders, writer, batch_size, source.name), None
+    of_rows = (source, scanned.rows, scanned.sizes, scanned.sources)
+    sources = EncodedSources(encode_sources(*of_rows, encoders, writer, batch_size))
+    encoders.release()
+    if not encoders.family.prompts_see_sources:
+        return encode_prompts(texts, encoders, writer, batch_size, source.name), sources
+    return EncodedSources(encode_edits(*of_rows, texts, encoders, writer, batch_size)), sources

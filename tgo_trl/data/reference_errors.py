@@ -88,7 +88,7 @@ def _row_keys(dataset: EncodedDataset, texts: Sequence[str]) -> list[str]:
     numbers = [scanned.rows[i] for i in dataset.positions]
     items = [numbers[i - i % each : i - i % each + each] for i in range(len(numbers))]
     return [
-        fingerprint(scanned.keys[i], scanned.sizes[i], text, *item)
+        fingerprint(scanned.keys[i], scanned.sizes[i], text, *item, *scanned.sources[i])
         for i, text, item in zip(dataset.positions, texts, items, strict=True)
     ]
 

@@ -10,7 +10,9 @@ from diffusers import DiffusionPipeline
 from ..media.types import Sample, Size, VideoFormat
 from .amused import AmusedFamily
 from .base import Family
+from .base_sources import SourceFamily
 from .flux import FluxFamily
+from .flux_kontext import FluxKontextFamily
 from .lumina2 import Lumina2Family
 from .meissonic import MeissonicFamily
 from .qwen_image import QwenImageFamily
@@ -26,6 +28,7 @@ Clip = VideoFormat
 
 FAMILIES: dict[str, type[Family]] = {
     "AmusedPipeline": AmusedFamily,
+    "FluxKontextPipeline": FluxKontextFamily,
     "FluxPipeline": FluxFamily,
     "Lumina2Pipeline": Lumina2Family,
     "MeissonicPipeline": MeissonicFamily,
@@ -90,8 +93,8 @@ def build_family(pipeline_class: type[DiffusionPipeline], settings: Mapping[str,
 
 
 __all__ = [
-    "FAMILIES", "AmusedFamily", "Clip", "Family", "FluxFamily", "Lumina2Family", "MeissonicFamily",
-    "QwenImageFamily", "Sample", "SanaFamily", "Size", "StableDiffusion3Family", "StableDiffusionFamily",
-    "StableDiffusionXLFamily", "VideoFormat", "WanFamily", "ZImageFamily", "build_family", "find_family",
-    "find_published_family",
+    "FAMILIES", "AmusedFamily", "Clip", "Family", "FluxFamily", "FluxKontextFamily", "Lumina2Family", "MeissonicFamily",
+    "QwenImageFamily", "Sample", "SanaFamily", "Size", "SourceFamily", "StableDiffusion3Family",
+    "StableDiffusionFamily", "StableDiffusionXLFamily", "VideoFormat", "WanFamily", "ZImageFamily",
+    "build_family", "find_family", "find_published_family",
 ]  # fmt: skip

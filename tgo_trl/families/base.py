@@ -63,6 +63,11 @@ class Family(ABC):
     ignores_padding: ClassVar[bool] = False
     """Whether the networks see nothing of `embeds` where `mask` is 0: it is then not kept on disk, and read as zeros.
     Zeros that prompts end in by themselves are not kept anyway."""
+    most_sources: ClassVar[int] = 0
+    """How many images each sample is made from, at most: 0 for a family that reads prompts alone; others need one at
+    least, and are [`~tgo_trl.families.base_sources.SourceFamily`]."""
+    prompts_see_sources: ClassVar[bool] = False
+    """Whether prompts are encoded beside their sources, by [`encode_edits`]."""
     has_sampler: ClassVar[bool] = False
     """Whether samples can be drawn with gradient, as the pipeline itself draws them: with the `decode`, `schedule`,
     `guidance` and `encode_nothing` of a [`~tgo_trl.families.base_latents.LatentFamily`]."""
@@ -148,6 +153,22 @@ class Family(ABC):
 
         Their shapes do not depend on the prompts, and their names differ from those of [`encode_images`].
         """
+
+    def encode_sources(self, pipeline: DiffusionPipeline, pixels: Tensor) -> dict[str, Tensor]:
+        """Everything that the networks take of source images, to be cached, if [`most_sources`] is not 0.
+
+        Args:
+            pipeline: its image encoders are on the device of `pixels`.
+            pixels: float32 `[B, S, 3, H, W]` in [-1, 1], `S` sources of each row, of the size of the sample.
+
+        Returns:
+            Tensors `[B, ...]`, whose names differ from those of [`encode_images`] and [`encode_prompts`].
+        """
+        raise NotImplementedError
+
+    def encode_edits(self, pipeline: DiffusionPipeline, prompts: list[str], pixels: Tensor) -> dict[str, Tensor]:
+        """As [`encode_prompts`], of prompts with sources `[B, S, 3, H, W]`, if [`prompts_see_sources`]."""
+        raise NotImplementedError
 
     @abstractmethod
     def latent_shape(self, image: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -236,7 +257,7 @@ class Family(ABC):
     ) -> list[Sample]:  # fmt: skip
         """One image per prompt, each from its own generator, with prompts as long as in training."""
         call = {"height": size[0], "width": size[1], **self.prompt_length(pipeline), **kwargs}
-        return list(pipeline(list(prompts), generator=generators, **call).images)
+        return list(pipeline(prompt=list(prompts), generator=generators, **call).images)
 
     def prompt_length(self, pipeline: DiffusionPipeline) -> dict[str, int]:
         """`max_sequence_length` for a call of the pipeline; empty if it has no such argument."""

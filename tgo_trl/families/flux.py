@@ -85,31 +85,38 @@ class FluxFamily(FlowMatchingFamily):
         """The velocity, `[B, C, H, W]`."""
         transformer = networks["transformer"]
         dtype, device = compute_dtype(transformer), corrupted.device
-        batch, channels, height, width = corrupted.shape
+        batch, _, height, width = corrupted.shape
         embeds = conditions["embeds"].to(dtype)
+        tokens, ids = self.image_tokens(corrupted.to(dtype), conditions)
         guidance = None
         if transformer.config.guidance_embeds:
             guidance = torch.full((batch,), self._told_guidance, dtype=torch.float32, device=device)
         prediction = transformer(
-            hidden_states=FluxPipeline._pack_latents(corrupted.to(dtype), batch, channels, height, width),
+            hidden_states=tokens,
             timestep=time / 1000,
             guidance=guidance,
             pooled_projections=conditions["pooled"].to(dtype),
             encoder_hidden_states=embeds,
             txt_ids=_text_ids(embeds.shape[1], device, dtype),
-            img_ids=_image_ids(height // 2, width // 2, device, dtype),
+            img_ids=ids,
             return_dict=False,
         )[0]
+        prediction = prediction[:, : (height // 2) * (width // 2)]
         # with a scale factor of 1, pixels and latents are as large as each other
         unpacked: Tensor = FluxPipeline._unpack_latents(prediction, height, width, 1)
         return unpacked
+
+    def image_tokens(self, latents: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Tokens `[B, n, 4 C]` and their ids `[n, 3]`: those of the latents `[B, C, H, W]`, and what comes behind."""
+        ids = image_ids(latents.shape[-2] // 2, latents.shape[-1] // 2, latents.device, latents.dtype)
+        return FluxPipeline._pack_latents(latents, *latents.shape), ids
 
 
 # Kept, because the pipeline makes them on the CPU, and to bring them to a GPU waits for it.
 
 
 @functools.lru_cache(maxsize=64)
-def _image_ids(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def image_ids(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """0, row and column of each token, `[height * width, 3]`."""
     with torch.inference_mode(False):
         ids: Tensor = FluxPipeline._prepare_latent_image_ids(1, height, width, device, dtype)

@@ -179,7 +179,7 @@ class WanFamily(FlowMatchingFamily):
             **self.prompt_length(pipeline),
             **kwargs,
         }
-        return list(pipeline(list(prompts), generator=generators, output_type="pil", **call).frames)
+        return list(pipeline(prompt=list(prompts), generator=generators, output_type="pil", **call).frames)
 
     def save_adapter(self, pipeline: DiffusionPipeline, adapter_name: str, folder: Path) -> None:
         """Writes a file per network, each for the pipeline's own `load_lora_weights`."""

@@ -67,10 +67,14 @@ def image_to_tensor(image: Image.Image, size: Size) -> Tensor:
     Returns:
         float32 `[3, height, width]`.
     """
-    height, width = size
-    fitted = ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(fitted, dtype=np.float32))
+    pixels = torch.from_numpy(np.array(fit_image(image, size), dtype=np.float32))
     return pixels.permute(2, 0, 1).contiguous() / 127.5 - 1
+
+
+def fit_image(image: Image.Image, size: Size) -> Image.Image:
+    """The image as [`image_to_tensor`] takes it: resized, and cropped to height and width."""
+    height, width = size
+    return ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
 
 
 def image_size(value: Any) -> Size:

@@ -54,6 +54,18 @@ class FrozenEncoders:
         return self.family.encode_prompts(self.pipeline, list(prompts))
 
     @torch.no_grad()
+    def sources(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Encodes source images `[B, S, 3, H, W]` to the tensors of [`~tgo_trl.families.Family.encode_sources`]."""
+        self._place(self.family.image_encoders, self.device)
+        return self.family.encode_sources(self.pipeline, pixels.to(self.device))
+
+    @torch.no_grad()
+    def edits(self, prompts: Sequence[str], pixels: Tensor) -> dict[str, Tensor]:
+        """Encodes `B` prompts beside their sources `[B, S, 3, H, W]` to the family's prompt tensors `[B, ...]`."""
+        self._place(self.family.prompt_encoders, self.device)
+        return self.family.encode_edits(self.pipeline, list(prompts), pixels.to(self.device))
+
+    @torch.no_grad()
     def nothing(self) -> dict[str, Tensor]:
         """What the networks take in place of a prompt, to be guided away from, `[1, ...]`."""
         self._place(self.family.prompt_encoders, self.device)
@@ -85,18 +97,25 @@ class FrozenEncoders:
     def decoding(self) -> Iterator[None]:
         """Within, autoencoders decode latents of any dtype in their own, float32; pipelines pass the prompts'.
 
+        So do they encode source images, for pipelines that make images from others.
+
         Instead of autocast, in which their convolutions would overflow in float16 as they do not in float32.
         """
         decoders: list[Any] = [
             module for module in self._modules(self.family.image_encoders) if hasattr(module, "decode")
         ]
         for decoder in decoders:
-            decoder.decode = functools.partial(_decode_in_own_dtype, decoder.decode, next(decoder.parameters()).dtype)
+            dtype = next(decoder.parameters()).dtype
+            decoder.decode = functools.partial(_decode_in_own_dtype, decoder.decode, dtype)
+            if self.family.most_sources:
+                decoder.encode = functools.partial(_encode_in_own_dtype, decoder.encode, dtype)
         try:
             yield
         finally:
             for decoder in decoders:
                 del decoder.decode  # the method of its class is back
+                if self.family.most_sources:
+                    del decoder.encode
 
     @cached_property
     def image_recipe(self) -> str:
@@ -162,3 +181,12 @@ def _decode_in_own_dtype(
     decode: Callable[..., Any], dtype: torch.dtype, latents: Tensor, *args: Any, **kwargs: Any
 ) -> Any:
     return decode(latents.to(dtype) if latents.is_floating_point() else latents, *args, **kwargs)
+
+
+def _encode_in_own_dtype(
+    encode: Callable[..., Any], dtype: torch.dtype, pixels: Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """With the posterior's mean, which is what pipelines take of sources, in the dtype of the pixels."""
+    output = encode(pixels.to(dtype), *args, **kwargs)
+    output.latent_dist.mean = output.latent_dist.mean.to(pixels.dtype)
+    return output

@@ -36,7 +36,7 @@ class _Negating:
 
     def __call__(self, prompt: str | list[str], **kwargs: Any) -> Any:
         negative = self._negative_prompt if isinstance(prompt, str) else [self._negative_prompt] * len(prompt)
-        return self._pipeline(prompt, **{**kwargs, "negative_prompt": negative})
+        return self._pipeline(prompt=prompt, **{**kwargs, "negative_prompt": negative})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pipeline, name)

@@ -55,7 +55,7 @@ def check_arguments(
         _check_reference(args)
     if train_dataset is None:
         raise ValueError("`train_dataset` is required")
-    named = _named_datasets(train_dataset, eval_dataset)
+    named = named_datasets(train_dataset, eval_dataset)
     check_launch(args)
     if isinstance(train_dataset, IterableDataset):
         _check_stream(args)
@@ -80,7 +80,8 @@ def check_arguments(
         )
 
 
-def _named_datasets(train_dataset: object, eval_dataset: object) -> dict[str, Any]:
+def named_datasets(train_dataset: object, eval_dataset: object) -> dict[str, Any]:
+    """The data sets by the argument that they are; raises a TypeError for what is none."""
     named: dict[str, Any] = {"train_dataset": train_dataset}
     if isinstance(eval_dataset, Mapping):
         named |= {f"eval_dataset[{name!r}]": dataset for name, dataset in eval_dataset.items()}

@@ -54,6 +54,7 @@ from .publishing import folder_upload, open_model_repository, sum_up
 from .resumable_trainer import ResumableTrainer
 from .sample_grids import SampleGridCallback, last_grid
 from .selection import SAMPLES, VARIETY, OutsideBoundsError
+from .sources import load_sources, sources_of
 from .speed import DEFAULT_BACKEND
 from .tgo_config import TGOConfig
 from .trackers import log_picture
@@ -195,11 +196,14 @@ class BaseTrainer(ResumableTrainer):
             self.add_callback(SyncReferenceCallback(self.sync_reference))
         kwargs = self._sampling_options()
         if args.sample_prompts:
-            self.add_callback(SampleGridCallback(self, args.sample_prompts, args.sample_steps, args.seed, **kwargs))
+            given = _of_sources(args.sample_sources)
+            self.add_callback(
+                SampleGridCallback(self, args.sample_prompts, args.sample_steps, args.seed, **given, **kwargs)
+            )
         if args.eval_sample_prompts:
             self._eval_samples = EvalSamples(
                 self, eval_rewards or {}, args.eval_sample_prompts, args.eval_samples_per_prompt, args.seed,
-                args.eval_batch_size, **kwargs,
+                args.eval_batch_size, **_of_sources(sources_of(args)), **kwargs,
             )  # fmt: skip
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(args.early_stopping_patience))
@@ -236,6 +240,7 @@ class BaseTrainer(ResumableTrainer):
         seeds: Sequence[int],
         from_reference: bool = False,
         batch_size: int | None = None,
+        sources: Sequence[Sequence[Any]] | None = None,
         **kwargs: Any,
     ) -> list[Sample]:
         """One image, or the frames of one video, per prompt, each from its own seed.
@@ -248,6 +253,7 @@ class BaseTrainer(ResumableTrainer):
             from_reference: sample from the reference instead of the policy; without one, as of `loss_type='sft'`, from
                 the policy as it was before training.
             batch_size: samples that are drawn at once; all of them if None.
+            sources: for pipelines that read them, the source images of each prompt, PIL.
             kwargs: passed to the pipeline; a `negative_prompt` that is a string is that of each prompt.
 
         Raises:
@@ -274,6 +280,8 @@ class BaseTrainer(ResumableTrainer):
                     for start in range(0, len(prompts), size):
                         rows = slice(start, start + size)
                         generators = cpu_generators(seeds[rows])
+                        if sources is not None:
+                            kwargs["sources"] = sources[rows]
                         samples += self.family.sample(called, prompts[rows], generators, self.size, **kwargs)
                 return samples
         finally:
@@ -665,6 +673,11 @@ class BaseTrainer(ResumableTrainer):
         failures = self._unpushed()
         if failures is not None:
             raise UploadError(failures)
+
+
+def _of_sources(files: Sequence[str] | None) -> dict[str, Any]:
+    """`sources` for samples, where there are any."""
+    return {} if files is None else {"sources": load_sources(files)}
 
 
 def _build_reference(

@@ -19,6 +19,7 @@ MOST_PER_TENSOR = 4096  # numbers
 REPLACED = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "lora_r", "lora_alpha", "lora_dropout",
     "lora_target_modules", "model_init_kwargs", "prompt_column", "image_column", "video_column", "score_column",
+    "source_column",
     "chosen_column", "rejected_column", "pairs", "pair_margin", "resolution", "height", "width", "on_bad_row",
     "max_steps", "num_train_epochs", "recipe", "max_drift", "min_variety", "early_stopping_patience",
     "stream_lanes",

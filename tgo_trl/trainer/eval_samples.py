@@ -47,6 +47,7 @@ class EvalSamples:
         num_per_prompt: samples of each; of one there is no variety.
         seed: with the prompt and the sample's number, what its seed is made of.
         batch_size: samples that are drawn at once.
+        sources: the source images of each prompt, for pipelines that read them.
         kwargs: passed to the pipeline.
 
     Attributes:
@@ -55,16 +56,19 @@ class EvalSamples:
 
     def __init__(
         self, trainer: SamplingTrainer, rewards: Mapping[str, Reward], prompts: Sequence[str], num_per_prompt: int,
-        seed: int, batch_size: int, **kwargs: Any,
+        seed: int, batch_size: int, sources: Sequence[Sequence[Any]] | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         self.trainer = trainer
         self.rewards = rewards
         self.prompts = [prompt for prompt in prompts for _ in range(num_per_prompt)]
         self.seeds = [sample_seed(seed, prompt, i) for prompt in prompts for i in range(num_per_prompt)]
+        self.sources = None if sources is None else [images for images in sources for _ in range(num_per_prompt)]
         self.batch_size = batch_size
         self.kwargs = kwargs
         self._reference: dict[str, float] | None = None
         drawn = (seed, num_per_prompt, sorted(kwargs.items()), *sorted(prompts))
+        if sources is not None:
+            drawn = (*drawn, *(image.tobytes() for images in sources for image in images))
         versions = {f"{SAMPLES}{name}": getattr(reward, "version", "") for name, reward in rewards.items()}
         self.ways = {name: fingerprint(version, *drawn) for name, version in versions.items()}
         if num_per_prompt > 1:
@@ -101,9 +105,11 @@ class EvalSamples:
             stack.enter_context(torch.random.fork_rng(devices))
             stack.enter_context(trainer.optimizer_mode.averaged())
             if trainer.strategy.samples_here:
+                given = {} if self.sources is None else {"sources": self.sources}
                 samples = trainer.sample(
-                    self.prompts, self.seeds, from_reference=from_reference, batch_size=self.batch_size, **self.kwargs
-                )
+                    self.prompts, self.seeds, from_reference=from_reference, batch_size=self.batch_size, **given,
+                    **self.kwargs,
+                )  # fmt: skip
                 if trainer.is_world_process_zero():
                     found = [self._values(samples)]
         broadcast_object_list(found)
@@ -116,7 +122,8 @@ class EvalSamples:
             scores: list[float] = []
             for start in range(0, len(samples), ROWS_PER_CALL):
                 rows = slice(start, start + ROWS_PER_CALL)
-                scores += checked_scores(reward, self.prompts[rows], samples[rows])
+                sources = None if self.sources is None else self.sources[rows]
+                scores += checked_scores(reward, self.prompts[rows], samples[rows], sources)
             values[f"{SAMPLES}{name}"] = fmean(scores)
             release = getattr(reward, "release", None)
             if callable(release):  # training needs the memory

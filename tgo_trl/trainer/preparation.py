@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
-from ..data.encoded import EncodedDataset, ScannedRows, encode_images, encode_prompts, scan_rows
+from ..data.encoded import EncodedDataset, ScannedRows, encode_images, encode_with_sources, scan_rows
 from ..data.lanes import MOST_UNEVEN, Share, can_be_divided, choose_lanes, in_lanes, order_of, scan_shards, unevenness
 from ..data.pairs import Pairs, find_pairs, without_unreadable
 from ..data.prompts import check_prompt_column, read_prompts
@@ -162,6 +162,8 @@ class DataPreparer:
         if self.loss.rows == "pairs":
             check_pair_source(self.args, dataset, f"{name} data set")
         columns = columns_of(self.args, dataset, self.reader.kind)
+        if self.encoders.family.most_sources:
+            columns = replace(columns, source=self.args.source_column)
         columns.check(dataset, name, column_hint(self.args, dataset, self.reader.kind))
         origin = find_origin(dataset, self.args.image_dir, self.args.allow_urls)
         skip_bad = self.args.on_bad_row == "skip"
@@ -169,29 +171,29 @@ class DataPreparer:
 
     def _encode(self, source: RowSource, rule: LabelRule | None) -> tuple[EncodedDataset, LabelRule | None]:
         bad, name = BadRows(source.skip_bad), source.name
-        scanned = scan_rows(source, bad, self._shows_progress())
+        scanned = scan_rows(source, bad, self._shows_progress(), self.encoders.family.most_sources)
         if not scanned.rows:
             raise ValueError(f"The {name} data set has no row that can be used. {' '.join(bad.reasons[:5])}".rstrip())
         if self.loss.rows == "pairs":
             return self._encode_pairs(source, scanned, bad), None
         # fails before hours of encoding, if it fails
-        fitted = rule or self._fit(scanned.scores, scanned.prompts)
+        fitted = rule or self._fit(scanned.scores, scanned.tasks)
         writer, batch_size = shard_writer(self.args), self.args.encode_batch_size
         images, positions = encode_images(source, scanned, bad, self.encoders, writer, batch_size)
         bad.warn(name, len(source.dataset))
         self.encoders.release()  # those of images and of prompts need not be on the device together
         kept = scanned.take(positions)
         if rule is None and len(positions) < len(scanned.rows):  # without the images that could not be read
-            fitted = self._fit(kept.scores, kept.prompts)
-        labels = fitted.apply(kept.scores, kept.prompts)
+            fitted = self._fit(kept.scores, kept.tasks)
+        labels = fitted.apply(kept.scores, kept.tasks)
         if self.relative_scores is not None:
-            labels = replace(labels, relative_scores=self.relative_scores(labels.scores, kept.prompts))
+            labels = replace(labels, relative_scores=self.relative_scores(labels.scores, kept.tasks))
         if rule is None:
             self._weigh(labels)
         rows = zip(positions, kept.prompts, labels.is_positive.tolist(), strict=True)
         texts = {position: self.loss.prompt(prompt, is_positive) for position, prompt, is_positive in rows}
-        prompts = encode_prompts(texts, self.encoders, writer, batch_size, name)
-        encoded = EncodedDataset(scanned, images, prompts, positions, labels).select(self.loss.rows)
+        prompts, sources = encode_with_sources(source, scanned, texts, self.encoders, writer, batch_size)
+        encoded = EncodedDataset(scanned, images, prompts, positions, labels, sources=sources).select(self.loss.rows)
         if not len(encoded):
             raise ValueError(
                 f"`loss_type={self.args.loss_type!r}` uses positive rows only, and the {name} data set has none."
@@ -202,7 +204,7 @@ class DataPreparer:
         """The pairs among scanned images; no others are encoded."""
         args, name = self.args, source.name
         selection = pair_selection(args, source.dataset)
-        pairs = find_pairs(selection, args.pair_margin, scanned.prompts, scanned.scores, scanned.keys, scanned.sizes)
+        pairs = find_pairs(selection, args.pair_margin, scanned.tasks, scanned.scores, scanned.keys, scanned.sizes)
         if not pairs.positions:
             raise ValueError(self._no_pairs(name, pairs))
         used = sorted({*pairs.flat})
@@ -212,7 +214,7 @@ class DataPreparer:
         images, readable = encode_images(source, scanned, bad, self.encoders, writer, batch_size)
         bad.warn(name, len(source.dataset))
         self.encoders.release()
-        pairs = without_unreadable(pairs, {*readable}, scanned.prompts)
+        pairs = without_unreadable(pairs, {*readable}, scanned.tasks)
         if not pairs.positions:
             raise ValueError(self._no_pairs(name, pairs))
         if pairs.left_out:
@@ -221,8 +223,8 @@ class DataPreparer:
         scores = torch.tensor([scanned.scores[i] for i in pairs.flat], dtype=torch.float64)
         labels = Labels(scores, is_positive, torch.ones(len(scores)))
         texts = {i: self.loss.prompt(scanned.prompts[i], True) for i in pairs.flat}
-        prompts = encode_prompts(texts, self.encoders, writer, batch_size, name)
-        return EncodedDataset(scanned, images, prompts, pairs.flat, labels, pairs)
+        prompts, sources = encode_with_sources(source, scanned, texts, self.encoders, writer, batch_size)
+        return EncodedDataset(scanned, images, prompts, pairs.flat, labels, pairs, sources)
 
     def _no_pairs(self, name: str, pairs: Pairs) -> str:
         left_out = f" Left out were {pairs.describe_left_out()}." if pairs.left_out else ""

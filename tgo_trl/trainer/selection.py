@@ -225,3 +225,16 @@ def _check_choice_of_the_best(name: str, settings: Mapping[str, Any]) -> None:
             f"{settings['eval_steps']}: the best evaluation may have no checkpoint. Set both to the same, or "
             "`save_strategy='best'`."
         )
+
+
+def check_source_files(name: str, files: object, prompts_name: str, prompts: object) -> None:
+    """Raises a ValueError if there is not one file of a source image for each prompt, where there are any."""
+    if files is None:
+        return
+    if not isinstance(files, (list, tuple)) or not all(isinstance(it, str) and it.strip() for it in files):
+        raise ValueError(f"`{name}` is {shown(files)}; it must be a list of files, the source image of each prompt.")
+    number = len(prompts) if isinstance(prompts, (list, tuple)) else 0
+    if len(files) != number:
+        raise ValueError(
+            f"`{name}` has {len(files)} files, and `{prompts_name}` has {number} prompts. Give one for each prompt."
+        )

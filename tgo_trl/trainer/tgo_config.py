@@ -29,6 +29,7 @@ from .selection import (
     check_prompts,
     check_rewards,
     check_selection,
+    check_source_files,
     draws_samples,
     prompts_of,
     sample_metrics,
@@ -115,6 +116,9 @@ class TGOConfig(TrainingArguments):
         prompt_column, image_column, video_column, score_column (`str`, *optional*):
             Names of the columns of the data set: `"prompt"`, `"image"`, `"video"` and `"score"` by default. A pipeline
             that makes videos trains on the video column.
+        source_column (`str`, *optional*, defaults to `"source_image"`):
+            For pipelines that make an image or video from others, as FLUX.1 Kontext: the column of the source image of
+            each row, or of a list of them. Other pipelines read none, and say so where there is one.
         chosen_column, rejected_column (`str`, *optional*):
             For losses of pairs, the columns of the better and of the worse images or videos: `"chosen"` and
             `"rejected"` by default, as TRL names them. There is no score then.
@@ -300,6 +304,8 @@ class TGOConfig(TrainingArguments):
 
         sample_prompts (`list[str]`, *optional*):
             Prompts drawn from reference and policy during training. `None` draws no grids.
+        sample_sources (`list[str]`, *optional*):
+            For pipelines that make an image from another: the file of the source image of each of the `sample_prompts`.
         sample_steps (`int`, *optional*, defaults to `100`):
             Updates between two grids; one is also drawn at the end of training.
         sample_num_inference_steps (`int`, *optional*, defaults to `30`):
@@ -318,6 +324,8 @@ class TGOConfig(TrainingArguments):
         eval_prompts (`list[str]`, *optional*):
             Prompts of these samples, the same at each evaluation. Defaults to `sample_prompts`. Samples have
             `sample_num_inference_steps` and `sample_guidance_scale`; `per_device_eval_batch_size` are drawn at once.
+        eval_sources (`list[str]`, *optional*):
+            The file of the source image of each of the `eval_prompts`, as `sample_sources`.
         eval_samples_per_prompt (`int`, *optional*, defaults to `4`):
             Samples of each prompt, each from a seed of its own that stays the same. With two or more,
             `eval_samples/variety` is logged: how different they are, as a share of how different the reference's are.
@@ -398,6 +406,9 @@ class TGOConfig(TrainingArguments):
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     video_column: str = field(default="video", metadata={"help": "Column of the videos."})
     score_column: str = field(default="score", metadata={"help": "Column of the scores."})
+    source_column: str = field(
+        default="source_image", metadata={"help": "Column of the images that a pipeline of edits makes others from."}
+    )
     chosen_column: str = field(default="chosen", metadata={"help": "Of pairs, column of the better images."})
     rejected_column: str = field(default="rejected", metadata={"help": "Of pairs, column of the worse images."})
     pairs: str = field(
@@ -516,6 +527,9 @@ class TGOConfig(TrainingArguments):
 
     # Parameters that control the sample grids
     sample_prompts: list[str] | None = field(default=None, metadata={"help": "Prompts of the sample grids."})
+    sample_sources: list[str] | None = field(
+        default=None, metadata={"help": "File of the source image of each of the sample prompts."}
+    )
     sample_steps: int = field(default=100, metadata={"help": "Updates between two sample grids."})
     sample_num_inference_steps: int = field(default=30, metadata={"help": "Denoising steps of each sample."})
     sample_guidance_scale: float | None = field(default=None, metadata={"help": "Guidance scale of each sample."})
@@ -526,6 +540,9 @@ class TGOConfig(TrainingArguments):
     )
     eval_prompts: list[str] | None = field(
         default=None, metadata={"help": "Prompts of these samples. Defaults to `sample_prompts`."}
+    )
+    eval_sources: list[str] | None = field(
+        default=None, metadata={"help": "File of the source image of each of the evaluation prompts."}
     )
     eval_samples_per_prompt: int = field(
         default=SAMPLES_PER_PROMPT, metadata={"help": "Samples of each prompt at each evaluation."}
@@ -724,6 +741,8 @@ class TGOConfig(TrainingArguments):
                 f"`sample_prompts` is {shown(prompts)}; it must be a list of prompts. Leave it out for no sample grids."
             )
         check_selection(vars(self))
+        check_source_files("sample_sources", self.sample_sources, "sample_prompts", prompts)
+        check_source_files("eval_sources", self.eval_sources, "eval_prompts", self.eval_prompts)
         if (self.threshold_value is not None) != (self.threshold_type == "value"):
             raise ValueError(
                 f"`threshold_type` is {self.threshold_type!r} and `threshold_value` is {self.threshold_value}. Set "

@@ -33,11 +33,11 @@ from ..policy.draws import EVALUATION_EPOCH, Draw, DrawPlan
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
 from ..policy.launch import check_unquantized
-from ..policy.loading import load_reference_networks
+from ..policy.loading import find_family_class, load_reference_networks
 from ..policy.memory import Footprint, device_memory, footprint
 from ..policy.reference import AdapterReference, ModelReference, PastReference
 from ..settings import shown
-from .arguments import check_arguments, check_loss, default_args, training_dtype
+from .arguments import check_arguments, check_loss, default_args, named_datasets, training_dtype
 from .base_trainer import BaseTrainer
 from .callbacks import ScoreLogCallback, check_callbacks
 from .course import describe_optimizer
@@ -48,6 +48,7 @@ from .nonfinite import UpdateGuard
 from .objective import BALANCED, has_beta
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_block
 from .reference_recipe import active_dropout, reference_digest, reference_recipe
+from .sources import check_sources
 from .speed_choice import SpeedFacts, apply_choice, choose_speed
 from .summary import pair_rows, print_summary, summary_rows
 from .tgo_config import TGOConfig
@@ -151,6 +152,9 @@ class TGOTrainer(BaseTrainer):
         check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
         check_unquantized(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"))
         check_callbacks(args, callbacks)
+        family_class = find_family_class(model, args.model_init_dict, family)
+        if family_class is not None:
+            check_sources(args, family_class, named_datasets(train_dataset, eval_dataset))
         eval_rewards = load_eval_rewards(args.eval_rewards)
         dtype = training_dtype(args)
         self._open_repository(args)  # before anything that takes long

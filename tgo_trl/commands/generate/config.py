@@ -19,6 +19,7 @@ class SamplingSettings:
         dtype: of the pipeline; bfloat16 on a GPU that has it, else float32, if not set.
         enable_model_cpu_offload: keep each part of the pipeline on the CPU while another one works.
         prompt_column: of a source that has columns.
+        source_column: of the source image of each prompt, or a list of them, where a pipeline makes images from others.
         dataset_config, dataset_split: of a data set of prompts.
         max_prompts: take the first ones only.
         num_images_per_prompt: images, or videos, of each prompt.
@@ -40,6 +41,9 @@ class SamplingSettings:
     )
     enable_model_cpu_offload: bool = field(default=False, metadata={"help": "Keep idle parts on the CPU."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
+    source_column: str = field(
+        default="source_image", metadata={"help": "Column of the images that a pipeline of edits makes others from."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set of prompts."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the data set of prompts."})
     max_prompts: int | None = field(default=None, metadata={"help": "Take the first prompts only."})

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ...data.classes import ClassNames
-from ...data.columns import check_columns, known_columns
+from ...data.columns import check_columns, known_columns, undecoded
 from ...data.rows import check_prompt
+from ...data.sources import locate_sources
+from ...media.embedding import file_bytes
+from ...media.origin import named_origin
 from ...messages.values import shown
 from ...storage.sources import FORMATS, open_dataset
 from ...storage.text_tables import parse_json, read_json_lines, read_lines, read_table, suffix_of
@@ -107,6 +110,51 @@ def distinct_prompts(
             num_rows,
         )
     return prompts
+
+
+def read_edits(
+    source: str, column: str, dataset_config: str | None, dataset_split: str, max_prompts: int | None, *,
+    source_column: str, most: int,
+) -> list[tuple[str, tuple[bytes, ...]]]:  # fmt: skip
+    """The distinct prompts of a source, each with the files of the images that it is to be carried out on, in order.
+
+    Args:
+        source: as in [`read_prompts`], with columns; the images of a table are files beside it, or below its folder.
+        column: of the prompts.
+        dataset_config: of a data set.
+        dataset_split: of a data set.
+        max_prompts: take the first ones only.
+        source_column: of the source image of each prompt, or a list of them.
+        most: source images of a prompt that the pipeline takes.
+
+    Raises:
+        ValueError: as [`read_prompts`], and if a source image is missing or cannot be read.
+    """
+    path, columns = Path(source), [column, source_column]
+    if suffix_of(path) in _READERS and path.is_file():
+        if suffix_of(path) == ".txt":
+            raise ValueError(
+                f"{path.name!r} has prompts alone, and the pipeline makes images from others. Write a .jsonl or .csv "
+                f"file with the columns {column!r} and {source_column!r}, the path of an image."
+            )
+        entries: Iterable[Sequence[Any]] = _file_entries(path, columns)
+    else:
+        dataset = open_dataset(source, dataset_config, dataset_split, streaming=True)
+        check_columns(repr(source), known_columns(dataset), columns, "Set `prompt_column` or `source_column`.")
+        entries = ([row.get(name) for name in columns] for row in undecoded(dataset, *columns))
+    origin = named_origin(source)
+    edits: dict[tuple[str, tuple[bytes, ...]], None] = {}
+    for row, (prompt, cell) in enumerate(entries):
+        if max_prompts is not None and len(edits) == max_prompts:
+            break
+        try:
+            images = locate_sources(cell, origin, most)
+            edits.setdefault((check_prompt(prompt), tuple(file_bytes(image, "image") for image in images)))
+        except ValueError as error:
+            raise ValueError(f"Row {row} of {source!r} cannot be used: {error}. Mend or drop it.") from error
+    if not edits:
+        raise ValueError(f"There are no prompts in {source!r}.")
+    return list(edits)
 
 
 def _file_entries(path: Path, columns: Sequence[str]) -> Iterator[Sequence[Any]]:

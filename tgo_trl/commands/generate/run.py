@@ -30,7 +30,7 @@ from ...families import Family, build_family
 from ...media.sizes import check_size
 from ...media.types import Sample, Size
 from ...messages.public import public_name, without_secrets
-from ...policy.loading import adapter_scales, attach_adapter, load_pipeline, set_adapter_scale
+from ...policy.loading import adapter_scales, attach_adapter, find_family_class, load_pipeline, set_adapter_scale
 from ...precision import as_dtype, default_dtype
 from ...storage.fingerprints import component_fingerprint, config_fingerprint, fingerprint
 from ...storage.parquet import ParquetFolder
@@ -38,8 +38,8 @@ from ...storage.processes import process_state
 from ...storage.records import GENERATION_NAME
 from ..sharded_run import ShardedRun, check_destination, locks_output_dir, rows_per_shard, write_dataset
 from .config import GenerateConfig
-from .prompts import read_prompts
-from .sampling import Request, Sampler, find_requests
+from .prompts import read_edits, read_prompts
+from .sampling import SOURCE_COLUMN, Request, Sampler, find_requests
 
 logger = logging.getLogger(__name__)
 
@@ -67,15 +67,36 @@ def generate(config: GenerateConfig, pipeline: DiffusionPipeline | None = None, 
     """
     state = process_state()
     folder = Path(config.output_dir)
-    prompts = read_prompts(
-        config.prompts, config.prompt_column, config.dataset_config, config.dataset_split, config.max_prompts
-    )
+    prompts, sources = read_tasks(config, pipeline, family)
     check_destination(folder, config, state)
     is_ours = pipeline is None
     sampler = build_sampler(config, pipeline, family)
     if config.adapter_scale != 1:
         set_adapter_scale(sampler.pipeline, config.adapter_scale)
-    return write_samples(config, prompts, sampler, state.device if is_ours else None)
+    return write_samples(config, prompts, sampler, state.device if is_ours else None, sources)
+
+
+def read_tasks(
+    config: GenerateConfig, pipeline: DiffusionPipeline | None = None, family: Family | None = None
+) -> tuple[list[str], list[tuple[bytes, ...]]]:
+    """The prompts, no two alike, and the files of the source images of each, where the pipeline reads them.
+
+    Raises:
+        ValueError: if they cannot be read, or the pipeline needs source images and there are none.
+    """
+    args = (config.prompt_column, config.dataset_config, config.dataset_split, config.max_prompts)
+    model: Any = config.model_name_or_path if pipeline is None else pipeline
+    init_kwargs = config.model_init_kwargs if isinstance(config.model_init_kwargs, Mapping) else None
+    kind = find_family_class(model, init_kwargs, family)
+    if kind is not None and kind.most_sources:
+        edits = read_edits(config.prompts, *args, source_column=config.source_column, most=kind.most_sources)
+        return [prompt for prompt, _ in edits], [files for _, files in edits]
+    if config.source_column != SOURCE_COLUMN and kind is not None:
+        raise ValueError(
+            f"`source_column` is {config.source_column!r}, and `{kind.__name__}` makes images from prompts alone. "
+            "Leave it out, or name a pipeline of edits."
+        )
+    return read_prompts(config.prompts, *args), []
 
 
 def build_sampler(config: GenerateConfig, pipeline: DiffusionPipeline | None, family: Family | None) -> Sampler:
@@ -99,8 +120,9 @@ def build_sampler(config: GenerateConfig, pipeline: DiffusionPipeline | None, fa
 
 
 def write_samples(
-    config: GenerateConfig, prompts: Sequence[str], sampler: Sampler, device: torch.device | None
-) -> Path:
+    config: GenerateConfig, prompts: Sequence[str], sampler: Sampler, device: torch.device | None,
+    sources: Sequence[tuple[bytes, ...]] = (),
+) -> Path:  # fmt: skip
     """Samples a data set as [`generate`] does, from a pipeline as it is; the caller has the folder to itself.
 
     Args:
@@ -108,8 +130,9 @@ def write_samples(
         prompts: the distinct ones.
         sampler: of the images.
         device: where the pipeline is put before it works; None leaves it where it is.
+        sources: the files of the source images of each prompt, for pipelines that read them.
     """
-    run = _Generation(config, prompts, sampler, device)
+    run = _Generation(config, prompts, sampler, device, sources)
     return write_dataset(run, Path(config.output_dir), config, process_state())
 
 
@@ -145,12 +168,14 @@ class _Generation(ShardedRun[Request]):
         prompts: the distinct ones.
         sampler: of the images.
         device: where the sampler's pipeline is put before it works; None leaves it where it is.
+        sources: the files of the source images of each prompt; empty where there are none.
     """
 
     config: GenerateConfig
     prompts: Sequence[str]
     sampler: Sampler
     device: torch.device | None
+    sources: Sequence[tuple[bytes, ...]] = ()
 
     record_name = GENERATION_NAME
     verb = "Drawing"
@@ -159,7 +184,7 @@ class _Generation(ShardedRun[Request]):
         self.unit = self.sampler.medium
         self.num_rows = len(self.prompts) * self.config.num_images_per_prompt
         self.shard_rows = rows_per_shard(self.config.rows_per_shard, self.sampler.medium == "video")
-        self.features = _features(self.sampler.medium)
+        self.features = _features(self.sampler.medium, max(map(len, self.sources), default=0))
         self.num_blank = 0
 
     def settings(self) -> dict[str, Any]:
@@ -181,7 +206,7 @@ class _Generation(ShardedRun[Request]):
             "prompts": {
                 "source": public_name(config.prompts),
                 "number": len(self.prompts),
-                "fingerprint": fingerprint(*self.prompts),
+                "fingerprint": fingerprint(*self.prompts, *(file for files in self.sources for file in files)),
             },
             "num_images_per_prompt": config.num_images_per_prompt,
             "seed": config.seed,
@@ -196,10 +221,11 @@ class _Generation(ShardedRun[Request]):
         }
 
     def blocks(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Request]]]:
-        for number, (shard, rows) in enumerate(self.ranges(wanted)):
-            if number == 0:  # where all is drawn, it stays where it is
+        for place, (shard, rows) in enumerate(self.ranges(wanted)):
+            if place == 0:  # where all is drawn, it stays where it is
                 self._place()
-            requests = find_requests(self.prompts, rows, self.config.num_images_per_prompt, self.config.seed)
+            number, seed = self.config.num_images_per_prompt, self.config.seed
+            requests = find_requests(self.prompts, rows, number, seed, self.sources)
             yield shard, list(requests)
 
     def _place(self) -> None:
@@ -215,6 +241,8 @@ class _Generation(ShardedRun[Request]):
         with ThreadPoolExecutor() as pool:
             for row in self.sampler.rows(items):
                 self.num_blank += _is_blank(row[medium])
+                if max(map(len, self.sources), default=0) == 1:
+                    row[SOURCE_COLUMN] = row[SOURCE_COLUMN][0]
                 encoded.append((row, pool.submit(_encode, row.pop(medium))))  # while the next are sampled
                 progress(1)
         return [{**row, medium: files.result()} for row, files in encoded]
@@ -235,11 +263,13 @@ class _Generation(ShardedRun[Request]):
         return str(build_card(folder, self.config.hub_dataset_id, self.config.license))
 
 
-def _features(medium: str) -> Features:
+def _features(medium: str, num_sources: int) -> Features:
     number = Value("int64")
     files = ImageFeature() if medium == "image" else List(ImageFeature())
     numbers = {"prompt_index": number, "sample_index": number, "seed": number}
-    return Features({"prompt": Value("string"), medium: files, **numbers})
+    source = ImageFeature() if num_sources == 1 else List(ImageFeature())
+    sources = {SOURCE_COLUMN: source} if num_sources else {}
+    return Features({"prompt": Value("string"), medium: files, **sources, **numbers})
 
 
 def _encode(sample: Sample) -> dict[str, Any] | list[dict[str, Any]]:

@@ -11,10 +11,15 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ...families import Family
+from ...media.images import load_image
 from ...media.types import Size
 from ...policy.draws import stable_seed
 from ...policy.sampling import cpu_generators, negating, quiet
 from ...settings import shown
+from ...storage.fingerprints import fingerprint
+
+SOURCE_COLUMN = "source_image"
+"""Of the data sets that are written."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,14 @@ class Request:
         prompt_index: of the prompt among the distinct ones.
         sample_index: of the image among those of its prompt.
         seed: 63 bits; `torch.Generator().manual_seed(seed)` samples the image again.
+        sources: the files of the source images, for pipelines that read them.
     """
 
     prompt: str
     prompt_index: int
     sample_index: int
     seed: int
+    sources: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,25 +71,35 @@ class Sampler:
         for batch in _batches(requests, self.batch_size):
             generators = cpu_generators([request.seed for request in batch])
             with _sampling(self.pipeline, batch[0].seed):
+                given = [[load_image(file) for file in request.sources] for request in batch]
+                sources = {"sources": given} if self.family.most_sources else {}
                 try:
                     samples = self.family.sample(
-                        called, [request.prompt for request in batch], generators, self.size, **call
+                        called, [request.prompt for request in batch], generators, self.size, **sources, **call
                     )
                 except TypeError as error:
                     raise ValueError(f"The pipeline cannot be called with {shown(call)}: {error}.") from error
             for request, sample in zip(batch, samples, strict=True):
                 row = asdict(request)
-                yield {"prompt": row.pop("prompt"), self.medium: sample, **row}
+                files = [{"bytes": file, "path": None} for file in row.pop("sources")]
+                edit = {SOURCE_COLUMN: files} if files else {}
+                yield {"prompt": row.pop("prompt"), self.medium: sample, **edit, **row}
 
 
 def find_requests(
-    prompts: Sequence[str], rows: Iterable[int], num_images_per_prompt: int, seed: int
-) -> Iterator[Request]:
-    """The requests of some rows of the data set, whose prompts come in order, each with its images."""
+    prompts: Sequence[str], rows: Iterable[int], num_images_per_prompt: int, seed: int,
+    sources: Sequence[tuple[bytes, ...]] = (),
+) -> Iterator[Request]:  # fmt: skip
+    """The requests of some rows of the data set, whose prompts come in order, each with its images.
+
+    The seed of an edit depends on its source images too.
+    """
     for row in rows:
         prompt_index, sample_index = divmod(row, num_images_per_prompt)
         prompt = prompts[prompt_index]
-        yield Request(prompt, prompt_index, sample_index, image_seed(seed, prompt, sample_index))
+        files = sources[prompt_index] if sources else ()
+        text = f"{prompt}\n{fingerprint(*files)}" if files else prompt
+        yield Request(prompt, prompt_index, sample_index, image_seed(seed, text, sample_index), files)
 
 
 def image_seed(seed: int, prompt: str, sample_index: int) -> int:

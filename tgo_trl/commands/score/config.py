@@ -21,6 +21,7 @@ class ScoreConfig(DatasetSettings):
         dataset_streaming: read the rows as they come; with several processes, each reads all of them.
         prompt_column, image_column: of the data set.
         video_column: scored if there is no column of images.
+        source_column: of the image that each row's was made from, or a list of them, for rewards that judge edits.
         image_dir: where paths of images and videos are relative to; the folder of the data set, if not set. Whatever a
             row names must lie in the one or the other.
         allow_urls: fetch images and videos whose URLs the data set has.
@@ -48,6 +49,9 @@ class ScoreConfig(DatasetSettings):
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     video_column: str = field(default="video", metadata={"help": "Column of the videos, if there are no images."})
+    source_column: str = field(
+        default="source_image", metadata={"help": "Column of what images were made from, for rewards of edits."}
+    )
     image_dir: str | None = field(default=None, metadata={"help": "Where paths of images are relative to."})
     allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
     score_columns: list[str] | None = field(default=None, metadata={"help": "A column's name for each reward."})

@@ -13,10 +13,12 @@ from itertools import count, islice
 from typing import Any, TypeAlias
 
 from datasets import Dataset, Features, IterableDataset
+from PIL import Image
 
 from ...data.classes import check_no_classes
 from ...data.columns import check_columns, undecoded
 from ...data.rows import check_prompt, read_cell
+from ...data.sources import locate_sources
 from ...media.embedding import ColumnError, embed_files
 from ...media.origin import OWN, Origin
 from ...media.readers import ImageReader, MediaReader, VideoReader
@@ -40,6 +42,7 @@ class RowReader:
         is_video: whether it holds videos.
         num_frames, fps: of a video, as in [`~tgo_trl.commands.score.config.ScoreConfig`].
         origin: of the data set.
+        source_column: of the images that each row's was made from; None where no reward reads them.
         copied: the features of rows that become part of a new data set, so that their files are checked and embedded.
     """
 
@@ -50,11 +53,18 @@ class RowReader:
     fps: float | None = None
     origin: Origin = OWN
     copied: Features | None = None
+    source_column: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """What scores are a function of, as it is recorded."""
-        names = ("prompt_column", "media_column", "is_video", "num_frames", "fps")
+        names = ["prompt_column", "media_column", "is_video", "num_frames", "fps"]
+        if self.source_column is not None:
+            names.append("source_column")
         return {name: getattr(self, name) for name in names}
+
+    def sources(self, cell: Any) -> list[Image.Image]:
+        """The images that a row's was made from; raises a ValueError, with a clause, if one cannot be read."""
+        return [ImageReader().load(image) for image in locate_sources(cell, self.origin)]
 
     def open(self, row: Row) -> Row:
         """The row with the bytes of its files, if it is copied.
@@ -91,7 +101,15 @@ class RowReader:
             media = self._reader(value).content(value)
         except ValueError as error:
             media = str(error).encode()
-        return fingerprint(str(row.get(self.prompt_column)), media).encode()
+        sources = [] if self.source_column is None else self._source_contents(row)
+        return fingerprint(str(row.get(self.prompt_column)), media, *sources).encode()
+
+    def _source_contents(self, row: Mapping[str, Any]) -> list[bytes]:
+        try:
+            images = locate_sources(row.get(str(self.source_column)), self.origin)
+            return [ImageReader().content(image) for image in images]
+        except ValueError as error:
+            return [str(error).encode()]
 
     def _located(self, row: Mapping[str, Any]) -> Any:
         return read_cell(row, self.media_column, self.origin.locate)
@@ -171,12 +189,14 @@ class ReadRow:
         prompt: of it.
         media: an image or a list of frames.
         num_pixels: of all that is decoded.
+        sources: the images that it was made from, where a reward reads them.
     """
 
     row: Row
     prompt: str
     media: Sample
     num_pixels: int
+    sources: list[Image.Image] | None = None
 
 
 def read_ahead(
@@ -222,9 +242,11 @@ def _decode(reader: RowReader, opened: _Opened) -> ReadRow | ColumnError:
     try:
         prompt = read_cell(opened.row, reader.prompt_column, check_prompt)
         media = read_cell(opened.row, reader.media_column, reader.media)
+        column = reader.source_column
+        sources = None if column is None else read_cell(opened.row, column, reader.sources)
     except ColumnError as error:
         return error
-    return ReadRow(opened.row, prompt, media, opened.num_pixels)
+    return ReadRow(opened.row, prompt, media, opened.num_pixels, sources)
 
 
 def _ahead(

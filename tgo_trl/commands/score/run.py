@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ...media.embedding import ColumnError
 from ...media.origin import find_origin, named_origin
 from ...messages.public import public_name, public_value
 from ...rewards import REWARDS, load_reward
-from ...rewards.base import NoScore, Reward, reward_name, scores_or_none
+from ...rewards.base import NoScore, Reward, check_sources, reads_sources, reward_name, scores_or_none
 from ...rewards.ensemble import Ensemble, Member
 from ...storage.files import replace_file
 from ...storage.fingerprints import fingerprint
@@ -73,6 +73,7 @@ def score(
         features, config.prompt_column, config.image_column, config.video_column, config.num_frames, config.fps,
         origin, is_copied=True,
     )  # fmt: skip
+    reader = with_sources(reader, features, config.source_column, models)
     rows = RowBlocks(dataset, features, rows_per_shard(config.rows_per_shard, reader.is_video))
     run = _Scoring(config, models, reader, rows, _with_scores(features, config.new_columns()))
     try_rewards(models, reader, rows.first)
@@ -201,7 +202,8 @@ class _Scoring(ShardedRun[Row]):
 
 def score_dataset(
     dataset: Dataset, rewards: Reward | Mapping[str, Reward], *, prompt_column: str = "prompt",
-    image_column: str = "image", video_column: str = "video", num_frames: int | None = None, fps: float | None = None,
+    image_column: str = "image", video_column: str = "video", source_column: str = "source_image",
+    num_frames: int | None = None, fps: float | None = None,
     batch_size: int = 32, on_bad_row: str = "error", image_dir: str | None = None, allow_urls: bool = False,
 ) -> Dataset:  # fmt: skip
     """The data set with columns of scores, in memory; bad rows are left out or raise as in [`score`].
@@ -212,6 +214,7 @@ def score_dataset(
         prompt_column: of the data set.
         image_column: of the data set.
         video_column: scored if there is no column of images.
+        source_column: of the images that each row's was made from, for rewards that judge edits.
         num_frames: of a video that is scored; lists of frames are taken whole if None.
         fps: of a video file that is scored.
         batch_size: rows per call of a reward.
@@ -228,6 +231,7 @@ def score_dataset(
     features = features_of(dataset)
     origin = find_origin(dataset, image_dir, allow_urls)
     reader = find_reader(features, prompt_column, image_column, video_column, num_frames, fps, origin)
+    reader = with_sources(reader, features, source_column, models)
     _with_scores(features, list(models))
     bad = BadRows(skip=on_bad_row == "skip")
     rows = score_rows(enumerate(undecoded(dataset)), models, reader, bad, batch_size)
@@ -273,10 +277,11 @@ def _score_batch(
     batch: Sequence[tuple[int, ReadRow]], rewards: Mapping[str, Reward], bad: BadRows
 ) -> Iterator[tuple[int, Row, dict[str, float]]]:
     prompts, media = [read.prompt for _, read in batch], [read.media for _, read in batch]
+    sources = [read.sources for _, read in batch if read.sources is not None] or None
     columns: dict[str, list[float | NoScore]] = {}
     for name, reward in rewards.items():
         try:
-            columns[name] = scores_or_none(reward, prompts, media)
+            columns[name] = scores_or_none(reward, prompts, media, sources)
         except ValueError as error:
             raise ValueError(f"Rows {batch[0][0]} to {batch[-1][0]}: {error}") from error
     for position, (index, read) in enumerate(batch):
@@ -302,6 +307,16 @@ def _with_scores(features: Features, names: Sequence[str]) -> Features:
 # ---- Rewards ----
 
 
+def with_sources(reader: RowReader, features: Features, column: str, rewards: Mapping[str, Reward]) -> RowReader:
+    """The reader, which also reads the images that others were made from if a reward judges edits.
+
+    Raises:
+        ValueError: if one does, and there is no such column.
+    """
+    check_sources(rewards, column in features, f"Set `source_column`: there is no {column!r} in {', '.join(features)}.")
+    return replace(reader, source_column=column) if any(map(reads_sources, rewards.values())) else reader
+
+
 def _load_rewards(config: ScoreConfig, rewards: Mapping[str, Reward] | None) -> list[Reward]:
     kwargs: Any = config.reward_kwargs or {}
     if rewards is None:
@@ -318,7 +333,7 @@ def try_rewards(models: Mapping[str, Reward], reader: RowReader, rows: Sequence[
         read = reader.read(row)
         if isinstance(read, ReadRow):
             for reward in models.values():
-                scores_or_none(reward, [read.prompt], [read.media])
+                scores_or_none(reward, [read.prompt], [read.media], None if read.sources is None else [read.sources])
             return
 
 

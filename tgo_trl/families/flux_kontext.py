@@ -1,0 +1,66 @@
+"""FLUX.1 Kontext: FLUX.1 with the tokens of a source image behind those of the sample."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, FluxPipeline
+from PIL import Image
+from torch import Tensor
+
+from .base_sources import SourceFamily
+from .flux import FluxFamily, image_ids
+
+
+@dataclass(frozen=True)
+class FluxKontextFamily(SourceFamily, FluxFamily):
+    """`FluxKontextPipeline`: FLUX.1 Kontext [dev], of one source image.
+
+    Attributes:
+        max_sequence_length: T5 tokens of each prompt, by default 512.
+        train_guidance_scale: what the network is told while it trains, 3.5 by default.
+    """
+
+    task = "image-to-image"
+    has_sampler = False
+
+    def encode_sources(self, pipeline: DiffusionPipeline, pixels: Tensor) -> dict[str, Tensor]:
+        """The mean of the autoencoder's posterior, which the pipeline takes too, float32 `[B, C, H, W]`."""
+        source = pixels[:, 0].to(pipeline.vae.dtype)
+        return {"source": pipeline.vae.encode(source).latent_dist.mode().float()}
+
+    def conditions(
+        self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], prompt: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """With `source` as [`clean`] scales latents, which the configuration says."""
+        conditions, config = super().conditions(pipeline, image, prompt), pipeline.vae.config
+        shift = float(config.get("shift_factor") or 0.0)
+        return {**conditions, "source": (image["source"] - shift) * float(config.scaling_factor)}
+
+    def image_tokens(self, latents: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Those of the latents, then those of the source, whose ids begin with 1."""
+        tokens, ids = super().image_tokens(latents, conditions)
+        source = conditions["source"].to(latents.dtype)
+        packed = FluxPipeline._pack_latents(source, *source.shape)
+        return torch.cat([tokens, packed], 1), torch.cat([ids, _source_ids(*_grid(source), ids.device, ids.dtype)])
+
+    def source_options(self, images: list[Image.Image]) -> dict[str, Any]:
+        """With the sizes as they are: neither is brought to one of the sizes that Kontext was trained at."""
+        image = images[0]
+        area = image.width * image.height
+        return {**super().source_options(images), "max_area": area, "_auto_resize": False}
+
+
+def _grid(latents: Tensor) -> tuple[int, int]:
+    return latents.shape[-2] // 2, latents.shape[-1] // 2
+
+
+@functools.lru_cache(maxsize=64)
+def _source_ids(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """1, row and column of each token, `[height * width, 3]`."""
+    with torch.inference_mode(False):
+        ids = image_ids(height, width, device, dtype).clone()
+        ids[:, 0] = 1
+        return ids
