@@ -236,7 +236,13 @@ def summary(case, pipeline):
     """Shape, dtype and three numbers of every tensor of two images and two prompts."""
     frozen = encoders(pipeline, family=case.family(pipeline))
     images = frozen.images(case.pixels(), case.geometry())
-    tensors = {**images, **frozen.prompts(["a red cube", "two birds"])}
+    prompts = ["a red cube", "two birds"]
+    if case.sources is None:
+        tensors = {**images, **frozen.prompts(prompts)}
+    else:
+        pixels, sees = case.source_pixels(), frozen.family.prompts_see_sources
+        edits = frozen.edits(prompts, pixels) if sees else frozen.prompts(prompts)
+        tensors = {**images, **frozen.sources(pixels), **edits}
     summaries = {}
     for name, tensor in sorted(tensors.items()):
         numbers = tensor.double().flatten()

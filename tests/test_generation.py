@@ -1,6 +1,7 @@
 """Data sets that are drawn: the right image for every seed, the same files however often the run is killed."""
 
 import hashlib
+import io
 import json
 import logging
 import shutil
@@ -137,7 +138,15 @@ def test_drawing_leaves_the_pipeline_and_torch_as_they_were():
     assert pipeline._progress_bar_config == {"disable": False, "desc": "mine"}
 
 
-GUIDED = {"qwen_image": {"true_cfg_scale": 4.0}, "flux": {"true_cfg_scale": 4.0}}
+GUIDED = {
+    "qwen_image": {"true_cfg_scale": 4.0}, "flux": {"true_cfg_scale": 4.0}, "flux_kontext": {"true_cfg_scale": 4.0},
+}  # fmt: skip
+
+
+def png(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "-" not in case.name], ids=lambda case: case.name)
@@ -145,12 +154,15 @@ def test_a_batch_has_the_negative_prompt_of_a_single_call(case):
     pipeline = case.build()
     family = case.family(pipeline)
     call = {**case.module.CALL, **GUIDED.get(case.name, {})}
-    for name in ("height", "width", "num_frames", "max_sequence_length", "negative_prompt"):
+    for name in ("height", "width", "num_frames", "max_sequence_length", "negative_prompt", "image"):
         call.pop(name, None)
     size = (case.module.RESOLUTION, case.module.RESOLUTION)
 
     def pixels(prompts, **kwargs):
-        rows = generate_rows(pipeline, family, prompts, size=size, batch_size=2, **call, **kwargs)
+        files = [
+            tuple(png(image) for image in case.sources[PROMPTS.index(prompt)]) for prompt in prompts if case.sources
+        ]
+        rows = generate_rows(pipeline, family, prompts, size=size, batch_size=2, sources=files, **call, **kwargs)
         media = "image" if case.num_frames is None else "video"
         return [np.asarray(row[media], dtype=float) for row in rows]
 

@@ -152,15 +152,18 @@ class TGOTrainer(BaseTrainer):
         check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
         check_unquantized(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"))
         check_callbacks(args, callbacks)
-        family_class = find_family_class(model, args.model_init_dict, family)
-        if family_class is not None:
-            check_sources(args, family_class, named_datasets(train_dataset, eval_dataset))
         eval_rewards = load_eval_rewards(args.eval_rewards)
         dtype = training_dtype(args)
         self._open_repository(args)  # before anything that takes long
 
         # The pipeline, and whether settings fit it.
+        datasets = named_datasets(train_dataset, eval_dataset)
+        family_class = find_family_class(model, args.model_init_dict, family)
+        if family_class is not None:
+            check_sources(args, family_class, datasets)
         self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
+        if family_class is None:  # of a single file
+            check_sources(args, type(self.family), datasets)
         check_unquantized(args, None, self.family.networks(self.pipeline))
         check_loss(args, self.denoiser.noise_process)
         check_best_metric_for(args, eval_dataset, self.denoiser.noise_process)
@@ -597,13 +600,14 @@ class TGOTrainer(BaseTrainer):
         seeds: Sequence[int],
         from_reference: bool = False,
         batch_size: int | None = None,
+        sources: Sequence[Sequence[Any]] | None = None,
         **kwargs: Any,
     ) -> list[Sample]:
         """As [`BaseTrainer.sample`], of policy and reference alike with the prompts that the loss gives good rows."""
         prompts = [self.loss.prompt(prompt, True) for prompt in prompts]
         if self.negative_prompt is not None:
             kwargs = {"negative_prompt": self.negative_prompt, **kwargs}
-        return super().sample(prompts, seeds, from_reference, batch_size, **kwargs)
+        return super().sample(prompts, seeds, from_reference, batch_size, sources, **kwargs)
 
     # ---- The card ----
 

@@ -138,7 +138,8 @@ def write_samples(
 
 def generate_rows(
     pipeline: DiffusionPipeline, family: Family | None, prompts: Iterable[str], *, num_images_per_prompt: int = 1,
-    seed: int = 42, size: Size | None = None, batch_size: int = 4, **call_kwargs: Any,
+    seed: int = 42, size: Size | None = None, batch_size: int = 4, sources: Sequence[tuple[bytes, ...]] = (),
+    **call_kwargs: Any,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Rows of the data set that [`generate`] writes, as they are sampled, with PIL images.
 
@@ -150,11 +151,14 @@ def generate_rows(
         seed: with prompt and index, gives the seed of each image.
         size: height and width in pixels; what the pipeline was trained at if None.
         batch_size: images per call of the pipeline.
+        sources: the files of the source images of each distinct prompt, for pipelines that read them.
         call_kwargs: for the pipeline's call.
     """
     family = family or build_family(type(pipeline), {})
     distinct = list(dict.fromkeys(map(check_prompt, prompts)))
-    requests = find_requests(distinct, range(len(distinct) * num_images_per_prompt), num_images_per_prompt, seed)
+    requests = find_requests(
+        distinct, range(len(distinct) * num_images_per_prompt), num_images_per_prompt, seed, sources
+    )
     _check_arguments(pipeline, call_kwargs)
     yield from Sampler(pipeline, family, size or family.default_size(pipeline), batch_size, call_kwargs).rows(requests)
 
