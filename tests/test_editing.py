@@ -7,7 +7,7 @@ import pytest
 from datasets import load_dataset
 
 from tgo_trl.commands.generate import GenerateConfig
-from tgo_trl.commands.generate.run import generate
+from tgo_trl.commands.generate.run import build_sampler, generate
 from tgo_trl.commands.score import ScoreConfig
 from tgo_trl.commands.score.run import score
 from tgo_trl.families import FluxKontextFamily
@@ -83,6 +83,9 @@ def test_what_is_missing_is_named_before_anything_is_loaded(prompts_file, tmp_pa
     text.write_text("make it red")
     with pytest.raises(ValueError, match="has prompts alone, and the pipeline makes images from others"):
         drawn(text, tmp_path / "drawn")
+    generation = GenerateConfig("tiny", str(prompts_file), str(tmp_path / "drawn"))
+    with pytest.raises(ValueError, match="this command draws from prompts alone"):
+        build_sampler(generation, flux_kontext.build(), None)
     pipeline = flux_kontext.build()
     with pytest.raises(ValueError, match="makes samples from source images"):
         FluxKontextFamily().sample(pipeline, ["a"], [None], (16, 16))

@@ -158,11 +158,14 @@ class TGOTrainer(BaseTrainer):
 
         # The pipeline, and whether settings fit it.
         datasets = named_datasets(train_dataset, eval_dataset)
-        family_class = find_family_class(model, args.model_init_dict, family)
+        try:
+            family_class = find_family_class(model, args.model_init_dict, family)
+        except OSError:  # loading says more of what is wrong
+            family_class = None
         if family_class is not None:
             check_sources(args, family_class, datasets)
         self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
-        if family_class is None:  # of a single file
+        if family_class is None:  # of a single file, too
             check_sources(args, type(self.family), datasets)
         check_unquantized(args, None, self.family.networks(self.pipeline))
         check_loss(args, self.denoiser.noise_process)

@@ -70,7 +70,7 @@ def generate(config: GenerateConfig, pipeline: DiffusionPipeline | None = None, 
     prompts, sources = read_tasks(config, pipeline, family)
     check_destination(folder, config, state)
     is_ours = pipeline is None
-    sampler = build_sampler(config, pipeline, family)
+    sampler = build_sampler(config, pipeline, family, bool(sources))
     if config.adapter_scale != 1:
         set_adapter_scale(sampler.pipeline, config.adapter_scale)
     return write_samples(config, prompts, sampler, state.device if is_ours else None, sources)
@@ -85,9 +85,7 @@ def read_tasks(
         ValueError: if they cannot be read, or the pipeline needs source images and there are none.
     """
     args = (config.prompt_column, config.dataset_config, config.dataset_split, config.max_prompts)
-    model: Any = config.model_name_or_path if pipeline is None else pipeline
-    init_kwargs = config.model_init_kwargs if isinstance(config.model_init_kwargs, Mapping) else None
-    kind = find_family_class(model, init_kwargs, family)
+    kind = _kind_of(config, pipeline, family)
     if kind is not None and kind.most_sources:
         edits = read_edits(config.prompts, *args, source_column=config.source_column, most=kind.most_sources)
         return [prompt for prompt, _ in edits], [files for _, files in edits]
@@ -99,17 +97,37 @@ def read_tasks(
     return read_prompts(config.prompts, *args), []
 
 
-def build_sampler(config: GenerateConfig, pipeline: DiffusionPipeline | None, family: Family | None) -> Sampler:
+def _kind_of(config: GenerateConfig, pipeline: DiffusionPipeline | None, family: Family | None) -> type[Family] | None:
+    """The family's class, before anything is loaded; None of a single file, and of what cannot be had."""
+    model: Any = config.model_name_or_path if pipeline is None else pipeline
+    init_kwargs = config.model_init_kwargs if isinstance(config.model_init_kwargs, Mapping) else None
+    try:
+        return find_family_class(model, init_kwargs, family)
+    except OSError:  # loading says more of what is wrong
+        return None
+
+
+def build_sampler(
+    config: GenerateConfig, pipeline: DiffusionPipeline | None, family: Family | None, has_sources: bool = False
+) -> Sampler:
     """The pipeline of the settings with its adapter, whose scale is left at 1, and how it is called.
 
     Args:
         config: what is sampled, and how.
         pipeline: taken instead of the one that `config` names, and given the adapter.
         family: of a pipeline that the table of families does not know.
+        has_sources: whether each prompt has source images.
 
     Raises:
-        ValueError: for settings that this pipeline cannot take, or an adapter that does not fit it.
+        ValueError: for settings that this pipeline cannot take, or an adapter that does not fit it; also for one that
+            makes images from others where there are none, if possible before it is loaded.
     """
+    kind = _kind_of(config, pipeline, family)
+    if kind is not None and kind.most_sources and not has_sources:
+        raise ValueError(
+            f"`{kind.__name__}` makes images from source images, and this command draws from prompts alone. Draw with "
+            "`tgo-trl generate`, whose prompts have sources, and score with `tgo-trl score`."
+        )
     if pipeline is None:
         pipeline = _load(config, family, process_state())
     family = _family(config, family, pipeline)
