@@ -72,7 +72,6 @@ class HPSv3(ModelReward):
         merged = vision.spatial_merge_size**2
         rows = [self._token_ids(p, len(patches) // merged) for p, (patches, _) in zip(prompts, inputs, strict=True)]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
         states = self._network(
             input_ids=ids,
             attention_mask=None,  # padding is to the right, where causal attention never looks
@@ -83,8 +82,7 @@ class HPSv3(ModelReward):
             image_grid_thw=torch.tensor([grid for _, grid in inputs], device=self.device),
             use_cache=False,
         ).last_hidden_state
-        is_read = (ids == self._reward_id) & (torch.arange(ids.shape[1], device=self.device) < lengths[:, None])
-        outputs: Tensor = self._head(states[is_read].float())
+        outputs: Tensor = self._head(states[ids == self._reward_id].float())
         return outputs
 
     def _token_ids(self, prompt: str, num_image_tokens: int) -> Tensor:

@@ -55,8 +55,8 @@ class RubricReward(ChatSettings):
     """The number that a model gives an image by a rubric, on any server with OpenAI's protocol.
 
     Prompts and images are sent to that server. Of a video, some frames are, evenly spread in time from the first to the
-    last. A row whose reply has no number within the range has no score: it is a
-    bad row of `score`. So is one that the server refuses to look at.
+    last. A row whose reply has no number within the range has no score: it is a bad row of `score`. So is one that the
+    server refuses to look at.
 
     Attributes:
         rubric: what to look at, in words, or a `.txt` or `.md` file with them. For edits the default is another one.
