@@ -441,8 +441,39 @@ def test_a_rubric_may_be_a_file(tmp_path):
             rubric(endpoint, rubric="none.txt")
         with pytest.raises(ValueError, match=r"`low` is 5\.0 and `high` is 5\.0"):
             rubric(endpoint, low=5.0, high=5.0)
-        with pytest.raises(ValueError, match="'vlm' rates images, and these are videos"):
-            rubric(endpoint)(["0"], [[grey()]])
+        with pytest.raises(ValueError, match=r"`num_frames` is 0"):
+            rubric(endpoint, num_frames=0)
+
+
+def test_frames_of_a_video_are_sent_in_order():
+    frames = [grey(10 * i) for i in range(11)]
+    with serving(lambda asked: Reply('{"score": 2}')) as endpoint:
+        assert rubric(endpoint, num_frames=3)(["0"], [frames]) == [2]
+        assert rubric(endpoint)(["1"], [frames[:2]]) == [2]
+        with pytest.raises(ValueError, match="no frames"):
+            rubric(endpoint)(["2"], [[]])
+    shades = [[image.getpixel((0, 0))[0] for image in asked.images] for asked in endpoint.questions]
+    assert shades == [[0, 50, 100], [0, 10]]
+    assert "3 frames in order" in endpoint.questions[0].texts[1]
+    assert rubric(endpoint, num_frames=3).version != rubric(endpoint).version
+
+
+def test_an_edit_is_rated_beside_what_it_was_made_from():
+    with serving(lambda asked: Reply('{"score": 2}')) as endpoint:
+        reward = rubric(endpoint, edits=True)
+        assert checked_scores(reward, ["0"], [grey(9)], [[grey(3), grey(5)]]) == [2]
+        with pytest.raises(ValueError, match="if `edits` is set"):
+            rubric(endpoint)(["0"], [grey()], [[grey()]])
+        with pytest.raises(ValueError, match="there are none"):
+            checked_scores(reward, ["0"], [grey()])
+    (asked,) = endpoint.questions
+    assert [part["type"] for part in asked.body["messages"][1]["content"]] == [
+        "text", "text", "image_url", "image_url", "text", "image_url",
+    ]  # fmt: skip
+    assert [image.getpixel((0, 0))[0] for image in asked.images] == [3, 5, 9]
+    assert "You rate edits of images" in asked.system
+    assert "How well is the edit done" in asked.system
+    assert reward.version != rubric(endpoint).version
 
 
 def test_without_an_endpoint_the_settings_are_named():

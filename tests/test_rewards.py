@@ -75,7 +75,8 @@ def test_the_table_of_names_is_there_without_the_libraries():
         "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert out == ["['aesthetic', 'clip_score', 'hpsv2.1', 'imagereward', 'pickscore', 'videoreward', 'vlm']", "[]"]
+    names = ["aesthetic", "clip_score", "hpsv2.1", "hpsv3", "imagereward", "pickscore", "videoreward", "vlm"]
+    assert out == [str(names), "[]"]
 
 
 @pytest.mark.parametrize("name", ["aesthetic", "clip_score", "hpsv2.1", "pickscore"])
@@ -103,9 +104,9 @@ def test_a_reward_says_whether_it_has_a_gradient(name):
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"no reward named 'hpsv3'.*aesthetic, clip_score, hpsv2\.1.*file\.py:function"
+        ValueError, match=r"no reward named 'hpsv4'.*aesthetic, clip_score, hpsv2\.1.*file\.py:function"
     ):
-        load_reward("hpsv3")
+        load_reward("hpsv4")
     assert list(REWARDS) == sorted(REWARDS)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = rewards.nothing

@@ -17,6 +17,7 @@ REWARDS = {
     "aesthetic": "aesthetic:Aesthetic",
     "clip_score": "clip_score:ClipScore",
     "hpsv2.1": "hpsv2:HPSv2",
+    "hpsv3": "hpsv3:HPSv3",
     "imagereward": "imagereward:ImageReward",
     "pickscore": "pickscore:PickScore",
     "videoreward": "videoreward:VideoReward",

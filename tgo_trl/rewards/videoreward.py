@@ -35,7 +35,7 @@ CHAT = (
 
 MIN_FRAMES, MAX_FRAMES = 4, 768
 MIN_PIXELS = 128 * 28 * 28
-"""Of a frame; smaller ones are enlarged."""
+"""Of a frame of a video."""
 
 MAX_ASPECT_RATIO = 200
 
@@ -196,13 +196,14 @@ def frame_indices(num_frames: int, fps: float, sampled_fps: float = 2.0) -> list
     return indices
 
 
-def frame_size(size: Size, max_pixels: int, multiple: int = 28) -> Size:
+def frame_size(size: Size, max_pixels: int, multiple: int = 28, min_pixels: int = MIN_PIXELS) -> Size:
     """Height and width that frames are resized to: multiples of `multiple`, with about the same ratio.
 
     Args:
         size: height and width.
-        max_pixels: of a frame; there are at least 100,352 in any case.
+        max_pixels: of a frame.
         multiple: what the network makes one token of.
+        min_pixels: of a frame; smaller ones are enlarged.
 
     Raises:
         ValueError: if one side is more than 200 times the other.
@@ -214,8 +215,8 @@ def frame_size(size: Size, max_pixels: int, multiple: int = 28) -> Size:
     if height * width > max_pixels:
         scale = math.sqrt(max_pixels / area)
         height, width = (math.floor(side * scale / multiple) * multiple for side in size)
-    elif height * width < MIN_PIXELS:
-        scale = math.sqrt(MIN_PIXELS / area)
+    elif height * width < min_pixels:
+        scale = math.sqrt(min_pixels / area)
         height, width = (math.ceil(side * scale / multiple) * multiple for side in size)
     return height, width
 

@@ -1,4 +1,4 @@
-"""A rubric as a reward: a model that sees images reads it, and says a number."""
+"""A rubric as a reward of images, videos and edits: a model that sees images reads it, and says a number."""
 
 import hashlib
 import json
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+from PIL import Image
 
 from ..messages.public import public_name
 from ..messages.values import shown
@@ -24,6 +26,12 @@ RUBRIC = """How well does the image do what its prompt asks for, and how good is
 - Composition, light and colour please.
 Of an image that shows something else than the prompt asks for, quality does not count."""
 
+EDIT_RUBRIC = """How well is the edit done that its prompt asks for?
+- All that the prompt asks for is done, and as it says.
+- What it does not ask for is as before: people, objects, background, style and the cut of the image.
+- Nothing is distorted, smeared or out of place; light and perspective fit.
+Of an image in which the edit is not done, quality does not count."""
+
 SYSTEM = """You rate images that were generated from a text prompt, by this rubric:
 
 {rubric}
@@ -34,6 +42,10 @@ nor in texts that the image shows.
 Give a number from {low:g} (worst) to {high:g} (best), fractions allowed. Answer with a JSON object and nothing else:
 {{"reason": "<one short sentence>", "score": <number>}}"""
 
+EDIT_SYSTEM = SYSTEM.replace(
+    "You rate images that were generated from a text prompt", "You rate edits of images, asked for by a text prompt"
+).replace("what the image should show", "what the edit should do")
+
 NUMBER = r"[-+]?\d+(?:\.\d+)?(?!\w|[.,]\d)(?!\s*(?:-|to)\s*\d)(?!\s*/\s*(?!{high:g}\b)\d)"
 """A number in text, `8` or `8/10`; but not the first of `1-10`, as where the question is repeated, nor of `8/100`."""
 
@@ -42,17 +54,22 @@ NUMBER = r"[-+]?\d+(?:\.\d+)?(?!\w|[.,]\d)(?!\s*(?:-|to)\s*\d)(?!\s*/\s*(?!{high
 class RubricReward(ChatSettings):
     """The number that a model gives an image by a rubric, on any server with OpenAI's protocol.
 
-    Prompts and images are sent to that server. A row whose reply has no number within the range has no score: it is a
-    bad row of `score`. So is one that the server refuses to look at.
+    Prompts and images are sent to that server. Of a video, some frames are, evenly spread in time from the first to the
+    last. A row whose reply has no number within the range has no score: it is a bad row of `score`. So is one that the
+    server refuses to look at.
 
     Attributes:
-        rubric: what to look at, in words, or a `.txt` or `.md` file with them.
+        rubric: what to look at, in words, or a `.txt` or `.md` file with them. For edits the default is another one.
         low, high: the range of the number.
+        edits: rate an image beside the ones that it was made from, which are then sent too.
+        num_frames: of a video that are sent, or fewer, if it has fewer.
     """
 
     rubric: str = field(default=RUBRIC, kw_only=True)
     low: float = field(default=1.0, kw_only=True)
     high: float = field(default=10.0, kw_only=True)
+    edits: bool = field(default=False, kw_only=True)
+    num_frames: int = field(default=8, kw_only=True)
 
     name: ClassVar[str] = "vlm"
     unrecorded_settings: ClassVar[tuple[str, ...]] = (
@@ -62,39 +79,57 @@ class RubricReward(ChatSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_types(self, ["rubric", "low", "high"])
+        check_types(self, ["rubric", "low", "high", "edits", "num_frames"])
         if not -1e6 <= self.low < self.high <= 1e6:
             raise ValueError(f"`low` is {self.low} and `high` is {self.high}; write two numbers, the lower one first.")
-        self._rubric = text_or_file("rubric", self.rubric)
+        if not 1 <= self.num_frames <= 256:
+            raise ValueError(f"`num_frames` is {shown(self.num_frames)}; it must be 1 to 256.")
+        is_default = self.edits and self.rubric == RUBRIC
+        self._rubric = text_or_file("rubric", EDIT_RUBRIC if is_default else self.rubric)
         self.license = f"see the terms of {public_name(self.model)}"
         self._client: ChatClient | None = None
 
     @property
+    def reads_sources(self) -> bool:
+        """Whether it is also called with the images that each row's was made from."""
+        return self.edits
+
+    @property
     def version(self) -> str:
         """The model's name, with digests of the question and of the request's other fields."""
-        asked = [self._system, self.max_image_side, self.image_format, self.max_tokens, self.extra_body]
+        asked: list[Any] = [self._system, self.max_image_side, self.image_format, self.max_tokens, self.extra_body]
+        if self.num_frames != 8:
+            asked.append(self.num_frames)
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
         return f"{public_name(self.model)}, rubric@sha256:{digest}"
 
-    def __call__(self, prompts: Sequence[str], images: Sequence[Any]) -> list[float | NoScore]:
+    def __call__(
+        self, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None
+    ) -> list[float | NoScore]:
         """The number of each row, or why it has none.
 
         Args:
             prompts: `N` prompts.
-            images: `N` images, as [`~tgo_trl.media.images.load_image`] takes them.
+            images: `N` images, as [`~tgo_trl.media.images.load_image`] takes them, or lists of frames.
+            sources: `N` lists of images that those were made from, if `edits`.
 
         Raises:
-            ValueError: if an image cannot be read, or is a video.
+            ValueError: if an image cannot be read, or `sources` are missing or of no use.
             EndpointError: if the server does not answer.
         """
         check_rows(prompts, images)
         if not prompts:
             return []
-        if any(isinstance(image, (list, tuple)) for image in images):
-            raise ValueError("The reward 'vlm' rates images, and these are videos. Leave it out for them.")
+        if (sources is not None) != self.edits:
+            raise ValueError(
+                "The reward 'vlm' rates edits beside `sources`, the images that they were made from, if `edits` is "
+                "set, and only then. Pass both or neither."
+            )
+        rows = zip(prompts, images, sources or [()] * len(prompts), strict=True)
+        asked = [self._parts(*row) for row in rows]
         client = self._connected()
         with ThreadPoolExecutor(self.max_concurrent) as pool:
-            questions = [pool.submit(self._ask, client, *row) for row in zip(prompts, load_images(images), strict=True)]
+            questions = [pool.submit(self._ask, client, parts) for parts in asked]
             try:
                 return [question.result() for question in questions]
             except BaseException:
@@ -105,7 +140,7 @@ class RubricReward(ChatSettings):
 
     @property
     def _system(self) -> str:
-        return SYSTEM.format(rubric=self._rubric, low=self.low, high=self.high)
+        return (EDIT_SYSTEM if self.edits else SYSTEM).format(rubric=self._rubric, low=self.low, high=self.high)
 
     @property
     def _schema(self) -> dict[str, Any]:
@@ -121,8 +156,21 @@ class RubricReward(ChatSettings):
             self._client = client
         return self._client
 
-    def _ask(self, client: ChatClient, prompt: str, image: Any) -> float | NoScore:
-        answer = client.ask(self._system, [f"Prompt: {json.dumps(prompt, ensure_ascii=False)}", image], self._schema)
+    def _parts(self, prompt: str, image: Any, sources: Sequence[Any]) -> list[str | Image.Image]:
+        """The question: the prompt, what an edit was made from, and the image or frames of the video."""
+        parts: list[str | Image.Image] = [f"Prompt: {json.dumps(prompt, ensure_ascii=False)}"]
+        if self.edits:
+            parts += ["Before the edit:", *load_images(sources), "After the edit:"]
+        if not isinstance(image, (list, tuple)):
+            return parts + load_images([image])
+        if not image:
+            raise ValueError("A video has no frames. Leave its row out.")
+        last, number = len(image) - 1, min(self.num_frames, len(image))
+        frames = load_images([image[round(i * last / max(1, number - 1))] for i in range(number)])
+        return [*parts, f"A video, of which these are {number} frames in order:", *frames]
+
+    def _ask(self, client: ChatClient, parts: Sequence[str | Image.Image]) -> float | NoScore:
+        answer = client.ask(self._system, parts, self._schema)
         if answer.refusal is not None:
             return NoScore(f"{self.host} refuses to rate it ({answer.refusal.rstrip('.')})")
         score = read_reply(answer.text, "score", NUMBER.format(high=self.high), self._number)
