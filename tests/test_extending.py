@@ -207,8 +207,8 @@ def test_the_walks_have_ten_stations(walk):
     assert re.findall(r"^(\d+)\. ", text, re.MULTILINE) == [str(i) for i in range(1, 11)]
 
 
-def test_the_readme_lists_the_rooms():
-    readme = (ROOT / "README.md").read_text()
-    listed = re.findall(r"^\| `(\w+)/` \|", readme[readme.index("## The rooms") :], re.MULTILINE)
+def test_the_page_of_the_code_lists_the_rooms():
+    page = (ROOT / "docs" / "development.md").read_text()
+    listed = re.findall(r"^\| `(\w+)/` \|", page[page.index("## The rooms") :], re.MULTILINE)
     rooms = {path.parent.name for path in (ROOT / "tgo_trl").glob("*/__init__.py")}
     assert sorted(listed) == sorted(rooms - {"processes"})  # an older path of one

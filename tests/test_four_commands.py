@@ -1,4 +1,4 @@
-"""From prompts to an aligned adapter, and a comparison with its base, as the README says; all killed and rerun."""
+"""From prompts to an aligned adapter, and a comparison with its base, as the quick start says; all killed and rerun."""
 
 import re
 import shlex
@@ -24,12 +24,12 @@ SMALLER = {
     "train": ["--max_steps", "12", "--save_strategy", "steps", "--save_steps", "2", "--sample_steps", "100"],
     "evaluate": ["--num_images_per_prompt", "2", "--num_inference_steps", "4", "--rows_per_shard", "16"],
 }
-"""What makes the README's commands quick; the later of two equal options counts."""
+"""What makes the quick start's commands quick; the later of two equal options counts."""
 
 
 def commands() -> dict[str, list[str]]:
-    """The README's commands, by name."""
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    """The quick start's commands, by name."""
+    text = (ROOT / "docs" / "quick_start.md").read_text().replace("\\\n", " ")
     found = [shlex.split(line) for line in re.findall(r"^tgo-trl .*$", text, re.MULTILINE)]
     return {words[1]: words[1:] for words in found if "examples/digits" in " ".join(words) or words[1] == "inspect"}
 
@@ -65,7 +65,15 @@ def files(folder: Path, *patterns: str) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(found)}
 
 
-def test_the_readme_has_the_commands():
+def test_the_readme_begins_with_the_same_commands():
+    block = re.compile(r"^```bash\ntgo-trl generate .*?^```$", re.MULTILINE | re.DOTALL)
+    texts = [(ROOT / name).read_text() for name in ("README.md", "docs/quick_start.md")]
+    blocks = [block.findall(text) for text in texts]
+    assert len(blocks[0]) == 1
+    assert blocks[0] == blocks[1]
+
+
+def test_the_quick_start_has_the_commands():
     assert list(commands()) == ["generate", "score", "inspect", "train", "rounds", "evaluate"]
 
 

@@ -1,0 +1,113 @@
+"""The pages: their links lead somewhere, and the data formats that they show are read."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, Image, concatenate_datasets
+from PIL import Image as Pictures
+
+from tgo_trl import InspectConfig, inspect
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def without_code(page: Path) -> str:
+    return re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page)):
+        if re.match(r"\w+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_is_listed():
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert set(re.findall(r"\]\((\w+\.md)\)", index)) == {page.name for page in (ROOT / "docs").glob("*.md")} - {
+        "index.md"
+    }
+
+
+# ---- Data formats ----
+
+DATA = (ROOT / "docs" / "data.md").read_text()
+
+
+def block(language: str) -> str:
+    """The first code block of docs/data.md in a language."""
+    found = re.search(rf"^```{language}\n(.*?)^```$", DATA, re.MULTILINE | re.DOTALL)
+    assert found
+    return found[1]
+
+
+def save_image(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Pictures.new("RGB", (16, 16), "red").save(path)
+    return str(path)
+
+
+def write_folder(folder: Path) -> Path:
+    (folder / "scored").mkdir()
+    (folder / "scored" / "metadata.csv").write_text(block("csv"))
+    for row in csv.DictReader(io.StringIO(block("csv"))):
+        save_image(folder / "scored" / row["file_name"])
+    return folder / "scored"
+
+
+def write_json_lines(folder: Path) -> Path:
+    save_image(folder / "images" / "fox_1.png")
+    (folder / "rows.jsonl").write_text(block("json") + block("json").replace("4.5", "1.5"))
+    return folder / "rows.jsonl"
+
+
+def write_parquet(folder: Path) -> Path:
+    code = block("python")
+    save_image(folder / "images" / "fox_1.png")
+    for name in ("images/fox_1.png", "rows.parquet"):
+        assert name in code
+        code = code.replace(name, str(folder / name))
+    exec(code, {})
+    one = Dataset.from_parquet(str(folder / "rows.parquet"))
+    assert one.features["image"] == Image()
+    concatenate_datasets([one, one.remove_columns("score").add_column("score", [1.5])]).to_parquet(
+        str(folder / "rows.parquet")
+    )
+    return folder / "rows.parquet"
+
+
+@pytest.mark.parametrize("write", [write_folder, write_json_lines, write_parquet])
+def test_formats_of_the_page_are_read_from_another_folder(write, tmp_path):
+    path = write(tmp_path)
+    assert f"--dataset_name {path.name}\n" in DATA
+    report = inspect(InspectConfig(dataset_name=str(path), output_dir=str(tmp_path / "report")))
+    assert (report.num_usable, report.num_prompts, report.problems) == (2, 1, {})
+    assert (report.scores.minimum, report.scores.maximum) == (1.5, 4.5)
+    assert report.images is not None
+
+
+def test_the_quick_start_takes_rows_of_a_stream(tmp_path):
+    text = (ROOT / "docs" / "quick_start.md").read_text()
+    code = re.search(r"^rows = stream.*?^dataset = [^\n]*", text, re.MULTILINE | re.DOTALL)
+    rows = {"prompt": ["a fox"] * 3, "image": [save_image(tmp_path / "a.png")] * 3, "alignment_score": [1.0, 2.0, 3.0]}
+    dataset = Dataset.from_dict({**rows, "other": [0] * 3}).cast_column("image", Image())
+    names = {"stream": dataset.to_iterable_dataset(), "Dataset": Dataset}
+    exec(code[0], names)
+    assert names["dataset"].column_names == ["prompt", "image", "alignment_score"]
+    assert names["dataset"]["alignment_score"][:] == [1.0, 2.0, 3.0]
+    assert names["dataset"][0]["image"].size == (16, 16)
