@@ -8,7 +8,9 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tgo_trl.cards import model_card
 from tgo_trl.cli import main
+from tgo_trl.policy.draws import stable_seed
 
 from . import tiny
 from .cases import CASES
@@ -104,6 +107,13 @@ def test_an_unreachable_base_model_makes_no_error(tmp_path):
     assert model_card.base_license("no valid id!") is None
 
 
+@pytest.mark.parametrize("use_peft", [True, False])
+def test_the_card_says_what_was_not_looked_at(tmp_path, use_peft):
+    limits = card_of(make_trainer(config(tmp_path, use_peft=use_peft))).split("## Limits\n\n")[1].split("\n")[0]
+    assert limits.startswith("It was trained for these scores, and what they do not see may have become worse")
+    assert ("`tgo-trl strength`" in limits) == use_peft
+
+
 def test_sft_is_not_called_tgo(tmp_path):
     card = card_of(make_trainer(config(tmp_path, loss_type="sft")))
     assert front_matter(card)["tags"][:2] == ["trl", "sft"]
@@ -187,10 +197,45 @@ def test_the_snippet_runs_and_draws(tmp_path, base, monkeypatch, use_peft, promp
         assert image.size == (16, 16)
     if use_peft:
         assert names["pipeline"].get_list_adapters() == {"unet": ["default_0"]}
-    prompts = []
-    call = next(line for line in code.splitlines() if line.startswith("image = "))
-    exec(call.removeprefix("image = ").partition(".images")[0], {"pipeline": prompts.append})
-    assert prompts == [prompt]
+    calls = []
+    [call] = re.findall(r"^image = (pipeline\(\n.*?^\))", code, re.DOTALL | re.MULTILINE)
+    exec(call, {"pipeline": lambda **kwargs: calls.append(kwargs), "torch": torch})
+    assert [given["prompt"] for given in calls] == [prompt]
+
+
+def test_the_snippet_draws_the_first_sample_of_the_grid(tmp_path, base, monkeypatch):
+    """Its steps, guidance, size and seed: with the defaults of a pipeline a comparison may come out otherwise."""
+    prompts = ["a blue dog", "a red cat"]
+    args = config(tmp_path, sample_prompts=prompts, sample_num_inference_steps=3, sample_guidance_scale=1.5)
+    trainer = make_trainer(args, model=str(base))
+    trainer.train()
+    trainer.save_model()
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet(card_of(trainer)), "snippet", "exec"), {})
+    seeds = [stable_seed(args.seed, i) for i in range(2)]
+    drawn = trainer.sample(prompts, seeds, num_inference_steps=3, guidance_scale=1.5)[0]
+    with Image.open(tmp_path / "sample.png") as image:
+        assert np.abs(np.asarray(image, int) - np.asarray(drawn, int)).max() <= 1
+
+
+@pytest.mark.parametrize(("setting", "dtype"), [("bf16", "torch.bfloat16"), ("fp16", "torch.float16")])
+def test_the_snippet_loads_what_was_trained_in(tmp_path, base, setting, dtype):
+    trainer = make_trainer(config(tmp_path), model=str(base))
+    setattr(trainer.args, setting, True)
+    assert f'from_pretrained("base", torch_dtype={dtype})' in card_of(trainer)
+
+
+def test_the_snippet_of_an_editing_pipeline_edits(tmp_path, monkeypatch):
+    (case,) = (case for case in CASES if case.name == "flux_kontext")
+    case.build().save_pretrained(tmp_path / "base")
+    trainer = make_trainer(case.config(tmp_path), model=str(tmp_path / "base"), train_dataset=case.rows(4))
+    trainer.save_model()
+    Image.new("RGB", (50, 30), "red").save(tmp_path / "source.png")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet(card_of(trainer)), "snippet", "exec"), {})
+    height, width = trainer.size
+    with Image.open(tmp_path / "sample.png") as image:
+        assert image.size == (width, height)
 
 
 def test_a_pipeline_without_a_name_makes_no_empty_link(tmp_path):
@@ -255,7 +300,8 @@ def test_a_card_of_videos_speaks_of_videos(tmp_path):
     assert front_matter(card)["pipeline_tag"] == "text-to-video"
     assert "on scored videos: those above a threshold" in card
     assert "from diffusers.utils import export_to_video" in card
-    assert "num_frames=5).frames[0]" in card
+    assert "    num_frames=5,\n" in card
+    assert ").frames[0]\n" in card
     assert 'export_to_video(frames, "sample.mp4", fps=16)' in card
     assert dict(table(card, "## Training procedure")[2:])["frames"] == "5 at 16 per second"
 

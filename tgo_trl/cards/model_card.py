@@ -84,6 +84,8 @@ class CardContent:
         hyperparameters: a name and a value per row of the table.
         prompt: for the snippet.
         negative_prompt: likewise; None for none.
+        call: names and Python code of the other arguments of the pipeline's call.
+        reads_source: whether one of them is a source image.
         paper: title and arXiv id, or address, of where the loss is from; None for that of TGO.
         grid: path of the sample grid, relative to the card.
         histogram: path of the score histogram, relative to the card.
@@ -115,6 +117,8 @@ class CardContent:
     hyperparameters: Mapping[str, Any]
     prompt: str
     negative_prompt: str | None
+    call: Mapping[str, str]
+    reads_source: bool
     paper: tuple[str, str] | None
     grid: str | None
     histogram: str | None

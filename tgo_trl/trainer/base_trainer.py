@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from peft import PeftConfig
+from PIL import Image
 from torch import Tensor, nn
 from transformers import set_seed
 from transformers.trainer_utils import HubStrategy, SchedulerType, TrainOutput
@@ -19,6 +20,7 @@ from transformers.trainer_utils import HubStrategy, SchedulerType, TrainOutput
 from ..cards.model_card import TGO_PAPER, CardContent, Paper, build_card, shown_path
 from ..cards.sections import MARK, with_sections_of
 from ..families import Family
+from ..families.base_sources import SourceFamily
 from ..hub.repositories import Destination, UploadError
 from ..hub.uploads import Uploads
 from ..media.types import Sample
@@ -27,6 +29,7 @@ from ..policy.attention import check_dispatch, set_backend
 from ..policy.compilation import RepeatedBlocks, check_compilable, check_repeated
 from ..policy.denoising import Denoiser
 from ..policy.distributed import leave_quantized_weights_to_each_process
+from ..policy.draws import stable_seed
 from ..policy.encoders import FrozenEncoders
 from ..policy.loading import load_pipeline, remove_offloading, replace_tokenizer
 from ..policy.policy import Policy, build_policy, disable_dropout
@@ -41,6 +44,7 @@ from .arguments import (
     resolve_family,
     resolve_size,
     resolve_sizes,
+    training_dtype,
     try_attention,
     warn_of_unused_settings,
 )
@@ -504,6 +508,7 @@ class BaseTrainer(ResumableTrainer):
         grid = last_grid(folder)
         step = self.state.global_step if self.kept_step is None else self.kept_step
         weights = self.hub_model_id or self.args.hub_model_id or shown_path(str(folder))
+        dtype = training_dtype(self.args)
         content = CardContent(
             model_name=model_name or (self.args.hub_model_id or folder.name).split("/")[-1],
             base_model=public_text(str(self.pipeline.config.get("_name_or_path") or "")),
@@ -511,7 +516,8 @@ class BaseTrainer(ResumableTrainer):
             pipeline_package=type(self.pipeline).__module__.partition(".")[0],
             weights=weights,
             loading_code=self.family.loading_code(self.pipeline, weights),
-            loading_arguments="".join(f", {name}=None" for name in self.family.left_out(self.pipeline)),
+            loading_arguments="".join(f", {name}=None" for name in self.family.left_out(self.pipeline))
+            + ("" if dtype == torch.float32 else f", torch_dtype={dtype}"),
             video_format=self.family.video_format,
             task=self.family.task,
             is_adapter=self.policy.adapter_name is not None,
@@ -525,6 +531,8 @@ class BaseTrainer(ResumableTrainer):
             hyperparameters=self.hyperparameters(),
             prompt=self._example_prompt(),
             negative_prompt=self.negative_prompt,
+            call=self._example_call(),
+            reads_source=self.family.most_sources > 0,
             paper=self.paper,
             grid=None if grid is None else grid.relative_to(folder).as_posix(),
             histogram=SCORE_HISTOGRAM_NAME if (folder / SCORE_HISTOGRAM_NAME).is_file() else None,
@@ -602,6 +610,28 @@ class BaseTrainer(ResumableTrainer):
         """For the card's snippet."""
         prompts = self.args.sample_prompts
         return str(prompts[0]) if prompts else getattr(self.train_dataset, "example_prompt", None) or "a photo"
+
+    def _example_call(self) -> dict[str, str]:
+        """Arguments of the card's snippet beside the prompt, as Python code: of the grids' first sample, if any."""
+        height, width = self.size
+        options: dict[str, Any] = {"height": height, "width": width, **self.family.prompt_length(self.pipeline)}
+        if self.family.video_format is not None:
+            options["num_frames"] = self.family.video_format.num_frames
+        if self.args.sample_prompts:
+            options |= self._sampling_options()
+        code = {name: repr(value) for name, value in options.items()}
+        if isinstance(self.family, SourceFamily):
+            source = f'ImageOps.fit(load_image("source.png"), ({width}, {height}))'
+            given = self.family.source_options([Image.new("RGB", (width, height))])
+            code |= {
+                name: f"[{source}]"
+                if isinstance(value, list)
+                else source
+                if isinstance(value, Image.Image)
+                else repr(value)
+                for name, value in given.items()
+            }
+        return {**code, "generator": f"torch.Generator().manual_seed({stable_seed(self.args.seed, 0)})"}
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Opens the repository to push to, unless that was done when the trainer was made."""
