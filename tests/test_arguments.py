@@ -20,6 +20,7 @@ from tgo_trl.trainer.arguments import check_arguments, default_args
 from tgo_trl.trainer.feasibility import check_run
 
 from . import tiny
+from .cases import CASES
 from .runs import assert_equal, config, first_log, logged, make_trainer, streamed, trained_weights
 from .test_trainer import with_trained_adapter
 
@@ -548,3 +549,21 @@ def test_sft_on_an_evaluation_set_without_positive_rows_is_refused(tmp_path):
     low = tiny.scored_rows(4).map(lambda row: {"score": row["score"] - 100})
     with pytest.raises(ValueError, match="positive rows only, and the evaluation data set has none"):
         make_trainer(config(tmp_path, loss_type="sft"), eval_dataset=low)
+
+
+@pytest.mark.parametrize("model", ["stable_diffusion", "wan"])
+@pytest.mark.parametrize("missing", ["prompt", "media", "score"])
+def test_a_missing_column_is_found_before_a_model_is_loaded(tmp_path, model, missing):
+    """Of a folder that names its pipeline, and has no weights to load."""
+    (case,) = (case for case in CASES if case.name == model)
+    case.build().save_pretrained(tmp_path / "base")
+    for weights in (tmp_path / "base").rglob("*.safetensors"):
+        weights.unlink()
+    rows = case.rows(4)
+    media = "image" if "image" in rows.column_names else "video"
+    column = media if missing == "media" else missing
+    with pytest.raises(ValueError, match=f"The training data set has no column '{column}'.*`{column}_column`"):
+        make_trainer(case.config(tmp_path), model=str(tmp_path / "base"), train_dataset=rows.remove_columns(column))
+    held_out = {"held-out": rows.remove_columns(column)}
+    with pytest.raises(ValueError, match=f"The held-out data set has no column '{column}'"):
+        make_trainer(case.config(tmp_path), model=str(tmp_path / "base"), train_dataset=rows, eval_dataset=held_out)

@@ -1,4 +1,7 @@
-"""Where the pairs of a data set come from: its columns, or its scores."""
+"""Which columns a data set is read by, and where its pairs come from: columns, or scores."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 
@@ -62,6 +65,39 @@ def columns_of(args: TGOConfig, dataset: Dataset | IterableDataset, kind: str) -
         return Columns(args.prompt_column, args.chosen_column, "", "chosen_column", args.rejected_column)
     argument = f"{kind}_column"
     return Columns(args.prompt_column, getattr(args, argument), args.score_column, argument)
+
+
+def checked_columns(args: TGOConfig, dataset: Dataset | IterableDataset, name: str, kind: str) -> Columns:
+    """As [`columns_of`]; raises a ValueError if one is missing, or the loss cannot take the data set.
+
+    Args:
+        args: the run's settings.
+        dataset: of the rows.
+        name: of the data set, for the message.
+        kind: `"image"` or `"video"`.
+    """
+    if LOSSES[args.loss_type].rows == "pairs":
+        check_pair_source(args, dataset, f"{name} data set")
+    columns = columns_of(args, dataset, kind)
+    columns.check(dataset, name, column_hint(args, dataset, kind))
+    return columns
+
+
+def check_all_columns(args: TGOConfig, train_dataset: Any, eval_dataset: Any, kind: str | None = None) -> None:
+    """Raises a ValueError if a column of a data set is missing, before anything is loaded.
+
+    Args:
+        args: the run's settings.
+        train_dataset: of the rows.
+        eval_dataset: likewise, or several by name, or None.
+        kind: `"image"` or `"video"`; None for whichever a data set has, where it is not known what the pipeline makes.
+    """
+    several = eval_dataset if isinstance(eval_dataset, Mapping) else {"evaluation": eval_dataset}
+    for name, dataset in {"training": train_dataset, **several}.items():
+        if dataset is not None:
+            columns = known_columns(dataset) or ()
+            is_video = args.video_column in columns and args.image_column not in columns
+            checked_columns(args, dataset, name, kind or ("video" if is_video else "image"))
 
 
 def column_hint(args: TGOConfig, dataset: Dataset | IterableDataset, kind: str) -> str:

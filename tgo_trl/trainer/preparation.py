@@ -34,7 +34,7 @@ from ..policy.encoders import FrozenEncoders
 from ..storage.fingerprints import fingerprint
 from ..storage.shards import ShardWriter
 from .objective import of_recipe, unresolved_loss
-from .pair_sources import check_pair_source, column_hint, columns_of, pair_selection
+from .pair_sources import checked_columns, pair_selection
 from .tgo_config import TGOConfig
 
 logger = logging.getLogger(__name__)
@@ -159,12 +159,9 @@ class DataPreparer:
         )
 
     def _source(self, dataset: Dataset | IterableDataset, name: str) -> RowSource:
-        if self.loss.rows == "pairs":
-            check_pair_source(self.args, dataset, f"{name} data set")
-        columns = columns_of(self.args, dataset, self.reader.kind)
+        columns = checked_columns(self.args, dataset, name, self.reader.kind)
         if self.encoders.family.most_sources:
             columns = replace(columns, source=self.args.source_column)
-        columns.check(dataset, name, column_hint(self.args, dataset, self.reader.kind))
         origin = find_origin(dataset, self.args.image_dir, self.args.allow_urls)
         skip_bad = self.args.on_bad_row == "skip"
         return RowSource(dataset, columns, self.reader, self.sizes, origin, name, skip_bad)

@@ -46,6 +46,7 @@ from .feasibility import check_best_metric_for, check_best_metric_of, check_drif
 from .metrics import LossMetrics, MetricRows
 from .nonfinite import UpdateGuard
 from .objective import BALANCED, has_beta
+from .pair_sources import check_all_columns
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_block
 from .reference_recipe import active_dropout, reference_digest, reference_recipe
 from .sources import check_sources
@@ -162,6 +163,8 @@ class TGOTrainer(BaseTrainer):
             family_class = find_family_class(model, args.model_init_dict, family)
         except OSError:  # loading says more of what is wrong
             family_class = None
+        is_video = family_class is not None and family_class.task.endswith("-to-video")
+        check_all_columns(args, train_dataset, eval_dataset, "video" if is_video else None)
         if family_class is not None:
             check_sources(args, family_class, datasets)
         self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
