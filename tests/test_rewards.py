@@ -438,4 +438,9 @@ def test_other_rewards_do_not_see_the_sources():
 
     assert not reads_sources(plain)
     assert not reads_sources(UserReward(plain, "plain", "1"))
+
+    def of_another_kind(prompts, images, sources=("web",)):
+        return brightness(images)
+
+    assert checked_scores(of_another_kind, PROMPTS, IMAGES) == [0, 128, 255]
     assert checked_scores(plain, PROMPTS, IMAGES, SOURCES) == [0, 128, 255]

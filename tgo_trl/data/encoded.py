@@ -350,7 +350,7 @@ def encode_with_sources(
     if source.columns.source is None:
         return encode_prompts(texts, encoders, writer, batch_size, source.name), None
     of_rows = (source, scanned.rows, scanned.sizes, scanned.sources)
-    sources = EncodedSources(encode_sources(*of_rows, encoders, writer, batch_size))
+    sources = EncodedSources(encode_sources(*of_rows, [*texts], encoders, writer, batch_size))
     encoders.release()
     if not encoders.family.prompts_see_sources:
         return encode_prompts(texts, encoders, writer, batch_size, source.name), sources

@@ -74,7 +74,7 @@ def _identify(images: Sequence[Any], checked: set[str]) -> list[str]:
 
 def encode_sources(
     source: RowSource, rows: Sequence[int], sizes: Sequence[Size], keys: Sequence[tuple[str, ...]],
-    encoders: FrozenEncoders, writer: ShardWriter, batch_size: int,
+    kept: Sequence[int], encoders: FrozenEncoders, writer: ShardWriter, batch_size: int,
 ) -> Places:  # fmt: skip
     """What the networks take of the source images of scanned rows, once for all rows of the same ones.
 
@@ -83,6 +83,7 @@ def encode_sources(
         rows: their indices in the data set.
         sizes: of their samples, and so of the sources.
         keys: the fingerprints of the source images of each.
+        kept: positions of those that are trained on.
         encoders: of the pipeline.
         writer: of shards.
         batch_size: rows that are encoded at once.
@@ -91,7 +92,7 @@ def encode_sources(
     label = f"Encoding {source.name} sources"
     return _encode_distinct(
         source, rows, sizes, keys, keys, lambda places, pixels: encoders.sources(pixels), recipe, writer, batch_size,
-        label,
+        label, kept,
     )  # fmt: skip
 
 
@@ -101,7 +102,8 @@ def encode_edits(
 ) -> Places:  # fmt: skip
     """The prompts of scanned rows, encoded beside their source images; of rows without a text, nothing.
 
-    The arguments are those of [`encode_sources`], and `texts`, the prompt that each is trained with, by position.
+    The arguments are those of [`encode_sources`] but `kept`, and `texts`, the prompt that each is trained with, by
+    position.
     """
     recipe = fingerprint(encoders.prompt_recipe, READER.recipe, "edit")
     items: list[Hashable] = [(texts.get(i), key) for i, key in enumerate(keys)]

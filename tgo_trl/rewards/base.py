@@ -238,11 +238,12 @@ class UserReward:
 
 
 def reads_sources(reward: Any) -> bool:
-    """Whether a reward judges edits: it says so by `reads_sources`, or has a parameter `sources`."""
+    """Whether a reward judges edits: it says so by `reads_sources`, or has a parameter `sources` without a default."""
     if hasattr(reward, "reads_sources"):
         return bool(reward.reads_sources)
     try:
-        return "sources" in inspect.signature(reward).parameters
+        parameter = inspect.signature(reward).parameters.get("sources")
+        return parameter is not None and parameter.default is parameter.empty
     except (TypeError, ValueError):  # of what is written in C
         return False
 

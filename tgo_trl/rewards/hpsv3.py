@@ -39,7 +39,7 @@ class HPSv3(ModelReward):
     """
 
     name = "hpsv3"
-    license = "MIT (code and prompt); Apache-2.0 (Qwen2-VL-7B); the weights' was not found"
+    license = "MIT (code and prompt); Apache-2.0 (weights, by a stored copy of their card, and Qwen2-VL-7B)"
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class HPSv3(ModelReward):
 
     def _token_ids(self, prompt: str, num_image_tokens: int) -> Tensor:
         """Int64 `[L]`."""
-        found = [token for token in (REWARD_TOKEN, IMAGE_TOKEN) if token in prompt]
+        found = [it.content for it in self._tokenizer.added_tokens_decoder.values() if it.content in prompt]
         if found:
             raise ValueError(f"The prompt {prompt!r} has {found[0]!r}, which HPSv3 reads itself. Leave it out.")
         task = TASK.replace("{text_prompt}", prompt)

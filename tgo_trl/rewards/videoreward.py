@@ -213,8 +213,8 @@ def frame_size(size: Size, max_pixels: int, multiple: int = 28, min_pixels: int 
     height, width = (max(multiple, round(side / multiple) * multiple) for side in size)
     area = size[0] * size[1]
     if height * width > max_pixels:
-        scale = math.sqrt(max_pixels / area)
-        height, width = (math.floor(side * scale / multiple) * multiple for side in size)
+        scale = math.sqrt(area / max_pixels)  # divided by, as the original does: where 16 * 28 is met, rounding decides
+        height, width = (math.floor(side / scale / multiple) * multiple for side in size)
     elif height * width < min_pixels:
         scale = math.sqrt(min_pixels / area)
         height, width = (math.ceil(side * scale / multiple) * multiple for side in size)

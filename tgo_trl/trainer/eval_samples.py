@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from PIL import Image
 
 from ..measures import thumbnails, variety
 from ..media.types import Sample
@@ -61,14 +62,16 @@ class EvalSamples:
         self.trainer = trainer
         self.rewards = rewards
         self.prompts = [prompt for prompt in prompts for _ in range(num_per_prompt)]
-        self.seeds = [sample_seed(seed, prompt, i) for prompt in prompts for i in range(num_per_prompt)]
+        tasks = [*prompts]
+        if sources is not None:  # the same prompt for another image is another task
+            tasks = [f"{p}\n{fingerprint(*map(_digest, it))}" for p, it in zip(prompts, sources, strict=True)]
+        self.tasks = [task for task in tasks for _ in range(num_per_prompt)]
+        self.seeds = [sample_seed(seed, task, i) for task in tasks for i in range(num_per_prompt)]
         self.sources = None if sources is None else [images for images in sources for _ in range(num_per_prompt)]
         self.batch_size = batch_size
         self.kwargs = kwargs
         self._reference: dict[str, float] | None = None
-        drawn = (seed, num_per_prompt, sorted(kwargs.items()), *sorted(prompts))
-        if sources is not None:
-            drawn = (*drawn, *(image.tobytes() for images in sources for image in images))
+        drawn = (seed, num_per_prompt, sorted(kwargs.items()), *sorted(tasks))
         versions = {f"{SAMPLES}{name}": getattr(reward, "version", "") for name, reward in rewards.items()}
         self.ways = {name: fingerprint(version, *drawn) for name, version in versions.items()}
         if num_per_prompt > 1:
@@ -128,9 +131,13 @@ class EvalSamples:
             release = getattr(reward, "release", None)
             if callable(release):  # training needs the memory
                 release()
-        if len(set(self.prompts)) < len(self.prompts):
-            values[VARIETY] = variety(thumbnails(samples), self.prompts)
+        if len(set(self.tasks)) < len(self.tasks):
+            values[VARIETY] = variety(thumbnails(samples), self.tasks)
         return values
+
+
+def _digest(image: Image.Image) -> str:
+    return fingerprint(image.mode, image.size, image.tobytes())
 
 
 def sample_seed(seed: int, prompt: str, number: int) -> int:

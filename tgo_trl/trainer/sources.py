@@ -48,6 +48,7 @@ def check_sources(args: TGOConfig, family: type[Family], datasets: Mapping[str, 
                 f"`{prompts}` is set, and `{family.__name__}` makes samples from source images. Set `{sources}` to the "
                 "file of one for each prompt."
             )
+        load_sources(getattr(args, sources))  # before anything that takes long
 
 
 def _check_unread(args: TGOConfig, family: type[Family], datasets: Mapping[str, Any]) -> None:
@@ -58,7 +59,7 @@ def _check_unread(args: TGOConfig, family: type[Family], datasets: Mapping[str, 
                 "or train a pipeline of edits, such as FLUX.1 Kontext."
             )
     for name, dataset in datasets.items():
-        if args.source_column in (known_columns(dataset) or ()):
+        if args.process_index == 0 and args.source_column in (known_columns(dataset) or ()):
             logger.warning(
                 "`%s` has a column %r, which is not read: `%s` reads prompts alone. Train a pipeline of edits on it.",
                 name, args.source_column, family.__name__,

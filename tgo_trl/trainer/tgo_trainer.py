@@ -36,6 +36,7 @@ from ..policy.launch import check_unquantized
 from ..policy.loading import find_family_class, load_reference_networks
 from ..policy.memory import Footprint, device_memory, footprint
 from ..policy.reference import AdapterReference, ModelReference, PastReference
+from ..rewards.base import check_sources as check_sources_of_rewards
 from ..settings import shown
 from .arguments import check_arguments, check_loss, default_args, named_datasets, training_dtype
 from .base_trainer import BaseTrainer
@@ -49,7 +50,7 @@ from .objective import BALANCED, has_beta
 from .pair_sources import check_all_columns
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_block
 from .reference_recipe import active_dropout, reference_digest, reference_recipe
-from .sources import check_sources
+from .sources import check_sources, sources_of
 from .speed_choice import SpeedFacts, apply_choice, choose_speed
 from .summary import pair_rows, print_summary, summary_rows
 from .tgo_config import TGOConfig
@@ -154,6 +155,8 @@ class TGOTrainer(BaseTrainer):
         check_unquantized(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"))
         check_callbacks(args, callbacks)
         eval_rewards = load_eval_rewards(args.eval_rewards)
+        remedy = "Set `eval_sources`, of a pipeline of edits, or take another reward."
+        check_sources_of_rewards(eval_rewards, sources_of(args) is not None, remedy)
         dtype = training_dtype(args)
         self._open_repository(args)  # before anything that takes long
 

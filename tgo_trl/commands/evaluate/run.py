@@ -18,7 +18,7 @@ from ...messages.public import public_name
 from ...messages.values import shown_path
 from ...policy.loading import check_pipeline, set_adapter_scale
 from ...rewards import load_reward
-from ...rewards.base import Reward
+from ...rewards.base import Reward, check_sources
 from ...settings import shown
 from ...storage.files import replace_file, sweep, write_json
 from ...storage.fingerprints import fingerprint
@@ -69,6 +69,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport | None:
     _check_grid(config, len(prompts))
     kwargs: Any = config.reward_kwargs
     rewards = {spec: load_reward(spec, **kwargs.get(spec, {})) for spec in config.rewards}
+    check_sources(rewards, False, "This command draws from prompts alone: take another reward.")
     for contestant in config.contestants():
         _check_model(config, contestant)
     if state.is_main_process:

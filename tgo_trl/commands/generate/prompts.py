@@ -10,6 +10,7 @@ from ...data.columns import check_columns, known_columns, undecoded
 from ...data.rows import check_prompt
 from ...data.sources import locate_sources
 from ...media.embedding import file_bytes
+from ...media.images import load_image
 from ...media.origin import named_origin
 from ...messages.values import shown
 from ...storage.sources import FORMATS, open_dataset
@@ -144,12 +145,18 @@ def read_edits(
         entries = ([row.get(name) for name in columns] for row in undecoded(dataset, *columns))
     origin = named_origin(source)
     edits: dict[tuple[str, tuple[bytes, ...]], None] = {}
+    read: dict[bytes, bytes] = {}  # each file once, however many prompts it has
     for row, (prompt, cell) in enumerate(entries):
         if max_prompts is not None and len(edits) == max_prompts:
             break
         try:
             images = locate_sources(cell, origin, most)
-            edits.setdefault((check_prompt(prompt), tuple(file_bytes(image, "image") for image in images)))
+            files = [file_bytes(image, "image") for image in images]
+            for file in files:
+                if file not in read:
+                    load_image(file)  # fails here, not after hours of sampling
+                    read[file] = file
+            edits.setdefault((check_prompt(prompt), tuple(read[file] for file in files)))
         except ValueError as error:
             raise ValueError(f"Row {row} of {source!r} cannot be used: {error}. Mend or drop it.") from error
     if not edits:

@@ -123,18 +123,25 @@ def build_sampler(
             makes images from others where there are none, if possible before it is loaded.
     """
     kind = _kind_of(config, pipeline, family)
-    if kind is not None and kind.most_sources and not has_sources:
-        raise ValueError(
-            f"`{kind.__name__}` makes images from source images, and this command draws from prompts alone. Draw with "
-            "`tgo-trl generate`, whose prompts have sources, and score with `tgo-trl score`."
-        )
+    _check_has_sources(kind, has_sources)
     if pipeline is None:
         pipeline = _load(config, family, process_state())
     family = _family(config, family, pipeline)
+    if kind is None:  # of a single file, too, which does not say sooner what it is
+        _check_has_sources(type(family), has_sources)
     if config.adapter_name_or_path is not None:
         attach_adapter(pipeline, family, config.adapter_name_or_path)
     size, call = _size(config, family, pipeline), _call(config, pipeline)
     return Sampler(pipeline, family, size, config.batch_size, call)
+
+
+def _check_has_sources(kind: type[Family] | None, has_sources: bool) -> None:
+    if kind is not None and kind.most_sources and not has_sources:
+        raise ValueError(
+            f"`{kind.__name__}` makes images from source images, and here are prompts alone. Draw with `tgo-trl "
+            "generate` from the pipeline's folder or Hub id, not a single file, whose prompts have sources, and score "
+            "with `tgo-trl score`."
+        )
 
 
 def write_samples(
@@ -164,18 +171,26 @@ def generate_rows(
     Args:
         pipeline: sampled from as it is, and where it is.
         family: of the pipeline; looked up if None.
-        prompts: those that are repeated are sampled once.
+        prompts: those that are repeated, with the same sources if there are any, are sampled once.
         num_images_per_prompt: of each prompt.
         seed: with prompt and index, gives the seed of each image.
         size: height and width in pixels; what the pipeline was trained at if None.
         batch_size: images per call of the pipeline.
-        sources: the files of the source images of each distinct prompt, for pipelines that read them.
+        sources: the files of the source images of each prompt, for pipelines that read them.
         call_kwargs: for the pipeline's call.
+
+    Raises:
+        ValueError: if there are sources, and not those of each prompt.
     """
     family = family or build_family(type(pipeline), {})
-    distinct = list(dict.fromkeys(map(check_prompt, prompts)))
+    distinct = [check_prompt(prompt) for prompt in prompts]
+    if sources and len(sources) != len(distinct):
+        raise ValueError(f"There are {len(distinct)} prompts and sources of {len(sources)}. Give those of each prompt.")
+    tasks = list(dict.fromkeys(zip(distinct, sources or [()] * len(distinct), strict=True)))
+    distinct = [prompt for prompt, _ in tasks]
+    of_each = [files for _, files in tasks] if sources else []
     requests = find_requests(
-        distinct, range(len(distinct) * num_images_per_prompt), num_images_per_prompt, seed, sources
+        distinct, range(len(distinct) * num_images_per_prompt), num_images_per_prompt, seed, of_each
     )
     _check_arguments(pipeline, call_kwargs)
     yield from Sampler(pipeline, family, size or family.default_size(pipeline), batch_size, call_kwargs).rows(requests)

@@ -29,6 +29,7 @@ from ...messages.values import shown
 from ...policy.draws import stable_seed
 from ...policy.loading import check_pipeline, set_adapter_scale
 from ...rewards import load_reward
+from ...rewards.base import check_sources
 from ...storage.files import replace_file, sweep, write_json
 from ...storage.fingerprints import fingerprint, weights_fingerprint
 from ...storage.parquet import ParquetFolder, column
@@ -169,7 +170,8 @@ class _Rounds:
         )  # fmt: skip
         scoring: Any = config.scoring("", "").reward_kwargs
         for spec in (*config.rewards, *(config.held_out_rewards or ())):
-            load_reward(spec, **scoring.get(spec, {}))
+            reward = load_reward(spec, **scoring.get(spec, {}))
+            check_sources({spec: reward}, False, "Rounds draw from prompts alone: take another reward.")
         prints = {"the prompts": fingerprint(*prompts)}
         if config.is_measured:
             measured = config.evaluation("", {}, self._held_out_seed, generation)

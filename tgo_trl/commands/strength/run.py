@@ -23,7 +23,7 @@ from ...measures import interval, resampled_means, variety
 from ...messages.public import public_name
 from ...policy.loading import set_adapter_scale
 from ...rewards import load_reward
-from ...rewards.base import Reward
+from ...rewards.base import Reward, check_sources
 from ...storage.files import sweep, write_json
 from ...storage.fingerprints import fingerprint
 from ...storage.processes import process_state
@@ -85,6 +85,7 @@ def strength(
     check_adapter(config.adapter_name_or_path)
     kwargs: Any = config.reward_kwargs
     rewards = {spec: load_reward(spec, **kwargs.get(spec, {})) for spec in config.rewards}
+    check_sources(rewards, False, "This command draws from prompts alone: take another reward.")
     if pipeline is None or config.model_name_or_path is not None:
         model = config.model_name_or_path or find_base(config.adapter_name_or_path)
     else:
