@@ -14,7 +14,7 @@ TRAINING = {"loss": 0.69314, "grad_norm": 1.5, "learning_rate": 1e-5, **REWARDS,
 
 def test_a_line_of_training_has_what_tells_how_it_goes_in_order():
     line = log_line(TRAINING, 5, 400)
-    assert line == "step   5/400  loss 0.6931  margin +0.0012  accuracy 0.52  drift 1.020  lr 1.00e-05"
+    assert line == "step   5/400  loss 0.6931  margin +0.0012  accuracy 0.52  lr 1.00e-05  drift 1.020"
     falling = log_line({**TRAINING, "rewards/margins": -0.2}, 150, 400)
     assert len(falling) == len(line)
     assert falling.startswith("step 150/400  loss 0.6931  margin -0.2000  accuracy")

@@ -13,8 +13,8 @@ COLUMNS = {
     "reward": ("reward", ".4g"),
     "rewards/margins": ("margin", "+.4f"),
     "rewards/accuracies": ("accuracy", ".2f"),
-    "drift/quartile_4": ("drift", ".3f"),
     "learning_rate": ("lr", ".2e"),
+    "drift/quartile_4": ("drift", ".3f"),
     "train_runtime": ("seconds", ".0f"),
 }
 """Name in the line and format of each metric that has a place of its own, in order."""
