@@ -24,7 +24,9 @@ def ending(command: str, settings: Sequence[Any], result: Any = None) -> list[st
         settings: objects of its dataclasses, as it was run with.
         result: what it returned.
     """
-    config, output = settings[0] if settings else None, str(getattr(settings[-1], "output_dir", "")) if settings else ""
+    if not settings:
+        return []
+    config, output = settings[0], str(getattr(settings[-1], "output_dir", None))
     written = f"Written: {output}"
     if command == "generate":
         words = ["score", "--dataset_name", output, "--rewards", "REWARD", "--output_dir", f"{output}-scored"]

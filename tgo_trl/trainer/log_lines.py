@@ -90,5 +90,5 @@ def in_lines(callback: TrainerCallback) -> TrainerCallback:
     The table of a notebook stays, and so does a user's subclass.
     """
     if type(callback) is ProgressCallback:
-        return LineProgress(callback.max_str_len)  # type: ignore[no-untyped-call]
+        return LineProgress(callback.max_str_len)
     return LinePrinter() if type(callback) is PrinterCallback else callback
