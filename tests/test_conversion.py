@@ -497,7 +497,6 @@ def test_a_file_becomes_a_folder_of_shards(tmp_path, capsys, streaming):
     assert "num_examples: 7" in card
     printed = capsys.readouterr().out
     assert "8 rows" in printed
-    assert f"tgo-trl inspect --dataset_name {output}" in printed
 
 
 def test_streams_are_read_by_column(tmp_path, monkeypatch):
@@ -614,11 +613,6 @@ def test_images_in_the_data_set_are_the_same_everywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "somewhere").mkdir()
     assert convert(config(tmp_path, image_dir="somewhere")) == output
-
-
-def test_paths_are_printed_as_they_are(tmp_path, capsys):
-    output = convert(config(tmp_path, "out[/x]:fox:"))
-    assert f"--dataset_name {output}" in capsys.readouterr().out
 
 
 def test_a_missing_file_is_named_or_skipped(tmp_path):

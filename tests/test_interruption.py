@@ -36,6 +36,8 @@ class Signal(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == at - 1 and state.is_world_process_zero:
             os.kill(os.getpid(), number)
+            if mode == "twice":
+                os.kill(os.getpid(), number)
 settings = {"max_steps": 6, "save_strategy": "no" if mode == "unsaved" else "steps", "save_steps": 4}
 if "LOCAL_RANK" in os.environ:
     settings["per_device_train_batch_size"] = 2
@@ -102,20 +104,29 @@ def test_processes_end_together(tmp_path):
     assert checkpoints.last_checkpoint(tmp_path / "out").name == "checkpoint-3"
 
 
-def test_an_interrupt_says_what_is_lost(tmp_path):
-    done = run(tmp_path, signal.SIGINT, at=6)
+def test_ctrl_c_saves_the_update_and_the_same_command_goes_on_there(tmp_path):
+    done = run(tmp_path, signal.SIGINT, at=2, mode="unsaved")
     assert done.returncode != 0
+    assert "Interrupted: the run ends with a checkpoint when this update is made." in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last == (
-        "KeyboardInterrupt: Interrupted at update 5 of 6: checkpoint-4 is the last one, 1 update lost. The same "
+        "KeyboardInterrupt: Interrupted at update 2 of 6: checkpoint-2 is the last one, no update lost. The same "
         "command goes on there."
     )
+    assert checkpoints.last_checkpoint(tmp_path / "out").name == "checkpoint-2"
 
 
 @pytest.mark.slow
-def test_an_interrupt_before_any_checkpoint_says_that_all_is_lost(tmp_path):
-    done = run(tmp_path, signal.SIGINT, at=3)
-    assert "Interrupted at update 2 of 6: there is no checkpoint, 2 updates lost." in done.stderr
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        (3, "2 of 6: there is no checkpoint, 2 updates lost. The same command begins anew."),
+        (6, "5 of 6: checkpoint-4 is the last one, 1 update lost. The same command goes on there."),
+    ],
+)
+def test_a_second_ctrl_c_ends_at_once_and_says_what_is_lost(tmp_path, at, message):
+    done = run(tmp_path, signal.SIGINT, at, "twice")
+    assert f"Interrupted at update {message}" in done.stderr
 
 
 # ---- The context alone ----
@@ -129,6 +140,15 @@ def test_the_first_signal_is_remembered_and_the_second_is_the_systems():
         assert interruption.name == "SIGTERM"
         assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     assert Terminated(signal.SIGTERM).code == 143
+
+
+def test_ctrl_c_is_remembered_once_and_then_pythons_own():
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.signum == signal.SIGINT
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_handlers_are_given_back_and_those_of_the_user_left():

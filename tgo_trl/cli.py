@@ -149,8 +149,19 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     parser.error = _refuse
     *settings, unknown = parser.parse_args_into_dataclasses(_without_config(arguments), return_remaining_strings=True)
     _check_known(unknown, parser)
-    _load(entry.function)(*settings[: len(classes)])  # what follows is the launcher's
+    settings = settings[: len(classes)]  # what follows is the launcher's
+    result = _load(entry.function)(*settings)
+    _say_what_is_next(command, settings, result)
     return 0
+
+
+def _say_what_is_next(command: str, settings: Sequence[Any], result: Any) -> None:
+    from .commands.ending import ending
+    from .storage.processes import process_state
+
+    lines = ending(command, settings, result)
+    if lines and process_state().is_main_process:
+        print("\n".join(lines), flush=True)
 
 
 def _load(name: str) -> Any:

@@ -52,6 +52,7 @@ from .callbacks import CompilationCallback, EarlyStopping, EpochCallback, Interr
 from .course import OF_THE_BASE, Course, course_settings, weights_digest
 from .eval_samples import EvalSamples
 from .evaluations import EVALUATIONS_NAME, choose, comparable_evaluations, evaluation_after, read_evaluations
+from .log_lines import in_lines
 from .nonfinite import check_finite_tensors
 from .plots import SCORE_HISTOGRAM_NAME, plot_evaluations
 from .publishing import folder_upload, open_model_repository, sum_up
@@ -193,7 +194,8 @@ class BaseTrainer(ResumableTrainer):
         return digests | self.encoders.fingerprints
 
     def _add_own_callbacks(self, eval_rewards: Mapping[str, Reward] | None = None) -> None:
-        args = self.args
+        args, handler = self.args, self.callback_handler
+        handler.callbacks = [in_lines(callback) for callback in handler.callbacks]  # the order stays
         self.add_callback(EpochCallback(self.set_epoch, lambda: self.epoch))
         self.add_callback(UntrainedLayersCallback(self))
         if args.sync_ref_model:

@@ -1,10 +1,14 @@
 """Signals that ask a run to end: it saves what it has, says so, and ends with the status that the signal stands for."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import Any
 
-SIGNALS = ("SIGTERM", "SIGHUP")
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
+"""SIGINT is Ctrl-C; a launcher such as torchrun passes it on a second time, and so ends its processes at once."""
+NOTICE = b"\nInterrupted: the run ends with a checkpoint when this update is made. Ctrl-C once more ends it at once.\n"
 
 
 class Terminated(SystemExit):
@@ -26,7 +30,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._taken: list[int] = []
+        self._taken: dict[int, Any] = {}
 
     @property
     def name(self) -> str:
@@ -37,7 +41,9 @@ class Interruption:
         self.signum = None
         if threading.current_thread() is threading.main_thread():
             numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]  # Windows has no SIGHUP
-            self._taken = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+            handlers = {number: signal.getsignal(number) for number in numbers}
+            defaults = (signal.SIG_DFL, signal.default_int_handler)  # the latter is Python's own, of Ctrl-C
+            self._taken = {number: handler for number, handler in handlers.items() if handler in defaults}
             for number in self._taken:
                 signal.signal(number, self._remember)
         return self
@@ -50,8 +56,10 @@ class Interruption:
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
         self._give_back()
+        if signum == signal.SIGINT and os.environ.get("RANK", "0") == "0":
+            os.write(2, NOTICE)  # a signal may come in the middle of a `print`, which another must not enter
 
     def _give_back(self) -> None:
-        for number in self._taken:
-            signal.signal(number, signal.SIG_DFL)
-        self._taken = []
+        for number, handler in self._taken.items():
+            signal.signal(number, handler)
+        self._taken = {}

@@ -192,7 +192,8 @@ class ResumableTrainer(Trainer):
     ) -> TrainOutput:
         """Trains; `resume_from_checkpoint=True` goes on from the newest checkpoint that is whole.
 
-        SIGTERM and SIGHUP end it, after the update that is under way, with a checkpoint and a `SystemExit`.
+        SIGTERM and SIGHUP end it, after the update that is under way, with a checkpoint and a `SystemExit`; so does
+        Ctrl-C, with a `KeyboardInterrupt`, and a second one at once.
 
         Raises:
             ValueError: if there is no whole checkpoint, it is of a run with other settings or data and
@@ -468,6 +469,8 @@ class ResumableTrainer(Trainer):
             return
         if self._last_saved != self.state.global_step:
             self._save_checkpoint(self.model, None)
+        if self._interruption.signum == signal.SIGINT:
+            raise KeyboardInterrupt(self._describe_end("Interrupted"))  # as Python programs expect of Ctrl-C
         if self.is_world_process_zero():
             print(self._describe_end(self._interruption.name), file=sys.stderr, flush=True)
         raise Terminated(self._interruption.signum or signal.SIGTERM)
@@ -476,4 +479,5 @@ class ResumableTrainer(Trainer):
         step, saved = self.state.global_step, self._last_saved
         where = f"checkpoint-{saved} is the last one" if saved else "there is no checkpoint"
         lost = f"{step - saved} update{'s' * (step - saved > 1)} lost" if step > saved else "no update lost"
-        return f"{cause} at update {step} of {self.state.max_steps}: {where}, {lost}. The same command goes on there."
+        following = "goes on there" if saved else "begins anew"
+        return f"{cause} at update {step} of {self.state.max_steps}: {where}, {lost}. The same command {following}."

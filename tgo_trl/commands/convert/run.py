@@ -156,7 +156,6 @@ class _Conversion(ShardedRun[AnnotatedImage]):
         counted = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in facts["found"].items() if value)
         console.print(f"Layout: {self.layout}" + (f"; {self.found.reading}." if self.found.reading else "."))
         console.print(f"Converted: {counted}.")
-        console.print(f"What its scores mean for training: tgo-trl inspect --dataset_name {self.config.output_dir}")
 
 
 def convert_dataset(

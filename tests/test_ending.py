@@ -1,0 +1,79 @@
+"""What commands say at their end: what was written, where, and a command that can be typed."""
+
+import shlex
+from dataclasses import fields
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tgo_trl import ConvertConfig, GenerateConfig, InspectConfig, ScoreConfig, TGOConfig, inspect
+from tgo_trl.cli import COMMANDS, _load, main
+from tgo_trl.commands.ending import ending
+from tgo_trl.commands.train.config import TrainArguments
+
+from .tiny import scored_rows
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """A folder as commands write them, of five rows in two shards, whose name a shell would split."""
+    folder = tmp_path / "my rows" / "data"
+    folder.mkdir(parents=True)
+    for shard, rows in enumerate(([1, 2, 3], [4, 5])):
+        pq.write_table(pa.table({"seed": rows}), folder / f"train-0000{shard}-of-00002.parquet")
+    return str(folder.parent)
+
+
+def typed(line):
+    """The words after `tgo-trl`, all options of which that command knows."""
+    words = shlex.split(line.partition(": tgo-trl ")[2])
+    known = {field.name for name in COMMANDS[words[0]].configs for field in fields(_load(name))}
+    assert {word[2:] for word in words if word.startswith("--")} <= known
+    return words
+
+
+def test_samples_are_scored_next(drawn):
+    written, following = ending("generate", [GenerateConfig("sd", "prompts.txt", drawn)])
+    assert written == f"Written: {drawn}, 5 rows"
+    assert following.startswith("Next, with your own REWARD: ")
+    expected = ["score", "--dataset_name", drawn, "--rewards", "REWARD", "--output_dir", f"{drawn}-scored"]
+    assert typed(following) == expected
+
+
+def test_scores_are_looked_at_next_by_their_own_names(drawn):
+    config = ScoreConfig("rows", drawn, ["clip"], image_column="picture", score_columns=["clip"], dataset_split="a[:9]")
+    written, following = ending("score", [config])
+    assert written.endswith("5 rows")
+    expected = ["inspect", "--dataset_name", drawn, "--dataset_split", "a", "--score_column", "clip"]
+    assert typed(following) == [*expected, "--image_column", "picture"]
+    assert typed(ending("score", [ScoreConfig("rows", drawn, ["clip"])])[1]) == ["inspect", "--dataset_name", drawn]
+    assert typed(ending("convert", [ConvertConfig("rows", drawn)])[1]) == ["inspect", "--dataset_name", drawn]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_what_was_trained_is_compared_next(tmp_path, full):
+    if full:
+        (tmp_path / "model_index.json").write_text("{}")
+    written, following = ending("train", [TrainArguments("sd", "rows"), TGOConfig(str(tmp_path))])
+    assert f"{tmp_path}, the trained {'pipeline' if full else 'adapter'}" in written
+    trained = str(tmp_path) if full else f"sd+{tmp_path}"
+    assert typed(following)[:4] == ["evaluate", "--models", "base=sd", f"trained={trained}"]
+
+
+def test_an_inspection_ends_with_its_own_suggestions_to_train_with(tmp_path, capsys):
+    scored_rows(8).rename_column("score", "stars").to_parquet(tmp_path / "rows.parquet")
+    rows, report = str(tmp_path / "rows.parquet"), str(tmp_path / "report")
+    config = InspectConfig(rows, report, score_column="stars", skip_images=True, disable_tqdm=True)
+    arguments = ["--dataset_name", rows, "--output_dir", report, "--score_column", "stars", "--skip_images"]
+    assert main(["inspect", *arguments, "--disable_tqdm"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    words = typed(last)
+    assert words[:5] == ["train", "--model_name_or_path", "MODEL", "--dataset_name", rows]
+    assert words[5:-2] == [word for name, value in inspect(config).settings.items() for word in (f"--{name}", value)]
+    assert words[5:7] == ["--score_column", "stars"]
+    assert words[-2:] == ["--output_dir", "ADAPTER"]
+
+
+def test_commands_with_a_report_of_their_own_say_no_more():
+    assert ending("env", []) == []

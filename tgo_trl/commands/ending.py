@@ -1,0 +1,77 @@
+"""What a command says at its end on the command line: what was written, where, and what to type next."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+OF_ROWS = ("prompt_column", "image_column", "image_dir", "allow_urls")
+"""What each command has to be told of the rows that another one has written."""
+UNKNOWN = ("MODEL", "REWARD", "PROMPTS", "ADAPTER")
+"""What stands for a name that the user has to choose."""
+
+
+def ending(command: str, settings: Sequence[Any], result: Any = None) -> list[str]:
+    """The lines, with the names of this run's folders; none of a command that prints a report of its own.
+
+    What cannot be known here, such as which reward is wanted, stands in capitals.
+
+    Args:
+        command: its name.
+        settings: objects of its dataclasses, as it was run with.
+        result: what it returned.
+    """
+    if not settings:
+        return []
+    config, output = settings[0], str(getattr(settings[-1], "output_dir", None))
+    written = f"Written: {output}"
+    if command == "generate":
+        words = ["score", "--dataset_name", output, "--rewards", "REWARD", "--output_dir", f"{output}-scored"]
+        return [f"{written}, {_num_rows(output)}", _next(words)]
+    if command == "score":
+        words = ["inspect", "--dataset_name", output]
+        split = config.dataset_split.partition("[")[0]  # of `train[:100]`
+        words += _unless("train", "dataset_split", split) + _unless("score", "score_column", config.new_columns()[-1])
+        words += _changed(config, *OF_ROWS)
+        return [f"{written}, {_num_rows(output)}", _next(words)]
+    if command == "convert":
+        return [f"{written}, {_num_rows(output)}", _next(["inspect", "--dataset_name", output])]
+    if command == "inspect":
+        words = ["train", "--model_name_or_path", "MODEL", "--dataset_name", config.dataset_name]
+        words += _unless("train", "dataset_train_split", config.dataset_split)
+        words += _changed(config, "dataset_config", "dataset_streaming", *OF_ROWS)
+        for name, value in (result.settings if result is not None else {}).items():
+            if f"--{name}" not in words:
+                words += [f"--{name}", f"{value:.6g}" if isinstance(value, float) else str(value)]
+        return [_next([*words, "--output_dir", "ADAPTER"])]
+    if command == "train":
+        base = config.model_name_or_path
+        is_pipeline = (Path(output) / "model_index.json").is_file()
+        trained = output if is_pipeline else f"{base}+{output}"
+        words = ["evaluate", "--models", f"base={base}", f"trained={trained}", "--prompts", "PROMPTS"]
+        words += ["--rewards", "REWARD", "--output_dir", f"{output}-evaluation"]
+        return [f"{written}, the trained {'pipeline' if is_pipeline else 'adapter'} and its card", _next(words)]
+    return []
+
+
+def _next(words: Sequence[str]) -> str:
+    asked = [word for word in UNKNOWN if word in words]
+    return f"Next{', with your own ' + ' and '.join(asked) if asked else ''}: tgo-trl {shlex.join(words)}"
+
+
+def _num_rows(output: str) -> str:
+    number = sum(pq.read_metadata(path).num_rows for path in (Path(output) / "data").glob("*.parquet"))
+    return f"{number:,} row{'s' * (number != 1)}"
+
+
+def _unless(default: str, name: str, value: str) -> list[str]:
+    return [] if value == default else [f"--{name}", value]
+
+
+def _changed(config: Any, *names: str) -> list[str]:
+    """The options that set these fields as they are in `config`, of those that are not as by default."""
+    defaults = {field.name: field.default for field in fields(config)}
+    return [word for name in names for word in _unless(str(defaults[name]), name, str(getattr(config, name)))]
