@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ SHARE = "shows_asked_digit"
 Settings = dict[str, Any]
 
 
-@locks_output_dir
 def demo(config: DemoConfig) -> dict[str, float]:
     """Draws, scores, reports, trains and compares; goes on where it was stopped.
 
@@ -52,10 +52,17 @@ def demo(config: DemoConfig) -> dict[str, float]:
 
     Raises:
         ImportError: without scikit-learn, before anything is written.
+        FileNotFoundError: without the files of the digits world, likewise.
         ValueError: if the folder holds something else, or a demo with other settings.
     """
+    _check_installation()
+    return _demo(config)
+
+
+@locks_output_dir
+def _demo(config: DemoConfig) -> dict[str, float]:
     folder = Path(config.output_dir)
-    _check(config, folder)
+    _check_folder(config, folder)
     write_json(folder / RECORD_NAME, {"settings": _settings(config)})
     _copy(digits_folder(), folder / "digits")
     commands = demo_commands(config)
@@ -135,11 +142,11 @@ def as_typed(name: str, settings: Mapping[str, Any]) -> str:
 
 
 def read_means(folder: Path) -> dict[str, float]:
-    """The mean of the reward by the label of the model, as `tgo-trl evaluate` wrote them."""
+    """The mean of the reward by the label of the model, the base first, as `tgo-trl evaluate` wrote them."""
     record = read_record(folder, "evaluation.json")
     assert record is not None
     means = record["overall"]["rewards"][SHARE]["means"]
-    return {label: float(estimate["value"]) for label, estimate in means.items()}
+    return {label: float(means[label]["value"]) for label in ("base", "adapter")}
 
 
 # ---- Parts ----
@@ -166,12 +173,15 @@ RUNS: dict[str, Callable[[Settings], object]] = {
 }
 
 
-def _check(config: DemoConfig, folder: Path) -> None:
-    """Looks for what would fail later."""
+def _check_installation() -> None:
     if importlib.util.find_spec("sklearn") is None:
         raise ImportError('The demo scores digits with scikit-learn, which is missing: pip install "tgo_trl[demo]"')
     if process_state().num_processes > 1:
         raise ValueError("The demo runs in one process. Leave out `--num_processes` and `--accelerate_config`.")
+    digits_folder()
+
+
+def _check_folder(config: DemoConfig, folder: Path) -> None:
     check_own_folder(folder, RECORD_NAME)
     record = read_record(folder, RECORD_NAME)
     if record is not None and record["settings"] != _settings(config):
@@ -194,7 +204,7 @@ def _copy(source: Path, folder: Path) -> None:
             copy.mkdir(parents=True, exist_ok=True)
             sweep(copy)
         elif not copy.exists():
-            replace_file(copy, lambda temporary, path=path: shutil.copyfile(path, temporary))
+            replace_file(copy, partial(shutil.copyfile, path))
 
 
 def _print_ending(config: DemoConfig, folder: Path, means: Mapping[str, float]) -> None:
