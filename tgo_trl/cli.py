@@ -39,6 +39,11 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "demo": Command(
+        "run the next commands on a small model that comes with this package",
+        ("commands.demo.config:DemoConfig",),
+        "commands.demo.run:demo",
+    ),
     "generate": Command(
         "draw images for prompts", ("commands.generate.config:GenerateConfig",), "commands.generate.run:generate"
     ),

@@ -19,3 +19,8 @@ def asked_digit(prompts: Sequence[str], images: Sequence[Image.Image]) -> list[f
 def asked_digit_unseen(prompts: Sequence[str], images: Sequence[Image.Image]) -> list[float]:
     """The same probability by a scorer that no training has seen: what an evaluation should go by."""
     return unseen_scorer()(list(prompts), list(images))
+
+
+def shows_asked_digit(prompts: Sequence[str], images: Sequence[Image.Image]) -> list[float]:
+    """1 for each image that the scorer which no training has seen reads as the digit asked for, else 0."""
+    return [float(right) for right in unseen_scorer().is_right(list(prompts), list(images))]
