@@ -3,13 +3,12 @@
 import torch
 from diffusers import (
     AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
-    FlowMatchEulerDiscreteScheduler,
 )
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from .parts import DECODER, _vocabulary, qwen_tokenizer, ready, sharpen
+from .parts import qwen3_lm, qwen_tokenizer, ready, sharpen
 
 RESOLUTION = 16
 CALL = {
@@ -45,18 +44,12 @@ def build(seed: int = 0, is_distilled: bool = False, **network_kwargs) -> Flux2K
         Flux2KleinPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
             vae=_autoencoder(),
-            text_encoder=_encoder(tokenizer),
+            text_encoder=qwen3_lm(tokenizer, num_layers=28),  # the pipeline reads the 9th, 18th and 27th
             tokenizer=tokenizer,
             transformer=transformer,
             is_distilled=is_distilled,
         )
     )
-
-
-def _encoder(tokenizer) -> Qwen3ForCausalLM:
-    """16 wide, and deep enough for the layers that the pipeline reads, the 9th, 18th and 27th."""
-    layers = {**DECODER, "num_hidden_layers": 28}
-    return Qwen3ForCausalLM(Qwen3Config(**layers, **_vocabulary(tokenizer), head_dim=8)).eval()
 
 
 def _autoencoder() -> AutoencoderKLFlux2:

@@ -95,8 +95,8 @@ def build_family(pipeline_class: type[DiffusionPipeline], settings: Mapping[str,
 
 
 __all__ = [
-    "FAMILIES", "AmusedFamily", "Clip", "Family", "Flux2KleinFamily", "FluxFamily", "FluxKontextFamily", "Lumina2Family", "MeissonicFamily",
-    "QwenImageFamily", "Sample", "SanaFamily", "Size", "SourceFamily", "StableDiffusion3Family",
-    "StableDiffusionFamily", "StableDiffusionXLFamily", "VideoFormat", "WanFamily", "ZImageFamily",
-    "build_family", "find_family", "find_published_family",
+    "FAMILIES", "AmusedFamily", "Clip", "Family", "Flux2KleinFamily", "FluxFamily", "FluxKontextFamily",
+    "Lumina2Family", "MeissonicFamily", "QwenImageFamily", "Sample", "SanaFamily", "Size", "SourceFamily",
+    "StableDiffusion3Family", "StableDiffusionFamily", "StableDiffusionXLFamily", "VideoFormat", "WanFamily",
+    "ZImageFamily", "build_family", "find_family", "find_published_family",
 ]  # fmt: skip

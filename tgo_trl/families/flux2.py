@@ -77,7 +77,7 @@ class Flux2KleinFamily(FlowMatchingFamily):
 
     def shift(self, config: Mapping[str, Any], num_tokens: int, num_steps: int) -> float:
         """The pipeline's own, which was fitted to sizes and numbers of steps."""
-        return compute_empirical_mu(num_tokens, num_steps)
+        return float(compute_empirical_mu(num_tokens, num_steps))
 
     def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
         """The scale of classifier-free guidance; 1 for a distilled pipeline, which has none."""
@@ -85,8 +85,8 @@ class Flux2KleinFamily(FlowMatchingFamily):
             return super().guidance(pipeline, scale)
         if scale is not None and scale > 1:
             raise ValueError(
-                f"`sample_guidance_scale` is {scale}, and this pipeline was distilled to do without guidance: it passes "
-                "over any. Leave it out."
+                f"`sample_guidance_scale` is {scale}, and this pipeline was distilled to do without guidance: it would "
+                "pass over it. Leave it out."
             )
         return 1.0
 
@@ -96,7 +96,7 @@ class Flux2KleinFamily(FlowMatchingFamily):
         """The velocity, `[B, 4 C, H / 2, W / 2]`."""
         transformer = networks["transformer"]
         dtype, device = compute_dtype(transformer), corrupted.device
-        height, width = corrupted.shape[-2:]
+        _, _, height, width = corrupted.shape
         embeds = conditions["embeds"].to(dtype)
         prediction: Tensor = transformer(
             hidden_states=corrupted.to(dtype).flatten(2).transpose(1, 2),
@@ -107,7 +107,7 @@ class Flux2KleinFamily(FlowMatchingFamily):
             img_ids=_ids(height, width, 1, device),
             return_dict=False,
         )[0]
-        return prediction.transpose(1, 2).unflatten(2, (height, width))
+        return prediction.transpose(1, 2).reshape(corrupted.shape)
 
 
 def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
