@@ -125,8 +125,10 @@ def test_guidance_of_a_distilled_pipeline_is_none_and_any_is_refused():
 
 def test_a_loss_of_negative_prompts_is_refused_for_a_pipeline_that_takes_none(tmp_path):
     args = config(tmp_path, resolution=16, max_sequence_length=16, loss_type="csft")
-    with pytest.raises(ValueError, match=r"a `Flux2KleinPipeline` takes no `negative_prompt`. Use another loss"):
+    with pytest.raises(ValueError, match=r"a `Flux2KleinPipeline` takes no `negative_prompt`. Set `positive_prefix`"):
         make_trainer(args, model=build_flux2(), train_dataset=scored_rows(4))
+    args = config(tmp_path, resolution=16, max_sequence_length=16, loss_type="csft", positive_prefix="good, ")
+    make_trainer(args, model=build_flux2(), train_dataset=scored_rows(4))
 
 
 # ---- Settings ----

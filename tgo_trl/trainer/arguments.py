@@ -284,7 +284,7 @@ def check_samples_of_loss(args: TGOConfig, pipeline: DiffusionPipeline) -> None:
     if unresolved_loss(vars(args)).negative_prompt is not None and "negative_prompt" not in takes:
         raise ValueError(
             f"`loss_type={args.loss_type!r}` trains a prompt that samples are guided away from, and a "
-            f"`{type(pipeline).__name__}` takes no `negative_prompt`. Use another loss."
+            f"`{type(pipeline).__name__}` takes no `negative_prompt`. Set `positive_prefix`, to mark good images too."
         )
 
 
