@@ -97,6 +97,12 @@ def test_so_they_are_where_the_size_of_the_image_shifts_the_steps(name):
     assert (ours - theirs).abs().max() < 5e-6
 
 
+def test_so_they_are_of_a_pipeline_distilled_to_do_without_guidance():
+    case = next(case for case in CASES if case.name == "flux2")
+    ours, theirs = drawn(case, case.build(is_distilled=True))
+    assert (ours - theirs).abs().max() < 5e-6
+
+
 def test_noise_between_steps_is_each_rows_own():
     case = next(case for case in CASES if case.name == "stable_diffusion")
     ours, theirs = drawn(case, case.build(), eta=1.0)
