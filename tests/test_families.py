@@ -7,7 +7,15 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, FluxPipeline, StableDiffusionPipeline, UNet2DModel
 from peft import LoraConfig
 
-from tgo_trl.families import FAMILIES, Family, FluxFamily, StableDiffusionFamily, build_family, find_family
+from tgo_trl.families import (
+    FAMILIES,
+    Family,
+    Flux2KleinFamily,
+    FluxFamily,
+    StableDiffusionFamily,
+    build_family,
+    find_family,
+)
 from tgo_trl.noise import DiffusionProcess
 from tgo_trl.policy.denoising import Denoiser
 from tgo_trl.policy.draws import draw_rows
@@ -16,9 +24,10 @@ from tgo_trl.policy.policy import build_policy
 from tgo_trl.policy.reference import ModelReference
 from tgo_trl.precision import cast, compute_dtype
 
-from .runs import config
-from .tiny import PROMPTS, stable_diffusion
+from .runs import config, make_trainer
+from .tiny import PROMPTS, scored_rows, stable_diffusion
 from .tiny.flux import build as build_flux
+from .tiny.flux2 import build as build_flux2
 from .tiny.wan import build as build_wan
 
 FAMILY = StableDiffusionFamily()
@@ -90,6 +99,36 @@ def test_a_prompt_longer_than_the_pipeline_takes_is_refused():
     with pytest.raises(ValueError, match="`max_sequence_length` is 600, but this `FluxPipeline` takes prompts of 512"):
         FluxFamily(max_sequence_length=600).check(build_flux())
     FluxFamily(max_sequence_length=512).check(build_flux())
+
+
+# ---- Step-distilled pipelines ----
+
+
+@pytest.mark.parametrize("is_distilled", [True, False])
+def test_a_pipeline_distilled_to_few_steps_is_trained_with_a_warning(is_distilled, tmp_path, caplog):
+    pipeline = build_flux2(is_distilled=is_distilled)
+    args = config(tmp_path, resolution=16, max_sequence_length=16)
+    make_trainer(args, model=pipeline, train_dataset=scored_rows(4))
+    warned = [record.getMessage() for record in caplog.records if "distilled to draw in few steps" in record.msg]
+    assert len(warned) == is_distilled
+    assert all("`black-forest-labs/FLUX.2-klein-base-4B` or" in message for message in warned)
+
+
+def test_guidance_of_a_distilled_pipeline_is_none_and_any_is_refused():
+    family = Flux2KleinFamily()
+    assert family.guidance(build_flux2(), None) == 4.0
+    pipeline = build_flux2(is_distilled=True)
+    assert family.guidance(pipeline, None) == family.guidance(pipeline, 1.0) == 1.0
+    with pytest.raises(ValueError, match=r"`sample_guidance_scale` is 2.0, and this pipeline was distilled"):
+        family.guidance(pipeline, 2.0)
+
+
+def test_a_loss_of_negative_prompts_is_refused_for_a_pipeline_that_takes_none(tmp_path):
+    args = config(tmp_path, resolution=16, max_sequence_length=16, loss_type="csft")
+    with pytest.raises(ValueError, match=r"a `Flux2KleinPipeline` takes no `negative_prompt`. Set `positive_prefix`"):
+        make_trainer(args, model=build_flux2(), train_dataset=scored_rows(4))
+    args = config(tmp_path, resolution=16, max_sequence_length=16, loss_type="csft", positive_prefix="good, ")
+    make_trainer(args, model=build_flux2(), train_dataset=scored_rows(4))
 
 
 # ---- Settings ----

@@ -1,6 +1,7 @@
 """Data sets that are drawn: the right image for every seed, the same files however often the run is killed."""
 
 import hashlib
+import inspect
 import io
 import json
 import logging
@@ -152,6 +153,8 @@ def png(image):
 @pytest.mark.parametrize("case", [case for case in CASES if "-" not in case.name], ids=lambda case: case.name)
 def test_a_batch_has_the_negative_prompt_of_a_single_call(case):
     pipeline = case.build()
+    if "negative_prompt" not in inspect.signature(pipeline.__call__).parameters:
+        pytest.skip("the pipeline takes none")
     family = case.family(pipeline)
     call = {**case.module.CALL, **GUIDED.get(case.name, {})}
     for name in ("height", "width", "num_frames", "max_sequence_length", "negative_prompt", "image"):

@@ -22,6 +22,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -148,6 +149,12 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+
+
+def qwen3_lm(tokenizer: Qwen2Tokenizer, num_layers: int) -> Qwen3ForCausalLM:
+    """16 wide, with a head of the vocabulary."""
+    layers = {**DECODER, "num_hidden_layers": num_layers}
+    return Qwen3ForCausalLM(Qwen3Config(**layers, **_vocabulary(tokenizer), head_dim=8)).eval()
 
 
 def qwen3_encoder(tokenizer: Qwen2Tokenizer) -> Qwen3Model:

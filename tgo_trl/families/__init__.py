@@ -12,6 +12,7 @@ from .amused import AmusedFamily
 from .base import Family
 from .base_sources import SourceFamily
 from .flux import FluxFamily
+from .flux2 import Flux2KleinFamily
 from .flux_kontext import FluxKontextFamily
 from .lumina2 import Lumina2Family
 from .meissonic import MeissonicFamily
@@ -28,6 +29,7 @@ Clip = VideoFormat
 
 FAMILIES: dict[str, type[Family]] = {
     "AmusedPipeline": AmusedFamily,
+    "Flux2KleinPipeline": Flux2KleinFamily,
     "FluxKontextPipeline": FluxKontextFamily,
     "FluxPipeline": FluxFamily,
     "Lumina2Pipeline": Lumina2Family,
@@ -93,8 +95,8 @@ def build_family(pipeline_class: type[DiffusionPipeline], settings: Mapping[str,
 
 
 __all__ = [
-    "FAMILIES", "AmusedFamily", "Clip", "Family", "FluxFamily", "FluxKontextFamily", "Lumina2Family", "MeissonicFamily",
-    "QwenImageFamily", "Sample", "SanaFamily", "Size", "SourceFamily", "StableDiffusion3Family",
-    "StableDiffusionFamily", "StableDiffusionXLFamily", "VideoFormat", "WanFamily", "ZImageFamily",
-    "build_family", "find_family", "find_published_family",
+    "FAMILIES", "AmusedFamily", "Clip", "Family", "Flux2KleinFamily", "FluxFamily", "FluxKontextFamily",
+    "Lumina2Family", "MeissonicFamily", "QwenImageFamily", "Sample", "SanaFamily", "Size", "SourceFamily",
+    "StableDiffusion3Family", "StableDiffusionFamily", "StableDiffusionXLFamily", "VideoFormat", "WanFamily",
+    "ZImageFamily", "build_family", "find_family", "find_published_family",
 ]  # fmt: skip

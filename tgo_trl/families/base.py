@@ -108,6 +108,13 @@ class Family(ABC):
                 f"tokens at most. Set it to {longest} or less."
             )
 
+    def step_distilled_from(self, pipeline: DiffusionPipeline) -> str | None:
+        """What to train in place of a pipeline that was distilled to few steps; None for one that does not say so.
+
+        Names of models, as they stand in a warning.
+        """
+        return None
+
     def longest_prompt(self, pipeline: DiffusionPipeline) -> int | None:
         """Tokens of a prompt that the pipeline takes at most, where it says so."""
         return None

@@ -1,5 +1,6 @@
 """Checks of what a user passes to the trainer: before anything is loaded, and then against the pipeline."""
 
+import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import fields
@@ -274,6 +275,27 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, policy: Policy) -> 
             "The optimizer in `optimizers` holds none of the trained parameters, so nothing would be learned: the "
             "adapter is created by the trainer. Pass `optimizer_cls_and_kwargs=(torch.optim.AdamW, {'lr': 1e-4})` "
             "instead, or add the adapter to the pipeline before you make the optimizer."
+        )
+
+
+def check_samples_of_loss(args: TGOConfig, pipeline: DiffusionPipeline) -> None:
+    """Raises a ValueError for a loss whose samples need a negative prompt, of a pipeline that takes none."""
+    takes = inspect.signature(type(pipeline).__call__).parameters
+    if unresolved_loss(vars(args)).negative_prompt is not None and "negative_prompt" not in takes:
+        raise ValueError(
+            f"`loss_type={args.loss_type!r}` trains a prompt that samples are guided away from, and a "
+            f"`{type(pipeline).__name__}` takes no `negative_prompt`. Set `positive_prefix`, to mark good images too."
+        )
+
+
+def warn_of_distilled_steps(family: Family, pipeline: DiffusionPipeline) -> None:
+    """Warns of a pipeline that was distilled to few steps, naming what to train in its place."""
+    undistilled = family.step_distilled_from(pipeline)
+    if undistilled is not None:
+        logger.warning(
+            "This pipeline was distilled to draw in few steps, which the loss of denoising does not teach: its samples "
+            "may grow blurry. Train what it was distilled from, %s, and load the adapter on this one.",
+            undistilled,
         )
 
 

@@ -38,7 +38,15 @@ from ..policy.memory import Footprint, device_memory, footprint
 from ..policy.reference import AdapterReference, ModelReference, PastReference
 from ..rewards.base import check_sources as check_sources_of_rewards
 from ..settings import shown
-from .arguments import check_arguments, check_loss, default_args, named_datasets, training_dtype
+from .arguments import (
+    check_arguments,
+    check_loss,
+    check_samples_of_loss,
+    default_args,
+    named_datasets,
+    training_dtype,
+    warn_of_distilled_steps,
+)
 from .base_trainer import BaseTrainer
 from .callbacks import ScoreLogCallback, check_callbacks
 from .course import describe_optimizer
@@ -175,6 +183,8 @@ class TGOTrainer(BaseTrainer):
             check_sources(args, type(self.family), datasets)
         check_unquantized(args, None, self.family.networks(self.pipeline))
         check_loss(args, self.denoiser.noise_process)
+        check_samples_of_loss(args, self.pipeline)
+        warn_of_distilled_steps(self.family, self.pipeline)
         check_best_metric_for(args, eval_dataset, self.denoiser.noise_process)
         check_policy(self.pipeline, self.family, args, peft_config)
         ref_networks = None

@@ -1,0 +1,127 @@
+"""FLUX.2 [klein]: a transformer on packed latents, conditioned on three of the hidden states of Qwen3."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from torch import Tensor
+
+from ..precision import compute_dtype
+from .base_flow import FlowMatchingFamily
+
+
+@dataclass(frozen=True)
+class Flux2KleinFamily(FlowMatchingFamily):
+    """`Flux2KleinPipeline`, from prompts alone: FLUX.2 [klein] base, and what was distilled from it.
+
+    Attributes:
+        max_sequence_length: Qwen tokens of each prompt, with the chat template around it; longer prompts are cut, and
+            shorter ones padded, which the network sees.
+    """
+
+    max_sequence_length: int = 512
+
+    network_names = ("transformer",)
+    has_sampler = True
+    own_sigmas = True
+    latent_patch = 2
+    prompt_encoders = ("text_encoder", "tokenizer")
+    reads_posterior_noise = False
+    # Without the single blocks' `to_out`: to peft that also names the list around `to_out.0`.
+    lora_target_modules = (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_qkv_mlp_proj",
+    )  # fmt: skip
+
+    def step_distilled_from(self, pipeline: DiffusionPipeline) -> str | None:
+        """What the pipelines that say `is_distilled` were distilled from."""
+        if not pipeline.config.get("is_distilled"):
+            return None
+        return "`black-forest-labs/FLUX.2-klein-base-4B` or `black-forest-labs/FLUX.2-klein-base-9B`"
+
+    def encode_images(self, pipeline: DiffusionPipeline, pixels: Tensor, geometry: Tensor) -> dict[str, Tensor]:
+        """Mean of the posterior as the network sees it, float32 `[B, 4 C, H / 2, W / 2]` of `[B, C, H, W]`.
+
+        Two by two latents are one, and standardised by the statistics that the autoencoder keeps as weights.
+        """
+        mean = pipeline._patchify_latents(super().encode_images(pipeline, pixels, geometry)["mean"])
+        center, scale = _statistics(pipeline.vae)
+        return {"mean": (mean - center) / scale}
+
+    def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
+        """Qwen's hidden states `[B, max_sequence_length, 3 features]`, padding included."""
+        embeds, _ = pipeline.encode_prompt(
+            list(prompts), device=pipeline.text_encoder.device, max_sequence_length=self.max_sequence_length
+        )
+        return {"embeds": embeds}
+
+    def clean(self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], posterior_noise: Tensor) -> Tensor:
+        """What [`encode_images`] returned, float32 `[B, 4 C, H / 2, W / 2]`.
+
+        The posterior's mode instead of a sample of it, as in diffusers' training script for this network.
+        """
+        return image["mean"]
+
+    def unscaled(self, pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
+        """As the autoencoder has them, `[B, C, H, W]`: the inverse of what [`encode_images`] does."""
+        center, scale = _statistics(pipeline.vae)
+        unpacked: Tensor = pipeline._unpatchify_latents(latents * scale + center)
+        return unpacked
+
+    def num_tokens(self, pipeline: DiffusionPipeline, shape: tuple[int, ...]) -> int:
+        """One for each of the latents, which are two by two already."""
+        return shape[-2] * shape[-1]
+
+    def shift(self, config: Mapping[str, Any], num_tokens: int, num_steps: int) -> float:
+        """The pipeline's own, which was fitted to sizes and numbers of steps."""
+        return float(compute_empirical_mu(num_tokens, num_steps))
+
+    def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
+        """The scale of classifier-free guidance; 1 for a distilled pipeline, which has none."""
+        if not pipeline.config.get("is_distilled"):
+            return super().guidance(pipeline, scale)
+        if scale is not None and scale > 1:
+            raise ValueError(
+                f"`sample_guidance_scale` is {scale}, and this pipeline was distilled to do without guidance: it would "
+                "pass over it. Leave it out."
+            )
+        return 1.0
+
+    def predict(
+        self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The velocity, `[B, 4 C, H / 2, W / 2]`."""
+        transformer = networks["transformer"]
+        dtype, device = compute_dtype(transformer), corrupted.device
+        _, _, height, width = corrupted.shape
+        embeds = conditions["embeds"].to(dtype)
+        prediction: Tensor = transformer(
+            hidden_states=corrupted.to(dtype).flatten(2).transpose(1, 2),
+            timestep=time / 1000,
+            guidance=None,
+            encoder_hidden_states=embeds,
+            txt_ids=_ids(1, 1, embeds.shape[1], device),
+            img_ids=_ids(height, width, 1, device),
+            return_dict=False,
+        )[0]
+        return prediction.transpose(1, 2).reshape(corrupted.shape)
+
+
+def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of two by two latents, float32 `[4 C, 1, 1]`."""
+    mean, variance = vae.bn.running_mean.float(), vae.bn.running_var.float()
+    return mean[:, None, None], (variance + vae.config.batch_norm_eps).sqrt()[:, None, None]
+
+
+@functools.lru_cache(maxsize=64)
+def _ids(height: int, width: int, length: int, device: torch.device) -> Tensor:
+    """0, row, column and place in the prompt of each token, int64 `[1, height * width * length, 4]`, of all rows.
+
+    Kept, because to bring numbers to a GPU waits for it.
+    """
+    with torch.inference_mode(False):
+        ids = torch.cartesian_prod(torch.arange(1), *(torch.arange(size) for size in (height, width, length)))
+        return ids[None].to(device)
