@@ -476,5 +476,5 @@ def test_samples_are_drawn_as_good_images(tmp_path, prefixes, prompt, negative):
     trainer.create_model_card()
     card = (tmp_path / "out" / "README.md").read_text()
     assert ("| positive prefix | 'good image, ' |" in card) == bool(prefixes)
-    shown = ', negative_prompt="Weird image."' if negative else ""
-    assert f'image = pipeline("{prompt}"{shown}).images[0]' in card
+    shown = '    negative_prompt="Weird image.",\n' if negative else ""
+    assert f'image = pipeline(\n    prompt="{prompt}",\n{shown}    height=16,\n' in card
