@@ -218,6 +218,21 @@ def test_the_snippet_draws_the_first_sample_of_the_grid(tmp_path, base, monkeypa
         assert np.abs(np.asarray(image, int) - np.asarray(drawn, int)).max() <= 1
 
 
+@pytest.mark.parametrize("name", ["qwen_image", "sana"])
+def test_the_snippet_calls_a_pipeline_as_its_family_does(tmp_path, monkeypatch, name):
+    """Where guidance has another name, and where a size would be brought to another one."""
+    (case,) = (case for case in CASES if case.name == name)
+    case.build().save_pretrained(tmp_path / "base")
+    args = case.config(tmp_path, sample_prompts=["a cat"], sample_num_inference_steps=2, sample_guidance_scale=3.0)
+    trainer = make_trainer(args, model=str(tmp_path / "base"), train_dataset=case.rows(4))
+    trainer.save_model()
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet(card_of(trainer)), "snippet", "exec"), {})
+    [drawn] = trainer.sample(["a cat"], [stable_seed(args.seed, 0)], num_inference_steps=2, guidance_scale=3.0)
+    with Image.open(tmp_path / "sample.png") as image:
+        assert np.abs(np.asarray(image, int) - np.asarray(drawn, int)).max() <= 1
+
+
 @pytest.mark.parametrize(("setting", "dtype"), [("bf16", "torch.bfloat16"), ("fp16", "torch.float16")])
 def test_the_snippet_loads_what_was_trained_in(tmp_path, base, setting, dtype):
     trainer = make_trainer(config(tmp_path), model=str(base))

@@ -263,8 +263,13 @@ class Family(ABC):
         **kwargs: Any,
     ) -> list[Sample]:  # fmt: skip
         """One image per prompt, each from its own generator, with prompts as long as in training."""
-        call = {"height": size[0], "width": size[1], **self.prompt_length(pipeline), **kwargs}
+        call = self.call_options(pipeline, size, **kwargs)
         return list(pipeline(prompt=list(prompts), generator=generators, **call).images)
+
+    def call_options(self, pipeline: DiffusionPipeline, size: Size, **kwargs: Any) -> dict[str, Any]:
+        """What the pipeline is called with for a sample of a size, beside prompt and generator, with `kwargs` in it."""
+        frames = {} if self.video_format is None else {"num_frames": self.video_format.num_frames}
+        return {"height": size[0], "width": size[1], **frames, **self.prompt_length(pipeline), **kwargs}
 
     def prompt_length(self, pipeline: DiffusionPipeline) -> dict[str, int]:
         """`max_sequence_length` for a call of the pipeline; empty if it has no such argument."""

@@ -128,16 +128,20 @@ class QwenImageFamily(FlowMatchingFamily):
         self, pipeline: DiffusionPipeline, prompts: Sequence[str], generators: list[torch.Generator], size: Size,
         **kwargs: Any,
     ) -> list[Sample]:  # fmt: skip
-        """One image per prompt, each from its own generator.
+        """One image per prompt, each from its own generator; the pipeline wants a negative prompt for each."""
+        negative = self.call_options(pipeline, size, **kwargs).get("negative_prompt")
+        if isinstance(negative, str):
+            kwargs["negative_prompt"] = [negative] * len(prompts)
+        return super().sample(pipeline, prompts, generators, size, **kwargs)
 
-        `guidance_scale` is the classifier-free one, as everywhere. The pipeline calls it `true_cfg_scale`, heeds it
-        only beside a negative prompt, and wants one of these for each prompt.
+    def call_options(self, pipeline: DiffusionPipeline, size: Size, **kwargs: Any) -> dict[str, Any]:
+        """With `guidance_scale` as the classifier-free one, as everywhere.
+
+        The pipeline calls it `true_cfg_scale`, and heeds it only beside a negative prompt.
         """
         if "guidance_scale" in kwargs:
             kwargs = {"true_cfg_scale": kwargs.pop("guidance_scale"), "negative_prompt": NO_PROMPT, **kwargs}
-        if isinstance(kwargs.get("negative_prompt"), str):
-            kwargs["negative_prompt"] = [kwargs["negative_prompt"]] * len(prompts)
-        return super().sample(pipeline, prompts, generators, size, **kwargs)
+        return super().call_options(pipeline, size, **kwargs)
 
 
 def _without_padding(embeds: Tensor, mask: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:

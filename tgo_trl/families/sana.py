@@ -1,15 +1,14 @@
 """Sana: a linear-attention transformer on the latents of a deep-compression autoencoder, conditioned on Gemma 2."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..media.types import Sample, Size
+from ..media.types import Size
 from ..precision import compute_dtype
 from .base_flow import FlowMatchingFamily
 
@@ -93,10 +92,6 @@ class SanaFamily(FlowMatchingFamily):
         )[0]
         return prediction
 
-    def sample(
-        self, pipeline: DiffusionPipeline, prompts: Sequence[str], generators: list[torch.Generator], size: Size,
-        **kwargs: Any,
-    ) -> list[Sample]:  # fmt: skip
-        """One image per prompt, drawn at `size` itself, where the pipeline would take the nearest of its own sizes."""
-        kwargs = {"use_resolution_binning": False, **kwargs}
-        return super().sample(pipeline, prompts, generators, size, **kwargs)
+    def call_options(self, pipeline: DiffusionPipeline, size: Size, **kwargs: Any) -> dict[str, Any]:
+        """To draw at `size` itself, where the pipeline would take the nearest of its own sizes."""
+        return super().call_options(pipeline, size, **{"use_resolution_binning": False, **kwargs})

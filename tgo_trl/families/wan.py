@@ -172,13 +172,7 @@ class WanFamily(FlowMatchingFamily):
         **kwargs: Any,
     ) -> list[Sample]:  # fmt: skip
         """One video per prompt, as its frames, each from its own generator, as long as those of training."""
-        call = {
-            "height": size[0],
-            "width": size[1],
-            "num_frames": self.num_frames,
-            **self.prompt_length(pipeline),
-            **kwargs,
-        }
+        call = self.call_options(pipeline, size, **kwargs)
         return list(pipeline(prompt=list(prompts), generator=generators, output_type="pil", **call).frames)
 
     def save_adapter(self, pipeline: DiffusionPipeline, adapter_name: str, folder: Path) -> None:

@@ -510,7 +510,7 @@ class BaseTrainer(ResumableTrainer):
         grid = last_grid(folder)
         step = self.state.global_step if self.kept_step is None else self.kept_step
         weights = self.hub_model_id or self.args.hub_model_id or shown_path(str(folder))
-        dtype = training_dtype(self.args)
+        dtype, (negative_prompt, call) = training_dtype(self.args), self._example_call()
         content = CardContent(
             model_name=model_name or (self.args.hub_model_id or folder.name).split("/")[-1],
             base_model=public_text(str(self.pipeline.config.get("_name_or_path") or "")),
@@ -532,8 +532,8 @@ class BaseTrainer(ResumableTrainer):
             pairs=self.pairs,
             hyperparameters=self.hyperparameters(),
             prompt=self._example_prompt(),
-            negative_prompt=self.negative_prompt,
-            call=self._example_call(),
+            negative_prompt=negative_prompt,
+            call=call,
             reads_source=self.family.most_sources > 0,
             paper=self.paper,
             grid=None if grid is None else grid.relative_to(folder).as_posix(),
@@ -613,27 +613,24 @@ class BaseTrainer(ResumableTrainer):
         prompts = self.args.sample_prompts
         return str(prompts[0]) if prompts else getattr(self.train_dataset, "example_prompt", None) or "a photo"
 
-    def _example_call(self) -> dict[str, str]:
-        """Arguments of the card's snippet beside the prompt, as Python code: of the grids' first sample, if any."""
+    def _example_call(self) -> tuple[str | None, dict[str, str]]:
+        """Negative prompt, and Python code of the other arguments of the card's snippet: of the grids, if any."""
         height, width = self.size
-        options: dict[str, Any] = {"height": height, "width": width, **self.family.prompt_length(self.pipeline)}
-        if self.family.video_format is not None:
-            options["num_frames"] = self.family.video_format.num_frames
-        if self.args.sample_prompts:
-            options |= self._sampling_options()
-        code = {name: repr(value) for name, value in options.items()}
+        options = self._sampling_options() if self.args.sample_prompts else {}
+        if self.negative_prompt is not None:
+            options["negative_prompt"] = self.negative_prompt
         if isinstance(self.family, SourceFamily):
-            source = f'ImageOps.fit(load_image("source.png"), ({width}, {height}))'
-            given = self.family.source_options([Image.new("RGB", (width, height))])
-            code |= {
-                name: f"[{source}]"
-                if isinstance(value, list)
-                else source
-                if isinstance(value, Image.Image)
-                else repr(value)
-                for name, value in given.items()
-            }
-        return {**code, "generator": f"torch.Generator().manual_seed({stable_seed(self.args.seed, 0)})"}
+            options |= self.family.source_options([Image.new("RGB", (width, height))])
+        call = self.family.call_options(self.pipeline, self.size, **options)
+        negative_prompt = call.pop("negative_prompt", None)
+        source = f'ImageOps.fit(load_image("source.png"), ({width}, {height}))'
+        code = {}
+        for name, value in call.items():
+            code[name] = source if isinstance(value, Image.Image) else repr(value)
+            if isinstance(value, list):  # of images, by a family that takes several
+                code[name] = f"[{source}]"
+        code["generator"] = f"torch.Generator().manual_seed({stable_seed(self.args.seed, 0)})"
+        return negative_prompt, code
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Opens the repository to push to, unless that was done when the trainer was made."""
