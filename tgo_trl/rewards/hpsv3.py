@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast, Qwen2VLModel
 
 from .base import ModelReward, hub_file, load_images
 from .networks import network_from_weights
-from .videoreward import CHAT, frame_size, video_patches
+from .videoreward import CHAT, frame_size, last_states, video_patches
 
 REWARD_TOKEN = "<|Reward|>"
 IMAGE_TOKEN = "<|image_pad|>"
@@ -71,17 +71,13 @@ class HPSv3(ModelReward):
         vision: Any = self._network.config.vision_config
         merged = vision.spatial_merge_size**2
         rows = [self._token_ids(p, len(patches) // merged) for p, (patches, _) in zip(prompts, inputs, strict=True)]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
-        states = self._network(
-            input_ids=ids,
-            attention_mask=None,  # padding is to the right, where causal attention never looks
-            # The original embeds the image itself, so that the network took each place in the sequence for all three
-            # coordinates of Qwen2-VL's positions, in training too.
-            position_ids=torch.arange(ids.shape[1], device=self.device).expand(3, *ids.shape),
-            pixel_values=torch.cat([patches for patches, _ in inputs]).to(self.device, self.dtype),
-            image_grid_thw=torch.tensor([grid for _, grid in inputs], device=self.device),
-            use_cache=False,
-        ).last_hidden_state
+        # The original embeds the image itself, so that in training the network took plain places for positions.
+        ids, states = last_states(
+            self._network,
+            rows,
+            pixel_values=torch.cat([patches for patches, _ in inputs]),
+            image_grid_thw=torch.tensor([grid for _, grid in inputs]),
+        )
         outputs: Tensor = self._head(states[ids == self._reward_id].float())
         return outputs
 

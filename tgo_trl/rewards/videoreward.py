@@ -147,16 +147,12 @@ class VideoReward(ModelReward):
         vision: Any = self._network.config.vision_config
         merged = vision.spatial_merge_size**2
         rows = [self._token_ids(p, len(patches) // merged) for p, (patches, _) in zip(prompts, inputs, strict=True)]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
-        states = self._network(
-            input_ids=ids,
-            attention_mask=None,  # padding is to the right, where causal attention never looks
-            # The network was trained with the place in the sequence for all three coordinates of Qwen2-VL's positions.
-            position_ids=torch.arange(ids.shape[1], device=self.device).expand(3, *ids.shape),
-            pixel_values_videos=torch.cat([patches for patches, _ in inputs]).to(self.device, self.dtype),
-            video_grid_thw=torch.tensor([grid for _, grid in inputs], device=self.device),
-            use_cache=False,
-        ).last_hidden_state
+        ids, states = last_states(
+            self._network,
+            rows,
+            pixel_values_videos=torch.cat([patches for patches, _ in inputs]),
+            video_grid_thw=torch.tensor([grid for _, grid in inputs]),
+        )
         at_tokens = states[torch.isin(ids, self._reward_ids)].view(len(rows), len(AXES), -1)
         logits = F.linear(at_tokens.float(), self._head)
         return logits[..., 0] if logits.shape[-1] == 1 else logits.diagonal(dim1=1, dim2=2)
@@ -180,6 +176,30 @@ class VideoReward(ModelReward):
         task = TASK.replace("{text_prompt}", prompt)
         text = CHAT.replace("{video}", VIDEO_TOKEN * num_video_tokens).replace("{task}", task)
         return torch.tensor(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def last_states(network: Qwen2VLModel, rows: Sequence[Tensor], **seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Token ids, padded, int64 `[N, L]`, and the network's last states at them, `[N, L, D]`.
+
+    Args:
+        network: trained with the place in the sequence for all three coordinates of Qwen2-VL's positions.
+        rows: the token ids of each row.
+        seen: patches of all rows and the grid of each, by the network's names for them.
+    """
+    device = network.device
+    ids = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)
+    of_media: dict[str, Any] = {
+        name: tensor.to(device, network.dtype) if tensor.is_floating_point() else tensor.to(device)
+        for name, tensor in seen.items()
+    }
+    states: Tensor = network(
+        input_ids=ids,
+        attention_mask=None,  # padding is to the right, where causal attention never looks
+        position_ids=torch.arange(ids.shape[1], device=device).expand(3, *ids.shape),
+        use_cache=False,
+        **of_media,
+    ).last_hidden_state
+    return ids, states
 
 
 def frame_indices(num_frames: int, fps: float, sampled_fps: float = 2.0) -> list[int]:
