@@ -16,7 +16,7 @@ from ..losses import Rows
 from ..media.embedding import ColumnError
 from ..media.types import Size
 from ..policy.encoders import FrozenEncoders
-from ..storage.fingerprints import fingerprint
+from ..storage.fingerprints import fingerprint, task_of
 from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWriter
 from .batch import PreparedRow
 from .columns import undecoded
@@ -59,8 +59,7 @@ class ScannedRows:
     @property
     def tasks(self) -> list[str]:
         """What each image answers, so that scores of the same can be compared: its prompt, and its sources if any."""
-        pairs = zip(self.prompts, self.sources, strict=True)
-        return [f"{prompt}\n{fingerprint(*sources)}" if sources else prompt for prompt, sources in pairs]
+        return [task_of(prompt, sources) for prompt, sources in zip(self.prompts, self.sources, strict=True)]
 
 
 def scan_rows(source: RowSource, bad: BadRows, progress: bool = False, most_sources: int = 0) -> ScannedRows:

@@ -1,6 +1,6 @@
 """Source images of rows, which their images were made from: read, identified, and encoded once for all rows of each."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -124,13 +124,13 @@ def encode_edits(
 def _encode_distinct(
     source: RowSource, rows: Sequence[int], sizes: Sequence[Size], keys: Sequence[tuple[str, ...]],
     items: Sequence[Hashable], encode: Any, recipe: str, writer: ShardWriter, batch_size: int, label: str,
-    kept: Sequence[int] | None = None, are_padded: bool = False,
+    kept: Iterable[int], are_padded: bool = False,
 ) -> Places:  # fmt: skip
     """A row of a shard for each distinct item of one size and number of sources."""
     column = str(source.columns.source)
     files = undecoded(source.dataset, column)
     groups: dict[tuple[Size, int], dict[Hashable, list[int]]] = {}
-    for i in range(len(rows)) if kept is None else kept:
+    for i in kept:
         groups.setdefault((sizes[i], len(keys[i])), {}).setdefault(items[i], []).append(i)
     places: Places = {}
     for (size, number), positions in groups.items():
@@ -146,7 +146,7 @@ def _encode_distinct(
             return encoded
 
         shards = writer.write(
-            [fingerprint(*map(str, (items[i],))) for i in distinct], encode_some, fingerprint(recipe, size, number),
+            [fingerprint(items[i]) for i in distinct], encode_some, fingerprint(recipe, size, number),
             batch_size, f"{label} ({size[1]} x {size[0]})", are_padded=are_padded,
         )  # fmt: skip
         for row, these in enumerate(positions.values()):

@@ -22,6 +22,12 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()
 
 
+def task_of(prompt: str, sources: Iterable[object]) -> str:
+    """What tells a prompt for some source images from the same one for others: the prompt itself, without any."""
+    parts = list(sources)
+    return f"{prompt}\n{fingerprint(*parts)}" if parts else prompt
+
+
 def component_fingerprint(component: Any) -> str:
     """A digest of a pipeline's component.
 

@@ -15,7 +15,7 @@ from ..media.types import Sample
 from ..policy.draws import stable_seed
 from ..rewards import load_reward
 from ..rewards.base import Reward, checked_scores
-from ..storage.fingerprints import fingerprint
+from ..storage.fingerprints import fingerprint, task_of
 from .sample_grids import SamplingTrainer
 from .selection import OF_THE_REFERENCE, SAMPLES, VARIETY, reward_names
 
@@ -64,7 +64,7 @@ class EvalSamples:
         self.prompts = [prompt for prompt in prompts for _ in range(num_per_prompt)]
         tasks = [*prompts]
         if sources is not None:  # the same prompt for another image is another task
-            tasks = [f"{p}\n{fingerprint(*map(_digest, it))}" for p, it in zip(prompts, sources, strict=True)]
+            tasks = [task_of(prompt, map(_digest, images)) for prompt, images in zip(prompts, sources, strict=True)]
         self.tasks = [task for task in tasks for _ in range(num_per_prompt)]
         self.seeds = [sample_seed(seed, task, i) for task in tasks for i in range(num_per_prompt)]
         self.sources = None if sources is None else [images for images in sources for _ in range(num_per_prompt)]

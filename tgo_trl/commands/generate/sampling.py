@@ -16,7 +16,7 @@ from ...media.types import Size
 from ...policy.draws import stable_seed
 from ...policy.sampling import cpu_generators, negating, quiet
 from ...settings import shown
-from ...storage.fingerprints import fingerprint
+from ...storage.fingerprints import task_of
 
 SOURCE_COLUMN = "source_image"
 """Of the data sets that are written."""
@@ -98,8 +98,7 @@ def find_requests(
         prompt_index, sample_index = divmod(row, num_images_per_prompt)
         prompt = prompts[prompt_index]
         files = sources[prompt_index] if sources else ()
-        text = f"{prompt}\n{fingerprint(*files)}" if files else prompt
-        yield Request(prompt, prompt_index, sample_index, image_seed(seed, text, sample_index), files)
+        yield Request(prompt, prompt_index, sample_index, image_seed(seed, task_of(prompt, files), sample_index), files)
 
 
 def image_seed(seed: int, prompt: str, sample_index: int) -> int:
