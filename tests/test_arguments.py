@@ -302,6 +302,15 @@ def test_several_gpus_without_a_launcher_are_refused(tmp_path):
         check_arguments(args, tiny.stable_diffusion(), None, tiny.scored_rows(2), None)
 
 
+def test_launched_processes_that_would_each_train_alone_are_refused(tmp_path, monkeypatch):
+    """As `torchrun` starts them where there are no GPUs: accelerate takes each for the only one, unless told."""
+    args = config(tmp_path)
+    assert args.world_size == 1  # accelerate looks at the environment once in a process
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"one of 2 launched processes.*would train alone.*set `use_cpu=True`"):
+        check_arguments(args, tiny.stable_diffusion(), None, tiny.scored_rows(2), None)
+
+
 @pytest.mark.parametrize("wrap", ["two adapters", "adapter beside"])
 def test_adapters_that_cannot_be_trained_are_refused(tmp_path, wrap):
     pipeline = with_trained_adapter(tiny.stable_diffusion())

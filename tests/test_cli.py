@@ -300,7 +300,8 @@ def test_a_launched_process_that_fails_is_not_repeated_with_its_secrets(train, m
     monkeypatch.setattr("accelerate.commands.launch.launch_command", fail)
     for name in (cli.LAUNCHED, "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert main([*train[0], "--num_processes", "2", "--hub_token", "hf_secret", "--debug"]) == 1
+    several = ("--accelerate_config", "multi_gpu", "--num_processes", "2")
+    assert main([*train[0], *several, "--hub_token", "hf_secret", "--debug"]) == 1
     assert "hf_secret" not in capsys.readouterr().err
     os.environ.pop(cli.LAUNCHED)
 
@@ -310,25 +311,67 @@ def test_an_unknown_accelerate_config_is_refused_with_the_known_ones(train, caps
     assert "`--accelerate_config quantum` is no file, and none of fsdp2, multi_gpu, single_gpu" in line
 
 
-@pytest.mark.parametrize(
-    ("num_gpus", "options", "message"),
-    [
-        (0, (), "spreads weights over several GPUs, and there are no GPUs here. Train without it, in one process."),
-        (1, ("--num_processes", "2"), "starts 2 processes, one for a GPU, and there is 1 GPU here. Train without it"),
-        (2, ("--num_processes", "4"), "starts 4 processes, one for a GPU, and there are 2 GPUs here. Set "
-                                      "`--num_processes 2`, or less."),
-    ],
-)  # fmt: skip
-def test_sharding_over_more_gpus_than_there_are_is_refused(train, monkeypatch, capsys, num_gpus, options, message):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
-    line = error_of(capsys, *train[0], "--accelerate_config", "fsdp2", *options)
-    assert f"`--accelerate_config fsdp2` {message}" in line
+FEW_GPUS = [
+    (
+        0,
+        ("fsdp2",),
+        "`--accelerate_config fsdp2` takes several GPUs, and there are no GPUs here. Leave it out, for one process.",
+    ),
+    (1, ("fsdp2", "--num_processes", "2"), "starts 2 processes, one for a GPU, and there is 1 GPU here. Leave it out"),
+    (2, ("fsdp2", "--num_processes", "4"), "and there are 2 GPUs here. Set `--num_processes 2`, or less."),
+    (2, ("multi_gpu",), "`--accelerate_config multi_gpu` starts 8 processes, one for a GPU, and there are 2 GPUs"),
+    (
+        0,
+        ("multi_gpu", "--num_processes", "2"),
+        "there are no GPUs here. Leave it out, for one process; on the CPU, `--accelerate_config multi_gpu --use_cpu`.",
+    ),
+    (0, ("multi_gpu", "--use_cpu", "false"), "starts 8 processes, one for a GPU, and there are no GPUs here."),
+    (
+        4,
+        ("single_gpu", "--num_processes", "4"),
+        "`--num_processes 4` starts 4 processes, and `--accelerate_config single_gpu` a single one.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("num_gpus", "options", "message"), FEW_GPUS)
+def test_more_processes_than_gpus_are_refused(train, monkeypatch, capsys, num_gpus, options, message):
+    arguments, config = train
+    config.write_text(config.read_text().replace("use_cpu: true\n", ""))
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: num_gpus)
+    assert message in error_of(capsys, *arguments, "--accelerate_config", *options)
+
+
+@pytest.mark.parametrize("command", ["train", "score"])
+def test_processes_that_nothing_would_start_are_refused(train, monkeypatch, capsys, command):
+    """Without a configuration accelerate starts several processes for several GPUs alone, and else one."""
+    monkeypatch.setattr("accelerate.commands.config.default_config_file", "/nowhere.yaml")
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
+    use_cpu = " --use_cpu" if command == "train" else ""
+    assert (
+        "`--num_processes 2` starts 2 processes, one for a GPU, and there is 1 GPU here. Leave it out, for one "
+        f"process; on the CPU, `--accelerate_config multi_gpu{use_cpu}`."
+    ) in error_of(capsys, command, *train[0][1:], "--num_processes", "2")
+
+
+@pytest.mark.parametrize("given", [("--use_cpu",), ("--use_cpu", "true"), ("--use_cpu=1",), ()])
+def test_processes_on_the_cpu_are_launched_where_the_cpu_is_asked_for(train, monkeypatch, given):
+    launched = []
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", launched.append)
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 0)
+    monkeypatch.delenv(cli.LAUNCHED, raising=False)
+    arguments, config = train
+    if given:  # else it is on in the file
+        config.write_text(config.read_text().replace("use_cpu: true\n", ""))
+    assert main([*arguments, *given, "--accelerate_config", "multi_gpu", "--num_processes", "2"]) == 0
+    assert [options.num_processes for options in launched] == [2]
+    os.environ.pop(cli.LAUNCHED)
 
 
 def test_sharding_starts_a_process_for_each_gpu(train, monkeypatch):
     launched = []
     monkeypatch.setattr("accelerate.commands.launch.launch_command", launched.append)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 4)
     monkeypatch.delenv(cli.LAUNCHED, raising=False)
     assert main([*train[0], "--accelerate_config", "fsdp2"]) == 0
     (options,) = launched

@@ -99,7 +99,9 @@ PROFILES = {"tgo_trl": ("fsdp2",), "trl": ("multi_gpu", "single_gpu")}
 TRAINING = ("train", "rounds")
 """Commands whose processes share weights; those of others only share work."""
 SHARDING = ("FSDP", "DEEPSPEED")
-"""What accelerate calls the ways that take GPUs: without them it would replicate all weights, and not say so."""
+"""What accelerate calls the ways of spreading weights over GPUs; without these it replicates all, and never says so."""
+REPLICATING = "MULTI_GPU"
+"""The way of whole weights on each GPU: without these, each process would take itself for the only one."""
 LAUNCHED = "TGO_TRL_LAUNCHED"
 """Set in the processes that accelerate has launched, which must not launch others."""
 
@@ -149,6 +151,7 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     launch: dict[str, Any] = {name: config.pop(name).value for name in LAUNCH_OPTIONS if name in config}
     launch |= _take_launch_options(arguments)
     if launch and not {LAUNCHED, "LOCAL_RANK"} & os.environ.keys():
+        launch["use_cpu"] = _is_on("use_cpu", arguments, config)
         return _launch(command, [*arguments, *(["--debug"] if debug else [])], launch)
     apply_settings(parser, classes, config, path, f"tgo-trl {command}")
     parser.error = _refuse
@@ -258,16 +261,26 @@ def _take_launch_options(arguments: list[str]) -> dict[str, str]:
     return found
 
 
+def _is_on(name: str, arguments: Sequence[str], config: dict[str, "Setting"]) -> bool:
+    """Whether a switch is on, before the parser of all settings is asked, which is slow to load."""
+    value = str(config[name].value) if name in config else "false"
+    for position, argument in enumerate(arguments):
+        option, equals, given = argument.partition("=")
+        if option == f"--{name}":
+            following = arguments[position + 1] if position + 1 < len(arguments) else "--"
+            value = given if equals else "true" if following.startswith("-") else following
+    return value.lower() in ("true", "t", "yes", "y", "1")
+
+
 def _launch(command: str, arguments: Sequence[str], options: dict[str, Any]) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     launch: list[str] = []
-    num_processes = options.get("num_processes")
-    if "accelerate_config" in options:
-        path = _accelerate_config(str(options["accelerate_config"]))
-        if command in TRAINING:
-            num_processes = _num_processes(path, num_processes)
+    named = options.get("accelerate_config")
+    path = _accelerate_config(str(named)) if named is not None else None
+    num_processes = _num_processes(path, options.get("num_processes"), command in TRAINING, options["use_cpu"])
+    if path is not None:
         launch += ["--config_file", str(path)]
     if num_processes is not None:
         launch += ["--num_processes", str(num_processes)]
@@ -295,30 +308,48 @@ def _accelerate_config(name: str) -> Path:
     raise ValueError(f"`--accelerate_config {name}` is no file, and none of {known}.")
 
 
-def _num_processes(path: Path, given: Any) -> Any:
-    """How many processes are started, as given or one for each GPU; None if the file says it.
+def _num_processes(path: Path | None, given: Any, is_training: bool, use_cpu: bool) -> Any:
+    """How many processes are started, as given or one for each GPU; None if accelerate's configuration says it.
 
     Raises:
-        ValueError: if weights are to be sharded, and there are fewer GPUs, or a single one.
+        ValueError: if there are too few GPUs for them, or they would not train together.
     """
     import yaml
-    from torch.cuda import device_count  # slow to load
+    from accelerate.commands.config import default_config_file
+    from torch.accelerator import device_count  # slow to load
 
+    source = path or Path(default_config_file)
     try:
-        config = yaml.safe_load(path.read_text())  # JSON is YAML too
+        config = yaml.safe_load(source.read_text()) if path or source.is_file() else {}  # JSON is YAML too
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"`--accelerate_config {path}` is no YAML file: {error}") from error
-    is_sharding = isinstance(config, dict) and config.get("distributed_type") in SHARDING
-    if not is_sharding or config.get("num_machines", 1) != 1:  # of which this is one
+        raise ValueError(f"`--accelerate_config {source}` is no YAML file: {error}") from error
+    config = config if isinstance(config, dict) else {}
+    if config.get("num_machines", 1) != 1:  # of which this is one
         return given
-    wanted = given or config.get("num_processes")
+    way = str(config.get("distributed_type", "NO"))
+    wanted: Any = given or config.get("num_processes")
+    is_several = str(wanted).isdecimal() and int(wanted) > 1
+    if way == "NO":
+        takes_gpus = is_several
+    else:
+        takes_gpus = is_training and (way in SHARDING or (way == REPLICATING and not use_cpu))
+    if not takes_gpus:
+        return given
+    if way == "NO" and path is not None:
+        raise ValueError(
+            f"`--num_processes {wanted}` starts {wanted} processes, and `--accelerate_config {path.stem}` a single "
+            "one. Set `--accelerate_config multi_gpu`, or leave the number out."
+        )
     found = device_count()
-    if found < 2 or (str(wanted).isdecimal() and int(wanted) > found):
-        few = f"there {'is' if found == 1 else 'are'} {found or 'no'} GPU{'s' * (found != 1)} here"
-        remedy = f"Set `--num_processes {found}`, or less." if found > 1 else "Train without it, in one process."
-        starts = "spreads weights over several GPUs" if wanted is None else f"starts {wanted} processes, one for a GPU"
-        raise ValueError(f"`--accelerate_config {path.stem}` {starts}, and {few}. {remedy}")
-    return wanted or found
+    if found > 1 and not (is_several and int(wanted) > found):
+        return wanted or found
+    asked = f"`--accelerate_config {path.stem}`" if path else f"`--num_processes {wanted}`"
+    starts = "takes several GPUs" if wanted is None else f"starts {wanted} processes, one for a GPU"
+    few = f"there {'is' if found == 1 else 'are'} {found or 'no'} GPU{'s' * (found != 1)} here"
+    remedy = f"Set `--num_processes {found}`, or less" if found > 1 else "Leave it out, for one process"
+    if way not in SHARDING:
+        remedy += f"; on the CPU, `--accelerate_config multi_gpu{' --use_cpu' * is_training}`"
+    raise ValueError(f"{asked} {starts}, and {few}. {remedy}.")
 
 
 if __name__ == "__main__":

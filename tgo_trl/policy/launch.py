@@ -33,6 +33,12 @@ def check_strategy(args: TrainingArguments) -> None:
             "single process. Launch the script with `accelerate launch` or `torchrun`, or make a single GPU visible "
             "with `CUDA_VISIBLE_DEVICES`."
         )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and args.world_size == 1:
+        raise ValueError(
+            f"This is one of {launched} launched processes, and each would train alone, into the same folder: there is "
+            f"no GPU that they could use, and `use_cpu` is not set. Launch a single one, or set `use_cpu=True`."
+        )
     if args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise ValueError(
             "DeepSpeed is not supported: what its engine keeps of weights and optimizer is not read here, so that "
