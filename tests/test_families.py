@@ -1,6 +1,7 @@
 """Families: which pipelines they take, and that they call networks as the pipelines themselves do."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tgo_trl.families import (
     Flux2KleinFamily,
     FluxFamily,
     StableDiffusionFamily,
+    StableDiffusionXLFamily,
     build_family,
     find_family,
 )
@@ -112,6 +114,37 @@ def test_a_pipeline_distilled_to_few_steps_is_trained_with_a_warning(is_distille
     warned = [record.getMessage() for record in caplog.records if "distilled to draw in few steps" in record.msg]
     assert len(warned) == is_distilled
     assert all("`black-forest-labs/FLUX.2-klein-base-4B` or" in message for message in warned)
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("stabilityai/sdxl-turbo", "`stabilityai/stable-diffusion-xl-base-1.0`"),
+        ("models/SDXL_Lightning_4step", "`stabilityai/stable-diffusion-xl-base-1.0`"),
+        ("lcm/blue", None),
+        ("stabilityai/stable-diffusion-xl-base-1.0", None),
+        (None, None),
+    ],
+)
+def test_a_pipeline_of_few_steps_is_known_by_its_name(name, base):
+    pipeline = SimpleNamespace(config={"_name_or_path": name})
+    assert StableDiffusionXLFamily().step_distilled_from(pipeline) == base
+
+
+def test_a_family_of_several_models_names_no_undistilled_one():
+    pipeline = SimpleNamespace(config={"_name_or_path": "stabilityai/sd-turbo"})
+    assert FAMILY.step_distilled_from(pipeline) == "the model that it was distilled from"
+
+
+@pytest.mark.parametrize(("guidance_embeds", "dynamic", "is_schnell"), [(0, 0, True), (1, 1, False), (0, 1, False)])
+def test_schnell_is_known_without_its_name(guidance_embeds, dynamic, is_schnell):
+    """By the configurations of network and scheduler, in which it differs from [dev]."""
+    pipeline = SimpleNamespace(
+        config={},
+        transformer=SimpleNamespace(config=SimpleNamespace(guidance_embeds=guidance_embeds)),
+        scheduler=SimpleNamespace(config={"use_dynamic_shifting": dynamic}),
+    )
+    assert FluxFamily().step_distilled_from(pipeline) == ("`black-forest-labs/FLUX.1-dev`" if is_schnell else None)
 
 
 def test_guidance_of_a_distilled_pipeline_is_none_and_any_is_refused():

@@ -23,6 +23,9 @@ from ..noise import NoiseProcess
 
 T = TypeVar("T")
 
+FEW_STEPS = frozenset({"lcm", "lightning", "schnell", "turbo"})
+"""Words in the names of pipelines that were distilled to draw in few steps."""
+
 
 @dataclass(frozen=True)
 class Family(ABC):
@@ -68,6 +71,8 @@ class Family(ABC):
     least, and are [`~tgo_trl.families.base_sources.SourceFamily`]."""
     prompts_see_sources: ClassVar[bool] = False
     """Whether prompts are encoded beside their sources, by [`encode_edits`]."""
+    undistilled: ClassVar[str | None] = None
+    """What to train in place of few-step versions of this family, by its name on the Hub; None if there are several."""
     has_sampler: ClassVar[bool] = False
     """Whether samples can be drawn with gradient, as the pipeline itself draws them: with the `decode`, `schedule`,
     `guidance` and `encode_nothing` of a [`~tgo_trl.families.base_latents.LatentFamily`]."""
@@ -111,9 +116,12 @@ class Family(ABC):
     def step_distilled_from(self, pipeline: DiffusionPipeline) -> str | None:
         """What to train in place of a pipeline that was distilled to few steps; None for one that does not say so.
 
-        Names of models, as they stand in a warning.
+        By its name, since most pipelines say it nowhere else. Names of models, as they stand in a warning.
         """
-        return None
+        words = re.split(r"[^a-z]+", Path(str(pipeline.config.get("_name_or_path"))).name.lower())
+        if not FEW_STEPS & set(words):
+            return None
+        return "the model that it was distilled from" if self.undistilled is None else f"`{self.undistilled}`"
 
     def longest_prompt(self, pipeline: DiffusionPipeline) -> int | None:
         """Tokens of a prompt that the pipeline takes at most, where it says so."""

@@ -34,6 +34,7 @@ class FluxFamily(FlowMatchingFamily):
     training_settings = (*FlowMatchingFamily.training_settings, "train_guidance_scale")
     prompt_encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     comfyui_prefix = "transformer."
+    undistilled = "black-forest-labs/FLUX.1-dev"
     lora_target_modules = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
     )  # fmt: skip
@@ -46,6 +47,13 @@ class FluxFamily(FlowMatchingFamily):
                 f"`train_guidance_scale` is {self.train_guidance_scale}, but this network takes no guidance as an "
                 "input (FLUX.1 [schnell] does not). Leave it unset."
             )
+
+    def step_distilled_from(self, pipeline: DiffusionPipeline) -> str | None:
+        """Also of [schnell] under another name: no guidance as an input, and a shift that sizes do not change."""
+        is_schnell = not (
+            pipeline.transformer.config.guidance_embeds or pipeline.scheduler.config.get("use_dynamic_shifting")
+        )
+        return f"`{self.undistilled}`" if is_schnell else super().step_distilled_from(pipeline)
 
     def prompt_length(self, pipeline: DiffusionPipeline) -> dict[str, int]:
         """As set, or as the network was trained."""

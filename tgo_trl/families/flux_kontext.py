@@ -24,6 +24,7 @@ class FluxKontextFamily(SourceFamily, FluxFamily):
     """
 
     task = "image-to-image"
+    undistilled = "black-forest-labs/FLUX.1-Kontext-dev"
     has_sampler = False
 
     def encode_sources(self, pipeline: DiffusionPipeline, pixels: Tensor) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ class StableDiffusion3Family(FlowMatchingFamily):
     optional_components = ("text_encoder_3", "tokenizer_3")
     # Without `add_q_proj`, of which the last block's is not read; see `unread_parts`.
     comfyui_prefix = "transformer."
+    undistilled = "stabilityai/stable-diffusion-3.5-large"
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj", "to_add_out")
 
     def check(self, pipeline: DiffusionPipeline) -> None:

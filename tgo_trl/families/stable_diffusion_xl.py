@@ -18,6 +18,7 @@ from .stable_diffusion import StableDiffusionFamily
 class StableDiffusionXLFamily(StableDiffusionFamily):
     """`StableDiffusionXLPipeline`, the base model and its fine-tunes, epsilon- or v-prediction."""
 
+    undistilled = "stabilityai/stable-diffusion-xl-base-1.0"
     prompt_encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
     def check(self, pipeline: DiffusionPipeline) -> None:

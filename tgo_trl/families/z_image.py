@@ -34,6 +34,7 @@ class ZImageFamily(FlowMatchingFamily):
     reads_lengths = True
     comfyui_prefix = "transformer."
     reads_posterior_noise = False
+    undistilled = "Tongyi-MAI/Z-Image"
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
 
     def check(self, pipeline: DiffusionPipeline) -> None:

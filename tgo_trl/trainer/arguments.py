@@ -294,7 +294,7 @@ def warn_of_distilled_steps(family: Family, pipeline: DiffusionPipeline) -> None
     if undistilled is not None:
         logger.warning(
             "This pipeline was distilled to draw in few steps, which the loss of denoising does not teach: its samples "
-            "may grow blurry. Train what it was distilled from, %s, and load the adapter on this one.",
+            "may grow blurry. Train its undistilled counterpart, %s, and load the adapter on this one.",
             undistilled,
         )
 
