@@ -47,8 +47,12 @@ class Asked:
         return self.body["messages"][0]["content"]
 
     @property
+    def parts(self) -> list[dict[str, Any]]:
+        return self.body["messages"][-1]["content"]
+
+    @property
     def texts(self) -> list[str]:
-        return [part["text"] for part in self.body["messages"][1]["content"] if part["type"] == "text"]
+        return [part["text"] for part in self.parts if part["type"] == "text"]
 
     @property
     def prompt(self) -> str:
@@ -56,7 +60,7 @@ class Asked:
 
     @property
     def images(self) -> list[Image.Image]:
-        urls = [part["image_url"]["url"] for part in self.body["messages"][1]["content"] if part["type"] == "image_url"]
+        urls = [part["image_url"]["url"] for part in self.parts if part["type"] == "image_url"]
         return [Image.open(io.BytesIO(base64.b64decode(url.partition("base64,")[2]))) for url in urls]
 
     @property

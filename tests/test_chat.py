@@ -18,6 +18,7 @@ from tgo_trl.commands.judge.questions import VERDICT, read_verdict
 from tgo_trl.commands.score.config import ScoreConfig
 from tgo_trl.commands.score.run import score, score_dataset
 from tgo_trl.rewards import NoScore, checked_scores, load_reward
+from tgo_trl.rewards.base import load_images
 from tgo_trl.rewards.chat import NO_KEY, ChatClient, EndpointError, RequestFailedError, image_url
 from tgo_trl.rewards.chat_settings import ChatSettings
 from tgo_trl.rewards.replies import read_reply
@@ -418,7 +419,7 @@ def test_scores_come_in_the_order_of_the_rows_and_a_few_at_once():
     assert "from 0 (worst) to 255 (best)" in endpoint.questions[0].system
     assert len(endpoint.requests) == 11  # one of them to see whether the server is there
     assert (reward.name, reward.license) == ("vlm", "see the terms of seer")
-    assert reward.version.startswith("seer, rubric@sha256:")
+    assert reward.version.startswith("seer, prompt@sha256:")
     assert reward.version != rubric(endpoint, low=0, high=255, rubric="How dark is it?").version
 
 
@@ -450,24 +451,41 @@ def test_frames_of_a_video_are_sent_in_order():
     with serving(lambda asked: Reply('{"score": 2}')) as endpoint:
         assert rubric(endpoint, num_frames=3)(["0"], [frames]) == [2]
         assert rubric(endpoint)(["1"], [frames[:2]]) == [2]
+        assert rubric(endpoint, num_frames=1)(["2"], [frames]) == [2]
         with pytest.raises(ValueError, match="no frames"):
-            rubric(endpoint)(["2"], [[]])
+            rubric(endpoint)(["3"], [[]])
     shades = [[image.getpixel((0, 0))[0] for image in asked.images] for asked in endpoint.questions]
-    assert shades == [[0, 50, 100], [0, 10]]
+    assert shades == [[0, 50, 100], [0, 10], [50]]
     assert "3 frames in order" in endpoint.questions[0].texts[1]
+    assert "You rate videos" in endpoint.questions[0].system
+    assert "How well does the video do" in endpoint.questions[0].system
+    assert "image" not in endpoint.questions[0].system
     assert rubric(endpoint, num_frames=3).version != rubric(endpoint).version
+
+
+def test_images_are_in_memory_for_the_rows_that_are_asked_for(monkeypatch):
+    opened = []
+
+    def open_slowly(images):
+        opened.append(len(endpoint.questions))
+        return load_images(images)
+
+    monkeypatch.setattr("tgo_trl.rewards.vlm.load_images", open_slowly)
+    with serving(lambda asked: Reply('{"score": 2}')) as endpoint:
+        assert rubric(endpoint, max_concurrent=1)(["0"] * 3, [grey()] * 3) == [2, 2, 2]
+    assert opened == [0, 1, 2], "the second image was opened before the first was sent"
 
 
 def test_an_edit_is_rated_beside_what_it_was_made_from():
     with serving(lambda asked: Reply('{"score": 2}')) as endpoint:
         reward = rubric(endpoint, edits=True)
         assert checked_scores(reward, ["0"], [grey(9)], [[grey(3), grey(5)]]) == [2]
-        with pytest.raises(ValueError, match="if `edits` is set"):
+        with pytest.raises(ValueError, match=r"rates images by themselves.*'vlm' with `edits`"):
             rubric(endpoint)(["0"], [grey()], [[grey()]])
         with pytest.raises(ValueError, match="there are none"):
             checked_scores(reward, ["0"], [grey()])
     (asked,) = endpoint.questions
-    assert [part["type"] for part in asked.body["messages"][1]["content"]] == [
+    assert [part["type"] for part in asked.parts] == [
         "text", "text", "image_url", "image_url", "text", "image_url",
     ]  # fmt: skip
     assert [image.getpixel((0, 0))[0] for image in asked.images] == [3, 5, 9]

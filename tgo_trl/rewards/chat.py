@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
@@ -48,6 +48,8 @@ NO_KEY = "none"
 """Sent where there is no key: huggingface_hub would send the user's own token of the Hub."""
 BROKEN = (ValueError, TypeError, AttributeError, KeyError, IndexError)
 """What comes of an answer that is none of the protocol, as of a gateway's page."""
+NUM_ALTERNATIVES = 20
+"""Tokens at each place whose probabilities are asked for, as many as OpenAI's protocol allows."""
 
 
 class EndpointError(OSError):
@@ -59,6 +61,33 @@ class RequestFailedError(EndpointError):
 
 
 @dataclass(frozen=True)
+class Video:
+    """A part of a question: a video, in the form that vLLM takes beyond OpenAI's protocol.
+
+    Attributes:
+        frames: RGB images of one size; they are sent as JPEG.
+    """
+
+    frames: Sequence[Image.Image]
+
+
+Part: TypeAlias = str | Image.Image | Video
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of an answer.
+
+    Attributes:
+        text: of the token.
+        log_probs: of the likeliest tokens at its place, by their texts.
+    """
+
+    text: str
+    log_probs: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Answer:
     """What came back for a question.
 
@@ -67,6 +96,7 @@ class Answer:
         prompt_tokens, completion_tokens: as the server counts them; None if it does not.
         finish_reason: why the text ends: `"length"` where `max_tokens` were used up.
         refusal: why the server does not answer this question, with the status; None if it does.
+        tokens: of the text, what the model thinks aloud included, if they were asked for and the server sends them.
     """
 
     text: str
@@ -74,6 +104,7 @@ class Answer:
     completion_tokens: int | None = None
     finish_reason: str | None = None
     refusal: str | None = None
+    tokens: tuple[Token, ...] = ()
 
 
 class _BoundedClient(InferenceClient):
@@ -121,49 +152,64 @@ class ChatClient:
         self._is_stopped = threading.Event()
         self._asks_for_json = True
 
-    def check(self, schema: Mapping[str, Any]) -> None:
+    def check(self, schema: Mapping[str, Any] | None, reads_tokens: bool = False) -> None:
         """Asks a small question with an image, and finds out whether the server takes a schema of answers.
 
         Args:
-            schema: JSON schema of the answers that will be asked for.
+            schema: JSON schema of the answers that will be asked for, if there is one.
+            reads_tokens: whether the probabilities of tokens will be asked for.
 
         Raises:
-            EndpointError: in a line, if the server cannot be reached or does not answer.
+            EndpointError: in a line, if the server cannot be reached, does not answer, or sends no probabilities.
         """
-        question: list[str | Image.Image] = ["What is this? Answer in one word, as JSON."]
+        question: list[Part] = ["What is this? Answer in one word, as JSON."]
         question.append(Image.new("RGB", (64, 64), "white"))
-        answer = self.ask("You look at images.", question, schema, is_first=True)
-        if answer.refusal is not None:  # many servers know no schemas
+        answer = self.ask("You look at images.", question, schema, is_first=True, reads_tokens=reads_tokens)
+        if answer.refusal is not None and schema is not None:  # many servers know no schemas
             self._asks_for_json = False
-            answer = self.ask("You look at images.", question, schema, is_first=True)
+            answer = self.ask("You look at images.", question, schema, is_first=True, reads_tokens=reads_tokens)
         if answer.refusal is not None:
             raise EndpointError(
                 f"{self.settings.host} does not answer a question with an image ({answer.refusal}). Name a `model` "
                 f"that sees images, and look at `extra_body`, `max_tokens` and the key in "
                 f"{self.settings.api_key_variable}."
             )
+        if reads_tokens and not answer.tokens:
+            raise EndpointError(
+                f"{self.settings.host} sends no probabilities of tokens (`logprobs`), and this reward is made of them. "
+                "Serve the model with vLLM, and leave `logprobs` out of `extra_body`."
+            )
 
     def ask(
-        self, system: str, parts: Sequence[str | Image.Image], schema: Mapping[str, Any], is_first: bool = False
+        self,
+        system: str | None,
+        parts: Sequence[Part],
+        schema: Mapping[str, Any] | None,
+        *,
+        is_first: bool = False,
+        reads_tokens: bool = False,
     ) -> Answer:
         """The model's answer at temperature 0.
 
         Args:
-            system: what it is to do.
-            parts: texts and RGB images of the question, in order.
-            schema: JSON schema of the answer, asked for where the server takes it.
+            system: what it is to do; None sends no such message.
+            parts: texts, RGB images and videos of the question, in order.
+            schema: JSON schema of the answer, asked for where the server takes it; None asks for free text.
             is_first: whether the server has not been heard of: where no connection is made, it is not tried again.
+            reads_tokens: asks for the probabilities of the answer's tokens too.
 
         Raises:
             EndpointError: if no question would be answered.
             RequestFailedError: if this one was not, in all attempts.
         """
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": list(map(self._part, parts))}]
+        messages: list[Any] = [] if system is None else [{"role": "system", "content": system}]
+        messages.append({"role": "user", "content": list(map(self._part, parts))})
+        response_format = None if schema is None or not self._asks_for_json else _response_format(schema)
         for attempt in range(self.settings.max_retries + 1):
             if self._is_stopped.is_set():
                 break
             try:
-                return self._answer(messages, schema)
+                return self._answer(messages, response_format, reads_tokens)
             except HfHubHTTPError as error:
                 if not _may_pass(error):
                     return Answer("", refusal=self._refusal(error))
@@ -192,12 +238,12 @@ class ChatClient:
         """Lets no attempt begin any more; those that wait for an answer still get it."""
         self._is_stopped.set()
 
-    def _answer(self, messages: list[Any], schema: Mapping[str, Any]) -> Answer:
-        response_format: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
+    def _answer(self, messages: list[Any], response_format: Any, reads_tokens: bool) -> Answer:
         extra: Any = self.settings.extra_body
         output = self._client.chat_completion(
             messages, model=self.settings.model, temperature=0.0, max_tokens=self.settings.max_tokens,
-            response_format=response_format if self._asks_for_json else None, extra_body=extra or None,
+            response_format=response_format, logprobs=reads_tokens or None,
+            top_logprobs=NUM_ALTERNATIVES if reads_tokens else None, extra_body=extra or None,
         )  # fmt: skip
         choice = output.choices[0]
         content: Any = choice.message.content
@@ -209,6 +255,7 @@ class ChatClient:
             _count(getattr(usage, "prompt_tokens", None)),
             _count(getattr(usage, "completion_tokens", None)),
             None if choice.finish_reason is None else str(choice.finish_reason)[:40],
+            tokens=_tokens(choice) if reads_tokens else (),
         )
 
     def _refusal(self, error: HfHubHTTPError) -> str:
@@ -220,9 +267,11 @@ class ChatClient:
         # without the error itself, in which some servers repeat the key
         raise EndpointError(f"{self.settings.host} answers {self._said(error)} {advice}") from None
 
-    def _part(self, part: str | Image.Image) -> dict[str, Any]:
+    def _part(self, part: Part) -> dict[str, Any]:
         if isinstance(part, str):
             return {"type": "text", "text": part}
+        if isinstance(part, Video):
+            return {"type": "video_url", "video_url": {"url": video_url(part, self.settings.max_image_side)}}
         url = image_url(part, self.settings.max_image_side, self.settings.image_format)
         return {"type": "image_url", "image_url": {"url": url}}
 
@@ -257,6 +306,22 @@ def image_url(image: Image.Image, max_side: int, image_format: str) -> str:
     file = io.BytesIO()
     sent.save(file, image_format.upper(), **({"quality": 90} if image_format == "jpeg" else {}))
     return f"data:image/{image_format};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def video_url(video: Video, max_side: int) -> str:
+    """The video as the data URL that vLLM takes apart into frames; those are made smaller as by [`image_url`]."""
+    frames = (image_url(frame, max_side, "jpeg").partition("base64,")[2] for frame in video.frames)
+    return f"data:video/jpeg;base64,{','.join(frames)}"
+
+
+def _response_format(schema: Mapping[str, Any]) -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
+
+
+def _tokens(choice: Any) -> tuple[Token, ...]:
+    """Tokens and their alternatives; none where the server sends none."""
+    content = getattr(choice.logprobs, "content", None) or []
+    return tuple(Token(str(it.token), {str(o.token): float(o.logprob) for o in it.top_logprobs}) for it in content)
 
 
 def _may_pass(error: HfHubHTTPError) -> bool:

@@ -15,7 +15,22 @@ _GAP = r"[\s\"'*_`]*"
 """Quotes and Markdown between a name, its colon and its value."""
 
 
-def read_reply(text: str, name: str, value_pattern: str, read: Callable[[Any], T | None]) -> T | None:
+NUMBER = r"[-+]?\d+(?:\.\d+)?(?!\w|[.,]\d)(?!\s*(?:-|to)\s*\d)(?!\s*/\s*(?!{high:g}\b)\d)"
+"""A number in text, `8` or `8/10`; but not the first of `1-10`, as where the question is repeated, nor of `8/100`."""
+
+
+def number_within(value: Any, low: float, high: float) -> float | None:
+    """The number that a value of JSON's or of text is, if it is one within the range."""
+    try:
+        number = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if low <= number <= high else None
+
+
+def read_reply(
+    text: str, name: str, value_pattern: str, read: Callable[[Any], T | None], may_be_bare: bool = True
+) -> T | None:
     """The value that a reply gives to a name; None if it gives none, or several that differ.
 
     A JSON object is read first, alone or in a code fence; then, in whatever the reply is, `name: value` with or without
@@ -26,6 +41,7 @@ def read_reply(text: str, name: str, value_pattern: str, read: Callable[[Any], T
         name: of the value, such as `"winner"`.
         value_pattern: a regular expression of values in text.
         read: makes a value of JSON's or of text; None for one that is not allowed.
+        may_be_bare: whether a reply that is nothing but the value is one.
     """
     text = _THINKING.sub("", text).strip()
     fenced = _FENCE.match(text)
@@ -36,7 +52,9 @@ def read_reply(text: str, name: str, value_pattern: str, read: Callable[[Any], T
     if isinstance(whole, dict) and name in whole:
         return read(whole[name])
     found = re.findall(rf"\b{re.escape(name)}{_GAP}[:=]{_GAP}({value_pattern})", text, re.IGNORECASE)
-    values = {read(value) for value in found} or {read(text.strip(" \n.*\"'`"))}
+    values = {read(value) for value in found}
+    if not values and may_be_bare:
+        values = {read(text.strip(" \n.*\"'`"))}
     return values.pop() if len(values) == 1 else None
 
 
