@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 REWARDS = {
     "aesthetic": "aesthetic:Aesthetic",
     "clip_score": "clip_score:ClipScore",
+    "editscore": "editscore:EditScore",
     "hpsv2.1": "hpsv2:HPSv2",
     "hpsv3": "hpsv3:HPSv3",
     "imagereward": "imagereward:ImageReward",
     "pickscore": "pickscore:PickScore",
+    "unifiedreward_edit": "editscore:UnifiedRewardEdit",
     "videoreward": "videoreward:VideoReward",
     "vlm": "vlm:RubricReward",
 }
