@@ -115,4 +115,8 @@ def test_the_task_is_unchanged():
 
 
 def test_weights_are_loaded_at_the_first_call():
-    assert load_reward("hpsv3", device="cpu").version == "MizzenAI/HPSv3@main"
+    assert load_reward("hpsv3", device="cpu").version == "MizzenAI/HPSv3@main, base Qwen/Qwen2-VL-7B-Instruct"
+
+
+def test_the_version_names_the_base_without_its_path(made):
+    assert make(made[0]).version == f"{made[0].name}, base base"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerFast, Qwen2VLModel
 
+from ..messages.public import public_name
 from .base import ModelReward, hub_file, load_images
 from .networks import network_from_weights
 from .videoreward import CHAT, frame_size, last_states, video_patches
@@ -51,6 +52,11 @@ class HPSv3(ModelReward):
     ) -> None:
         super().__init__(model_id, batch_size=batch_size, **kwargs)
         self.base = base
+
+    @property
+    def version(self) -> str:
+        """Repository and commit, and the base whose configuration and tokenizer are taken, without its path."""
+        return f"{super().version}, base {public_name(self.base)}"
 
     def _load(self) -> None:
         tokenizer_class: Any = PreTrainedTokenizerFast
