@@ -21,6 +21,7 @@ REWARDS = {
     "hpsv3": "hpsv3:HPSv3",
     "imagereward": "imagereward:ImageReward",
     "pickscore": "pickscore:PickScore",
+    "unifiedreward2": "unifiedreward:UnifiedReward2",
     "unifiedreward_edit": "editscore:UnifiedRewardEdit",
     "videoreward": "videoreward:VideoReward",
     "vlm": "vlm:RubricReward",

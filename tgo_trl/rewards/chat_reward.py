@@ -121,8 +121,8 @@ class ChatReward(ChatSettings, ABC):
         """What is asked of a row."""
 
     @abstractmethod
-    def _read(self, answers: Sequence[Answer]) -> float | None:
-        """The number that the answers to all questions say; None if there is none."""
+    def _read(self, answers: Sequence[Answer], of_video: bool) -> float | None:
+        """The number that the answers to all questions of a row say; None if there is none."""
 
     @abstractmethod
     def _asked(self) -> Any:
@@ -147,7 +147,7 @@ class ChatReward(ChatSettings, ABC):
             if answer.refusal is not None:
                 return NoScore(f"{self.host} refuses to rate it ({answer.refusal.rstrip('.')})")
             answers.append(answer)
-        score = self._read(answers)
+        score = self._read(answers, is_video(image))
         if score is None:
             said = " and ".join(shown(answer.text) for answer in answers)
             is_cut = any(answer.finish_reason == "length" for answer in answers)

@@ -57,7 +57,7 @@ class EditScore(ChatReward):
         before, after = load_images([*sources, image])
         return [Question([before, after, following.replace("{instruction}", prompt)]), Question([after, quality])]
 
-    def _read(self, answers: Sequence[Answer]) -> float | None:
+    def _read(self, answers: Sequence[Answer], of_video: bool) -> float | None:
         following, quality = (read_pair(answer.text) for answer in answers)
         if following is None or quality is None:
             return None

@@ -110,7 +110,7 @@ class RubricReward(ChatReward):
         parts += [f"A video, of which these are {len(frames)} frames in order:", *frames]
         return [Question(parts, self._system("video"))]
 
-    def _read(self, answers: Sequence[Answer]) -> float | None:
+    def _read(self, answers: Sequence[Answer], of_video: bool) -> float | None:
         pattern = NUMBER.format(high=self.high)
         return read_reply(answers[0].text, "score", pattern, lambda value: number_within(value, self.low, self.high))
 
