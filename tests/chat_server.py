@@ -32,6 +32,7 @@ class Reply:
     delay: float = 0.0
     chunk: int = 0
     finish_reason: str = "stop"
+    tokens: list[tuple[str, dict[str, float]]] | None = None  # and the likeliest ones' log probabilities
     usage: Any = field(default_factory=lambda: {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110})
 
 
@@ -126,7 +127,13 @@ def _completion(reply: Reply) -> dict[str, Any]:
     if reply.status != 200:
         return {"error": {"message": reply.text, "type": "error"}}
     message = {"role": "assistant", "content": reply.text}
-    choices = [{"index": 0, "message": message, "finish_reason": reply.finish_reason}]
+    choices: list[dict[str, Any]] = [{"index": 0, "message": message, "finish_reason": reply.finish_reason}]
+    if reply.tokens is not None:
+        content = [
+            {"token": text, "logprob": 0.0, "top_logprobs": [{"token": o, "logprob": p} for o, p in likeliest.items()]}
+            for text, likeliest in reply.tokens
+        ]
+        choices[0]["logprobs"] = {"content": content}
     return {"id": "1", "object": "chat.completion", "created": 0, "model": "seer", "choices": choices,
             "usage": reply.usage}  # fmt: skip
 

@@ -89,7 +89,7 @@ def test_a_reward_by_name_has_name_version_license_and_loads_nothing(name):
     assert reward([], []) == []
 
 
-ASKED = {"editscore", "unifiedreward2", "unifiedreward_edit", "vlm"}  # of an endpoint
+ASKED = {"editscore", "unifiedreward2", "unifiedreward_edit", "videoscore2", "vlm"}  # of an endpoint
 
 
 @pytest.mark.parametrize("name", sorted(ASKED))

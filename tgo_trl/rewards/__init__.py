@@ -24,6 +24,7 @@ REWARDS = {
     "unifiedreward2": "unifiedreward:UnifiedReward2",
     "unifiedreward_edit": "editscore:UnifiedRewardEdit",
     "videoreward": "videoreward:VideoReward",
+    "videoscore2": "videoscore2:VideoScore2",
     "vlm": "vlm:RubricReward",
 }
 """Module and class of each reward model; imported when it is asked for."""

@@ -172,6 +172,12 @@ def load_frames(video: Sequence[Any], indices: Sequence[int]) -> list[Image.Imag
     return load_images([video[index] for index in indices])
 
 
+def spread(length: int, number: int) -> list[int]:
+    """The places of `number` frames, or of all, evenly spread from the first to the last; the middle one of one."""
+    number = min(number, length)
+    return [length // 2] if number == 1 else [round(i * (length - 1) / (number - 1)) for i in range(number)]
+
+
 def checked_axes(axes: Any, known: Sequence[str]) -> tuple[str, ...]:
     """The axes that count, all of them if None; raises a ValueError if they are none of the known ones."""
     chosen = known if axes is None else axes

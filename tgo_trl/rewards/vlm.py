@@ -9,7 +9,7 @@ from ..messages.values import shown
 from ..settings import check_types
 from .base import load_images
 from .chat import Answer, Part
-from .chat_reward import ChatReward, Question, is_video, load_frames
+from .chat_reward import ChatReward, Question, is_video, load_frames, spread
 from .chat_settings import text_or_file
 from .replies import NUMBER, number_within, read_reply
 
@@ -113,9 +113,3 @@ class RubricReward(ChatReward):
     def _read(self, answers: Sequence[Answer], of_video: bool) -> float | None:
         pattern = NUMBER.format(high=self.high)
         return read_reply(answers[0].text, "score", pattern, lambda value: number_within(value, self.low, self.high))
-
-
-def spread(length: int, number: int) -> list[int]:
-    """The places of `number` frames, or of all, evenly spread from the first to the last; the middle one of one."""
-    number = min(number, length)
-    return [length // 2] if number == 1 else [round(i * (length - 1) / (number - 1)) for i in range(number)]
