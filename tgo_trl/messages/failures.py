@@ -25,7 +25,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_TEXTS = ("no space left on device", "disk quota exceeded", "pytorchstreamwriter failed writing file")
 """What writers in other languages make of a full disk."""
 
-EXTRAS = {"av": "tgo_trl[video]", "sklearn": "tgo_trl[demo]", "tensorboard": "tgo_trl[tensorboard]"}
+EXTRAS = {
+    "av": "tgo_trl[video]", "onnxruntime": "tgo_trl[ocr]", "rapidocr": "tgo_trl[ocr]", "sklearn": "tgo_trl[demo]",
+    "tensorboard": "tgo_trl[tensorboard]",
+}  # fmt: skip
 """Packages that come with one of this package's extras."""
 
 

@@ -20,6 +20,7 @@ REWARDS = {
     "hpsv2.1": "hpsv2:HPSv2",
     "hpsv3": "hpsv3:HPSv3",
     "imagereward": "imagereward:ImageReward",
+    "ocr": "ocr:OCRAccuracy",
     "pickscore": "pickscore:PickScore",
     "unifiedreward2": "unifiedreward:UnifiedReward2",
     "unifiedreward_edit": "editscore:UnifiedRewardEdit",
