@@ -4,8 +4,11 @@ import hashlib
 import json
 
 import pytest
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
 from PIL import Image
 
+from tgo_trl.commands.score.run import score_dataset
 from tgo_trl.rewards import NoScore, checked_scores, load_reward
 from tgo_trl.rewards.editscore import EditScore, UnifiedRewardEdit, read_pair
 
@@ -78,6 +81,24 @@ def test_a_reply_that_cannot_be_read_is_no_score():
         score, _ = rate(behave)
         assert isinstance(score, NoScore)
         assert "no two numbers from 0 to 25 to each question" in score.reason
+
+
+def test_rows_with_a_source_are_scored():
+    features = Features({"prompt": Value("string"), "image": ImageFeature(), "source_image": ImageFeature()})
+    columns = {"prompt": ["brighter", "darker"], "image": [AFTER, BEFORE], "source_image": [BEFORE, AFTER]}
+    rows = Dataset.from_dict(columns, features=features)
+
+    def behave(asked):
+        if asked.is_check:
+            return Reply("white")
+        is_brighter = asked.images[-1].getpixel((0, 0))[0] > 50
+        return Reply('{"score": [25, 25]}' if is_brighter else "dark")
+
+    with serving(behave) as endpoint:
+        reward = load_reward("editscore", base_url=endpoint.url, model="seer", max_retries=0)
+        scored = score_dataset(rows, reward, on_bad_row="skip")
+    assert scored["score"] == [10]
+    assert scored["prompt"] == ["brighter"]
 
 
 def test_a_row_has_one_source():

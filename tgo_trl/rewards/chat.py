@@ -320,8 +320,11 @@ def _response_format(schema: Mapping[str, Any]) -> Any:
 
 def _tokens(choice: Any) -> tuple[Token, ...]:
     """Tokens and their alternatives; none where the server sends none."""
-    content = getattr(choice.logprobs, "content", None) or []
-    return tuple(Token(str(it.token), {str(o.token): float(o.logprob) for o in it.top_logprobs}) for it in content)
+    content = getattr(choice.logprobs, "content", None) or ()
+    return tuple(
+        Token(str(token.token), {str(other.token): float(other.logprob) for other in token.top_logprobs or ()})
+        for token in content
+    )
 
 
 def _may_pass(error: HfHubHTTPError) -> bool:

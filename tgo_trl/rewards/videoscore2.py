@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from ..messages.public import public_name
 from ..settings import check_types
+from .base import NoScore
 from .chat import Answer, Token, Video
 from .chat_reward import ChatReward, Question, checked_axes, is_video, load_frames, spread
 
@@ -39,8 +40,9 @@ _DIGIT = r"(?:(?!\(\d\))[^\d\n]){0,200}([1-5])(?!\.?\d)"
 class VideoScore2(ChatReward):
     r"""The mean over axes of `k^* p_{k^*} / \sum_k p_k`, `k` the digits 1 to 5 and `k^*` the likeliest of them.
 
-    `p_k` are the probabilities at temperature 0.7 where the model writes the axis's digit. The answer itself is the
-    likeliest one, where the original draws it. That three scores are averaged is our choice.
+    `p_k` are the probabilities at temperature 0.7 where the model writes the axis's digit, made of those that the
+    server sends, at temperature 1 and before penalties for repetition, which the original's have in them. The answer
+    itself is the likeliest one, where the original draws it. That three scores are averaged is our choice.
 
     Attributes:
         fps: frames per second of the videos that it is called with. Two frames per second are sent, at least 4.
@@ -65,12 +67,25 @@ class VideoScore2(ChatReward):
         self.extra_body = {"media_io_kwargs": {"video": all_frames}, **extra}
         self.license = f"Apache-2.0 (prompt); of the weights, see the terms of {public_name(self.model)}"
 
-    def _questions(self, prompt: str, image: Any, sources: Sequence[Any]) -> list[Question]:
-        if self.fps is None or not is_video(image):
+    def __call__(
+        self, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None
+    ) -> list[float | NoScore]:
+        """The score of each video, as [`ChatReward`] has it.
+
+        Raises:
+            ValueError: if `fps` is not known, or what is scored is no video, or has fewer than 2 frames.
+        """
+        if self.fps is None:
             raise ValueError(
-                "The reward 'videoscore2' judges videos, lists of frames, which do not tell how fast they are shown. "
-                "Give it their frames per second: `load_reward('videoscore2', fps=16, ...)`."
+                "The videos are lists of frames, which do not tell how fast they are shown. Give the reward their "
+                "frames per second: `fps=16` beside `base_url` and `model`."
             )
+        if not all(map(is_video, images)):
+            raise ValueError("The reward 'videoscore2' judges videos, lists of frames, and was given an image.")
+        return super().__call__(prompts, images, sources)
+
+    def _questions(self, prompt: str, image: Any, sources: Sequence[Any]) -> list[Question]:
+        assert self.fps is not None
         frames = load_frames(image, sampled_frames(len(image), self.fps))
         return [Question([Video(frames), TASK.replace("{prompt}", prompt)])]
 
