@@ -32,8 +32,8 @@ def as_markdown(text: str, known: dict[str, str]) -> str:
     text = re.sub(r"\[`~?([\w.]+)`\](?![(\[])", link, text)
     head, heading, groups = text.partition("Parameters\n----------\n")
     if not heading:
-        return text
+        return re.sub(r"^( +\w+) \(.*\):$", r"\1:", text, flags=re.MULTILINE)  # for types, the signature is read
     groups = re.sub(r"^    ", "", groups, flags=re.MULTILINE)
     groups = re.sub(r"^> Parameters that control (.*)$", r"**Parameters that control \1**", groups, flags=re.MULTILINE)
-    groups = re.sub(r"^((?:\w+, )*\w+) (\(.*\)):\n    ", r"`\1` \2\n:   ", groups, flags=re.MULTILINE)
+    groups = re.sub(r"^((?:\w+, )*\w+) (\(.*\)):\n    ", r"- **`\1`** \2: ", groups, flags=re.MULTILINE)
     return head + re.sub(r"^> \[!(\w)(\w+)\]", lambda note: f"> **{note[1]}{note[2].lower()}**\n>", groups, flags=re.MULTILINE)

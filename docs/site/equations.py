@@ -34,6 +34,7 @@ def mathml(equation: str, display: str) -> str:
         ValueError: if the library does not know something in it.
     """
     text = convert(equation.replace("{aligned}", "{split}"), display=display)  # it knows the latter only
+    text = re.sub(r"(<mi>[a-z]{2,}</mi>)(<m)", r'\1<mspace width="0.167em" />\2', text)  # log x, not logx
     try:
         words = "".join(ElementTree.fromstring(text).itertext())
     except ElementTree.ParseError:

@@ -6,7 +6,6 @@ repository beside it, and shows the files as they were when it was built.
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -17,8 +16,8 @@ RENAMED = {
     "CONTRIBUTING.md": "contributing.md",
 }
 """Pages that are named otherwise in the site, by their path in the repository."""
-PICTURES = (".png", ".gif", ".jpg", ".svg", ".webp")
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml", ".sh": "bash"}
+AS_THEY_ARE = (".md", ".png", ".jpg", ".svg", ".gif")
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".ipynb": "json"}
 CODE = re.compile(r"^(`{3,})[^\n]*\n.*?^\1$|(?<!`)(`+)(?!`).+?(?<!`)\2(?!`)", re.MULTILINE | re.DOTALL)
 """Fenced blocks, and code within a line."""
 
@@ -33,12 +32,15 @@ def outside_code(text: str, change: Callable[[str], str]) -> str:
 
 
 def place(path: str) -> str:
-    """Where a file of the repository lies in the site; both paths are relative, with slashes."""
+    """Where a file of the repository lies in the site; both paths are relative, with slashes.
+
+    Files outside of docs/ that a browser does not show become pages.
+    """
     if path in RENAMED:
         return RENAMED[path]
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    return f"files/{path}" if path.endswith((".md", *PICTURES)) else f"files/{path}.md"
+    return f"files/{path}" if path.endswith(AS_THEY_ARE) else f"files/{path}.md"
 
 
 def rewrite_links(text: str, page: str, root: Path) -> tuple[str, list[str]]:
@@ -67,41 +69,46 @@ def rewrite_links(text: str, page: str, root: Path) -> tuple[str, list[str]]:
     return outside_code(text, lambda part: re.sub(r"\]\(([^)\s]+)\)", rewritten, part)), targets
 
 
+def free_bars(text: str) -> str:
+    r"""Markdown whose tables have `|` in code as it is: GitHub takes the backslash of `\|` away, Python-Markdown shows it."""
+
+    def freed(row: re.Match[str]) -> str:
+        return re.sub(r"`[^`]+`", lambda code: code[0].replace(r"\|", "|"), row[0])
+
+    return re.sub(r"^\|.*", freed, text, flags=re.MULTILINE)
+
+
 def source_page(path: str, text: str) -> str:
-    """The page of a file that is no page by itself."""
+    """The page that shows a file."""
     fence = "`" * max(3, 1 + max(map(len, re.findall(r"^`+", text, re.MULTILINE)), default=0))
     return f"# {path}\n\n{fence}{LANGUAGES.get(PurePosixPath(path).suffix, 'text')}\n{text.rstrip()}\n{fence}\n"
 
 
-def first_pages(root: Path) -> list[str]:
-    """The pages that others lead from: paths in the repository."""
-    return [*(name for name in RENAMED), *(f"docs/{page.name}" for page in sorted((root / "docs").glob("*.md")))]
+def read_repository(root: Path) -> tuple[dict[str, str], list[str]]:
+    """Markdown of each page by its path in the site, and the paths in the repository of the files to be copied.
 
-
-def repository_pages(root: Path) -> Iterator[tuple[str, str]]:
-    """Path in the repository and Markdown of each page, those of the files that others link to included."""
-    waiting = list(dict.fromkeys(first_pages(root)))
-    known = set(waiting)
+    These are README.md, the pages of docs/, what they link to, and what is linked to from there.
+    """
+    pages: dict[str, str] = {}
+    copied: list[str] = []
+    waiting = [*RENAMED, *(f"docs/{page.name}" for page in sorted((root / "docs").glob("*.md")))]
+    known = set()
     while waiting:
         path = waiting.pop(0)
-        text = (root / path).read_text(encoding="utf-8")
-        if not path.endswith(".md"):
-            yield path, source_page(path, text)
+        if path in known:
             continue
-        text, targets = rewrite_links(text, path, root)
-        yield path, text
-        new = [target for target in dict.fromkeys(targets) if target not in known and not target.endswith(PICTURES)]
-        known.update(new)
-        waiting += new
-
-
-def copy_pictures(root: Path, folder: Path) -> None:
-    """The pictures of the pages, under the same names."""
-    for picture in (root / "docs").rglob("*"):
-        if picture.suffix in PICTURES:
-            target = folder / place(picture.relative_to(root).as_posix())
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(picture, target)
+        known.add(path)
+        if not place(path).endswith(".md"):
+            copied.append(path)
+            continue
+        text = (root / path).read_text(encoding="utf-8")
+        if path.endswith(".md"):
+            text, targets = rewrite_links(text, path, root)
+            pages[place(path)] = free_bars(text)
+            waiting += targets
+        else:
+            pages[place(path)] = source_page(path, text)
+    return pages, copied
 
 
 def sections(index: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -109,3 +116,20 @@ def sections(index: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     for title, body in re.findall(r"^\*\*(.+?)\.\*\*(.*?)(?:\n\n|\Z)", index, re.MULTILINE | re.DOTALL):
         pages = re.findall(r"\[([^]]+)\]\((\w+\.md)\)", body)
         yield title, [(name[0].upper() + name[1:], file) for name, file in pages]
+
+
+def gallery(pages: dict[str, str]) -> str:
+    """A page of the pictures of the others, each with what it shows and where it is explained.
+
+    Args:
+        pages: Markdown by path in the site.
+    """
+    parts = ["# Gallery", "", "Every picture of these pages, with the page that explains it."]
+    shown = set()
+    for path, text in pages.items():
+        title = re.search(r"^# (.*)$", text, re.MULTILINE)
+        for caption, picture in re.findall(r"!\[([^]]*)\]\(([^)\s]+)\)", text):
+            if picture not in shown and title and path not in RENAMED.values():
+                shown.add(picture)
+                parts += ["", f"[![{caption}]({picture})]({path})", "", f"{caption}: [{title[1]}]({path})."]
+    return "\n".join([*parts, ""])

@@ -1,8 +1,15 @@
 """The pages of the API: which names are on them. What they say is in the docstrings, where mkdocstrings reads it."""
 
-import tgo_trl
-
-EXTENSION_POINTS = {
+API: dict[str, tuple[str, ...]] = {
+    "Trainers": (
+        "TGOTrainer", "TGOConfig", "AlignPropTrainer", "AlignPropConfig", "SampleGridCallback",
+        "trainer.base_trainer.BaseTrainer",
+    ),
+    "Commands": (
+        "generate", "GenerateConfig", "score", "ScoreConfig", "convert", "ConvertConfig", "inspect", "InspectConfig",
+        "rounds", "RoundsConfig", "strength", "StrengthConfig", "export", "ExportConfig", "evaluate", "EvaluateConfig",
+        "judge", "JudgeConfig",
+    ),
     "Losses": (
         "losses.base.Loss", "losses.base.LossInputs", "losses.base.RowErrors", "losses.base.Predictions",
         "losses.base.RowLosses", "losses.likelihood.log_likelihood", "losses.likelihood.log_ratio",
@@ -14,7 +21,7 @@ EXTENSION_POINTS = {
         "noise.masked_tokens.MaskedTokenProcess",
     ),
     "Families": (
-        "families.base_latents.LatentFamily", "families.base_flow.FlowMatchingFamily",
+        "Family", "MeissonicPipeline", "families.base_latents.LatentFamily", "families.base_flow.FlowMatchingFamily",
         "families.base_tokens.MaskedTokenFamily", "families.base_sources.SourceFamily",
     ),
     "Rewards": (
@@ -30,27 +37,21 @@ EXTENSION_POINTS = {
     ),
     "Spreading weights": ("policy.distributed.Replication", "policy.distributed.Sharding", "policy.reference.Reference"),
 }  # fmt: skip
-"""What docs/extending.md builds on, by the page that it is on: each a name of the package."""
+"""Names of the package by the page that they are on: the public ones, and what docs/extending.md builds on."""
+GROUPED = ("TGOConfig", "AlignPropConfig")
+"""Classes whose docstrings have every parameter with its default, so that a signature of two screens says nothing new."""
 
 
-def api_pages() -> dict[str, tuple[str, list[str]]]:
-    """Title and full names of the objects of each page, by its path in the site: public names, then extension points."""
-    exports = tgo_trl._EXPORTS
-    rooms = {"Trainers": "trainer.", "Commands": "commands.", "Families": ("families", "models")}
-    names = {title: [name for name, module in exports.items() if module.startswith(room)] for title, room in rooms.items()}
-    for title, others in EXTENSION_POINTS.items():
-        names.setdefault(title, []).extend(others)
-    return {
-        f"api/{title.lower().replace(' ', '_')}.md": (title, [f"tgo_trl.{name}" for name in found])
-        for title, found in names.items()
-    }
+def api_pages() -> dict[str, str]:
+    """Markdown of each page, by its path in the site; mkdocstrings puts the docstrings into it."""
+    return {f"api/{title.lower().replace(' ', '_')}.md": _page(title, names) for title, names in API.items()}
+
+
+def _page(title: str, names: tuple[str, ...]) -> str:
+    without = "    options:\n      show_signature: false\n"
+    return "\n".join([f"# {title}\n", *(f"::: tgo_trl.{name}\n{without * (name in GROUPED)}" for name in names)])
 
 
 def documented() -> dict[str, str]:
     """The full name of each object of the API, by its own name."""
-    return {name.rpartition(".")[2]: name for _, names in api_pages().values() for name in names}
-
-
-def api_markdown(title: str, names: list[str]) -> str:
-    """Markdown of a page, in which mkdocstrings puts the docstrings."""
-    return "\n".join([f"# {title}", "", *(f"::: {name}\n" for name in names)])
+    return {name.rpartition(".")[2]: f"tgo_trl.{name}" for names in API.values() for name in names}
