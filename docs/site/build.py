@@ -8,33 +8,20 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from .command_line import COMMANDS, command_pages
+from .command_line import command_pages
 from .equations import render_equations
-from .pages import gallery, place, read_repository, sections
-from .reference import API, api_pages
+from .navigation import navigation
+from .pages import gallery, place, read_repository
+from .reference import api_pages
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 OUTPUT = ROOT / "outputs" / "docs"
-
-
-def navigation() -> list[Any]:
-    """The titles and pages that the reader finds beside each page, as MkDocs has them: docs/index.md, and what is generated."""
-    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    commands = [{f"tgo-trl {name}": f"command_line/{name}.md"} for name in COMMANDS]
-    project = {"All pages": "contents.md", "Gallery": "gallery.md", "Changes": "changes.md", "Contributing": "contributing.md"}
-    return [
-        {"Home": "index.md"},
-        *({title: [{name: page} for name, page in found]} for title, found in sections(index)),
-        {"Settings of the commands": ["command_line/index.md", *commands]},
-        {"Python API": [{title: page} for title, page in zip(API, api_pages(), strict=True)]},
-        {"Project": [{title: page} for title, page in project.items()]},
-    ]
 
 
 def write_source() -> Path:
@@ -54,14 +41,20 @@ def write_source() -> Path:
     shutil.copyfile(HERE / "style.css", OUTPUT / "pages" / "style.css")
     settings = yaml.safe_load((HERE / "mkdocs.yml").read_text(encoding="utf-8"))
     config = OUTPUT / "mkdocs.yml"
-    config.write_text(json.dumps({**settings, "nav": navigation()}, indent=2), encoding="utf-8")  # JSON is YAML too
+    config.write_text(
+        json.dumps({**settings, "nav": navigation(ROOT / "docs" / "index.md")}, indent=2), encoding="utf-8"
+    )  # JSON is YAML too
     return config
 
 
 def main() -> None:
     """Builds the site in outputs/docs; a link that leads nowhere ends it."""
+    if find_spec("zensical") is None:
+        sys.exit("The site is built by Zensical, which needs Python 3.11 or newer: `pip install -e '.[docs]'`.")
     config = write_source()
-    subprocess.run([sys.executable, "-m", "zensical", "build", "--strict", "--config-file", config], check=True, cwd=ROOT)
+    subprocess.run(
+        [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", config], check=True, cwd=ROOT
+    )
     print(f"The site is {OUTPUT / 'html' / 'index.html'}.")
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+from transformers import TrainingArguments
+
 from tgo_trl.cli import COMMANDS, LAUNCH_OPTIONS, settings_parser
 from tgo_trl.commands.help import SettingsParser
-from transformers import TrainingArguments
 
 from .pages import outside_code
 
@@ -25,8 +26,10 @@ def command_pages(docs: Path) -> dict[str, str]:
     Args:
         docs: the folder of the other pages, which these link to.
     """
-    rows = [f"| [`tgo-trl {name}`]({name}.md) | {entry.purpose} |" for name, entry in COMMANDS.items()]
-    pages = {"command_line/index.md": "\n".join(["# Commands", "", "| command | what it does |", "|---|---|", *rows, ""])}
+    rows = [f"| [`{name}`]({name}.md) | {entry.purpose} |" for name, entry in COMMANDS.items()]
+    pages = {
+        "command_line/index.md": "\n".join(["# Commands", "", "| command | what it does |", "|---|---|", *rows, ""])
+    }
     documented: set[type] = set()
     for name in COMMANDS:
         pages[f"command_line/{name}.md"] = "\n".join(_page(name, docs, documented))

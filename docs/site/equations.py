@@ -40,5 +40,7 @@ def mathml(equation: str, display: str) -> str:
     except ElementTree.ParseError:
         words = "\\"
     if "\\" in words:
-        raise ValueError(f"The equation {equation!r} has something that latex2mathml does not know. Write it otherwise.")
+        raise ValueError(
+            f"The equation {equation!r} has something that latex2mathml does not know. Write it otherwise."
+        )
     return text

@@ -1,12 +1,12 @@
 """The pages of the repository as pages of the site: where each of them comes to lie, and what their links become.
 
-What a page links to is part of the site too: another page, a picture, or a page that shows the file. So the site needs no
-repository beside it, and shows the files as they were when it was built.
+What a page links to is part of the site too: another page, a picture, or a page that shows the file. So the site needs
+no repository beside it, and shows the files as they were when it was built.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 RENAMED = {
@@ -70,7 +70,7 @@ def rewrite_links(text: str, page: str, root: Path) -> tuple[str, list[str]]:
 
 
 def free_bars(text: str) -> str:
-    r"""Markdown whose tables have `|` in code as it is: GitHub takes the backslash of `\|` away, Python-Markdown shows it."""
+    r"""Markdown whose tables have `|` in code as it is: of `\|`, GitHub hides the backslash, Python-Markdown does not."""
 
     def freed(row: re.Match[str]) -> str:
         return re.sub(r"`[^`]+`", lambda code: code[0].replace(r"\|", "|"), row[0])
@@ -109,13 +109,6 @@ def read_repository(root: Path) -> tuple[dict[str, str], list[str]]:
         else:
             pages[place(path)] = source_page(path, text)
     return pages, copied
-
-
-def sections(index: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Title of each section of docs/index.md, and the names and files of its pages, in order."""
-    for title, body in re.findall(r"^\*\*(.+?)\.\*\*(.*?)(?:\n\n|\Z)", index, re.MULTILINE | re.DOTALL):
-        pages = re.findall(r"\[([^]]+)\]\((\w+\.md)\)", body)
-        yield title, [(name[0].upper() + name[1:], file) for name, file in pages]
 
 
 def gallery(pages: dict[str, str]) -> str:

@@ -1,5 +1,7 @@
 """The pages of the API: which names are on them. What they say is in the docstrings, where mkdocstrings reads it."""
 
+import re
+
 API: dict[str, tuple[str, ...]] = {
     "Trainers": (
         "TGOTrainer", "TGOConfig", "AlignPropTrainer", "AlignPropConfig", "SampleGridCallback",
@@ -35,11 +37,13 @@ API: dict[str, tuple[str, ...]] = {
         "cards.dataset_card.dataset_info", "storage.processes.process_state", "data.rows.RowSource",
         "data.columns.check_columns", "data.rows.read_cell", "media.origin.Origin",
     ),
-    "Spreading weights": ("policy.distributed.Replication", "policy.distributed.Sharding", "policy.reference.Reference"),
+    "Spreading weights": (
+        "policy.distributed.Replication", "policy.distributed.Sharding", "policy.reference.Reference",
+    ),
 }  # fmt: skip
 """Names of the package by the page that they are on: the public ones, and what docs/extending.md builds on."""
 GROUPED = ("TGOConfig", "AlignPropConfig")
-"""Classes whose docstrings have every parameter with its default, so that a signature of two screens says nothing new."""
+"""Classes whose docstrings have each parameter and its default, and whose signatures are screens long."""
 
 
 def api_pages() -> dict[str, str]:
@@ -55,3 +59,27 @@ def _page(title: str, names: tuple[str, ...]) -> str:
 def documented() -> dict[str, str]:
     """The full name of each object of the API, by its own name."""
     return {name.rpartition(".")[2]: f"tgo_trl.{name}" for names in API.values() for name in names}
+
+
+def as_markdown(text: str, known: dict[str, str]) -> str:
+    """A docstring with links to known names, whose groups of parameters are lists.
+
+    Args:
+        text: the docstring.
+        known: the full names that have a place of their own, by the last part.
+    """
+
+    def link(found: re.Match[str]) -> str:
+        name = found[1].rpartition(".")[2]
+        return f"[`{name}`][{known[name]}]" if name in known else f"`{name}`"
+
+    text = re.sub(r"\[`~?([\w.]+)`\](?![(\[])", link, text)
+    head, heading, groups = text.partition("Parameters\n----------\n")
+    if not heading:
+        return re.sub(r"^( +\w+) \(.*\):$", r"\1:", text, flags=re.MULTILINE)  # for types, the signature is read
+    groups = re.sub(r"^    ", "", groups, flags=re.MULTILINE)
+    groups = re.sub(r"^> Parameters that control (.*)$", r"**Parameters that control \1**", groups, flags=re.MULTILINE)
+    groups = re.sub(r"^((?:\w+, )*\w+) (\(.*\)):\n    ", r"- **`\1`** \2: ", groups, flags=re.MULTILINE)
+    return head + re.sub(
+        r"^> \[!(\w)(\w+)\]", lambda note: f"> **{note[1]}{note[2].lower()}**\n>", groups, flags=re.MULTILINE
+    )
