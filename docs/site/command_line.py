@@ -66,16 +66,17 @@ def _groups(parser: SettingsParser) -> dict[str, list[argparse.Action]]:
         titles = {**titles, **{it.name: INHERITED for it in fields(TrainingArguments) if it.name not in titles}}
     groups: dict[str, list[argparse.Action]]
     groups = {title: [] for title in ("Required", "Usual", "Settings", *titles.values(), "Running")}
-    for name, action in {action.dest: action for action in reversed(parser._actions)}.items():
-        title = titles.get(name, "Settings")
+    for action in parser._actions:
+        title = titles.get(action.dest, "Settings")
         if action.required:
             title = "Required"
-        elif name in RUNNING:
+        elif action.dest in RUNNING:
             title = "Running"
-        elif name in parser.usual:
+        elif action.dest in parser.usual:
             title = "Usual"
-        if name != "help":
-            groups[title].insert(0, action)
+        is_switch_of_another = action.nargs == 0 and action.dest in {other.dest for other in groups[title]}
+        if action.dest != "help" and not is_switch_of_another:
+            groups[title].append(action)
     groups["Usual"].sort(key=lambda action: parser.usual.index(action.dest))
     return groups
 
@@ -95,8 +96,12 @@ def _setting(action: argparse.Action, parser: SettingsParser) -> str:
         facts.append(f"default `{action.default}`")
     off = [other.option_strings[0] for other in parser._actions if other.dest == action.dest and other is not action]
     facts += [f"`{name}` turns it off" for name in off]
-    text = outside_code(" ".join((action.help or "").split()), lambda part: re.sub(r"([<*_])", r"\\\1", part))
+    text = outside_code(" ".join((action.help or "").split()), _as_text)
     return f"#### `{action.option_strings[0]}` {{ #{action.dest} }}\n\n{', '.join(facts)}\n{{ .facts }}\n\n{text}\n"
+
+
+def _as_text(help_text: str) -> str:
+    return re.sub(r"([*_])", r"\\\1", help_text.replace("<", "&lt;"))
 
 
 def _values(action: argparse.Action) -> str:

@@ -70,7 +70,7 @@ def rewrite_links(text: str, page: str, root: Path) -> tuple[str, list[str]]:
 
 
 def free_bars(text: str) -> str:
-    r"""Markdown whose tables have `|` in code as it is: of `\|`, GitHub hides the backslash, Python-Markdown does not."""
+    r"""Markdown whose tables have `|` in code as it is: GitHub hides the backslash of `\|`, Python-Markdown not."""
 
     def freed(row: re.Match[str]) -> str:
         return re.sub(r"`[^`]+`", lambda code: code[0].replace(r"\|", "|"), row[0])
