@@ -52,9 +52,9 @@ def main() -> None:
     if find_spec("zensical") is None:
         sys.exit("The site is built by Zensical, which needs Python 3.11 or newer: `pip install -e '.[docs]'`.")
     config = write_source()
-    subprocess.run(
-        [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", config], check=True, cwd=ROOT
-    )
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", config]
+    if subprocess.run(command, cwd=ROOT).returncode:
+        sys.exit("There is no site; see above.")
     print(f"The site is {OUTPUT / 'html' / 'index.html'}.")
 
 
