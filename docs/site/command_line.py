@@ -93,7 +93,8 @@ def _setting(action: argparse.Action, parser: SettingsParser) -> str:
     """A heading, type and default, and what the setting does."""
     facts = [_values(action)]
     if action.default not in (None, argparse.SUPPRESS, [], "") and action.nargs != 0:
-        facts.append(f"default `{action.default}`")
+        value = str(action.default)
+        facts.append(f"default `{value.lower() if isinstance(action.default, bool) else value}`")
     off = [other.option_strings[0] for other in parser._actions if other.dest == action.dest and other is not action]
     facts += [f"`{name}` turns it off" for name in off]
     text = outside_code(" ".join((action.help or "").split()), _as_text)
