@@ -77,6 +77,13 @@ def test_a_file_with_fences_is_shown_whole():
     assert source_page("a/b.py", "'''\n```\n'''\n") == "# a/b.py\n\n````python\n'''\n```\n'''\n````\n"
 
 
+def test_a_notebook_is_shown_by_cells(pages):
+    page = pages["files/examples/quick_start.ipynb.md"]
+    assert page.startswith("# Align Stable Diffusion 1.5 with ratings of people\n\nOn one GPU")
+    assert "\n\n```python\n%pip install --quiet tgo_trl\n```\n\nEverything" in page
+    assert "[What the metrics mean](../../metrics.md)" in page
+
+
 def test_the_gallery_has_each_picture_once():
     text = gallery(
         {"index.md": "# A\n![one](x.png)", "b.md": "# B\n![one](x.png) ![two](y.png)", "c.md": "# C\n![](y.png)"}

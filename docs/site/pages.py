@@ -4,6 +4,7 @@ What a page links to is part of the site too: another page, a picture, or a page
 no repository beside it, and shows the files as they were when it was built.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -17,7 +18,7 @@ RENAMED = {
 }
 """Pages that are named otherwise in the site, by their path in the repository."""
 AS_THEY_ARE = (".md", ".png", ".jpg", ".svg", ".gif")
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".ipynb": "json"}
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml"}
 CODE = re.compile(r"^(`{3,})[^\n]*\n.*?^\1$|(?<!`)(`+)(?!`).+?(?<!`)\2(?!`)", re.MULTILINE | re.DOTALL)
 """Fenced blocks, and code within a line."""
 
@@ -84,6 +85,12 @@ def source_page(path: str, text: str) -> str:
     return f"# {path}\n\n{fence}{LANGUAGES.get(PurePosixPath(path).suffix, 'text')}\n{text.rstrip()}\n{fence}\n"
 
 
+def notebook_page(text: str) -> str:
+    """The cells of a notebook as Markdown."""
+    cells = [("".join(cell["source"]), cell["cell_type"]) for cell in json.loads(text)["cells"]]
+    return "\n\n".join(f"```python\n{cell}\n```" if kind == "code" else cell for cell, kind in cells) + "\n"
+
+
 def read_repository(root: Path) -> tuple[dict[str, str], list[str]]:
     """Markdown of each page by its path in the site, and the paths in the repository of the files to be copied.
 
@@ -102,7 +109,8 @@ def read_repository(root: Path) -> tuple[dict[str, str], list[str]]:
             copied.append(path)
             continue
         text = (root / path).read_text(encoding="utf-8")
-        if path.endswith(".md"):
+        if path.endswith((".md", ".ipynb")):
+            text = notebook_page(text) if path.endswith(".ipynb") else text
             text, targets = rewrite_links(text, path, root)
             pages[place(path)] = free_bars(text)
             waiting += targets
