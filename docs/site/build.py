@@ -40,10 +40,9 @@ def write_source() -> Path:
         shutil.copyfile(ROOT / path, copy)
     shutil.copyfile(HERE / "style.css", OUTPUT / "pages" / "style.css")
     settings = yaml.safe_load((HERE / "mkdocs.yml").read_text(encoding="utf-8"))
+    settings["nav"] = navigation(ROOT / "docs" / "index.md")
     config = OUTPUT / "mkdocs.yml"
-    config.write_text(
-        json.dumps({**settings, "nav": navigation(ROOT / "docs" / "index.md")}, indent=2), encoding="utf-8"
-    )  # JSON is YAML too
+    config.write_text(json.dumps(settings, indent=2), encoding="utf-8")  # JSON is YAML too
     return config
 
 
