@@ -14,7 +14,7 @@ READY := $(VENV)/.ready-$(subst /,_,$(TORCH))
 # Parts that the paper's equations live in: every branch of them is tested.
 FULLY_COVERED := tgo_trl/losses/*,tgo_trl/labels/*,tgo_trl/noise/*
 
-.PHONY: help setup demo frontier paper-table ablations test coverage test-slow test-long test-latest test-lowest pins lint types benchmark benchmark-gpu clean
+.PHONY: help setup demo frontier paper-table ablations docs test coverage test-slow test-long test-latest test-lowest pins lint types benchmark benchmark-gpu clean
 
 help:
 	@echo "make demo         align a small pipeline of handwritten digits, and compare with SFT (about 6 minutes)"
@@ -23,6 +23,7 @@ help:
 	@echo "make ablations    what threshold, weights and temperature do (an hour on two cores)"
 	@echo "make test         ruff, mypy --strict, pytest (under 10 minutes)"
 	@echo "make coverage     the same, and which lines the tests run (half as long again)"
+	@echo "make docs         the documentation as a site, in outputs/docs/html (needs Python 3.11)"
 	@echo "make test-slow    the tests that take minutes"
 	@echo "make test-long    commands killed at many points, which go on to the same end"
 	@echo "make test-latest  the tests on the newest versions that pyproject.toml allows, and what differs from the pins"
@@ -51,6 +52,9 @@ paper-table: $(READY)
 
 ablations: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ablations --output_dir outputs/ablations
+
+docs: $(READY)
+	$(BIN)/python -m docs.site.build
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) --durations=10

@@ -5,11 +5,12 @@ import json
 import math
 
 import pytest
+import torch
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available
 from trl import TrlParser
 
 from tgo_trl import TGOConfig
+from tgo_trl.precision import default_dtype, has_bfloat16
 
 
 @pytest.fixture
@@ -42,11 +43,20 @@ def test_every_setting_has_help_and_is_documented():
 
 
 def test_bfloat16_is_on_where_the_gpu_has_it(config):
-    assert config().bf16 is is_torch_bf16_gpu_available()  # so False without a GPU
+    assert config().bf16 is has_bfloat16()  # so False without a GPU
+
+
+def test_a_gpu_that_emulates_bfloat16_does_not_have_it(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not has_bfloat16()
+    assert default_dtype(torch.device("cuda")) is torch.float32
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
+    assert default_dtype(torch.device("cuda")) is torch.bfloat16
 
 
 def test_bfloat16_is_off_on_a_cpu_and_beside_fp16(config, monkeypatch):
-    monkeypatch.setattr("tgo_trl.trainer.tgo_config.is_torch_bf16_gpu_available", lambda: True)
+    monkeypatch.setattr("tgo_trl.trainer.tgo_config.has_bfloat16", lambda: True)
     assert config(use_cpu=True).bf16 is False
     args = config(fp16=True)
     assert (args.fp16, args.bf16) == (True, False)

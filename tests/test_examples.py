@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
@@ -15,6 +16,8 @@ from tgo_trl.cli import main
 from tgo_trl.settings import read_settings
 
 from .cases import CASES
+from .tiny import stable_diffusion
+from .tiny.data import scored_rows
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "examples" / "train.py")
@@ -156,3 +159,32 @@ def run_here(monkeypatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", [SCRIPT, *arguments])
     monkeypatch.setenv("COLUMNS", "400")
     runpy.run_path(SCRIPT, run_name="__main__")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_cpu")
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """Its cells in order, without the one that installs, and with a tiny model and data for its parameters."""
+    stable_diffusion().save_pretrained(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    scored_rows().to_parquet(tmp_path / "data" / "rows.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    names = {}
+    cells = json.loads((ROOT / "examples" / "quick_start.ipynb").read_text())["cells"]
+    for cell in cells:
+        tags = cell["metadata"].get("tags", [])
+        if cell["cell_type"] == "code" and "install" not in tags:
+            exec("".join(cell["source"]), names)
+        if "parameters" in tags:
+            assert names["num_rows"] == 512
+            names |= {"model": "model", "dataset_name": "data", "score_column": "score", "num_rows": 6}
+            names["settings"] |= {"max_steps": 2, "sample_num_inference_steps": 2, "report_to": "none"}
+    assert len(names["dataset"]) == 6
+    assert names["args"].recipe == "robust"
+    assert Path("sd15-tgo/samples/step-000002.png").is_file()
+    assert any(
+        tensor.any()
+        for name, tensor in load_file("sd15-tgo/pytorch_lora_weights.safetensors").items()
+        if "lora_B" in name or "lora.up" in name
+    )

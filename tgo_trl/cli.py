@@ -19,6 +19,7 @@ from .messages.failures import explain
 from .messages.public import public_text
 
 if TYPE_CHECKING:
+    from .commands.help import SettingsParser
     from .settings import Setting
 
 
@@ -140,13 +141,8 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     path, config = _read_config(arguments)
     # before anything is imported that reads them
     os.environ.update(environment(path, config.pop("env", None)))
-    from .commands.help import SettingsParser
-
-    entry = COMMANDS[command]
-    classes = [_load(name) for name in entry.configs]
-    usual = () if entry.usual is None or shows_all else _load(entry.usual)
-    parser = SettingsParser(classes, usual, allow_abbrev=False, prog=f"tgo-trl {command}", description=entry.purpose)
-    _describe_launching(parser)
+    parser = settings_parser(command, shows_all)
+    classes = parser.dataclass_types
     # only the names that are the launcher's own; the parser has the others
     launch: dict[str, Any] = {name: config.pop(name).value for name in LAUNCH_OPTIONS if name in config}
     launch |= _take_launch_options(arguments)
@@ -158,9 +154,21 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     *settings, unknown = parser.parse_args_into_dataclasses(_without_config(arguments), return_remaining_strings=True)
     _check_known(unknown, parser)
     settings = settings[: len(classes)]  # what follows is the launcher's
-    result = _load(entry.function)(*settings)
+    result = _load(COMMANDS[command].function)(*settings)
     _say_what_is_next(command, settings, result)
     return 0
+
+
+def settings_parser(command: str, shows_all: bool = False) -> "SettingsParser":
+    """The parser of a command's settings; its help has the usual ones only, if the command says so, or all."""
+    from .commands.help import SettingsParser  # slow to load
+
+    entry = COMMANDS[command]
+    classes = [_load(name) for name in entry.configs]
+    usual = () if entry.usual is None or shows_all else _load(entry.usual)
+    parser = SettingsParser(classes, usual, allow_abbrev=False, prog=f"tgo-trl {command}", description=entry.purpose)
+    _describe_launching(parser)
+    return parser
 
 
 def _say_what_is_next(command: str, settings: Sequence[Any], result: Any) -> None:

@@ -38,11 +38,16 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
 
 def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU that has it, else float32."""
-    from transformers.utils.import_utils import (
-        is_torch_bf16_gpu_available,
-    )  # slow to load, and not needed to name a dtype
+    return torch.bfloat16 if device.type == "cuda" and has_bfloat16() else torch.float32
 
-    return torch.bfloat16 if device.type == "cuda" and is_torch_bf16_gpu_available() else torch.float32
+
+def has_bfloat16() -> bool:
+    """Whether there is a GPU that computes in bfloat16: NVIDIA's before Ampere only emulate it, slower than float32."""
+    from transformers.utils.import_utils import is_torch_bf16_gpu_available  # slow to load
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(is_torch_bf16_gpu_available())
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -118,7 +118,7 @@ class LabelRule:
 
         Raises:
             ValueError: if a score or a weight is not finite, or a new prompt has a single image under a threshold per
-            prompt.
+                prompt.
         """
         raw = check_finite(scores)
         check_several_images(prompts, self._unseen(prompts), self.threshold_type)

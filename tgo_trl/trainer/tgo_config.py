@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
-from transformers.utils.import_utils import is_torch_bf16_gpu_available, is_torch_cuda_available
+from transformers.utils.import_utils import is_torch_cuda_available
 
 from ..data.pairs import SELECTIONS
 from ..labels import NORMALIZATIONS
@@ -21,6 +21,7 @@ from ..losses.tgo import ERROR_SCALES, NEGATIVES
 from ..messages.public import without_secrets
 from ..noise import DENSITIES
 from ..policy.targets import check_target_names
+from ..precision import has_bfloat16
 from ..settings import as_dictionary, check_choice, check_finite, check_types, shown
 from .objective import RECIPES, USUAL_DRAWS, check_objective, check_precomputing, negative_weight, recipe_settings
 from .selection import (
@@ -561,7 +562,7 @@ class TGOConfig(TrainingArguments):
         if self.learning_rate is None:
             self.learning_rate = 1e-4 if self.use_peft else 1e-5
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and not self.use_cpu and bool(is_torch_bf16_gpu_available())
+            self.bf16 = not self.fp16 and not self.use_cpu and has_bfloat16()
         # transformers is renaming the field; either name, if set, decides.
         for name in ("model_init_kwargs", "lr_scheduler_kwargs"):
             if isinstance(getattr(self, name), str):
