@@ -1,6 +1,6 @@
 """A Wan 2.1, and a Wan 2.2 of two stages, of clips of 5 frames of 32 pixels, with latents of 16 x 2 x 4 x 4.
 
-And a Wan 2.2 of the other kind, whose latents are of 16 x 2 x 2 x 2.
+And a Wan 2.2 of the other kind, whose latents are of 48 x 2 x 2 x 2.
 """
 
 import torch
@@ -43,8 +43,9 @@ def build_ti2v(seed: int = 0, **network_kwargs) -> WanPipeline:
     """Wan 2.2 TI2V-5B, which is told the time of each token; its autoencoder takes 2 x 2 pixels as one."""
     torch.manual_seed(seed)
     vae_kwargs = {"in_channels": 12, "out_channels": 12, "patch_size": 2, "is_residual": True}
-    transformer = _transformer(network_kwargs)
-    return _pipeline({**vae_kwargs, "scale_factor_spatial": 16}, transformer=transformer, expand_timesteps=True)
+    vae_kwargs |= {"z_dim": 48, "latents_mean": [0.1] * 48, "latents_std": [1.5] * 48, "scale_factor_spatial": 16}
+    transformer = _transformer({"in_channels": 48, "out_channels": 48, **network_kwargs})
+    return _pipeline(vae_kwargs, transformer=transformer, expand_timesteps=True)
 
 
 def _transformer(network_kwargs: dict) -> WanTransformer3DModel:

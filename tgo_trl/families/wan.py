@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,14 @@ class WanFamily(FlowMatchingFamily):
     is much noise, and `transformer_2` below.
 
     Attributes:
-        num_frames: frames of each training video and sample: one, and a multiple of the autoencoder's 4.
-        fps: their rate, frames per second; 24 for Wan 2.2 TI2V-5B.
+        num_frames: frames of each training video and sample: one, and a multiple of the autoencoder's 4. By default 81,
+            and 121 of Wan 2.2 TI2V-5B.
+        fps: their rate, frames per second: by default 16, and 24 of Wan 2.2 TI2V-5B.
         max_sequence_length: T5 tokens of each prompt.
     """
 
-    num_frames: int = 81
-    fps: float = 16.0
+    num_frames: int | None = None
+    fps: float | None = None
     max_sequence_length: int = 512
 
     task = "text-to-video"
@@ -63,18 +64,28 @@ class WanFamily(FlowMatchingFamily):
 
     @property
     def clip(self) -> VideoFormat:
-        """`num_frames` at `fps`."""
-        return VideoFormat(self.num_frames, self.fps)
+        """`num_frames` at `fps`, or 81 at 16 where they are left out and no pipeline has been asked."""
+        return VideoFormat(81 if self.num_frames is None else self.num_frames, 16.0 if self.fps is None else self.fps)
+
+    def fitted_to(self, pipeline: DiffusionPipeline) -> "WanFamily":
+        """With the model's own `num_frames` and `fps` where they are left out."""
+        num_frames, fps = (121, 24.0) if pipeline.config.expand_timesteps else (81, 16.0)
+        return replace(
+            self,
+            num_frames=num_frames if self.num_frames is None else self.num_frames,
+            fps=fps if self.fps is None else self.fps,
+        )
 
     def check(self, pipeline: DiffusionPipeline) -> None:
         """Also refuses image-to-video networks, half a pair of networks, and a number of frames that does not fit."""
         super().check(pipeline)
         self._check_networks(pipeline)
         step = int(pipeline.vae_scale_factor_temporal)
-        if self.num_frames % step != 1 % step:
-            below = (self.num_frames - 1) // step * step + 1
+        num_frames = self.clip.num_frames
+        if num_frames % step != 1 % step:
+            below = (num_frames - 1) // step * step + 1
             raise ValueError(
-                f"`num_frames` is {self.num_frames}, but the autoencoder takes one frame and then {step} at a time. "
+                f"`num_frames` is {num_frames}, but the autoencoder takes one frame and then {step} at a time. "
                 f"Set `num_frames` to {below} or {below + step}."
             )
 
@@ -101,7 +112,9 @@ class WanFamily(FlowMatchingFamily):
             )
 
     def default_size(self, pipeline: DiffusionPipeline) -> Size:
-        """That of the pipeline's call, 480 x 832 pixels."""
+        """That of the pipeline's call, 480 x 832 pixels; 704 x 1280 of Wan 2.2 TI2V-5B."""
+        if pipeline.config.expand_timesteps:
+            return 704, 1280
         parameters = inspect.signature(pipeline.__call__).parameters
         return parameters["height"].default, parameters["width"].default
 
