@@ -83,9 +83,14 @@ UNGUIDED = {"guidance_scale": 1.0}
 SETTINGS = {"num_frames": NUM_FRAMES, "max_sequence_length": 16}
 
 
-def denoising_error(pipeline, pixels, prompts, draw):
-    """As a trainer of Wan computes it: the velocity's error on the schedule that `flow_shift` makes."""
-    embeds, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=16)
+def denoising_error(pipeline, pixels, prompts, draw, max_sequence_length=16, inputs=None):
+    """As a trainer of Wan computes it: the velocity's error on the schedule that `flow_shift` makes.
+
+    `inputs(sample, rows)` are the network's, but for time and prompt: of text to video, the corrupted sample alone.
+    """
+    embeds, _ = pipeline.encode_prompt(
+        prompts, do_classifier_free_guidance=False, max_sequence_length=max_sequence_length
+    )
     posterior, config = pipeline.vae.encode(pixels).latent_dist, pipeline.vae.config
     mean, std = (torch.tensor(values)[:, None, None, None] for values in (config.latents_mean, config.latents_std))
     latents = (posterior.mean + posterior.std * draw.posterior_noise - mean) / std
@@ -95,8 +100,9 @@ def denoising_error(pipeline, pixels, prompts, draw):
     for row, index in enumerate(indices):
         sigma, timestep, noise = schedule.sigmas[index], schedule.timesteps[index], draw.noise[row]
         is_late = pipeline.transformer_2 is not None and timestep < 1000 * pipeline.config.boundary_ratio
+        sample = ((1.0 - sigma) * latents[row] + sigma * noise)[None]
         prediction = (pipeline.transformer_2 if is_late else pipeline.transformer)(
-            hidden_states=((1.0 - sigma) * latents[row] + sigma * noise)[None],
+            **({"hidden_states": sample} if inputs is None else inputs(sample, [row])),
             timestep=timestep[None],
             encoder_hidden_states=embeds[row][None],
             return_dict=False,

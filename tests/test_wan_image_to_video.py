@@ -1,0 +1,109 @@
+"""Wan, image to video: what is refused, what the networks see of a first frame, and samples."""
+
+import importlib.util
+
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from tgo_trl.families import WanImageToVideoFamily
+from tgo_trl.media.types import VideoFormat
+from tgo_trl.policy.encoders import FrozenEncoders
+from tgo_trl.policy.sampling import cpu_generators
+
+from . import tiny
+from .cases import PROMPTS
+from .tiny import wan_image_to_video
+
+FAMILY = WanImageToVideoFamily(**wan_image_to_video.SETTINGS)
+
+
+# ---- What a pipeline must have ----
+
+
+def test_networks_of_other_inputs_are_refused():
+    FAMILY.check(wan_image_to_video.build())
+    FAMILY.check(wan_image_to_video.build_two_stage())
+    with pytest.raises(ValueError, match="`transformer` takes 16 channels, and an image-to-video network takes 16 of"):
+        FAMILY.check(wan_image_to_video.build_two_stage(in_channels=16))
+    with pytest.raises(ValueError, match=r"`transformer` sees two images, as that of Wan 2\.1 FLF2V does"):
+        FAMILY.check(wan_image_to_video.build(pos_embed_seq_len=10))
+    with pytest.raises(ValueError, match="has a `transformer_2` and no `boundary_ratio`"):
+        FAMILY.check(wan_image_to_video.build_two_stage(boundary_ratio=None))
+
+
+def test_clip_is_needed_by_networks_that_see_the_image_by_it():
+    pipeline = wan_image_to_video.build()
+    with pytest.raises(ValueError, match=r"`max_sequence_length` is 226, .* which have to be 512 for diffusers"):
+        WanImageToVideoFamily(num_frames=5, max_sequence_length=226).check(pipeline)
+    WanImageToVideoFamily(num_frames=5, max_sequence_length=226).check(wan_image_to_video.build_two_stage())
+    pipeline.register_modules(image_encoder=None)
+    with pytest.raises(ValueError, match="sees the image by CLIP, and the pipeline has no `image_encoder`"):
+        FAMILY.check(pipeline)
+
+
+def test_a_missing_package_is_named_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'ftfy, which is missing: pip install "tgo_trl\[video\]"'):
+        WanImageToVideoFamily.load("no/model")
+
+
+def test_a_model_for_720p_says_so_in_its_name():
+    pipeline = wan_image_to_video.build()
+    for name, size in (
+        ("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", (480, 832)),
+        ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", (720, 1280)),
+        ("/720p/wan/", (480, 832)),
+    ):
+        pipeline.register_to_config(_name_or_path=name)
+        assert FAMILY.default_size(pipeline) == size
+    assert WanImageToVideoFamily().fitted_to(pipeline).video_format == VideoFormat(81, 16.0)
+
+
+# ---- The first frame ----
+
+
+def test_a_mask_of_the_first_frame_is_before_its_latents():
+    pipeline = wan_image_to_video.build_two_stage()
+    pipeline.vae.register_to_config(latents_mean=[1.0] * 16, latents_std=[2.0] * 16)
+    image = {"mean": torch.zeros(1, 16, 2, 4, 4), "source": torch.full((1, 16, 2, 4, 4), 4.0)}
+    source = FAMILY.conditions(pipeline, image, {})["source"]
+    assert source.shape == (1, 20, 2, 4, 4)
+    assert (source[:, :4, 0] == 1).all()
+    assert (source[:, :4, 1] == 0).all()
+    assert (source[:, 4:] == 1.5).all()  # (4 - 1) / 2
+
+
+def test_rows_of_two_networks_keep_their_sources():
+    pipeline = wan_image_to_video.build_two_stage()
+    networks = FAMILY.networks(pipeline)
+    generator = torch.Generator().manual_seed(0)
+    corrupted, source = (torch.randn(3, channels, 2, 4, 4, generator=generator) for channels in (16, 20))
+    conditions = {
+        "embeds": torch.randn(3, 8, 32, generator=generator), "source": source, "boundary": torch.full((3,), 900.0)
+    }  # fmt: skip
+    with torch.no_grad():
+        found = FAMILY.predict(networks, corrupted, torch.tensor([100.0, 950.0, 899.0]), conditions)
+        for row, (name, time) in enumerate(
+            (("transformer_2", 100.0), ("transformer", 950.0), ("transformer_2", 899.0))
+        ):
+            inputs = torch.cat([corrupted[row], source[row]])[None]
+            expected = networks[name](inputs, torch.tensor([time]), conditions["embeds"][row : row + 1]).sample
+            torch.testing.assert_close(found[row], expected[0])
+
+
+# ---- Sampling ----
+
+
+def test_samples_are_the_pipelines_own_from_each_first_frame():
+    pipeline = wan_image_to_video.build()
+    call = {"num_inference_steps": 2, "guidance_scale": 2.0}
+    sources = [[tiny.picture(i, (48, 40))] for i in range(2)]  # brought to the samples' size
+    encoders = FrozenEncoders(FAMILY, pipeline, torch.device("cpu"), torch.float32)
+    with torch.no_grad(), encoders.decoding():
+        found = FAMILY.sample(pipeline, PROMPTS, cpu_generators([1, 2]), (32, 64), sources=sources, **call)
+    for i, video in enumerate(found):
+        image, [generator] = ImageOps.fit(sources[i][0], (64, 32), Image.Resampling.LANCZOS), cpu_generators([1 + i])
+        size = {"height": 32, "width": 64, "num_frames": 5}
+        [expected] = pipeline(image, PROMPTS[i], **size, generator=generator, output_type="pil", **call).frames
+        assert [frame.tobytes() for frame in video] == [frame.tobytes() for frame in expected]
