@@ -12,8 +12,8 @@ from tgo_trl.policy.encoders import FrozenEncoders
 from tgo_trl.policy.sampling import cpu_generators
 
 from . import tiny
-from .cases import PROMPTS
-from .tiny import wan_image_to_video
+from .cases import PROMPTS, calls_of
+from .tiny import wan, wan_image_to_video
 
 FAMILY = WanImageToVideoFamily(**wan_image_to_video.SETTINGS)
 
@@ -24,12 +24,19 @@ FAMILY = WanImageToVideoFamily(**wan_image_to_video.SETTINGS)
 def test_networks_of_other_inputs_are_refused():
     FAMILY.check(wan_image_to_video.build())
     FAMILY.check(wan_image_to_video.build_two_stage())
-    with pytest.raises(ValueError, match="`transformer` takes 16 channels, and an image-to-video network takes 16 of"):
+    FAMILY.check(wan_image_to_video.build_ti2v())
+    with pytest.raises(
+        ValueError, match="takes 16 channels, and the pipeline gives it 36: 16 of the sample, 4 of a mask"
+    ):
         FAMILY.check(wan_image_to_video.build_two_stage(in_channels=16))
     with pytest.raises(ValueError, match=r"`transformer` sees two images, as that of Wan 2\.1 FLF2V does"):
         FAMILY.check(wan_image_to_video.build(pos_embed_seq_len=10))
     with pytest.raises(ValueError, match="has a `transformer_2` and no `boundary_ratio`"):
         FAMILY.check(wan_image_to_video.build_two_stage(boundary_ratio=None))
+    with pytest.raises(ValueError, match="`num_frames` is 1, and the first frame is given: nothing is left"):
+        WanImageToVideoFamily(num_frames=1).check(wan_image_to_video.build_ti2v())
+    with pytest.raises(ValueError, match=r"A `WanPipeline` takes no image. Load it by `WanImageToVideoPipeline.from"):
+        FAMILY.check(wan.build_ti2v())
 
 
 def test_clip_is_needed_by_networks_that_see_the_image_by_it():
@@ -60,6 +67,14 @@ def test_a_model_for_720p_says_so_in_its_name():
     assert WanImageToVideoFamily().fitted_to(pipeline).video_format == VideoFormat(81, 16.0)
 
 
+def test_a_repository_of_text_to_video_is_loaded_as_image_to_video(tmp_path):
+    wan.build_ti2v().save_pretrained(tmp_path)
+    pipeline = FAMILY.load(str(tmp_path))
+    FAMILY.check(pipeline)
+    assert FAMILY.default_size(pipeline) == (704, 1280)
+    assert WanImageToVideoFamily().fitted_to(pipeline).video_format == VideoFormat(121, 24.0)
+
+
 # ---- The first frame ----
 
 
@@ -72,6 +87,32 @@ def test_a_mask_of_the_first_frame_is_before_its_latents():
     assert (source[:, :4, 0] == 1).all()
     assert (source[:, :4, 1] == 0).all()
     assert (source[:, 4:] == 1.5).all()  # (4 - 1) / 2
+
+
+def test_a_first_frame_without_noise_has_a_time_of_its_own_and_no_error():
+    pipeline = wan_image_to_video.build_ti2v()
+    generator = torch.Generator().manual_seed(0)
+    first, rest = (torch.randn(2, 48, frames, 4, 6, generator=generator) for frames in (1, 2))
+    inputs = {"embeds": torch.randn(2, 8, 32, generator=generator), "first_frame": first}
+    [(seen, (whole,))] = calls_of(
+        pipeline.transformer, FAMILY.velocity, pipeline.transformer, rest, torch.tensor([300.0, 700.0]), inputs
+    )
+    assert torch.equal(seen["hidden_states"], torch.cat([first, rest], 2))
+    assert seen["timestep"].tolist() == [[0.0] * 6 + [300.0] * 12, [0.0] * 6 + [700.0] * 12]  # of 2 x 3 tokens a frame
+    with torch.no_grad():
+        prediction = FAMILY.velocity(pipeline.transformer, rest, torch.tensor([300.0, 700.0]), inputs)
+    assert torch.equal(prediction, whole[:, :, 1:])
+
+
+def test_what_is_given_is_no_part_of_a_sample():
+    family, pixels = WanImageToVideoFamily(num_frames=9), torch.rand(1, 3, 9, 32, 32) * 2 - 1
+    for build, num_latent_frames in ((wan_image_to_video.build_two_stage, 3), (wan_image_to_video.build_ti2v, 2)):
+        with torch.no_grad():
+            pipeline = build()
+            image = family.encode_images(pipeline, pixels, torch.zeros(1, 4))
+            whole = pipeline.vae.encode(pixels).latent_dist.mean
+        assert family.latent_shape(image)[1] == num_latent_frames
+        assert torch.equal(image["mean"], whole[:, :, -num_latent_frames:])
 
 
 def test_rows_of_two_networks_keep_their_sources():

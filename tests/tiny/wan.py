@@ -83,17 +83,24 @@ UNGUIDED = {"guidance_scale": 1.0}
 SETTINGS = {"num_frames": NUM_FRAMES, "max_sequence_length": 16}
 
 
-def denoising_error(pipeline, pixels, prompts, draw, max_sequence_length=16, inputs=None):
+def sample_and_time(sample, time, rows):
+    """What a network of text to video takes beside the prompt."""
+    return {"hidden_states": sample, "timestep": time[None]}
+
+
+def denoising_error(pipeline, pixels, prompts, draw, max_sequence_length=16, inputs=sample_and_time):
     """As a trainer of Wan computes it: the velocity's error on the schedule that `flow_shift` makes.
 
-    `inputs(sample, rows)` are the network's, but for time and prompt: of text to video, the corrupted sample alone.
+    `inputs(sample, time, rows)` are the network's but for the prompt: of text to video, the corrupted sample and its
+    time. A draw of fewer latent frames is of the last.
     """
+    drawn = slice(-draw.noise.shape[2], None)
     embeds, _ = pipeline.encode_prompt(
         prompts, do_classifier_free_guidance=False, max_sequence_length=max_sequence_length
     )
     posterior, config = pipeline.vae.encode(pixels).latent_dist, pipeline.vae.config
     mean, std = (torch.tensor(values)[:, None, None, None] for values in (config.latents_mean, config.latents_std))
-    latents = (posterior.mean + posterior.std * draw.posterior_noise - mean) / std
+    latents = (posterior.mean[:, :, drawn] + posterior.std[:, :, drawn] * draw.posterior_noise - mean) / std
     schedule = FlowMatchEulerDiscreteScheduler(shift=pipeline.scheduler.config.flow_shift)
     indices = ((1 - draw.quantile) * schedule.config.num_train_timesteps).long()
     errors = []
@@ -102,11 +109,10 @@ def denoising_error(pipeline, pixels, prompts, draw, max_sequence_length=16, inp
         is_late = pipeline.transformer_2 is not None and timestep < 1000 * pipeline.config.boundary_ratio
         sample = ((1.0 - sigma) * latents[row] + sigma * noise)[None]
         prediction = (pipeline.transformer_2 if is_late else pipeline.transformer)(
-            **({"hidden_states": sample} if inputs is None else inputs(sample, [row])),
-            timestep=timestep[None],
+            **inputs(sample, timestep, [row]),
             encoder_hidden_states=embeds[row][None],
             return_dict=False,
-        )[0][0]
+        )[0][0][:, drawn]
         errors.append(((prediction - (noise - latents[row])) ** 2).mean())
     return torch.stack(errors)
 
