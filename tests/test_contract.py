@@ -18,7 +18,14 @@ from .runs import first_log, logged, make_trainer
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.name)
+TWO_OF_ANOTHER = "wan_image_to_video-two_stage"
+"""Whose two networks and whose inputs have a case each."""
+PARAMETERS = [
+    pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.name == TWO_OF_ANOTHER else []) for case in CASES
+]
+
+
+@pytest.fixture(params=PARAMETERS)
 def case(request):
     return request.param
 
