@@ -1,9 +1,9 @@
 """Wan 2.1 and 2.2, image to video: the transformers of Wan with the first frame beside or before the latents."""
 
 import importlib.util
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,8 +98,8 @@ class WanImageToVideoFamily(SourceFamily, WanFamily):
     def default_size(self, pipeline: DiffusionPipeline) -> Size:
         """That of the pipeline's call, 480 x 832 pixels; 720 x 1280 of a model that has 720P in its name."""
         # Wan 2.1 I2V 14B comes for either size, and nothing in its configuration tells which.
-        name = re.split(r"[/\\]", str(pipeline.config.get("_name_or_path") or "").rstrip("/"))[-1]
-        return (720, 1280) if "720p" in name.lower() else super().default_size(pipeline)
+        name = Path(str(pipeline.config.get("_name_or_path"))).name.lower()
+        return (720, 1280) if "720p" in name else super().default_size(pipeline)
 
     def encode_images(self, pipeline: DiffusionPipeline, pixels: Tensor, geometry: Tensor) -> dict[str, Tensor]:
         """Mean and standard deviation as of text to video, but of TI2V-5B without the first latent frame."""
