@@ -1,11 +1,17 @@
 """Wan, image to video: what is refused, what the networks see of a first frame, and samples."""
 
 import importlib.util
+import json
 
 import pytest
 import torch
+from datasets import load_dataset
 from PIL import Image, ImageOps
 
+from tgo_trl.commands.generate import GenerateConfig
+from tgo_trl.commands.generate.run import generate
+from tgo_trl.commands.score import ScoreConfig
+from tgo_trl.commands.score.run import score
 from tgo_trl.families import WanImageToVideoFamily
 from tgo_trl.media.types import VideoFormat
 from tgo_trl.policy.encoders import FrozenEncoders
@@ -13,8 +19,16 @@ from tgo_trl.policy.sampling import cpu_generators
 
 from . import tiny
 from .cases import PROMPTS, calls_of
+from .runs import config, first_log, make_trainer
 from .tiny import wan, wan_image_to_video
 
+REWARD = """
+import numpy as np
+
+def stays(prompts, videos, sources):
+    first = [images[0].resize(video[0].size) for video, images in zip(videos, sources)]
+    return [-float(np.abs(np.asarray(v[-1], float) - np.asarray(f, float)).mean()) for v, f in zip(videos, first)]
+"""
 FAMILY = WanImageToVideoFamily(**wan_image_to_video.SETTINGS)
 
 
@@ -148,3 +162,36 @@ def test_samples_are_the_pipelines_own_from_each_first_frame():
         size = {"height": 32, "width": 64, "num_frames": 5}
         [expected] = pipeline(image, PROMPTS[i], **size, generator=generator, output_type="pil", **call).frames
         assert [frame.tobytes() for frame in video] == [frame.tobytes() for frame in expected]
+
+
+# ---- From prompts to an adapter ----
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_first_frames_go_from_prompts_to_a_trained_adapter(tmp_path):
+    lines = []
+    for i, prompt in enumerate(("it turns", "it turns", "it falls")):
+        tiny.picture(i, (40, 40)).save(tmp_path / f"{i}.png")
+        lines.append(json.dumps({"prompt": prompt, "source_image": f"{i}.png"}))
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    (tmp_path / "reward.py").write_text(REWARD)
+    settings = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 1, "num_images_per_prompt": 2}
+    drawn = GenerateConfig("tiny", str(tmp_path / "prompts.jsonl"), str(tmp_path / "drawn"), **settings)
+    generate(drawn, pipeline=wan_image_to_video.build_ti2v())
+    reward = f"{tmp_path / 'reward.py'}:stays"
+    scored = score(ScoreConfig(str(tmp_path / "drawn"), str(tmp_path / "scored"), [reward]))
+    rows = load_dataset(str(scored), split="train")
+    assert [len(video) for video in rows["video"]] == [5] * 6
+    assert len(set(rows["score"])) == 6
+    assert len({video[0].tobytes() for video in rows["video"]}) == 3  # of two videos of a frame, the first is the same
+
+    args = config(
+        tmp_path / "run", max_steps=1, resolution=32, num_frames=5, sample_prompts=["it turns"],
+        sample_sources=[str(tmp_path / "0.png")], sample_num_inference_steps=1,
+    )  # fmt: skip
+    trainer = make_trainer(args, model=wan_image_to_video.build_ti2v(), train_dataset=rows)
+    trainer.train()
+    assert first_log(trainer)["rewards/margins"] == 0
+    assert len({place[1] for place in trainer.train_dataset.sources._places.values()}) == 3  # each frame once
+    assert list((tmp_path / "run" / "out" / "samples").glob("*.png"))
