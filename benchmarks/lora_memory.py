@@ -10,8 +10,8 @@ Casts are those of `torch.autocast("cuda", torch.bfloat16)`. Attention is counte
 the L x L scores, which is what PyTorch chooses on GPUs of compute capability 8.0 and up.
 
 Not counted: the CUDA context (some 0.5 GB), workspaces of cuBLAS and cuDNN, fragmentation: leave 1 to 2 GB, or a tenth.
-Text encoders (bfloat16) and autoencoder (float32) are counted by their weights alone. They are on the device while the
-data set is encoded, with their activations, when the denoiser is not; and beside the denoiser to draw samples.
+Text encoders (bfloat16) and image encoders (float32) are counted by their weights alone. They are on the device while
+the data set is encoded, with their activations, when the denoiser is not; and beside the denoiser to draw samples.
 In 4 bits: NF4 as bitsandbytes has it, half a byte for each weight of a linear layer and a float32 for every 64, the
 rest in bfloat16; training then also holds the largest of these weights in bfloat16, for as long as it is multiplied.
 1 GB = 10^9 bytes; a card of "24 GB" has 25.8.
@@ -162,8 +162,11 @@ def error(output: Any) -> Tensor:
 ENCODERS = {  # parameters, counted on the meta device from the published configurations
     "CLIP-L": 123_650_304, "CLIP-H": 354_032_640, "CLIP-bigG": 694_659_840, "T5-XXL": 4_762_310_656,
     "UMT5-XXL": 5_680_910_336, "Gemma-2-2B": 2_614_341_888, "Qwen2.5-VL-7B": 8_292_166_656, "Qwen3-4B": 4_022_468_096,
-    "KL": 83_653_863, "KL-16": 83_819_683, "Wan VAE": 126_892_531, "DC-AE": 312_250_275, "VQ": 146_244_675,
+    "CLIP-H vision": 630_766_080, "KL": 83_653_863, "KL-16": 83_819_683, "Wan VAE": 126_892_531,
+    "Wan 2.2 VAE": 704_688_668, "DC-AE": 312_250_275, "VQ": 146_244_675,
 }  # fmt: skip
+IMAGE_ENCODERS = ("CLIP-H vision", "KL", "KL-16", "Wan VAE", "Wan 2.2 VAE", "DC-AE", "VQ")
+"""Those of float32."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ class Case:
         pipeline: the class whose family says which modules get an adapter; all attention projections without one.
         build: the denoiser.
         call: the denoiser on a batch of one.
-        encoders: keys of `ENCODERS`; the last is the autoencoder.
+        encoders: keys of `ENCODERS`.
         num_networks: denoisers on the device, each with an adapter; a row goes through one.
         checkpointing: False for a class whose gradient checkpointing does not work.
     """
@@ -230,6 +233,21 @@ def call_wan(network: nn.Module) -> Any:
     return network(of(1, 16, 21, 60, 104), of(1, dtype=torch.float32), of(1, 512, 4096))
 
 
+def call_wan_i2v(network: nn.Module) -> Any:
+    embeds = None if network.config.image_dim is None else of(1, 257, 1280)
+    return network(of(1, 36, 21, 60, 104), of(1, dtype=torch.float32), of(1, 512, 4096), embeds)
+
+
+def wan_ti2v() -> nn.Module:
+    return diffusers.WanTransformer3DModel(
+        num_attention_heads=24, in_channels=48, out_channels=48, ffn_dim=14336, num_layers=30
+    )
+
+
+def call_wan_ti2v(network: nn.Module, *tokens: int) -> Any:  # 704 x 1280 pixels, 121 frames
+    return network(of(1, 48, 31, 44, 80), of(1, *tokens, dtype=torch.float32), of(1, 512, 4096))
+
+
 def call_lumina(network: nn.Module) -> Any:
     with mock.patch.object(FakeTensor, "tolist", return_value=[256]):  # the mask's sum: fake tensors have no values
         return network(of(1, 16, 128, 128), of(1), of(1, 256, 2304), of(1, 256, dtype=torch.bool))
@@ -237,6 +255,8 @@ def call_lumina(network: nn.Module) -> Any:
 
 SD3_ENCODERS = ("CLIP-L", "CLIP-bigG", "T5-XXL", "KL-16")
 WAN = {"pipeline": "WanPipeline", "size": "480 x 832, 81 frames", "call": call_wan, "encoders": ("UMT5-XXL", "Wan VAE")}
+WAN_I2V = {**WAN, "pipeline": "WanImageToVideoPipeline", "call": call_wan_i2v}
+WAN_TI2V = {"size": "704 x 1280, 121 frames", "encoders": ("UMT5-XXL", "Wan 2.2 VAE"), "build": wan_ti2v}
 CASES = {
     "sd15": Case(  # stable-diffusion-v1-5/stable-diffusion-v1-5
         "Stable Diffusion 1.5", "StableDiffusionPipeline",
@@ -264,6 +284,20 @@ CASES = {
     ),
     "wan-14b": Case("Wan 2.1 14B", build=diffusers.WanTransformer3DModel, **WAN),  # Wan-AI/Wan2.1-T2V-14B-Diffusers
     "wan-a14b": Case("Wan 2.2 A14B", build=diffusers.WanTransformer3DModel, num_networks=2, **WAN),
+    "wan-i2v-14b": Case(  # Wan-AI/Wan2.1-I2V-14B-480P-Diffusers
+        "Wan 2.1 I2V 14B", **{**WAN_I2V, "encoders": ("UMT5-XXL", "CLIP-H vision", "Wan VAE")},
+        build=lambda: diffusers.WanTransformer3DModel(in_channels=36, image_dim=1280, added_kv_proj_dim=5120),
+    ),
+    "wan-i2v-a14b": Case(  # Wan-AI/Wan2.2-I2V-A14B-Diffusers
+        "Wan 2.2 I2V A14B", **WAN_I2V, num_networks=2,
+        build=lambda: diffusers.WanTransformer3DModel(in_channels=36),
+    ),
+    # Wan-AI/Wan2.2-TI2V-5B-Diffusers
+    "wan-ti2v-5b": Case("Wan 2.2 TI2V 5B, from prompts", **{**WAN, **WAN_TI2V, "call": call_wan_ti2v}),
+    "wan-ti2v-5b-image": Case(
+        "Wan 2.2 TI2V 5B, from images",
+        **{**WAN_I2V, **WAN_TI2V, "call": lambda net: call_wan_ti2v(net, 31 * 22 * 40)},
+    ),
     "qwen-image": Case(  # Qwen/Qwen-Image
         "Qwen-Image", "QwenImagePipeline", diffusers.QwenImageTransformer2DModel,
         lambda net: net(of(1, 4096, 64), of(1, 512, 3584), None, of(1), img_shapes=[[(1, 64, 64)]]),
@@ -312,13 +346,17 @@ def row(case: Case) -> list[str]:
     # A network that waits for its turn: its weights, and its adapter with gradients and moments.
     peak = memory.peak + (case.num_networks - 1) * (2 * frozen + 16 * trained)
     saved = case.num_networks * (2 - NF4_BYTES) * sum(linear)
-    encoders = sum(ENCODERS[name] * (4 if name == case.encoders[-1] else 2) for name in case.encoders)
     return [
         case.model, case.size, f"{case.num_networks * frozen / GB:.2f}", f"{case.num_networks * trained / 1e6:.1f}",
         f"{2 * case.num_networks * frozen / GB:.1f}", f"{peak / GB:.1f}",
         f"{(2 * case.num_networks * frozen - saved) / GB:.1f}", f"{(peak - saved + 2 * max(linear)) / GB:.1f}",
-        f"{encoders / GB:.1f}",
+        f"{encoder_bytes(case) / GB:.1f}",
     ]  # fmt: skip
+
+
+def encoder_bytes(case: Case) -> int:
+    """Of text encoders in bfloat16 and image encoders in float32."""
+    return sum(ENCODERS[name] * (4 if name in IMAGE_ENCODERS else 2) for name in case.encoders)
 
 
 HEADER = (

@@ -8,7 +8,7 @@ Of P numbers of the denoiser and A of an adapter of rank 16 on the family's modu
 bits, of which linear layers keep half a byte a number and a float32 for every 64; all weights, 20 P (weights,
 gradients, two moments and the reference, all float32). Sharded, each is divided by the number of GPUs. Activations come
 on top (`lora_memory` has them of an adapter on one GPU), and where weights are sharded what is gathered of a block or
-two. Encoders (text encoders in bfloat16, autoencoder in float32) are whole on every GPU, and only while they encode.
+two. Encoders (text encoders in bfloat16, image encoders in float32) are whole on every GPU, and only while they encode.
 1 GB = 10^9 bytes.
 """
 
@@ -23,7 +23,7 @@ from tgo_trl.cards.sections import with_section
 from tgo_trl.families import FAMILIES
 from tgo_trl.messages.markdown import markdown_table
 
-from .lora_memory import ATTENTION, CASES, ENCODERS, GB, NF4_BYTES, Case
+from .lora_memory import ATTENTION, CASES, GB, NF4_BYTES, Case, encoder_bytes
 
 SECTION = "memory"
 RANK = 16
@@ -42,7 +42,7 @@ class Sizes:
         parameters: P.
         linear: those of P that are weights of linear layers, which 4 bits are for.
         adapter: A.
-        encoder_bytes: of text encoders and autoencoder.
+        encoder_bytes: of text and image encoders.
     """
 
     parameters: int
@@ -73,12 +73,11 @@ def sizes_of(case: Case) -> Sizes:
     targets = FAMILIES[case.pipeline].lora_target_modules if case.pipeline in FAMILIES else ATTENTION
     linear = {name: it for name, it in network.named_modules() if isinstance(it, nn.Linear)}
     adapted = [it for name, it in linear.items() if any(f".{name}".endswith(f".{target}") for target in targets)]
-    encoders = sum(ENCODERS[name] * (4 if name == case.encoders[-1] else 2) for name in case.encoders)
     return Sizes(
         case.num_networks * sum(weight.numel() for weight in network.parameters()),
         case.num_networks * sum(it.weight.numel() for it in linear.values()),
         case.num_networks * sum(RANK * (it.in_features + it.out_features) for it in adapted),
-        encoders,
+        encoder_bytes(case),
     )
 
 

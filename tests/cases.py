@@ -195,7 +195,9 @@ def _find_cases() -> list[Case]:
 
 CASES = _find_cases()
 KINDS = [
-    pytest.param(case, id=case.name, marks=[pytest.mark.slow] if "-" in case.name and "stage" not in case.name else [])
+    pytest.param(
+        case, id=case.name, marks=[pytest.mark.slow] if "-" in case.name and case.name != "wan-two_stage" else []
+    )
     for case in CASES
 ]
-"""The cases as parameters, of which variants of a kind are slow, but for that of two networks."""
+"""The cases as parameters, of which variants of a kind are slow, but for one of two networks."""

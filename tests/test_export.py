@@ -25,7 +25,7 @@ PREFIXES = {
     "stable_diffusion": "lora_unet_", "stable_diffusion_xl": "lora_unet_", "flux": "transformer.",
     "flux_kontext": "transformer.",
     "stable_diffusion_3": "transformer.", "qwen_image": "transformer.", "z_image": "transformer.",
-    "wan": "diffusion_model.",
+    "wan": "diffusion_model.", "wan_image_to_video": "diffusion_model.",
 }  # fmt: skip
 
 
@@ -124,7 +124,8 @@ def test_layers_of_wan_have_its_own_names():
     names = {
         "blocks.3.attn1.to_q": "blocks.3.self_attn.q", "blocks.3.attn2.to_out.0": "blocks.3.cross_attn.o",
         "blocks.0.ffn.net.0.proj": "blocks.0.ffn.0", "blocks.0.ffn.net.2": "blocks.0.ffn.2",
-        "condition_embedder.time_proj": None, "blocks.0.attn2.add_k_proj": None, "blocks.0.norm2": None,
+        "blocks.0.attn2.add_k_proj": "blocks.0.cross_attn.k_img", "condition_embedder.time_proj": None,
+        "blocks.0.norm2": None,
     }  # fmt: skip
     assert {module: family.comfyui_module(module) for module in names} == names
 

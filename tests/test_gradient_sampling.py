@@ -245,7 +245,8 @@ def test_a_family_has_a_sampler_or_says_why_not(name):
         return
     with pytest.raises(ValueError, match=f"`{name}` cannot be trained by the gradient of a reward here") as refused:
         check_sampler(family, name)
-    why = {"AmusedPipeline": "tokens", "MeissonicPipeline": "tokens", "WanPipeline": "videos"}
+    why = dict.fromkeys(("AmusedPipeline", "MeissonicPipeline"), "tokens")
+    why |= dict.fromkeys(("WanImageToVideoPipeline", "WanPipeline"), "videos")
     assert why.get(name, "has_sampler") in str(refused.value)
 
 

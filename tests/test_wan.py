@@ -62,8 +62,17 @@ def test_half_a_pair_of_networks_is_refused():
         FAMILY.check(pipeline)
 
 
+def test_frames_and_their_rate_are_the_models_where_they_are_left_out():
+    family, ti2v = WanFamily(), wan.build_ti2v()
+    assert family.fitted_to(wan.build()).video_format == family.video_format == VideoFormat(81, 16.0)
+    assert family.fitted_to(ti2v).video_format == VideoFormat(121, 24.0)
+    assert WanFamily(num_frames=5).fitted_to(ti2v).video_format == VideoFormat(5, 24.0)
+    assert WanFamily(fps=8.0).fitted_to(ti2v).video_format == VideoFormat(121, 8.0)
+
+
 def test_sizes_are_the_pipelines():
     assert FAMILY.default_size(wan.build()) == (480, 832)
+    assert FAMILY.default_size(wan.build_ti2v()) == (704, 1280)
     assert FAMILY.size_multiple(wan.build()) == 16  # an autoencoder of 8, patches of 2
     assert FAMILY.size_multiple(wan.build_ti2v()) == 32
     assert FAMILY.size_multiple(wan.build(patch_size=(1, 2, 3))) == 48
@@ -154,7 +163,7 @@ def test_distributed_training_finds_every_weight_in_every_step(tmp_path, one_pro
 def test_the_time_of_each_token_gives_what_one_time_gives():
     pipeline = wan.build_ti2v()
     network: WanTransformer3DModel = pipeline.transformer
-    corrupted, time, embeds = random(2, 16, 2, 4, 6), torch.tensor([20.0, 700.0]), random(2, 16, 32, seed=1)
+    corrupted, time, embeds = random(2, 48, 2, 4, 6), torch.tensor([20.0, 700.0]), random(2, 16, 32, seed=1)
     num_tokens = 2 * 2 * 3
     with torch.no_grad():
         ours = FAMILY.predict({"transformer": network}, corrupted, time, {"embeds": embeds})

@@ -1,6 +1,6 @@
 """A Wan 2.1, and a Wan 2.2 of two stages, of clips of 5 frames of 32 pixels, with latents of 16 x 2 x 4 x 4.
 
-And a Wan 2.2 of the other kind, whose latents are of 16 x 2 x 2 x 2.
+And a Wan 2.2 of the other kind, whose latents are of 48 x 2 x 2 x 2.
 """
 
 import torch
@@ -43,8 +43,9 @@ def build_ti2v(seed: int = 0, **network_kwargs) -> WanPipeline:
     """Wan 2.2 TI2V-5B, which is told the time of each token; its autoencoder takes 2 x 2 pixels as one."""
     torch.manual_seed(seed)
     vae_kwargs = {"in_channels": 12, "out_channels": 12, "patch_size": 2, "is_residual": True}
-    transformer = _transformer(network_kwargs)
-    return _pipeline({**vae_kwargs, "scale_factor_spatial": 16}, transformer=transformer, expand_timesteps=True)
+    vae_kwargs |= {"z_dim": 48, "latents_mean": [0.1] * 48, "latents_std": [1.5] * 48, "scale_factor_spatial": 16}
+    transformer = _transformer({"in_channels": 48, "out_channels": 48, **network_kwargs})
+    return _pipeline(vae_kwargs, transformer=transformer, expand_timesteps=True)
 
 
 def _transformer(network_kwargs: dict) -> WanTransformer3DModel:
@@ -82,24 +83,36 @@ UNGUIDED = {"guidance_scale": 1.0}
 SETTINGS = {"num_frames": NUM_FRAMES, "max_sequence_length": 16}
 
 
-def denoising_error(pipeline, pixels, prompts, draw):
-    """As a trainer of Wan computes it: the velocity's error on the schedule that `flow_shift` makes."""
-    embeds, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=16)
+def sample_and_time(sample, time, rows):
+    """What a network of text to video takes beside the prompt."""
+    return {"hidden_states": sample, "timestep": time[None]}
+
+
+def denoising_error(pipeline, pixels, prompts, draw, max_sequence_length=16, inputs=sample_and_time):
+    """As a trainer of Wan computes it: the velocity's error on the schedule that `flow_shift` makes.
+
+    `inputs(sample, time, rows)` are the network's but for the prompt: of text to video, the corrupted sample and its
+    time. A draw of fewer latent frames is of the last.
+    """
+    drawn = slice(-draw.noise.shape[2], None)
+    embeds, _ = pipeline.encode_prompt(
+        prompts, do_classifier_free_guidance=False, max_sequence_length=max_sequence_length
+    )
     posterior, config = pipeline.vae.encode(pixels).latent_dist, pipeline.vae.config
     mean, std = (torch.tensor(values)[:, None, None, None] for values in (config.latents_mean, config.latents_std))
-    latents = (posterior.mean + posterior.std * draw.posterior_noise - mean) / std
+    latents = (posterior.mean[:, :, drawn] + posterior.std[:, :, drawn] * draw.posterior_noise - mean) / std
     schedule = FlowMatchEulerDiscreteScheduler(shift=pipeline.scheduler.config.flow_shift)
     indices = ((1 - draw.quantile) * schedule.config.num_train_timesteps).long()
     errors = []
     for row, index in enumerate(indices):
         sigma, timestep, noise = schedule.sigmas[index], schedule.timesteps[index], draw.noise[row]
         is_late = pipeline.transformer_2 is not None and timestep < 1000 * pipeline.config.boundary_ratio
+        sample = ((1.0 - sigma) * latents[row] + sigma * noise)[None]
         prediction = (pipeline.transformer_2 if is_late else pipeline.transformer)(
-            hidden_states=((1.0 - sigma) * latents[row] + sigma * noise)[None],
-            timestep=timestep[None],
+            **inputs(sample, timestep, [row]),
             encoder_hidden_states=embeds[row][None],
             return_dict=False,
-        )[0][0]
+        )[0][0][:, drawn]
         errors.append(((prediction - (noise - latents[row])) ** 2).mean())
     return torch.stack(errors)
 

@@ -22,6 +22,7 @@ from .stable_diffusion import StableDiffusionFamily
 from .stable_diffusion_3 import StableDiffusion3Family
 from .stable_diffusion_xl import StableDiffusionXLFamily
 from .wan import WanFamily
+from .wan_image_to_video import WanImageToVideoFamily
 from .z_image import ZImageFamily
 
 Clip = VideoFormat
@@ -39,6 +40,7 @@ FAMILIES: dict[str, type[Family]] = {
     "StableDiffusion3Pipeline": StableDiffusion3Family,
     "StableDiffusionPipeline": StableDiffusionFamily,
     "StableDiffusionXLPipeline": StableDiffusionXLFamily,
+    "WanImageToVideoPipeline": WanImageToVideoFamily,
     "WanPipeline": WanFamily,
     "ZImagePipeline": ZImageFamily,
 }
@@ -98,5 +100,5 @@ __all__ = [
     "FAMILIES", "AmusedFamily", "Clip", "Family", "Flux2KleinFamily", "FluxFamily", "FluxKontextFamily",
     "Lumina2Family", "MeissonicFamily", "QwenImageFamily", "Sample", "SanaFamily", "Size", "SourceFamily",
     "StableDiffusion3Family", "StableDiffusionFamily", "StableDiffusionXLFamily", "VideoFormat", "WanFamily",
-    "ZImageFamily", "build_family", "find_family", "find_published_family",
+    "WanImageToVideoFamily", "ZImageFamily", "build_family", "find_family", "find_published_family",
 ]  # fmt: skip

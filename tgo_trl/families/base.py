@@ -97,6 +97,10 @@ class Family(ABC):
         """The older name of [`video_format`], by which families say what it is."""
         return None
 
+    def fitted_to(self, pipeline: DiffusionPipeline) -> "Family":
+        """The same, with those settings that were left out and that differ between models of its kind."""
+        return self
+
     def check(self, pipeline: DiffusionPipeline) -> None:
         """Raises a ValueError if this pipeline cannot be trained, saying why."""
         names = (*self.network_names, *self.image_encoders, *self.prompt_encoders)

@@ -18,7 +18,7 @@ from .base import Family, default_square, posterior, posterior_sample
 class LatentFamily(Family):
     """A family on the latents of `pipeline.vae`, which has a Gaussian posterior, a scale, and perhaps a shift."""
 
-    image_encoders = ("vae",)
+    image_encoders: ClassVar[tuple[str, ...]] = ("vae",)
     latent_patch: ClassVar[int] = 1
     """Latents on each side of what the network sees as one."""
 

@@ -3,9 +3,9 @@
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -33,7 +33,7 @@ COMFYUI_LAYERS = {
     f"{number}.{layer}": f"{kind}_attn.{short}"
     for number, kind in ((1, "self"), (2, "cross"))
     for layer, short in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
-}
+} | {"2.add_k_proj": "cross_attn.k_img", "2.add_v_proj": "cross_attn.v_img"}
 COMFYUI_FEED_FORWARD = {"net.0.proj": "ffn.0", "net.2": "ffn.2"}
 
 
@@ -45,40 +45,55 @@ class WanFamily(FlowMatchingFamily):
     is much noise, and `transformer_2` below.
 
     Attributes:
-        num_frames: frames of each training video and sample: one, and a multiple of the autoencoder's 4.
-        fps: their rate, frames per second; 24 for Wan 2.2 TI2V-5B.
+        num_frames: frames of each training video and sample: one, and a multiple of the autoencoder's 4. By default 81,
+            and 121 of Wan 2.2 TI2V-5B.
+        fps: their rate, frames per second: by default 16, and 24 of Wan 2.2 TI2V-5B.
         max_sequence_length: T5 tokens of each prompt.
     """
 
-    num_frames: int = 81
-    fps: float = 16.0
+    num_frames: int | None = None
+    fps: float | None = None
     max_sequence_length: int = 512
 
     task = "text-to-video"
     network_names = ("transformer", "transformer_2")
     prompt_encoders = ("text_encoder", "tokenizer")
-    optional_components = ("transformer_2",)
+    optional_components: ClassVar[tuple[str, ...]] = ("transformer_2",)
+    network_inputs: ClassVar[tuple[str, ...]] = ("embeds",)
+    """The conditions that [`velocity`] reads."""
     comfyui_prefix = "diffusion_model."
-    lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
+    lora_target_modules: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
 
     @property
     def clip(self) -> VideoFormat:
-        """`num_frames` at `fps`."""
-        return VideoFormat(self.num_frames, self.fps)
+        """`num_frames` at `fps`, or 81 at 16 where they are left out and no pipeline has been asked."""
+        return VideoFormat(81 if self.num_frames is None else self.num_frames, 16.0 if self.fps is None else self.fps)
+
+    def fitted_to(self, pipeline: DiffusionPipeline) -> "WanFamily":
+        """With the model's own `num_frames` and `fps` where they are left out."""
+        num_frames, fps = (121, 24.0) if pipeline.config.expand_timesteps else (81, 16.0)
+        return replace(
+            self,
+            num_frames=num_frames if self.num_frames is None else self.num_frames,
+            fps=fps if self.fps is None else self.fps,
+        )
 
     def check(self, pipeline: DiffusionPipeline) -> None:
         """Also refuses image-to-video networks, half a pair of networks, and a number of frames that does not fit."""
         super().check(pipeline)
-        self._check_networks(pipeline)
+        self.check_inputs(pipeline)
+        _check_boundary(pipeline)
         step = int(pipeline.vae_scale_factor_temporal)
-        if self.num_frames % step != 1 % step:
-            below = (self.num_frames - 1) // step * step + 1
+        num_frames = self.clip.num_frames
+        if num_frames % step != 1 % step:
+            below = (num_frames - 1) // step * step + 1
             raise ValueError(
-                f"`num_frames` is {self.num_frames}, but the autoencoder takes one frame and then {step} at a time. "
+                f"`num_frames` is {num_frames}, but the autoencoder takes one frame and then {step} at a time. "
                 f"Set `num_frames` to {below} or {below + step}."
             )
 
-    def _check_networks(self, pipeline: DiffusionPipeline) -> None:
+    def check_inputs(self, pipeline: DiffusionPipeline) -> None:
+        """Raises a ValueError for networks that take other inputs than they would get."""
         latent = pipeline.vae.config.z_dim
         for name, network in self.networks(pipeline).items():
             taken, image = network.config.in_channels, network.config.image_dim
@@ -86,22 +101,13 @@ class WanFamily(FlowMatchingFamily):
                 raise ValueError(
                     f"`{name}` takes {taken} channels{'' if image is None else ' and an image'}, and the autoencoder "
                     f"gives {latent} channels: this is an image-to-video model, which prompts and videos alone cannot "
-                    "train. Use a text-to-video one."
+                    "train. Use a text-to-video one, or load this one as a `WanImageToVideoPipeline`."
                 )
-        boundary = pipeline.config.boundary_ratio
-        if boundary is None and pipeline.transformer_2 is not None:
-            raise ValueError(
-                "The pipeline has a `transformer_2` and no `boundary_ratio` to say at which times it acts. Call "
-                "`pipeline.register_to_config(boundary_ratio=...)`; Wan 2.2 T2V A14B has 0.875."
-            )
-        if boundary is not None and pipeline.transformer_2 is None:
-            raise ValueError(
-                f"The pipeline has `boundary_ratio={boundary}` and no `transformer_2` for the times below. Load both "
-                "networks, or call `pipeline.register_to_config(boundary_ratio=None)` if there is one for all times."
-            )
 
     def default_size(self, pipeline: DiffusionPipeline) -> Size:
-        """That of the pipeline's call, 480 x 832 pixels."""
+        """That of the pipeline's call, 480 x 832 pixels; 704 x 1280 of Wan 2.2 TI2V-5B."""
+        if pipeline.config.expand_timesteps:
+            return 704, 1280
         parameters = inspect.signature(pipeline.__call__).parameters
         return parameters["height"].default, parameters["width"].default
 
@@ -146,9 +152,9 @@ class WanFamily(FlowMatchingFamily):
         self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Any]
     ) -> Tensor:
         """The velocity, `[B, C, F, H, W]`; of two networks, each predicts the rows of its times."""
-        embeds = conditions["embeds"]
+        inputs = {name: conditions[name] for name in self.network_inputs if name in conditions}
         if "boundary" not in conditions:
-            return _velocity(networks["transformer"], corrupted, time, embeds)
+            return self.velocity(networks["transformer"], corrupted, time, inputs)
         is_first = conditions.get("is_first")
         if is_first is None:
             is_first = (time >= conditions["boundary"]).tolist()
@@ -157,15 +163,37 @@ class WanFamily(FlowMatchingFamily):
         for name, is_mine in (("transformer", True), ("transformer_2", False)):
             mine = [row for row, is_of_first in enumerate(is_first) if is_of_first == is_mine]
             if mine:
-                inputs = (torch.stack([tensor[row] for row in mine]) for tensor in (corrupted, time, embeds))
-                predictions.update(zip(mine, _velocity(networks[name], *inputs).unbind(), strict=True))
+                found = self._velocity_of(mine, networks[name], corrupted, time, inputs)
+                predictions.update(zip(mine, found.unbind(), strict=True))
             elif isinstance(networks[name], FSDPModule):
                 # every process calls both networks, whatever its rows are: to gather their weights takes all of them
-                zeros.append(_velocity(networks[name], corrupted[:1], time[:1], embeds[:1]).flatten()[:0])
+                zeros.append(self._velocity_of([0], networks[name], corrupted, time, inputs).flatten()[:0])
             else:
                 zeros.extend(_nothing_of(networks[name]))
         prediction = torch.stack([predictions[row] for row in range(len(is_first))])
         return prediction + torch.cat(zeros).sum() if zeros and torch.is_grad_enabled() else prediction
+
+    def _velocity_of(
+        self, rows: Sequence[int], transformer: Any, corrupted: Tensor, time: Tensor, inputs: Mapping[str, Tensor]
+    ) -> Tensor:
+        def of_rows(tensor: Tensor) -> Tensor:
+            return torch.stack([tensor[row] for row in rows])
+
+        inputs = {name: of_rows(tensor) for name, tensor in inputs.items()}
+        return self.velocity(transformer, of_rows(corrupted), of_rows(time), inputs)
+
+    def velocity(self, transformer: Any, corrupted: Tensor, time: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What one network predicts, `[B, C, F, H, W]`.
+
+        Args:
+            transformer: the network.
+            corrupted: `[B, C, F, H, W]`.
+            time: `[B]`.
+            inputs: of the conditions, its [`network_inputs`], `[B, ...]`.
+        """
+        # The pipeline of Wan 2.2 TI2V-5B repeats the time for every token (`expand_timesteps`), as image-to-video needs
+        # it. Here all tokens have the same time, and one for all of them gives the same for less memory.
+        return call_transformer(transformer, corrupted, time, inputs["embeds"])
 
     def sample(
         self, pipeline: DiffusionPipeline, prompts: Sequence[str], generators: list[torch.Generator], size: Size,
@@ -223,14 +251,41 @@ class WanFamily(FlowMatchingFamily):
         )
 
 
-def _velocity(transformer: Any, corrupted: Tensor, time: Tensor, embeds: Tensor) -> Tensor:
-    # The pipeline of Wan 2.2 TI2V-5B repeats the time for every token (`expand_timesteps`), as image-to-video needs
-    # it. Here all tokens have the same time, and one for all of them gives the same for less memory.
+def call_transformer(
+    transformer: Any, sample: Tensor, time: Tensor, embeds: Tensor, image_embeds: Tensor | None = None
+) -> Tensor:
+    """A network's output, `[B, C, F, H, W]`, of inputs in its dtype.
+
+    Args:
+        transformer: the network.
+        sample: `[B, channels, F, H, W]`.
+        time: `[B]`, or `[B, tokens]`.
+        embeds: of the prompts, `[B, tokens, features]`.
+        image_embeds: of images, likewise.
+    """
     dtype = compute_dtype(transformer)
     prediction: Tensor = transformer(
-        hidden_states=corrupted.to(dtype), timestep=time, encoder_hidden_states=embeds.to(dtype), return_dict=False
+        hidden_states=sample.to(dtype),
+        timestep=time,
+        encoder_hidden_states=embeds.to(dtype),
+        encoder_hidden_states_image=None if image_embeds is None else image_embeds.to(dtype),
+        return_dict=False,
     )[0]
     return prediction
+
+
+def _check_boundary(pipeline: DiffusionPipeline) -> None:
+    boundary = pipeline.config.boundary_ratio
+    if boundary is None and pipeline.transformer_2 is not None:
+        raise ValueError(
+            "The pipeline has a `transformer_2` and no `boundary_ratio` to say at which times it acts. Call "
+            "`pipeline.register_to_config(boundary_ratio=...)`; of Wan 2.2 A14B, T2V has 0.875 and I2V 0.9."
+        )
+    if boundary is not None and pipeline.transformer_2 is None:
+        raise ValueError(
+            f"The pipeline has `boundary_ratio={boundary}` and no `transformer_2` for the times below. Load both "
+            "networks, or call `pipeline.register_to_config(boundary_ratio=None)` if there is one for all times."
+        )
 
 
 def _nothing_of(network: nn.Module) -> list[Tensor]:

@@ -26,8 +26,8 @@ FULL_TEXTS = ("no space left on device", "disk quota exceeded", "pytorchstreamwr
 """What writers in other languages make of a full disk."""
 
 EXTRAS = {
-    "av": "tgo_trl[video]", "onnxruntime": "tgo_trl[ocr]", "rapidocr": "tgo_trl[ocr]", "sklearn": "tgo_trl[demo]",
-    "tensorboard": "tgo_trl[tensorboard]",
+    "av": "tgo_trl[video]", "ftfy": "tgo_trl[video]", "onnxruntime": "tgo_trl[ocr]", "rapidocr": "tgo_trl[ocr]",
+    "sklearn": "tgo_trl[demo]", "tensorboard": "tgo_trl[tensorboard]",
 }  # fmt: skip
 """Packages that come with one of this package's extras."""
 

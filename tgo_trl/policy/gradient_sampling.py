@@ -34,7 +34,7 @@ def _why_not(family: Family | type[Family]) -> str:
     kind = family if isinstance(family, type) else type(family)
     if not issubclass(kind, LatentFamily):
         return "it draws tokens, and a token that was drawn passes no gradient on"
-    if kind.task == "text-to-video":
+    if kind.task.endswith("-to-video"):
         return "rewards with a gradient look at images, and it draws videos"
     return f"`{kind.__name__}` does not say how its sampler goes (`has_sampler`)"
 

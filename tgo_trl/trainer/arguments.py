@@ -210,6 +210,8 @@ def training_dtype(args: TGOConfig) -> torch.dtype:
 def resolve_family(args: TGOConfig, family: Family | None, pipeline: DiffusionPipeline) -> Family:
     """The pipeline's family with the settings of `args`, or the user's own, for which its networks are unwrapped.
 
+    What is left out is as the model was trained.
+
     Raises:
         ValueError: if they do not fit, or a network is not what it seems.
     """
@@ -219,7 +221,7 @@ def resolve_family(args: TGOConfig, family: Family | None, pipeline: DiffusionPi
             f"A `family` was passed, and the `TGOConfig` sets {', '.join(f'`{name}`' for name in settings)}, which it "
             "would not see. Set them in the family object, or leave `family` out."
         )
-    family = family or build_family(type(pipeline), settings)
+    family = (family or build_family(type(pipeline), settings)).fitted_to(pipeline)
     unwrap_networks(pipeline, family.network_names)
     family.check(pipeline)
     check_networks(pipeline, family, args.use_peft)

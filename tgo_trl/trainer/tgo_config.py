@@ -148,10 +148,11 @@ class TGOConfig(TrainingArguments):
         max_aspect_ratio (`float`, *optional*, defaults to `2.0`):
             Of the buckets, longer side to shorter. More extreme images are cropped.
         num_frames (`int`, *optional*):
-            Frames of each training video, from its start. Defaults to the family's: 81 for Wan.
+            Frames of each training video, from its start. Defaults to the model's: 81 for Wan, 121 for Wan 2.2
+            TI2V-5B.
         fps (`float`, *optional*):
             Frames per second that are taken of a video file; lists and arrays of frames are taken as they are. Defaults
-            to the family's: 16 for Wan.
+            to the model's: 16 for Wan, 24 for Wan 2.2 TI2V-5B.
         on_bad_row (`str`, *optional*, defaults to `"error"`):
             `"error"` stops at a row with an unreadable image, an empty prompt or a score that is no finite number, and
             names it; `"skip"` leaves such rows out, counts and reports them. Likewise where a row's loss or an update's

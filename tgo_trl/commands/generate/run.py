@@ -182,7 +182,7 @@ def generate_rows(
     Raises:
         ValueError: if there are sources, and not those of each prompt.
     """
-    family = family or build_family(type(pipeline), {})
+    family = (family or build_family(type(pipeline), {})).fitted_to(pipeline)
     distinct = [check_prompt(prompt) for prompt in prompts]
     if sources and len(sources) != len(distinct):
         raise ValueError(f"There are {len(distinct)} prompts and sources of {len(sources)}. Give those of each prompt.")
@@ -348,7 +348,7 @@ def _family(config: GenerateConfig, family: Family | None, pipeline: DiffusionPi
             f"A `family` was passed, and the settings have {', '.join(f'`{name}`' for name in settings)}, which it "
             "would not see. Set them in the family object, or leave `family` out."
         )
-    return family or build_family(type(pipeline), settings)
+    return (family or build_family(type(pipeline), settings)).fitted_to(pipeline)
 
 
 def _size(config: GenerateConfig, family: Family, pipeline: DiffusionPipeline) -> Size:
