@@ -140,7 +140,8 @@ def test_drawing_leaves_the_pipeline_and_torch_as_they_were():
 
 
 GUIDED = {
-    "qwen_image": {"true_cfg_scale": 4.0}, "flux": {"true_cfg_scale": 4.0}, "flux_kontext": {"true_cfg_scale": 4.0},
+    **{name: {"true_cfg_scale": 4.0} for name in ("qwen_image", "qwen_image_edit", "qwen_image_edit_plus")},
+    "flux": {"true_cfg_scale": 4.0}, "flux_kontext": {"true_cfg_scale": 4.0},
 }  # fmt: skip
 
 

@@ -24,6 +24,8 @@ def case_of(name):
 def test_a_row_is_what_was_encoded(tmp_path, case):
     pipeline = case.build()
     frozen = FrozenEncoders(case.family(pipeline), pipeline, torch.device("cpu"), torch.bfloat16)
+    if frozen.family.prompts_see_sources:
+        pytest.skip("there are no prompts without sources, with which tests/test_qwen_image_edit.py has them")
     writer = ShardWriter(tmp_path, 0, 1, lambda: None, progress=False)
     read = encode_prompts(dict(enumerate(PROMPTS)), frozen, writer, 2, "training")
     expected = frozen.prompts(PROMPTS)

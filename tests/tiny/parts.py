@@ -74,10 +74,10 @@ def t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=1024)
 
 
-def qwen_tokenizer(words: Sequence[str] = ()) -> Qwen2Tokenizer:
+def qwen_tokenizer(words: Sequence[str] = (), special: Sequence[str] = ()) -> Qwen2Tokenizer:
     """Byte-level, with a chat template, and one token for each of some words, which may start with their space."""
     tokenizer = Qwen2Tokenizer(vocab={letter: i for i, letter in enumerate(LETTERS)}, merges=[], model_max_length=1024)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *special]})
     tokenizer.add_tokens(["system", "user", "assistant", *words])
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -162,12 +162,13 @@ def qwen3_encoder(tokenizer: Qwen2Tokenizer) -> Qwen3Model:
     return Qwen3Model(Qwen3Config(**DECODER, **_vocabulary(tokenizer), head_dim=8)).eval()
 
 
-def qwen_vl_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
-    """16 wide, two layers of text and two of vision."""
+def qwen_vl_encoder(tokenizer: Qwen2Tokenizer, **ids: int) -> Qwen2_5_VLForConditionalGeneration:
+    """16 wide, two layers of text and two of vision; `ids` are those of the tokens around pictures."""
     rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
     config = Qwen2_5_VLConfig(
         text_config={**DECODER, **_vocabulary(tokenizer), "rope_parameters": rope},
         vision_config={"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 16},
+        **ids,
     )
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 

@@ -72,16 +72,7 @@ def build(seed: int = 0, **network_kwargs) -> QwenImagePipeline:
 def denoising_error(pipeline, pixels, prompts, draw):
     """As train_dreambooth_lora_qwen_image.py computes it."""
     embeds, mask = pipeline.encode_prompt(prompts, max_sequence_length=16)
-    config = pipeline.vae.config
-    latents_mean = torch.tensor(config.latents_mean).view(1, config.z_dim, 1, 1, 1)
-    latents_std = 1.0 / torch.tensor(config.latents_std).view(1, config.z_dim, 1, 1, 1)
-    posterior = pipeline.vae.encode(pixels.unsqueeze(2)).latent_dist
-    model_input = posterior.mean + posterior.std * draw.posterior_noise.unsqueeze(2)
-    model_input, noise = (model_input - latents_mean) * latents_std, draw.noise.unsqueeze(2)
-    schedule = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
-    indices = ((1 - draw.quantile) * schedule.config.num_train_timesteps).long()
-    sigmas, timesteps = schedule.sigmas[indices].reshape(-1, 1, 1, 1, 1), schedule.timesteps[indices]
-    noisy = (1.0 - sigmas) * model_input + sigmas * noise
+    noisy, timesteps, target = noisy_latents(pipeline, pixels, draw)
     batch, channels, _, height, width = noisy.shape
     side, scale = pixels.shape[-1], pipeline.vae_scale_factor
     prediction = pipeline.transformer(
@@ -93,7 +84,21 @@ def denoising_error(pipeline, pixels, prompts, draw):
         return_dict=False,
     )[0]
     prediction = pipeline._unpack_latents(prediction, side, side, scale)
-    return ((prediction - (noise - model_input)) ** 2).reshape(batch, -1).mean(1)
+    return ((prediction - target) ** 2).reshape(batch, -1).mean(1)
+
+
+def noisy_latents(pipeline, pixels, draw):
+    """Noisy latents `[B, C, 1, H, W]` of images, their times `[B]`, and the velocity at them."""
+    config = pipeline.vae.config
+    latents_mean = torch.tensor(config.latents_mean).view(1, config.z_dim, 1, 1, 1)
+    latents_std = 1.0 / torch.tensor(config.latents_std).view(1, config.z_dim, 1, 1, 1)
+    posterior = pipeline.vae.encode(pixels.unsqueeze(2)).latent_dist
+    model_input = posterior.mean + posterior.std * draw.posterior_noise.unsqueeze(2)
+    model_input, noise = (model_input - latents_mean) * latents_std, draw.noise.unsqueeze(2)
+    schedule = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    indices = ((1 - draw.quantile) * schedule.config.num_train_timesteps).long()
+    sigmas, timesteps = schedule.sigmas[indices].reshape(-1, 1, 1, 1, 1), schedule.timesteps[indices]
+    return (1.0 - sigmas) * model_input + sigmas * noise, timesteps, noise - model_input
 
 
 def read_call(arguments, latent_shape):

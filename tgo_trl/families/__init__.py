@@ -17,6 +17,7 @@ from .flux_kontext import FluxKontextFamily
 from .lumina2 import Lumina2Family
 from .meissonic import MeissonicFamily
 from .qwen_image import QwenImageFamily
+from .qwen_image_edit import QwenImageEditFamily, QwenImageEditPlusFamily
 from .sana import SanaFamily
 from .stable_diffusion import StableDiffusionFamily
 from .stable_diffusion_3 import StableDiffusion3Family
@@ -35,6 +36,8 @@ FAMILIES: dict[str, type[Family]] = {
     "FluxPipeline": FluxFamily,
     "Lumina2Pipeline": Lumina2Family,
     "MeissonicPipeline": MeissonicFamily,
+    "QwenImageEditPipeline": QwenImageEditFamily,
+    "QwenImageEditPlusPipeline": QwenImageEditPlusFamily,
     "QwenImagePipeline": QwenImageFamily,
     "SanaPipeline": SanaFamily,
     "StableDiffusion3Pipeline": StableDiffusion3Family,
@@ -98,7 +101,8 @@ def build_family(pipeline_class: type[DiffusionPipeline], settings: Mapping[str,
 
 __all__ = [
     "FAMILIES", "AmusedFamily", "Clip", "Family", "Flux2KleinFamily", "FluxFamily", "FluxKontextFamily",
-    "Lumina2Family", "MeissonicFamily", "QwenImageFamily", "Sample", "SanaFamily", "Size", "SourceFamily",
-    "StableDiffusion3Family", "StableDiffusionFamily", "StableDiffusionXLFamily", "VideoFormat", "WanFamily",
-    "WanImageToVideoFamily", "ZImageFamily", "build_family", "find_family", "find_published_family",
+    "Lumina2Family", "MeissonicFamily", "QwenImageEditFamily", "QwenImageEditPlusFamily", "QwenImageFamily", "Sample",
+    "SanaFamily", "Size", "SourceFamily", "StableDiffusion3Family", "StableDiffusionFamily", "StableDiffusionXLFamily",
+    "VideoFormat", "WanFamily", "WanImageToVideoFamily", "ZImageFamily", "build_family", "find_family",
+    "find_published_family",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, QwenImagePipeline
@@ -16,6 +16,9 @@ from .base_flow import FlowMatchingFamily
 from .base_latents import not_standardized, standardized
 
 NO_PROMPT = " "
+
+Shape = tuple[int, int, int]
+"""Frames, rows and columns of tokens."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class QwenImageFamily(FlowMatchingFamily):
     has_sampler = True
     own_sigmas = True
     latent_patch = 2
-    prompt_encoders = ("text_encoder", "tokenizer")
+    prompt_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     # Without `add_q_proj` and `to_add_out`: nothing reads the text that leaves the last block, so that their adapters
     # could learn nothing there.
     reads_lengths = True
@@ -48,8 +51,8 @@ class QwenImageFamily(FlowMatchingFamily):
         for name, kind in (("guidance_embeds", "guidance-distilled"), ("use_additional_t_cond", "layered-image")):
             if config.get(name):
                 raise ValueError(
-                    f"The transformer has `{name}=True`: this is a {kind} model, which `QwenImagePipeline` cannot "
-                    "call. Use Qwen-Image, or a fine-tune of it."
+                    f"The transformer has `{name}=True`: this is a {kind} model, which is not called as "
+                    f"`{type(self).__name__}` calls one. Use a model of `{type(pipeline).__name__}` without it."
                 )
 
     def longest_prompt(self, pipeline: DiffusionPipeline) -> int:
@@ -69,10 +72,7 @@ class QwenImageFamily(FlowMatchingFamily):
         """Qwen's hidden states `[B, max_sequence_length, features]`, and int64 `mask`: 1 for tokens, 0 for padding."""
         length, device = self.max_sequence_length, pipeline.text_encoder.device
         embeds, mask = pipeline.encode_prompt(prompts, device, max_sequence_length=length)
-        if mask is None:  # none of them is padded
-            mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
-        missing = length - embeds.shape[1]
-        return {"embeds": F.pad(embeds, (0, 0, 0, missing)), "mask": F.pad(mask, (0, missing))}
+        return padded(embeds, mask, length)
 
     def clean(self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], posterior_noise: Tensor) -> Tensor:
         """`z = (mean + std * noise - latents_mean) / latents_std`, float32 `[B, C, H, W]`."""
@@ -110,20 +110,26 @@ class QwenImageFamily(FlowMatchingFamily):
         """The velocity, `[B, C, H, W]`."""
         transformer = networks["transformer"]
         dtype = compute_dtype(transformer)
-        batch, channels, height, width = corrupted.shape
+        batch, _, height, width = corrupted.shape
         lengths = known_lengths(conditions)
         embeds, mask = _without_padding(conditions["embeds"].to(dtype), conditions["mask"], lengths)
+        tokens, shapes = self.image_tokens(corrupted.to(dtype), conditions)
         prediction = transformer(
-            hidden_states=QwenImagePipeline._pack_latents(corrupted.to(dtype), batch, channels, height, width),
+            hidden_states=tokens,
             timestep=time / 1000,
             encoder_hidden_states=embeds,
             encoder_hidden_states_mask=mask,
-            img_shapes=[[(1, height // 2, width // 2)]] * batch,
+            img_shapes=[shapes] * batch,
             return_dict=False,
         )[0]
+        prediction = prediction[:, : (height // 2) * (width // 2)]
         # with a scale factor of 1, pixels and latents are as large as each other
         unpacked: Tensor = QwenImagePipeline._unpack_latents(prediction, height, width, 1)
         return unpacked.squeeze(2)
+
+    def image_tokens(self, latents: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, list[Shape]]:
+        """Tokens `[B, n, 4 C]` and the shapes they lie in: of the latents `[B, C, H, W]`, and of what comes behind."""
+        return packed(latents)
 
     def sample(
         self, pipeline: DiffusionPipeline, prompts: Sequence[str], generators: list[torch.Generator], size: Size,
@@ -143,6 +149,20 @@ class QwenImageFamily(FlowMatchingFamily):
         if "guidance_scale" in kwargs:
             kwargs = {"true_cfg_scale": kwargs.pop("guidance_scale"), "negative_prompt": NO_PROMPT, **kwargs}
         return super().call_options(pipeline, size, **kwargs)
+
+
+def packed(latents: Tensor) -> tuple[Tensor, list[Shape]]:
+    """Latents `[B, C, H, W]` as tokens `[B, n, 4 C]`, two by two in one, and the one shape that these lie in."""
+    height, width = latents.shape[-2:]
+    return QwenImagePipeline._pack_latents(latents, *latents.shape), [(1, height // 2, width // 2)]
+
+
+def padded(embeds: Tensor, mask: Tensor | None, length: int) -> dict[str, Tensor]:
+    """What `encode_prompt` returned, `[B, tokens, features]` and `[B, tokens]`, with zeros up to a length."""
+    if mask is None:  # none of them is padded
+        mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
+    missing = length - embeds.shape[1]
+    return {"embeds": F.pad(embeds, (0, 0, 0, missing)), "mask": F.pad(mask, (0, missing))}
 
 
 def _without_padding(embeds: Tensor, mask: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
