@@ -303,6 +303,18 @@ CASES = {
         lambda net: net(of(1, 4096, 64), of(1, 512, 3584), None, of(1), img_shapes=[[(1, 64, 64)]]),
         ("Qwen2.5-VL-7B", "Wan VAE"),
     ),
+    # Qwen/Qwen-Image-Edit, -2511: a source's tokens behind those of the sample, and 1369 or 196 before the prompt's
+    "qwen-image-edit": Case(
+        "Qwen-Image-Edit", "QwenImageEditPipeline", diffusers.QwenImageTransformer2DModel,
+        lambda net: net(of(1, 8192, 64), of(1, 1881, 3584), None, of(1), img_shapes=[[(1, 64, 64)] * 2]),
+        ("Qwen2.5-VL-7B", "Wan VAE"),
+    ),
+    "qwen-image-edit-2511": Case(
+        "Qwen-Image-Edit-2511", "QwenImageEditPlusPipeline",
+        lambda: diffusers.QwenImageTransformer2DModel(zero_cond_t=True),
+        lambda net: net(of(1, 8192, 64), of(1, 708, 3584), None, of(1), img_shapes=[[(1, 64, 64)] * 2]),
+        ("Qwen2.5-VL-7B", "Wan VAE"), size="1024 px, of one source",
+    ),
     "z-image": Case(  # Tongyi-MAI/Z-Image
         "Z-Image", "ZImagePipeline", diffusers.ZImageTransformer2DModel,
         lambda net: net([of(16, 1, 128, 128)], of(1), [of(512, 2560)]), ("Qwen3-4B", "KL-16"),

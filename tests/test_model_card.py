@@ -240,8 +240,9 @@ def test_the_snippet_loads_what_was_trained_in(tmp_path, base, setting, dtype):
     assert f'from_pretrained("base", torch_dtype={dtype})' in card_of(trainer)
 
 
-def test_the_snippet_of_an_editing_pipeline_edits(tmp_path, monkeypatch):
-    (case,) = (case for case in CASES if case.name == "flux_kontext")
+@pytest.mark.parametrize("name", ["flux_kontext", "qwen_image_edit_plus"])
+def test_the_snippet_of_an_editing_pipeline_edits(tmp_path, monkeypatch, name):
+    (case,) = (case for case in CASES if case.name == name)
     case.build().save_pretrained(tmp_path / "base")
     trainer = make_trainer(case.config(tmp_path), model=str(tmp_path / "base"), train_dataset=case.rows(4))
     trainer.save_model()

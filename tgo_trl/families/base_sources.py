@@ -18,7 +18,8 @@ from .base import Family
 class SourceFamily(Family):
     """A family that makes each sample from source images, brought to the sample's size; put it before the other base.
 
-    In training and in every sample alike: what a pipeline would otherwise make of the size of a source is not asked.
+    In training and in every sample alike: what a pipeline would otherwise make of the size of a source is not asked,
+    unless it cannot be told one.
     """
 
     most_sources = 1
