@@ -229,6 +229,11 @@ def call_flux(network: nn.Module) -> Any:
     return network(of(1, 4096, 64), of(1, 512, 4096), of(1, 768), of(1), *positions, guidance=of(1))
 
 
+def call_chroma(network: nn.Module) -> Any:
+    positions = of(4096, 3), of(512, 3)
+    return network(of(1, 4096, 64), of(1, 512, 4096), of(1), *positions, attention_mask=of(1, 4608))
+
+
 def call_wan(network: nn.Module) -> Any:
     return network(of(1, 16, 21, 60, 104), of(1, dtype=torch.float32), of(1, 512, 4096))
 
@@ -277,6 +282,9 @@ CASES = {
     "flux": Case(  # black-forest-labs/FLUX.1-dev
         "FLUX.1 dev", "FluxPipeline", lambda: diffusers.FluxTransformer2DModel(guidance_embeds=True), call_flux,
         ("CLIP-L", "T5-XXL", "KL-16"),
+    ),
+    "chroma": Case(  # lodestones/Chroma1-HD
+        "Chroma", "ChromaPipeline", diffusers.ChromaTransformer2DModel, call_chroma, ("T5-XXL", "KL-16"),
     ),
     "wan-1.3b": Case(  # Wan-AI/Wan2.1-T2V-1.3B-Diffusers
         "Wan 2.1 1.3B", **WAN,

@@ -26,6 +26,8 @@ FAMILIES = [case for case in CASES if "-" not in case.name or case.name == "wan-
 # `compute_text_seq_len_from_mask` of diffusers brings a number to the device where prompts of a batch have different
 # lengths, in the forward pass of the reference and in that of the policy. It is not read.
 KNOWN = {name: ["as_tensor"] * 2 for name in ("qwen_image", "qwen_image_edit", "qwen_image_edit_plus")}
+# `ChromaCombinedTimestepTextProjEmbeddings` brings the embedding of no guidance to the device in each of them.
+KNOWN["chroma"] = ["_to_copy"] * 2
 
 
 class _Copies(TorchDispatchMode):

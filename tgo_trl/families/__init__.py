@@ -11,6 +11,7 @@ from ..media.types import Sample, Size, VideoFormat
 from .amused import AmusedFamily
 from .base import Family
 from .base_sources import SourceFamily
+from .chroma import ChromaFamily
 from .flux import FluxFamily
 from .flux2 import Flux2KleinFamily
 from .flux_kontext import FluxKontextFamily
@@ -31,6 +32,7 @@ Clip = VideoFormat
 
 FAMILIES: dict[str, type[Family]] = {
     "AmusedPipeline": AmusedFamily,
+    "ChromaPipeline": ChromaFamily,
     "Flux2KleinPipeline": Flux2KleinFamily,
     "FluxKontextPipeline": FluxKontextFamily,
     "FluxPipeline": FluxFamily,
@@ -100,7 +102,7 @@ def build_family(pipeline_class: type[DiffusionPipeline], settings: Mapping[str,
 
 
 __all__ = [
-    "FAMILIES", "AmusedFamily", "Clip", "Family", "Flux2KleinFamily", "FluxFamily", "FluxKontextFamily",
+    "FAMILIES", "AmusedFamily", "ChromaFamily", "Clip", "Family", "Flux2KleinFamily", "FluxFamily", "FluxKontextFamily",
     "Lumina2Family", "MeissonicFamily", "QwenImageEditFamily", "QwenImageEditPlusFamily", "QwenImageFamily", "Sample",
     "SanaFamily", "Size", "SourceFamily", "StableDiffusion3Family", "StableDiffusionFamily", "StableDiffusionXLFamily",
     "VideoFormat", "WanFamily", "WanImageToVideoFamily", "ZImageFamily", "build_family", "find_family",

@@ -105,7 +105,7 @@ class FluxFamily(FlowMatchingFamily):
             guidance=guidance,
             pooled_projections=conditions["pooled"].to(dtype),
             encoder_hidden_states=embeds,
-            txt_ids=_text_ids(embeds.shape[1], device, dtype),
+            txt_ids=text_ids(embeds.shape[1], device, dtype),
             img_ids=ids,
             return_dict=False,
         )[0]
@@ -132,7 +132,7 @@ def image_ids(height: int, width: int, device: torch.device, dtype: torch.dtype)
 
 
 @functools.lru_cache(maxsize=64)
-def _text_ids(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def text_ids(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Zeros, `[length, 3]`."""
     with torch.inference_mode(False):
         return torch.zeros(length, 3, dtype=dtype, device=device)
