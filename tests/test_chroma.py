@@ -1,5 +1,7 @@
 """Chroma: which tokens of a prompt its network is told to look at, also where blocks are recomputed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -15,6 +17,11 @@ def test_the_mask_has_the_first_of_the_padding():
     # a start, 3 letters and an end; and 11 letters with a start, which are cut to 11 and an end
     assert encoded["mask"].tolist() == [[1] * 6 + [0] * 6, [1] * 12]
     assert encoded["embeds"].shape == (2, 12, 32)
+
+
+def test_flash_is_known_by_its_name():
+    pipeline = SimpleNamespace(config={"_name_or_path": "lodestones/Chroma1-Flash"})
+    assert ChromaFamily().step_distilled_from(pipeline) == "`lodestones/Chroma1-HD`"
 
 
 @pytest.mark.parametrize("every", [1, 2])

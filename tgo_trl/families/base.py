@@ -23,7 +23,7 @@ from ..noise import NoiseProcess
 
 T = TypeVar("T")
 
-FEW_STEPS = frozenset({"lcm", "lightning", "schnell", "turbo"})
+FEW_STEPS = frozenset({"flash", "lcm", "lightning", "schnell", "turbo"})
 """Words in the names of pipelines that were distilled to draw in few steps."""
 
 

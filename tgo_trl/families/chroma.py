@@ -29,6 +29,7 @@ class ChromaFamily(FlowMatchingFamily):
     own_sigmas = True
     latent_patch = 2
     prompt_encoders = ("text_encoder", "tokenizer")
+    undistilled = "lodestones/Chroma1-HD"
     comfyui_prefix = "transformer."
     lora_target_modules = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",

@@ -41,7 +41,7 @@ class QwenImageFamily(FlowMatchingFamily):
     # could learn nothing there.
     reads_lengths = True
     comfyui_prefix = "transformer."
-    undistilled = "Qwen/Qwen-Image"
+    undistilled: ClassVar[str | None] = "Qwen/Qwen-Image"
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
 
     def check(self, pipeline: DiffusionPipeline) -> None:

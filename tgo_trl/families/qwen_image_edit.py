@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -33,6 +33,7 @@ class QwenImageEditFamily(SourceFamily, QwenImageFamily):
     task = "image-to-image"
     has_sampler = False
     prompts_see_sources = True
+    undistilled: ClassVar[str | None] = "Qwen/Qwen-Image-Edit"
     prompt_encoders = ("text_encoder", "tokenizer", "processor")
 
     def encoded_size(self, size: Size) -> Size:
@@ -54,7 +55,7 @@ class QwenImageEditFamily(SourceFamily, QwenImageFamily):
         return {"source": means.transpose(1, 2).contiguous()}
 
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
-        """Nothing: there are no prompts without sources, which [`encode_edits`] takes."""
+        """Refused: no prompt is read without sources, beside which [`encode_edits`] encodes it."""
         raise NotImplementedError("prompts are encoded beside their sources")
 
     def encode_edits(self, pipeline: DiffusionPipeline, prompts: list[str], pixels: Tensor) -> dict[str, Tensor]:
@@ -106,6 +107,7 @@ class QwenImageEditPlusFamily(QwenImageEditFamily):
     """
 
     most_sources = 3  # which the models were published for; the pipeline takes any number
+    undistilled = None
 
     def encoded_size(self, size: Size) -> Size:
         """About a million pixels too."""
