@@ -4,6 +4,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+from safetensors.torch import load_file
 
 from tgo_trl.families import QwenImageEditFamily, QwenImageEditPlusFamily
 from tgo_trl.media.images import image_to_tensor
@@ -112,6 +113,8 @@ def test_a_row_has_its_prompt_as_it_is_encoded_beside_its_sources(tmp_path):
     places = trainer.train_dataset.prompts._places
     distinct = {(PROMPTS[i % 2], pair) for i, pair in enumerate(pairs)}
     assert len({place for _, place in places.values()}) == len(distinct)
+    stored = [load_file(path) for path in tmp_path.rglob("*.safetensors")]
+    (lengths,) = (tensors["embeds/lengths"].tolist() for tensors in stored if "embeds/lengths" in tensors)
     family, pipeline = PLUS.family(PLUS.build()), PLUS.build()
     for i, (prompt, pair) in enumerate(zip(rows["prompt"], pairs, strict=True)):
         pixels = torch.stack([image_to_tensor(pictures[k], SIZE) for k in pair])[None]
@@ -120,4 +123,5 @@ def test_a_row_has_its_prompt_as_it_is_encoded_beside_its_sources(tmp_path):
         for name in ("embeds", "mask"):
             torch.testing.assert_close(row["prompt"][name], expected[name][0])
         assert row["prompt_length"] == expected["mask"].sum()
+        assert lengths[places[i][1]] == row["prompt_length"]
         torch.testing.assert_close(row["image"]["source"], family.encode_sources(pipeline, pixels)["source"][0])

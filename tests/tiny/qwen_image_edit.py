@@ -12,7 +12,7 @@ from .data import picture
 from .parts import qwen_tokenizer, qwen_vl_encoder, ready
 
 calculate_dimensions = pipeline_qwenimage_edit.calculate_dimensions
-# a million pixels, which the pipeline brings sources to, would take minutes
+# A million pixels, which the pipeline brings sources to, would take minutes
 pipeline_qwenimage_edit.calculate_dimensions = lambda area, ratio: calculate_dimensions(area // 256, ratio)
 
 RESOLUTION = 32

@@ -9,7 +9,7 @@ from .data import picture
 from .parts import ready
 
 AREAS = {name: getattr(pipeline_qwenimage_edit_plus, name) for name in ("VAE_IMAGE_SIZE", "CONDITION_IMAGE_SIZE")}
-# a million pixels and 384 x 384, which the pipeline brings sources to, would take minutes
+# A million pixels and 384 x 384, which the pipeline brings sources to, would take minutes
 pipeline_qwenimage_edit_plus.VAE_IMAGE_SIZE = 64 * 64
 pipeline_qwenimage_edit_plus.CONDITION_IMAGE_SIZE = 32 * 32
 
