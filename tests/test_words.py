@@ -260,7 +260,7 @@ def test_classes_are_no_scores_and_no_prompts(tmp_path):
     with pytest.raises(ValueError, match=message):
         score_dataset(prompts, lambda prompts, images: [0.0] * len(prompts))
     with pytest.raises(ValueError, match=message):
-        check_no_classes(Features({"prompt": List(ClassLabel(names=["a"]))}), {"prompt_column": "prompt"})
+        check_no_classes(Features({"prompt": List(ClassLabel(names=["a"]))}), {"prompt_column": ["prompt"]})
 
 
 def test_training_refuses_codes_before_it_encodes(tmp_path):

@@ -1,6 +1,6 @@
 """Columns of classes: they hold codes, whose order means nothing, for names, which are what people meant."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import ClassLabel, Features, LargeList, List
@@ -40,21 +40,21 @@ def class_names(feature: Any) -> list[str] | None:
     return list(feature.names) if isinstance(feature, ClassLabel) else None
 
 
-def check_no_classes(features: Features | None, columns: Mapping[str, str]) -> None:
+def check_no_classes(features: Features | None, columns: Mapping[str, Sequence[str]]) -> None:
     """Raises a ValueError if prompts or scores would be read from codes of classes.
 
     Args:
         features: of the data set.
-        columns: by the setting that names each, `"prompt_column"` and `"score_column"`.
+        columns: by the setting that names them: `"prompt_column"`, and `"score_column"` or `"score_columns"`.
     """
-    for setting, column in columns.items():
+    for setting, column in ((setting, column) for setting, named in columns.items() for column in named):
         names = class_names((features or {}).get(column))
         if names is None:
             continue
         shown = shown_names(names)
-        if setting == "score_column":
+        if setting.startswith("score_column"):
             raise ValueError(
-                f"`score_column` is {column!r}, a column of classes ({shown}): what it holds are codes, 0 for the "
+                f"`{setting}` is {column!r}, a column of classes ({shown}): what it holds are codes, 0 for the "
                 "first name and so on, and no scores. Say which name is good, `tgo-trl convert --layout labels "
                 f"--annotation_columns {column} --positive_label ...`, or write numbers into a column of their own."
             )

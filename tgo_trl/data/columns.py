@@ -19,6 +19,7 @@ class Columns:
 
     Attributes:
         prompt, score: of prompts and scores.
+        scores: of scores, in the order of their names, where there are several; `score` then has no meaning.
         media: of images or videos.
         media_argument: the setting that names that column, for messages.
         rejected: of the worse images or videos, where a row is a pair; `media` is then that of the better ones, and
@@ -32,6 +33,17 @@ class Columns:
     media_argument: str = "image_column"
     rejected: str | None = None
     source: str | None = None
+    scores: tuple[str, ...] = ()
+
+    @property
+    def of_scores(self) -> list[str]:
+        """Those that hold scores, in the order in which a row has them."""
+        return [*self.scores] or [self.score]
+
+    @property
+    def without_media(self) -> "Columns":
+        """Of rows whose images or videos are not looked at: a score stands in their place."""
+        return replace(self, media=self.of_scores[0])
 
     @property
     def of_media(self) -> list[str]:
@@ -39,11 +51,12 @@ class Columns:
         return [self.media] if self.rejected is None else [self.media, self.rejected]
 
     @property
-    def by_argument(self) -> dict[str, str]:
+    def by_argument(self) -> dict[str, list[str]]:
         """The columns that are read, by the settings that name them."""
-        last = {"score_column": self.score} if self.rejected is None else {"rejected_column": self.rejected}
-        sources = {} if self.source is None else {"source_column": self.source}
-        return {"prompt_column": self.prompt, self.media_argument: self.media, **last, **sources}
+        of_scores = {"score_columns" if self.scores else "score_column": self.of_scores}
+        last = of_scores if self.rejected is None else {"rejected_column": [self.rejected]}
+        sources = {} if self.source is None else {"source_column": [self.source]}
+        return {"prompt_column": [self.prompt], self.media_argument: [self.media], **last, **sources}
 
     def check(self, dataset: Dataset | IterableDataset, name: str, hint: str = "") -> None:
         """Raises a ValueError if a column of a data set for training is missing, or holds codes of classes.
@@ -53,14 +66,13 @@ class Columns:
             name: of the data set.
             hint: what else to do about a missing column, as a sentence.
         """
-        for argument, column in self.by_argument.items():
+        for argument, columns in self.by_argument.items():
             remedy = f"Rename the column, or set `{argument}` in the `TGOConfig`. {hint}".rstrip()
-            check_columns(f"The {name} data set", known_columns(dataset), [column], remedy)
+            check_columns(f"The {name} data set", known_columns(dataset), columns, remedy)
         if known_columns(dataset) is not None:
-            of_text = {
-                it: column for it, column in self.by_argument.items() if column not in (*self.of_media, self.source)
-            }
-            check_no_classes(dataset.features, of_text)
+            for argument, columns in self.by_argument.items():
+                of_text = [column for column in columns if column not in (*self.of_media, self.source)]
+                check_no_classes(dataset.features, {argument: of_text})
 
 
 def check_columns(subject: str, present: Sequence[str] | None, wanted: Iterable[str], remedy: str) -> None:

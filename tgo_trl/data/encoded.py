@@ -21,7 +21,7 @@ from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWrit
 from .batch import PreparedRow
 from .columns import undecoded
 from .pairs import Pairs
-from .rows import BadRows, RowSource
+from .rows import BadRows, RowSource, Score
 from .sampler import Index, padding_like
 from .sources import Places, encode_edits, encode_sources, scan_sources
 
@@ -35,7 +35,7 @@ class ScannedRows:
     Attributes:
         rows: index of each row in the data set.
         prompts: its prompt.
-        scores: its score.
+        scores: its score, or scores.
         keys: a fingerprint of its image or video file.
         sizes: what its image is brought to.
         columns: the column of its image or video.
@@ -46,7 +46,7 @@ class ScannedRows:
 
     rows: list[int]
     prompts: list[str]
-    scores: list[float]
+    scores: list[Score]
     keys: list[str]
     sizes: list[Size]
     columns: list[str]
@@ -96,7 +96,7 @@ def scan_rows(source: RowSource, bad: BadRows, progress: bool = False, most_sour
     return replace(scanned.take(kept), sources=[sources[i] or () for i in kept])
 
 
-def _identify(source: RowSource, images: Sequence[tuple[str, Any, float]]) -> list[tuple[str, Size]]:
+def _identify(source: RowSource, images: Sequence[tuple[str, Any, Score]]) -> list[tuple[str, Size]]:
     """Fingerprint and size of each image of a row; raises a ColumnError, with a clause, if they cannot be used."""
     found = []
     for column, value, _ in images:
@@ -201,9 +201,9 @@ class EncodedDataset(TorchDataset[PreparedRow]):
     @property
     def fingerprint(self) -> str:
         """A digest of the rows in their order: prompts, scores, image or video files."""
-        scores = self.labels.scores.tolist()
-        rows = zip((self.scanned.keys[i] for i in self.positions), self.prompt_texts, scores, strict=True)
-        sources = (key for i in self.positions for key in self.scanned.sources[i])
+        scanned = self.scanned
+        rows = ((scanned.keys[i], scanned.prompts[i], scanned.scores[i]) for i in self.positions)
+        sources = (key for i in self.positions for key in scanned.sources[i])
         return fingerprint(*(part for row in rows for part in row), *sources)
 
     @property

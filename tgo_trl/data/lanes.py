@@ -15,7 +15,7 @@ from datasets import IterableDataset
 from ..media.origin import Origin
 from ..storage.fingerprints import fingerprint
 from .columns import Columns
-from .rows import BadRows, iterate_rows
+from .rows import BadRows, Score, iterate_rows
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ class ScannedShard:
         bad: row in the shard, column and reason of each bad one; only the first if bad rows are not skipped.
     """
 
-    scores: list[float] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     num_rows: int = 0
     bad: list[tuple[int, str, str]] = field(default_factory=list)
@@ -127,8 +127,7 @@ def scan_shards(
 
 def _scan_shard(stream: IterableDataset, columns: Columns, skip_bad: bool) -> ScannedShard:
     shard = ScannedShard()
-    without_media = Columns(columns.prompt, columns.score, columns.score)
-    for row, prompt, _, score in iterate_rows(stream, without_media, _FoundRows(shard), Origin()):
+    for row, prompt, _, score in iterate_rows(stream, columns.without_media, _FoundRows(shard), Origin()):
         if shard.bad and not skip_bad:
             break
         shard.scores.append(score)

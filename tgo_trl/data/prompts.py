@@ -20,7 +20,7 @@ def check_prompt_column(dataset: Dataset, column: str) -> None:
     remedy = "Rename the column, or set `prompt_column` in the `AlignPropConfig`."
     check_columns("The training data set", known_columns(dataset), [column], remedy)
     if known_columns(dataset) is not None:
-        check_no_classes(dataset.features, {"prompt_column": column})
+        check_no_classes(dataset.features, {"prompt_column": [column]})
 
 
 def read_prompts(dataset: Dataset, column: str, bad: BadRows) -> dict[int, str]:

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from datasets import Dataset, IterableDataset
 
@@ -20,6 +20,9 @@ from .columns import Columns, undecoded
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+Score: TypeAlias = float | tuple[float, ...]
+"""Of a row: a number, or, of several columns, one of each, in the order of their names."""
 
 LONGEST_REASON = 1000
 
@@ -97,14 +100,15 @@ def read_cell(example: Mapping[str, Any], column: str, read: Callable[[Any], T])
 
 def read_row(
     example: Mapping[str, Any], columns: Columns, row: int, bad: BadRows, origin: Origin
-) -> tuple[str, Any, float] | None:
+) -> tuple[str, Any, Score] | None:
     """Prompt, image or video, and score of one example, or None if it is bad and bad rows are skipped.
 
     Files are named, and not opened.
     """
     try:
         prompt = read_cell(example, columns.prompt, check_prompt)
-        score = read_cell(example, columns.score, check_score)
+        scores = [read_cell(example, column, check_score) for column in columns.of_scores]
+        score = tuple(scores) if columns.scores else scores[0]
         return prompt, read_cell(example, columns.media, origin.locate), score
     except ColumnError as error:
         bad.add(row, error.column, str(error))
@@ -113,9 +117,9 @@ def read_row(
 
 def iterate_rows(
     dataset: Dataset | IterableDataset, columns: Columns, bad: BadRows, origin: Origin, first_row: int = 0
-) -> Iterator[tuple[int, str, Any, float]]:
+) -> Iterator[tuple[int, str, Any, Score]]:
     """Index, prompt, image or video, and score of each good row, in order; files are named, and not opened."""
-    for row, example in enumerate(undecoded(dataset, columns.prompt, columns.media, columns.score), first_row):
+    for row, example in enumerate(undecoded(dataset, columns.prompt, columns.media, *columns.of_scores), first_row):
         values = read_row(example, columns, row, bad, origin)
         if values is not None:
             yield row, *values
@@ -159,11 +163,11 @@ class RowSource:
     skip_bad: bool = False
     first_row: int = 0
 
-    def rows(self, bad: BadRows) -> Iterator[tuple[int, str, Any, float]]:
+    def rows(self, bad: BadRows) -> Iterator[tuple[int, str, Any, Score]]:
         """The good rows, as [`iterate_rows`] gives them."""
         return iterate_rows(self.dataset, self.columns, bad, self.origin, self.first_row)
 
-    def images(self, bad: BadRows) -> Iterator[tuple[int, str, list[tuple[str, Any, float]]]]:
+    def images(self, bad: BadRows) -> Iterator[tuple[int, str, list[tuple[str, Any, Score]]]]:
         """Index and prompt of each good row, and column, image or video, and score of what it has of them.
 
         That is one, or the two of a pair, the better one first, whose scores are 1 and 0.

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
-import torch
 from datasets import IterableDataset
 from torch import Tensor
 from torch.utils.data import IterableDataset as TorchIterableDataset
@@ -18,7 +17,7 @@ from ..media.types import Size
 from .batch import PreparedRow
 from .columns import Columns
 from .lanes import Share, in_lanes, lane_of
-from .rows import BadRows, RowSource, iterate_rows
+from .rows import BadRows, RowSource, Score, iterate_rows
 
 
 class StreamDataset(TorchIterableDataset[PreparedRow]):
@@ -149,7 +148,7 @@ class StreamDataset(TorchIterableDataset[PreparedRow]):
                 "row": row,
                 "epoch": epoch,
                 "valid": True,
-                "score": torch.tensor(score, dtype=torch.float32),
+                "score": label.scores[0].float(),
                 "is_positive": label.is_positive[0],
                 "weight": label.weights[0],
                 "pixels": pixels,
@@ -162,11 +161,11 @@ class StreamDataset(TorchIterableDataset[PreparedRow]):
         bad.warn("streamed", row + 1 - source.first_row)
 
 
-def scan_stream(stream: IterableDataset, columns: Columns, bad: BadRows) -> tuple[list[float], list[str]]:
+def scan_stream(stream: IterableDataset, columns: Columns, bad: BadRows) -> tuple[list[Score], list[str]]:
     """Scores and prompts of the whole stream, in one pass that does not read images where the format allows it."""
-    scores, prompts = [], []
-    without_media = Columns(columns.prompt, columns.score, columns.score)
-    for _, prompt, _, score in iterate_rows(stream, without_media, bad, Origin()):
+    scores: list[Score] = []
+    prompts: list[str] = []
+    for _, prompt, _, score in iterate_rows(stream, columns.without_media, bad, Origin()):
         scores.append(score)
         prompts.append(prompt)
     return scores, prompts

@@ -1,12 +1,14 @@
 """Fits the label rule on a data set, which is checked first."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .checks import check_finite, check_several_images
+from .combination import CombinedRule, column_distances, combine, num_disagreeing
 from .normalization import center_and_scale
 from .rule import PER_PROMPT, LabelRule, prompt_thresholds
 from .thresholds import mean_threshold, percentile_threshold
@@ -27,6 +29,7 @@ def fit_label_rule(
     beta: float = 1.0,
     confidence_coef: float = 5.0,
     normalization: str = "none",
+    column: str | None = None,
 ) -> LabelRule:
     """Fits the rule on the whole data set.
 
@@ -40,6 +43,7 @@ def fit_label_rule(
         confidence_coef: `c`.
         normalization: `"none"` (the paper's), `"zscore"` (mean, standard deviation) or `"robust"` (median,
             interquartile range), for scores whose units make `c` act too little or too much.
+        column: of the scores, for messages, where there are several.
 
     Raises:
         ValueError: if scores are not finite or all equal, if the split is one-sided, if prompts with a single image
@@ -89,24 +93,76 @@ def fit_label_rule(
         num_prompts=len(set(prompts)),
         prompt_thresholds=per_prompt,
     )
-    _check_split(rule, raw)
+    setting = "threshold_value" if column is None else "threshold_values"
+    remedy = f"with many equal scores, set `threshold_type='value'` and a `{setting}` between two of them"
+    _check_split(rule, raw, "The threshold" if column is None else f"The threshold of {column!r}", remedy)
     return rule
 
 
-def _check_split(rule: LabelRule, raw: Tensor) -> None:
+def fit_combined_rule(
+    scores: Mapping[str, Sequence[float]],
+    prompts: Sequence[str],
+    *,
+    combination: str = "sum",
+    weights: Mapping[str, float] | None = None,
+    values: Mapping[str, float] | None = None,
+    **settings: Any,
+) -> CombinedRule:
+    """Fits the rule of several columns of scores, each with a threshold and a normalisation of its own.
+
+    Args:
+        scores: `[N]` of each column by its name, in its score units.
+        prompts: `N` prompts.
+        combination: `"sum"` or `"vote"`, see [`~tgo_trl.labels.combination.combine`].
+        weights: what columns count, by name; 1 where there is none.
+        values: `tau` of each column in its score units, for `threshold_type="value"`.
+        settings: the others of [`fit_label_rule`], which all columns share.
+
+    Raises:
+        ValueError: as [`fit_label_rule`], with the name of the column; or if what they say together is one-sided.
+    """
+    columns: dict[str, LabelRule] = {}
+    for name in sorted(scores):
+        value = None if values is None else values[name]
+        try:
+            columns[name] = fit_label_rule(scores[name], prompts, value=value, column=name, **settings)
+        except ValueError as error:
+            raise ValueError(f"Of the scores in {name!r}: {error}") from error
+    column_weights = {name: (weights or {}).get(name, 1.0) for name in columns}
+    distances = column_distances(columns.values(), (scores[name] for name in columns), prompts)
+    combined = combine(combination, distances, column_weights.values())
+    first = next(iter(columns.values()))
+    of_sums = LabelRule.at(
+        torch.zeros((), dtype=torch.float64), combined, confidence_coef=first.confidence_coef, beta=first.beta,
+        num_prompts=first.num_prompts,
+    )  # fmt: skip
+    rule = CombinedRule(
+        **vars(of_sums),
+        combination=combination,
+        columns=columns,
+        column_weights=column_weights,
+        num_disagreeing=num_disagreeing(distances),
+    )
+    subject = f"The {combination} of {', '.join(map(repr, columns))}, with the threshold"
+    _check_split(rule, combined, subject, "set other thresholds, `score_weights` or columns")
+    return rule
+
+
+def _check_split(rule: LabelRule, raw: Tensor, subject: str, remedy: str) -> None:
     num_positive, num_rows, threshold = rule.num_positive, rule.num_rows, rule.threshold
     share = num_positive / num_rows
     if rule.is_one_sided:
         side = "positive" if num_positive else "negative"
         raise ValueError(
-            f"The threshold {threshold:.6g} makes all {num_rows} rows {side} (scores run from {raw.min().item():.6g} "
+            f"{subject} {threshold:.6g} makes all {num_rows} rows {side} (scores run from {raw.min().item():.6g} "
             f"to {raw.max().item():.6g}, and a score equal to the threshold is positive). Training needs both sides: "
-            "with many equal scores, set `threshold_type='value'` and a `threshold_value` between two of them."
+            f"{remedy}."
         )
     if not LOPSIDED_SHARE <= share <= 1 - LOPSIDED_SHARE:
         logger.warning(
-            "The threshold %.6g makes %d of %d rows positive (%.1f %%). Such a lopsided split learns mostly from one "
-            "side; a threshold nearer to the median (`threshold_type='percentile'`, 50) is usually better.",
+            "%s %.6g makes %d of %d rows positive (%.1f %%). Such a lopsided split learns mostly from one side; a "
+            "threshold nearer to the median (`threshold_type='percentile'`, 50) is usually better.",
+            subject,
             threshold,
             num_positive,
             num_rows,

@@ -107,7 +107,12 @@ class LabelRule:
         """Whether all rows that it was fitted on are positive, or all negative."""
         return self.num_positive in (0, self.num_rows)
 
-    def apply(self, scores: Sequence[float] | Tensor, prompts: Sequence[str]) -> Labels:
+    @property
+    def is_per_prompt(self) -> bool:
+        """Whether there is a threshold for each prompt, which a new one needs several images at once for."""
+        return self.threshold_type in PER_PROMPT
+
+    def apply(self, scores: Sequence[Any] | Tensor, prompts: Sequence[str]) -> Labels:
         """Labels of rows, those the rule was fitted on or others.
 
         With a threshold per prompt, a prompt that the rule has not seen gets that of its own rows here.
@@ -120,8 +125,7 @@ class LabelRule:
             ValueError: if a score or a weight is not finite, or a new prompt has a single image under a threshold per
                 prompt.
         """
-        raw = check_finite(scores)
-        check_several_images(prompts, self._unseen(prompts), self.threshold_type)
+        raw = self._checked(scores, prompts)
         labels = self.labels(raw, prompts)
         infinite = (~labels.weights.isfinite()).nonzero().flatten().tolist()
         if infinite:
@@ -153,6 +157,19 @@ class LabelRule:
         """
         return ((scores - self._row_thresholds(scores, prompts)) / self.score_std).float()
 
+    def distances(self, scores: Sequence[float] | Tensor, prompts: Sequence[str]) -> Tensor:
+        """`(s - tau) / scale` of each row, float64 `[N]` in normalised score units, at least 0 of positive rows.
+
+        Args:
+            scores: `[N]`, in score units, finite.
+            prompts: `N` prompts.
+
+        Raises:
+            ValueError: if a score is not finite, or a new prompt has a single image under a threshold per prompt.
+        """
+        raw = self._checked(scores, prompts)
+        return (raw - self._row_thresholds(raw, prompts)) / self.scale
+
     def to_dict(self) -> dict[str, Any]:
         """The rule as plain JSON values."""
         return asdict(self)
@@ -164,10 +181,7 @@ class LabelRule:
 
     def equals(self, other: "LabelRule") -> bool:
         """Whether both rules label alike, up to the rounding of sums, which depends on the number of threads."""
-        mine, others = self.to_dict(), other.to_dict()
-        prompts, other_prompts = mine.pop("prompt_thresholds"), others.pop("prompt_thresholds")
-        mine, others = {**mine, **prompts}, {**others, **other_prompts}
-        return mine.keys() == others.keys() and all(_same(mine[name], others[name]) for name in mine)
+        return _same(self.to_dict(), other.to_dict())
 
     def describe(self) -> str:
         """One phrase for tables and cards."""
@@ -180,14 +194,23 @@ class LabelRule:
         }[self.threshold_type]
         return f"{self.threshold:.6g} ({name})"
 
+    def details(self) -> dict[str, str]:
+        """More lines for tables and cards, by name; none of a single column of scores."""
+        return {}
+
+    def _checked(self, scores: Sequence[float] | Tensor, prompts: Sequence[str]) -> Tensor:
+        raw = check_finite(scores)
+        check_several_images(prompts, self._unseen(prompts), self.threshold_type)
+        return raw
+
     def _unseen(self, prompts: Sequence[str]) -> list[int]:
         """The rows that need a threshold of their own and have none yet."""
-        if self.threshold_type not in PER_PROMPT:
+        if not self.is_per_prompt:
             return []
         return [i for i, prompt in enumerate(prompts) if prompt not in self.prompt_thresholds]
 
     def _row_thresholds(self, scores: Tensor, prompts: Sequence[str]) -> Tensor:
-        if self.threshold_type not in PER_PROMPT:
+        if not self.is_per_prompt:
             return torch.tensor(self.threshold, dtype=torch.float64)
         unseen, beta = self._unseen(prompts), self.beta * self.scale
         own = prompt_thresholds(scores, prompts, unseen, self.threshold_type, beta) if unseen else {}
@@ -217,6 +240,8 @@ def prompt_thresholds(
 
 
 def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
     return bool(one == other)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..labels.combination import rule_from_dict
 from ..labels.rule import LabelRule
 from ..messages.public import is_secret_name, without_secrets
 from ..policy.alterations import check_saved_names, unwrap_networks
@@ -96,7 +97,7 @@ class RunRecord:
         rule = values["label_rule"]
         return cls(
             config=values["config"],
-            rule=None if rule is None else LabelRule.from_dict(rule),
+            rule=None if rule is None else rule_from_dict(rule),
             temperature=values["temperature"],
             size=tuple(values["size"]),
             course=Course(**values["course"]),

@@ -19,7 +19,7 @@ MOST_PER_TENSOR = 4096  # numbers
 REPLACED = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "lora_r", "lora_alpha", "lora_dropout",
     "lora_target_modules", "model_init_kwargs", "prompt_column", "image_column", "video_column", "score_column",
-    "source_column",
+    "score_columns", "score_weights", "threshold_values", "source_column",
     "chosen_column", "rejected_column", "pairs", "pair_margin", "resolution", "height", "width", "on_bad_row",
     "max_steps", "num_train_epochs", "recipe", "max_drift", "min_variety", "early_stopping_patience",
     "stream_lanes",
@@ -46,6 +46,7 @@ OF_THE_BASE = "the base model's weights"
 
 OFF = objective.OFF | {
     "quantile_scope": "auto", "num_ref_draws": None, "precompute_ref_log_probs": False, "bf16_autocast": True,
+    "score_combination": "sum",
 }  # fmt: skip
 """Settings of a run as they are by default, and as they were in a run of a version without them."""
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
+from ..data.score_columns import has_several, usual_normalization
 from ..labels.quantiles import QUANTILE_SCOPES
 from ..losses import LOSSES, Loss, build_loss
 from ..losses.diffusion_kto import UTILITIES
@@ -32,7 +33,7 @@ OFF: dict[str, Any] = {
 }
 """Settings of losses as they are by default."""
 OF_A_THRESHOLD = ("threshold_type", "threshold_percentile", "threshold_value")
-"""Settings of labels, which pairs do not have."""
+"""Settings of labels, which pairs do not have, unless several columns of scores make them."""
 OF_PAIRS = ("pairs", "pair_margin", "chosen_column", "rejected_column")
 
 MOST_SMOOTHING = 0.5
@@ -233,7 +234,7 @@ def _check_used(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Non
             f"`recipe` is {recipe!r}, which `loss_type={loss_type!r}` has no use for. Set `loss_type={of!r}` too, or "
             "leave it out."
         )
-    unset = {**defaults, **PAPER}
+    unset = {**defaults, **PAPER, "score_normalization": usual_normalization(settings)}
     for name in _without_use(settings):
         if settings[name] != unset[name]:
             of_pairs = " or ".join(repr(it) for it, loss in LOSSES.items() if loss.rows == "pairs")
@@ -248,12 +249,17 @@ def _without_use(settings: Mapping[str, Any]) -> Iterator[str]:
     """The settings of objective and rows that change nothing of a run with this loss."""
     loss = LOSSES[settings["loss_type"]]
     yield from (name for name in OFF if name not in _own(settings))
-    yield from OF_A_THRESHOLD if loss.rows == "pairs" else OF_PAIRS
+    if loss.rows != "pairs":
+        yield from OF_PAIRS
+    elif not has_several(settings):  # which are compared by their distances to thresholds
+        yield from OF_A_THRESHOLD
     if loss.relative_score != "quantile":
         yield "quantile_scope"
     if not has_beta(settings):
         yield "beta"
     if not loss.weighs_rows and settings["confidence_coef"] != 0:
         yield "confidence_coef"
-    if not loss.weighs_rows and settings["threshold_type"] != "prompt_baseline":  # whose `beta` is in these units
+    # the baseline's `beta` is in these units, and several columns are added up in them
+    are_units_used = settings["threshold_type"] == "prompt_baseline" or has_several(settings)
+    if not loss.weighs_rows and not are_units_used:
         yield "score_normalization"

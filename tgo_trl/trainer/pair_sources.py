@@ -34,7 +34,7 @@ def check_pair_source(args: TGOConfig, dataset: Dataset | IterableDataset, name:
                     "makes pairs of scored images. Leave one of the two out."
                 )
         return
-    for setting in ("pair_margin", "score_column", "image_column", "video_column"):
+    for setting in ("pair_margin", "score_column", "score_columns", "image_column", "video_column"):
         value = getattr(args, setting)
         if value != DEFAULTS[setting]:
             raise ValueError(
@@ -64,7 +64,9 @@ def columns_of(args: TGOConfig, dataset: Dataset | IterableDataset, kind: str) -
     if LOSSES[args.loss_type].rows == "pairs" and pair_selection(args, dataset) == "columns":
         return Columns(args.prompt_column, args.chosen_column, "", "chosen_column", args.rejected_column)
     argument = f"{kind}_column"
-    return Columns(args.prompt_column, getattr(args, argument), args.score_column, argument)
+    names = args.score_names
+    several = tuple(names) if len(names) > 1 else ()
+    return Columns(args.prompt_column, getattr(args, argument), names[0], argument, scores=several)
 
 
 def checked_columns(args: TGOConfig, dataset: Dataset | IterableDataset, name: str, kind: str) -> Columns:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -20,11 +20,11 @@ from ..data.pairs import Pairs, find_pairs, without_unreadable
 from ..data.prompts import check_prompt_column, read_prompts
 from ..data.rows import BadRows, RowSource
 from ..data.sampler import rows_at_ratio
+from ..data.score_columns import by_name, has_several
 from ..data.stream import StreamDataset, scan_stream
-from ..labels.checks import check_finite
-from ..labels.fitting import fit_label_rule
+from ..labels.fitting import fit_combined_rule, fit_label_rule
 from ..labels.quantiles import ScoreQuantiles
-from ..labels.rule import PER_PROMPT, LabelRule, Labels
+from ..labels.rule import LabelRule, Labels
 from ..labels.weights import weight_balance
 from ..media.origin import find_origin
 from ..media.readers import ImageReader, MediaReader, VideoReader
@@ -57,17 +57,30 @@ def evaluation_block(args: TGOConfig, num_sizes: int) -> int:
     return args.eval_batch_size * args.world_size if num_sizes > 1 or args.world_size > 1 else 1
 
 
-def fit_rule(args: TGOConfig, scores: Sequence[float], prompts: Sequence[str]) -> LabelRule:
-    """The rule of a training set, fitted as the settings say; as [`fit_label_rule`], also in what it raises."""
-    return fit_label_rule(
-        scores,
+def fit_rule(args: TGOConfig, scores: Sequence[Any], prompts: Sequence[str]) -> LabelRule:
+    """The rule of a training set, fitted as the settings say; as [`fit_label_rule`], also in what it raises.
+
+    Args:
+        args: the run's settings.
+        scores: of each row, or its scores in the order of `args.score_names`, if these are several.
+        prompts: of each row.
+    """
+    settings: dict[str, Any] = {
+        "threshold_type": args.threshold_type,
+        "percentile": args.threshold_percentile,
+        "beta": args.beta,
+        "confidence_coef": args.confidence_coef,
+        "normalization": args.score_normalization,
+    }
+    if not has_several(vars(args)):
+        return fit_label_rule(scores, prompts, value=args.threshold_value, **settings)
+    return fit_combined_rule(
+        {name: [row[i] for row in scores] for i, name in enumerate(args.score_names)},
         prompts,
-        threshold_type=args.threshold_type,
-        percentile=args.threshold_percentile,
-        value=args.threshold_value,
-        beta=args.beta,
-        confidence_coef=args.confidence_coef,
-        normalization=args.score_normalization,
+        combination=args.score_combination,
+        weights=by_name(vars(args), "score_weights"),
+        values=by_name(vars(args), "threshold_values"),
+        **settings,
     )
 
 
@@ -94,6 +107,7 @@ class DataPreparer:
         self.loss = unresolved_loss(vars(args))
         self.relative_scores: Callable[[Tensor, Sequence[str]], Tensor] | None = None
         self.weight_balance = 1.0
+        self._pair_rule: LabelRule | None = None
 
     def training_set(self, dataset: Dataset | IterableDataset) -> tuple[PreparedDataset, LabelRule | None]:
         """The training set and the rule fitted on it; None of pairs, which need no threshold."""
@@ -143,9 +157,9 @@ class DataPreparer:
         if not isinstance(dataset, IterableDataset):
             return self._encode(source, rule)[0]
         assert rule is not None  # a stream gives no pairs
-        if rule.threshold_type in PER_PROMPT:
+        if rule.is_per_prompt:
             raise ValueError(
-                f"`threshold_type='{rule.threshold_type}'` needs all images of a prompt at once, which the "
+                f"`threshold_type={self.args.threshold_type!r}` needs all images of a prompt at once, which the "
                 f"streaming {name} data set does not give. Load it without `streaming=True`."
             )
         if isinstance(self.relative_scores, ScoreQuantiles) and self.relative_scores.scope == "prompt":
@@ -201,7 +215,8 @@ class DataPreparer:
         """The pairs among scanned images; no others are encoded."""
         args, name = self.args, source.name
         selection = pair_selection(args, source.dataset)
-        pairs = find_pairs(selection, args.pair_margin, scanned.tasks, scanned.scores, scanned.keys, scanned.sizes)
+        compared = self._compared_scores(scanned, selection)
+        pairs = find_pairs(selection, args.pair_margin, scanned.tasks, compared, scanned.keys, scanned.sizes)
         if not pairs.positions:
             raise ValueError(self._no_pairs(name, pairs))
         used = sorted({*pairs.flat})
@@ -217,11 +232,23 @@ class DataPreparer:
         if pairs.left_out:
             logger.warning("Of the %s data set, there were left out: %s.", name, pairs.describe_left_out())
         is_positive = torch.tensor([True, False]).repeat(len(pairs.positions))
-        scores = torch.tensor([scanned.scores[i] for i in pairs.flat], dtype=torch.float64)
+        scores = torch.tensor([compared[used[i]] for i in pairs.flat], dtype=torch.float64)
         labels = Labels(scores, is_positive, torch.ones(len(scores)))
         texts = {i: self.loss.prompt(scanned.prompts[i], True) for i in pairs.flat}
         prompts, sources = encode_with_sources(source, scanned, texts, self.encoders, writer, batch_size)
         return EncodedDataset(scanned, images, prompts, pairs.flat, labels, pairs, sources)
+
+    def _compared_scores(self, scanned: ScannedRows, selection: str) -> Sequence[Any]:
+        """What the images of a prompt are compared by: of several columns, the signed scores.
+
+        Their rule is that of the training set, also where others are evaluated.
+        """
+        if selection == "columns" or not has_several(vars(self.args)):
+            return scanned.scores
+        if self._pair_rule is None:
+            self._pair_rule = self._fit(scanned.scores, scanned.tasks)
+        compared: list[float] = self._pair_rule.apply(scanned.scores, scanned.tasks).scores.tolist()
+        return compared
 
     def _no_pairs(self, name: str, pairs: Pairs) -> str:
         left_out = f" Left out were {pairs.describe_left_out()}." if pairs.left_out else ""
@@ -242,7 +269,7 @@ class DataPreparer:
                 "another threshold."
             )
 
-    def _fit(self, scores: list[float], prompts: list[str]) -> LabelRule:
+    def _fit(self, scores: Sequence[Any], prompts: list[str]) -> LabelRule:
         args = self.args
         rule = fit_rule(args, scores, prompts)
         if args.positive_ratio is not None:
@@ -250,7 +277,8 @@ class DataPreparer:
         if self.loss.relative_score == "advantage":
             self.relative_scores = rule.advantages
         elif self.loss.relative_score == "quantile":
-            self.relative_scores = ScoreQuantiles.fit(check_finite(scores), prompts, self.args.quantile_scope)
+            signed = rule.apply(scores, prompts).scores
+            self.relative_scores = ScoreQuantiles.fit(signed, prompts, args.quantile_scope)
         return rule
 
     def _shows_progress(self) -> bool:

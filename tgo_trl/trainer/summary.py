@@ -29,6 +29,7 @@ def summary_rows(
         ("rows", f"{rule.num_rows:,}"),
         ("prompts", f"{rule.num_prompts:,}"),
         ("threshold", rule.describe()),
+        *rule.details().items(),
         ("positive rows", f"{rule.num_positive:,} ({100 * rule.num_positive / rule.num_rows:.1f} %)"),
     ]
     if reading is not None:

@@ -10,7 +10,8 @@ from transformers import TrainingArguments
 from transformers.utils.import_utils import is_torch_cuda_available
 
 from ..data.pairs import SELECTIONS
-from ..labels import NORMALIZATIONS
+from ..data.score_columns import check_score_columns, has_several, score_names, usual_normalization
+from ..labels import COMBINATIONS, NORMALIZATIONS
 from ..labels.checks import MAX_FLOAT32
 from ..labels.fitting import THRESHOLD_TYPES
 from ..labels.quantiles import QUANTILE_SCOPES
@@ -117,6 +118,16 @@ class TGOConfig(TrainingArguments):
         prompt_column, image_column, video_column, score_column (`str`, *optional*):
             Names of the columns of the data set: `"prompt"`, `"image"`, `"video"` and `"score"` by default. A pipeline
             that makes videos trains on the video column.
+        score_columns (`list[str]`, *optional*):
+            Several columns of scores instead, each with a threshold of its own; `docs/score_columns.md` has an example.
+            A column that is high where another is low holds that one back. Their order does not matter.
+        score_combination (`str`, *optional*, defaults to `"sum"`):
+            Of several columns, what makes a row positive: that the `"sum"` of how far its scores lie above their
+            thresholds, each in the units of `score_normalization`, is at least 0; or that more columns `"vote"` for it
+            than against it, of which the sum settles a tie. The row's weight is `1 + c |sum|`, or `c` times the lead of
+            the majority as a share of all votes.
+        score_weights (`list[float]`, *optional*):
+            What each of the `score_columns` counts, in the order in which they are named; 1 each if not set.
         source_column (`str`, *optional*, defaults to `"source_image"`):
             For pipelines that make an image or video from others, as FLUX.1 Kontext: the column of the source image of
             each row, or of a list of them. Other pipelines read none, and say so where there is one.
@@ -181,11 +192,15 @@ class TGOConfig(TrainingArguments):
             In percent, 0 to 100.
         threshold_value (`float`, *optional*):
             In score units. A row is positive if its score is at least the threshold.
+        threshold_values (`list[float]`, *optional*):
+            Instead, of several `score_columns`: one of each, in the order in which they are named.
         confidence_coef (`float`, *optional*, defaults to `5.0`):
             `c` in the row weight `1 + c |score - threshold|`. It acts in score units: 5 is little for scores between
             0.2 and 0.3, and much for scores between -2 and 2.
-        score_normalization (`str`, *optional*, defaults to `"none"`):
-            `"zscore"` or `"robust"` (median, interquartile range) make `confidence_coef` independent of score units.
+        score_normalization (`str`, *optional*):
+            `"zscore"` or `"robust"` (median, interquartile range) make `confidence_coef` independent of score units;
+            `"none"` does not. `"none"` if not set, but `"zscore"` with several `score_columns`, of which the one with
+            the largest units would drown the others.
 
         > Parameters that control the training
 
@@ -408,6 +423,15 @@ class TGOConfig(TrainingArguments):
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     video_column: str = field(default="video", metadata={"help": "Column of the videos."})
     score_column: str = field(default="score", metadata={"help": "Column of the scores."})
+    score_columns: list[str] | None = field(
+        default=None, metadata={"help": "Several columns of scores instead, each with a threshold of its own."}
+    )
+    score_combination: str = field(
+        default="sum", metadata={"help": "How several columns label a row.", "choices": list(COMBINATIONS)}
+    )
+    score_weights: list[float] | None = field(
+        default=None, metadata={"help": "What each of several columns of scores counts; 1 if not set."}
+    )
     source_column: str = field(
         default="source_image", metadata={"help": "Column of the images that a pipeline of edits makes others from."}
     )
@@ -441,9 +465,16 @@ class TGOConfig(TrainingArguments):
     )
     threshold_percentile: float = field(default=50.0, metadata={"help": "Percentile of the scores, 0 to 100."})
     threshold_value: float | None = field(default=None, metadata={"help": "Threshold, in score units."})
+    threshold_values: list[float] | None = field(
+        default=None, metadata={"help": "Threshold of each of several columns of scores, in its units."}
+    )
     confidence_coef: float = field(default=5.0, metadata={"help": "c in the weight 1 + c |score - threshold|."})
-    score_normalization: str = field(
-        default="none", metadata={"help": "Normalisation of the scores.", "choices": list(NORMALIZATIONS)}
+    score_normalization: str = field(  # type: ignore[assignment]  # None is "not set", as of `beta`
+        default=None,
+        metadata={
+            "help": "Normalisation of the scores: 'none', or 'zscore' of several columns, if not set.",
+            "choices": list(NORMALIZATIONS),
+        },
     )
 
     # Parameters that control the training
@@ -568,6 +599,9 @@ class TGOConfig(TrainingArguments):
         for name in ("model_init_kwargs", "lr_scheduler_kwargs"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, as_dictionary(name, getattr(self, name)))
+        check_score_columns(vars(self))
+        if self.score_normalization is None:
+            self.score_normalization = usual_normalization(vars(self))
         self._apply_recipe()
         inherited = {item.name for item in fields(TrainingArguments)}
         check_types(self, [item.name for item in fields(self) if item.name not in inherited])
@@ -624,6 +658,11 @@ class TGOConfig(TrainingArguments):
         """The settings that belong to the model family, of those that are set."""
         values = {name: getattr(self, name) for name in FAMILY_SETTINGS}
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def score_names(self) -> list[str]:
+        """The columns of scores that are read, in the order of their names."""
+        return score_names(vars(self))
 
     @property
     def rows_per_update(self) -> int:
@@ -745,10 +784,11 @@ class TGOConfig(TrainingArguments):
         check_selection(vars(self))
         check_source_files("sample_sources", self.sample_sources, "sample_prompts", prompts)
         check_source_files("eval_sources", self.eval_sources, "eval_prompts", self.eval_prompts)
-        if (self.threshold_value is not None) != (self.threshold_type == "value"):
+        setting = "threshold_values" if has_several(vars(self)) else "threshold_value"
+        if (getattr(self, setting) is not None) != (self.threshold_type == "value"):
             raise ValueError(
-                f"`threshold_type` is {self.threshold_type!r} and `threshold_value` is {self.threshold_value}. Set "
-                "both `threshold_type='value'` and `threshold_value` for a threshold of your own, or neither."
+                f"`threshold_type` is {self.threshold_type!r} and `{setting}` is {shown(getattr(self, setting))}. Set "
+                f"both `threshold_type='value'` and `{setting}` for a threshold of your own, or neither."
             )
         if self.threshold_percentile != 50 and self.threshold_type != "percentile":
             raise ValueError(

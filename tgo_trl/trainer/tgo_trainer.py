@@ -20,6 +20,7 @@ from ..data.collator import DrawingCollator, draw_of
 from ..data.encoded import EncodedDataset
 from ..data.reference_errors import ReferencePass, plan_reference_errors
 from ..data.sampler import RowSampler
+from ..data.score_columns import by_name, has_several
 from ..data.stream import StreamDataset
 from ..families import Family
 from ..labels.quantiles import ScoreQuantiles
@@ -661,6 +662,8 @@ class TGOTrainer(BaseTrainer):
             told["num_ref_draws"] = self.args.num_ref_draws
         if self.args.positive_ratio is not None:
             told["positive_ratio"] = _told(self.args.positive_ratio)
+        if has_several(vars(self.args)) and (self.pairs is None or self.pairs.selection != "columns"):
+            told["score_columns"] = _told_columns(self.args)
         if isinstance(self.preparer.relative_scores, ScoreQuantiles):
             told["quantile_scope"] = self.preparer.relative_scores.scope
         return {name.replace("_", " "): value for name, value in told.items()}
@@ -693,6 +696,13 @@ def _told(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.4g}"
     return shown(value).replace("|", r"\|") if isinstance(value, str) and not value.isidentifier() else value
+
+
+def _told_columns(args: TGOConfig) -> str:
+    """The columns of scores with what they count, and how they become one, for a cell of a table."""
+    weights = by_name(vars(args), "score_weights") or {}
+    names = [f"{weights[name]:g} {name}" if weights.get(name, 1) != 1 else name for name in args.score_names]
+    return f"{args.score_combination} of {', '.join(names)}".replace("|", r"\|")
 
 
 def drop_padding(predictions: Any, scores: Any) -> tuple[Any, Any]:

@@ -94,7 +94,7 @@ def read_rows(dataset: Dataset | IterableDataset, config: InspectConfig, origin:
     present = known_columns(dataset)
     remedy = REMEDY_OF_PAIRS if {*PAIR_COLUMNS} <= {*(present or ())} else REMEDY
     check_columns("The data set", present, columns, remedy)
-    settings = {"prompt_column": config.prompt_column, "score_column": config.score_column}
+    settings = {"prompt_column": [config.prompt_column], "score_column": [config.score_column]}
     check_no_classes(dataset.features, settings)
     narrow = undecoded(dataset, *columns)
     total = len(dataset) if isinstance(dataset, Dataset) else None

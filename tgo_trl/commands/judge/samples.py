@@ -83,7 +83,7 @@ def open_models(config: JudgeConfig) -> list[ModelSamples]:
         wanted = [config.prompt_column, config.image_column, *([] if category is None else [category])]
         remedy = REMEDY if category is None else f"{REMEDY[:-1]}, or `category_column`."
         check_columns(f"The data set of {name!r}", dataset.column_names, wanted, remedy)
-        check_no_classes(dataset.features, {"prompt_column": config.prompt_column})
+        check_no_classes(dataset.features, {"prompt_column": [config.prompt_column]})
         rows, categories = _index(dataset, config, category, name)
         files = undecoded(dataset, config.image_column)
         models.append(ModelSamples(name, files, config.image_column, named_origin(str(source)), rows, categories))

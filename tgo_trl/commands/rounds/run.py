@@ -412,6 +412,11 @@ def _check_training(args: TGOConfig, config: RoundsConfig) -> None:
                 f"`{name}` is {shown(getattr(args, name))}, and the columns of what rounds draw are known. Leave it "
                 "out; that of a data set of prompts is in `generate_settings`."
             )
+    if args.score_columns is not None:
+        raise ValueError(
+            f"`score_columns` is {shown(args.score_columns)}, and rounds are compared by one column. Set "
+            "`ensemble_weights` in `score_settings` for a sum of several, or `score_column` to one."
+        )
     columns = config.scoring("", "").new_columns()
     if args.score_column not in columns:
         raise ValueError(

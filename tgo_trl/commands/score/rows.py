@@ -131,7 +131,7 @@ def find_reader(
     Raises:
         ValueError: if a column is missing, or that of prompts holds codes of classes.
     """
-    check_no_classes(features, {"prompt_column": prompt_column})
+    check_no_classes(features, {"prompt_column": [prompt_column]})
     check_columns("The data set", list(features), [prompt_column], "Set `prompt_column`.")
     is_video = image_column not in features
     if is_video and video_column not in features:
