@@ -48,6 +48,8 @@ def test_scores_are_looked_at_next_by_their_own_names(drawn):
     expected = ["inspect", "--dataset_name", drawn, "--dataset_split", "a", "--score_column", "clip"]
     assert typed(following) == [*expected, "--image_column", "picture"]
     assert typed(ending("score", [ScoreConfig("rows", drawn, ["clip"])])[1]) == ["inspect", "--dataset_name", drawn]
+    both = ending("score", [ScoreConfig("rows", drawn, ["clip", "aesthetic"])])[1]
+    assert typed(both) == ["inspect", "--dataset_name", drawn, "--score_columns", "clip", "aesthetic"]
     assert typed(ending("convert", [ConvertConfig("rows", drawn)])[1]) == ["inspect", "--dataset_name", drawn]
 
 

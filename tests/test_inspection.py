@@ -15,6 +15,7 @@ from PIL import Image, ImageColor
 
 from tgo_trl import TGOConfig
 from tgo_trl.cli import main
+from tgo_trl.commands.ending import ending
 from tgo_trl.commands.inspect.config import InspectConfig
 from tgo_trl.commands.inspect.images import summarize_images
 from tgo_trl.commands.inspect.plots import NEUTRAL, plot_baselines, plot_thresholds, plot_weights
@@ -471,6 +472,39 @@ def test_images_can_be_left_alone(tmp_path):
 def test_only_the_first_rows(tmp_path):
     report = report_on(dataset([float(i) for i in range(10)]), tmp_path, max_rows=4)
     assert (report.num_rows, report.scores.maximum) == (4, 3.0)
+
+
+def test_several_columns_are_looked_at_as_training_takes_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    rows = dataset([0.0, 2.0, 4.0, math.nan, 6.0]).add_column("other", [10.0, 30.0, 0.0, 5.0, 20.0])
+    settings = {"score_columns": ["score", "other"], "score_weights": [1.0, 2.0]}
+    report = report_on(rows, tmp_path, **settings, skip_images=True)
+    assert (report.num_usable, report.problems) == (4, {"bad score": 1})
+    # medians 15 and 3; distances -5 15 -15 5 and -3 -1 1 3; standard deviations 5 sqrt 5 and sqrt 5: the sums are
+    # (2 (-1 3 -3 1) + (-3 -1 1 3)) / sqrt 5 = (-5 5 -5 5) / sqrt 5
+    other, score = report.columns.columns
+    assert (other.name, other.weight, other.threshold, other.scale) == ("other", 2, 15, pytest.approx(5 * 5**0.5))
+    assert (score.name, score.weight, score.threshold, score.scale) == ("score", 1, 3, pytest.approx(5**0.5))
+    assert (other.positive_share, other.overruled_share, score.overruled_share) == (0.5, 0, 0.5)
+    assert report.columns.disagreeing_share == 0.5
+    assert (report.threshold, report.scores.maximum) == (0, pytest.approx(5**0.5))
+    assert [(row.name, row.positive_share) for row in report.thresholds] == [("of all columns", 0.5)]
+    assert [row.coefficient for row in report.weights] == [0, 1, 5, 10]
+    assert settings.items() <= report.settings.items()
+    printed = capsys.readouterr().out
+    assert "The sum of 2 columns, which disagree on 50.0 % of the rows" in printed
+    args = as_arguments({"score_columns": report.settings["score_columns"]}, tmp_path)
+    assert args.score_normalization == "zscore"
+    words = ending("inspect", [InspectConfig("rows.parquet")], report)[0]
+    assert "--score_columns score other --score_weights 1 2 " in words
+    with pytest.raises(ValueError, match="The data set has no column 'third'"):
+        report_on(rows, tmp_path, score_columns=["other", "third"])
+    with pytest.raises(ValueError, match="Of the scores in 'other': All 5 scores equal 1"):
+        report_on(
+            dataset([0.0, 1.0, 2.0, 3.0, 4.0]).add_column("other", [1.0] * 5),
+            tmp_path,
+            score_columns=["other", "score"],
+        )
 
 
 def test_other_columns_are_among_the_settings(tmp_path):

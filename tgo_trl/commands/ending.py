@@ -34,7 +34,9 @@ def ending(command: str, settings: Sequence[Any], result: Any = None) -> list[st
     if command == "score":
         words = ["inspect", "--dataset_name", output]
         split = config.dataset_split.partition("[")[0]  # of `train[:100]`
-        words += _unless("train", "dataset_split", split) + _unless("score", "score_column", config.new_columns()[-1])
+        names = config.new_columns() if config.ensemble_weights is None else [config.ensemble_column]
+        words += _unless("train", "dataset_split", split)
+        words += ["--score_columns", *names] if len(names) > 1 else _unless("score", "score_column", names[0])
         words += _changed(config, *OF_ROWS)
         return [f"{written}, {_num_rows(output)}", _next(words)]
     if command == "convert":
@@ -45,7 +47,8 @@ def ending(command: str, settings: Sequence[Any], result: Any = None) -> list[st
         words += _changed(config, "dataset_config", "dataset_streaming", *OF_ROWS)
         for name, value in (result.settings if result is not None else {}).items():
             if f"--{name}" not in words:
-                words += [f"--{name}", f"{value:.6g}" if isinstance(value, float) else str(value)]
+                values = value if isinstance(value, list) else [value]
+                words += [f"--{name}", *(f"{it:.6g}" if isinstance(it, float) else str(it) for it in values)]
         return [_next([*words, "--output_dir", "ADAPTER"])]
     if command == "train":
         base = config.model_name_or_path

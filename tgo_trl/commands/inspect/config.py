@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from ...data.score_columns import check_score_columns
+from ...labels import COMBINATIONS
+
 
 @dataclass
 class InspectConfig:
@@ -14,12 +17,15 @@ class InspectConfig:
         dataset_config, dataset_split: of the data set.
         dataset_streaming: read the rows as they come.
         prompt_column, image_column, score_column: of the data set.
+        score_columns: several columns of scores instead, looked at as training takes them together.
+        score_combination, score_weights: how, as in [`~tgo_trl.TGOConfig`].
         image_dir: where paths of images are relative to; the folder of the data set, if not set. They must lead
             to files in the one or the other.
         allow_urls: fetch images whose URLs the data set has.
         skip_images: do not read the images: no sizes, no repeated images. For videos, and for quick looks.
         max_rows: look at the first rows only.
         threshold_value: a threshold of your own to look at, in score units.
+        threshold_values: instead, of several columns: one of each, in the order in which they are named.
         beta: of the loss, which the per-prompt baseline shares.
         disable_tqdm: show no progress bar.
     """
@@ -32,15 +38,24 @@ class InspectConfig:
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     score_column: str = field(default="score", metadata={"help": "Column of the scores."})
+    score_columns: list[str] | None = field(default=None, metadata={"help": "Several columns of scores instead."})
+    score_combination: str = field(
+        default="sum", metadata={"help": "How several columns label a row.", "choices": list(COMBINATIONS)}
+    )
+    score_weights: list[float] | None = field(default=None, metadata={"help": "What each of several columns counts."})
     image_dir: str | None = field(default=None, metadata={"help": "Where paths of images are relative to."})
     allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
     skip_images: bool = field(default=False, metadata={"help": "Do not read the images."})
     max_rows: int | None = field(default=None, metadata={"help": "Look at the first rows only."})
     threshold_value: float | None = field(default=None, metadata={"help": "A threshold of your own to look at."})
+    threshold_values: list[float] | None = field(
+        default=None, metadata={"help": "Of several columns of scores, a threshold of each to look at."}
+    )
     beta: float = field(default=1.0, metadata={"help": "`beta` of the loss, for the per-prompt baseline."})
     disable_tqdm: bool = field(default=False, metadata={"help": "Show no progress bar."})
 
     def __post_init__(self) -> None:
+        check_score_columns(vars(self))
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"`max_rows` is {self.max_rows}; it must be at least 1.")
         if not 0 < self.beta < float("inf"):

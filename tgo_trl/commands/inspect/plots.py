@@ -28,7 +28,8 @@ def plot_report(rows: Rows, report: Report, folder: Path, beta: float) -> list[s
     plot_thresholds(scores, report.thresholds, report.threshold, folder / "thresholds.png")
     names = ["thresholds.png"]
     if report.weights:
-        plot_weights(scores, report.threshold, report.weights, folder / "weights.png")
+        are_signed = report.columns is not None
+        plot_weights(scores, report.threshold, report.weights, folder / "weights.png", are_signed)
         names.append("weights.png")
     if report.prompts is not None:
         plot_baselines(scores, rows.prompts, report.threshold, beta, folder / "prompts.png")
@@ -60,7 +61,9 @@ def plot_thresholds(scores: Tensor, rows: Sequence[ThresholdRow], threshold: flo
         parts = [scores[mask].numpy() for mask, _, _ in sides]
         names = [f"{name} ({int(mask.sum()):,})" for mask, _, name in sides]
         axes.hist(parts, edges, stacked=True, color=[NEGATIVE, POSITIVE], alpha=0.55, label=names)
-    shades = dict(zip([row.name for row in rows if row.name.startswith(("percentile", "median"))], SHADES, strict=True))
+    shades = dict(
+        zip([row.name for row in rows if row.name.startswith(("percentile", "median"))], SHADES, strict=False)
+    )
     for row in rows:
         label = f"{row.name}: {row.threshold:.4g} ({100 * row.positive_share:.0f} % positive)"
         style = "-" if row.name == "median" else ":" if row.name in ("mean", "given") else "--"
@@ -74,7 +77,9 @@ def plot_thresholds(scores: Tensor, rows: Sequence[ThresholdRow], threshold: flo
     save_figure(figure, path, DOTS_PER_INCH)
 
 
-def plot_weights(scores: Tensor, threshold: float, rows: Sequence[WeightRow], path: Path) -> None:
+def plot_weights(
+    scores: Tensor, threshold: float, rows: Sequence[WeightRow], path: Path, are_signed: bool = False
+) -> None:
     """The weights in order, for each normalisation and coefficient.
 
     Args:
@@ -82,6 +87,7 @@ def plot_weights(scores: Tensor, threshold: float, rows: Sequence[WeightRow], pa
         threshold: in score units.
         rows: the combinations.
         path: of the PNG.
+        are_signed: whether the scores are those of several columns, in units already.
     """
     kinds = list(dict.fromkeys(row.normalization for row in rows))
     figure = Figure(figsize=(3.6 * len(kinds) + 0.6, 3.8), layout="constrained")
@@ -94,7 +100,8 @@ def plot_weights(scores: Tensor, threshold: float, rows: Sequence[WeightRow], pa
             assert weights is not None
             label = f"c = {row.coefficient:g}: {100 * row.effective_share:.0f} %"
             axes.plot(share, weights.sort().values.numpy(), color=colour, linewidth=1.8, label=label)
-        axes.set(yscale="log", xlabel="rows, by weight (%)", title=f"score_normalization: {kind}")
+        title = "signed scores" if are_signed else f"score_normalization: {kind}"
+        axes.set(yscale="log", xlabel="rows, by weight (%)", title=title)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")

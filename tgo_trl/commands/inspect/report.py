@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from .columns import ColumnSummary
 from .images import ImageSummary
 from .rows import Duplicates, PromptLengths
 from .scores import PromptSummary, ScoreSummary, ThresholdRow, WeightRow
@@ -17,7 +18,8 @@ class Report:
         dataset: its name.
         num_rows, num_usable, num_prompts: of the data set.
         problems, first_reasons: unusable rows by kind, and why the first of each is.
-        scores: of the usable rows.
+        scores: of the usable rows; of several columns, the signed ones.
+        columns: the threshold of each of several columns; None of a single one.
         thresholds: what each would make positive.
         threshold: that weights and prompts are looked at with: the given one, else the suggested one, else the median.
         weights: of each normalisation and coefficient; none if all scores are equal.
@@ -34,6 +36,7 @@ class Report:
     problems: dict[str, int]
     first_reasons: dict[str, str]
     scores: ScoreSummary
+    columns: ColumnSummary | None
     thresholds: list[ThresholdRow]
     threshold: float
     weights: list[WeightRow]

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ...data.classes import check_no_classes
 from ...data.columns import check_columns, known_columns, undecoded
 from ...data.rows import check_prompt, check_score, read_cell
+from ...data.score_columns import score_names
 from ...labels.thresholds import percentile_threshold
 from ...media.embedding import ColumnError
 from ...media.images import encoded_bytes, image_size
@@ -38,7 +39,8 @@ class Rows:
     """What was read of each row that training could use, and which it could not.
 
     Attributes:
-        prompts, scores: of the usable rows.
+        prompts, scores: of the usable rows; of several columns, there are no scores before they are combined.
+        by_column: the scores of the usable rows, where there are several columns, by the column's name.
         sizes: height and width of their images, in pixels; empty if images were not read.
         files: hash of each image; empty if images were not read.
         num_rows: all of them.
@@ -48,6 +50,7 @@ class Rows:
 
     prompts: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    by_column: dict[str, list[float]] = field(default_factory=dict)
     sizes: list[Size] = field(default_factory=list)
     files: list[bytes] = field(default_factory=list)
     num_rows: int = 0
@@ -90,23 +93,25 @@ def read_rows(dataset: Dataset | IterableDataset, config: InspectConfig, origin:
     Raises:
         ValueError: if a column is missing.
     """
-    columns = [config.prompt_column, config.score_column, *([] if config.skip_images else [config.image_column])]
+    names = score_names(vars(config))
+    columns = [config.prompt_column, *names, *([] if config.skip_images else [config.image_column])]
     present = known_columns(dataset)
     remedy = REMEDY_OF_PAIRS if {*PAIR_COLUMNS} <= {*(present or ())} else REMEDY
     check_columns("The data set", present, columns, remedy)
-    settings = {"prompt_column": [config.prompt_column], "score_column": [config.score_column]}
+    settings = {"prompt_column": [config.prompt_column], f"score_column{'s' * (len(names) > 1)}": names}
     check_no_classes(dataset.features, settings)
     narrow = undecoded(dataset, *columns)
     total = len(dataset) if isinstance(dataset, Dataset) else None
-    rows = Rows()
+    rows = Rows(by_column={name: [] for name in names if len(names) > 1})
     limited = itertools.islice(narrow, config.max_rows)
     for row, example in enumerate(tqdm(limited, "Reading", total, unit="row", disable=config.disable_tqdm)):
         rows.num_rows += 1
         values = _read(row, example, config, origin, rows)
         if values is not None:
-            prompt, score, image = values
+            prompt, scores, image = values
             rows.prompts.append(prompt)
-            rows.scores.append(score)
+            for column, score in zip([*rows.by_column.values()] or [rows.scores], scores, strict=True):
+                column.append(score)
             if image is not None:
                 rows.sizes.append(image[0])
                 rows.files.append(image[1])
@@ -144,12 +149,12 @@ def _spread(lengths: list[int]) -> tuple[int, int, int, int]:
 
 def _read(
     row: int, example: dict[str, Any], config: InspectConfig, origin: Origin, rows: Rows
-) -> tuple[str, float, tuple[Size, bytes] | None] | None:
-    """Prompt, score, and size and hash of the image, or None, with the reason noted, if training could not use it."""
+) -> tuple[str, list[float], tuple[Size, bytes] | None] | None:
+    """Prompt, scores, and size and hash of the image, or None, with the reason noted, if training could not use it."""
     values: list[Any] = []
     checks: list[tuple[str, str, Callable[[Any], Any]]] = [
         ("prompt", config.prompt_column, check_prompt),
-        ("score", config.score_column, check_score),
+        *(("score", column, check_score) for column in score_names(vars(config))),
     ]
     if not config.skip_images:
         checks.append(("image", config.image_column, lambda value: _check_image(origin.locate(value))))
@@ -161,7 +166,8 @@ def _read(
             rows.first_reasons.setdefault(f"bad {kind}", f"row {row}: {cut(str(error))}")
     if len(values) < len(checks):
         return None
-    return values[0], values[1], values[2] if len(values) > 2 else None
+    image = None if config.skip_images else values.pop()
+    return values[0], values[1:], image
 
 
 def _check_image(value: Any) -> tuple[Size, bytes]:

@@ -1,15 +1,17 @@
 """A report on a scored data set, before hours are spent on training with it."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
+from ...labels import NORMALIZATIONS
 from ...media.origin import named_origin
 from ...messages.public import public_name
 from ...storage.files import write_json
 from ...storage.processes import process_state
 from ...storage.sources import open_dataset
+from .columns import ColumnSummary, combine_columns
 from .config import InspectConfig
 from .images import summarize_images
 from .plots import plot_report
@@ -45,8 +47,9 @@ def inspect(config: InspectConfig) -> Report | None:
 
 def _inspect(config: InspectConfig) -> Report:
     dataset = open_dataset(config.dataset_name, config.dataset_config, config.dataset_split, config.dataset_streaming)
-    rows = read_rows(dataset, config, named_origin(config.dataset_name, config.image_dir, config.allow_urls))
-    report = build_report(rows, config)
+    read = read_rows(dataset, config, named_origin(config.dataset_name, config.image_dir, config.allow_urls))
+    rows, columns = combine_columns(read, config)
+    report = build_report(rows, config, columns)
     folder = Path(config.output_dir)
     write_json(folder / REPORT_NAME, {**asdict(report), "settings": report.settings})
     pictures = plot_report(rows, report, folder, config.beta)
@@ -54,8 +57,13 @@ def _inspect(config: InspectConfig) -> Report:
     return report
 
 
-def build_report(rows: Rows, config: InspectConfig) -> Report:
+def build_report(rows: Rows, config: InspectConfig, columns: ColumnSummary | None = None) -> Report:
     """The report on rows.
+
+    Args:
+        rows: as they were read.
+        config: what is inspected.
+        columns: that their scores are combined of; the threshold is 0 then.
 
     Raises:
         ValueError: if none can be used.
@@ -67,17 +75,19 @@ def build_report(rows: Rows, config: InspectConfig) -> Report:
     # Thresholds, then the weights and the prompts at the one that is suggested.
     scores = torch.tensor(rows.scores, dtype=torch.float64)
     summary = summarize_scores(scores)
-    thresholds = threshold_rows(scores, config.threshold_value)
+    thresholds = threshold_rows(scores, config.threshold_value if columns is None else 0.0)
     suggestions = list(suggest_mending(rows, config))
     threshold, weights, prompts = summary.percentiles[50], [], None
+    if columns is not None:  # which have thresholds and units of their own
+        thresholds, threshold = [replace(thresholds[-1], name="of all columns")], 0.0
     if summary.num_distinct > 1:
-        split = suggest_threshold(scores, thresholds)
+        split = suggest_threshold(scores, thresholds) if columns is None else None
         if split is not None:
             threshold = split.settings["threshold_value"]
-        weights = weight_rows(scores, threshold)
+        weights = weight_rows(scores, threshold, normalizations=NORMALIZATIONS if columns is None else ["none"])
         prompts = summarize_prompts(scores, rows.prompts, threshold, config.beta)
         per_prompt = suggest_prompt_mean(prompts)
-        units = suggest_weights(scores, summary, threshold) if weights else None
+        units = suggest_weights(scores, summary, threshold) if weights and columns is None else None
         balance = None
         if weights and not (per_prompt and per_prompt.settings):  # around a mean, both sides lie equally far
             balance = suggest_balance(scores, threshold, {} if units is None else units.settings)
@@ -93,6 +103,7 @@ def build_report(rows: Rows, config: InspectConfig) -> Report:
         problems={kind: len(found) for kind, found in rows.problems.items()},
         first_reasons=rows.first_reasons,
         scores=summary,
+        columns=columns,
         thresholds=thresholds,
         threshold=threshold,
         weights=weights,

@@ -55,9 +55,14 @@ def suggest_mending(rows: Rows, config: InspectConfig) -> Iterator[Suggestion]:
             {"on_bad_row": "skip"},
             f"{num_bad} of {rows.num_rows} rows cannot be trained on. Mend them, or leave them out with this setting.",
         )
-    defaults = {"prompt_column": "prompt", "image_column": "image", "score_column": "score"}
+    defaults = {
+        "prompt_column": "prompt", "image_column": "image", "score_column": "score", "score_columns": None,
+        "score_combination": "sum", "score_weights": None, "threshold_values": None,
+    }  # fmt: skip
     names = {name: getattr(config, name) for name in defaults}
     changed = {name: value for name, value in names.items() if value != defaults[name]}
+    if config.threshold_values is not None:
+        changed["threshold_type"] = "value"
     if changed:
         yield Suggestion(changed, "The columns that were looked at.")
     if len(set(rows.scores)) == 1:

@@ -14,7 +14,8 @@ NOTABLE_SHARE = 0.02
 def print_report(report: Report, files: Sequence[str], folder: str) -> None:
     """Prints tables of all that was found, and the suggested settings with reasons."""
     console = Console(highlight=False, markup=False, emoji=False)  # a path or a reason may hold `[/x]`
-    for table in (_data_table(report), _threshold_table(report), _weight_table(report), _prompt_table(report)):
+    tables = (_data_table, _column_table, _threshold_table, _weight_table, _prompt_table)
+    for table in (make(report) for make in tables):
         if table.row_count:
             console.print(table)
     for suggestion in report.suggestions:
@@ -57,6 +58,21 @@ def _data_table(report: Report) -> Table:
     return table
 
 
+def _column_table(report: Report) -> Table:
+    found = report.columns
+    if found is None:
+        return Table()
+    table = Table(
+        "column", "counts", "threshold", "its unit", "positive rows", "overruled",
+        title=f"The {found.combination} of {len(found.columns)} columns, which disagree on "
+        f"{_percent(found.disagreeing_share)} of the rows",
+    )  # fmt: skip
+    for row in found.columns:
+        numbers = (f"{row.weight:g}", f"{row.threshold:.5g}", f"{row.scale:.4g}")
+        table.add_row(row.name, *numbers, _percent(row.positive_share), _percent(row.overruled_share))
+    return table
+
+
 def _threshold_table(report: Report) -> Table:
     table = Table("threshold", "score", "positive rows", title="Thresholds")
     for row in report.thresholds:
@@ -82,7 +98,7 @@ def _weight_table(report: Report) -> Table:
     )  # fmt: skip
     for row in report.weights:
         table.add_row(
-            row.normalization,
+            row.normalization if report.columns is None else "signed",
             f"{row.coefficient:g}",
             "  ".join(f"{value:.3g}" for value in row.quartiles),
             _percent(row.effective_share),
