@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -320,3 +321,31 @@ def test_losses_read_the_signed_score(tmp_path, loss_type):
     else:
         expected = torch.tensor([((signed < s).sum() + (signed <= s).sum()) / 16 for s in signed])
     torch.testing.assert_close(trainer.train_labels.relative_scores, expected.float())
+
+
+# ---- The page ----
+
+
+def test_the_example_of_the_page_is_what_the_settings_give():
+    page = (Path(__file__).parents[1] / "docs" / "score_columns.md").read_text()
+    lines = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| a ")]
+    cells = [[cell.strip() for cell in line] for line in lines]
+    scores = {name: [float(row[i]) for row in cells] for i, name in ((1, "aesthetic"), (2, "clip"))}
+    prompts = ["a red fox in the snow"] * len(cells)
+    for i, combination in ((5, "sum"), (6, "vote")):
+        rule = fit_combined_rule(scores, prompts, combination=combination, normalization="zscore")
+        labels = rule.apply(rows_of(scores), prompts)
+        signed = labels.scores.tolist()
+        side = [f"tie, {'positive' if score > 0 else 'negative'}" if abs(score) == TIE else "" for score in signed]
+        assert [row[i] for row in cells] == [tie or f"{score:.2f}" for tie, score in zip(side, signed, strict=True)]
+        for j, (name, column) in enumerate(rule.columns.items(), 3):
+            assert [row[j] for row in cells] == [f"{d:.2f}" for d in column.distances(scores[name], prompts).tolist()]
+        if combination == "sum":
+            assert [f"{weight:.1f}" for weight in labels.weights.tolist()] == [
+                "5.3",
+                "8.2",
+                "1.2",
+                "1.5",
+                "3.4",
+                "11.8",
+            ]

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 USUAL = (
     "output_dir", "dataset_config", "dataset_train_split", "dataset_test_split", "dataset_streaming",
     "adapter_name_or_path", "load_in_4bit", "recipe", "loss_type", "beta", "threshold_type", "confidence_coef",
-    "score_column", "score_columns", "prompt_column", "image_column", "resolution", "learning_rate", "lr_scheduler_type", "max_steps",
-    "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing",
-    "lora_r", "lora_alpha", "use_peft", "bf16", "seed", "logging_steps", "save_steps", "report_to", "eval_strategy",
-    "eval_rewards", "max_drift", "min_variety", "sample_prompts", "sample_steps", "sync_ref_model", "push_to_hub",
-    "hub_model_id", "prompts", "rewards", "num_rounds", "num_images_per_prompt", "config", "accelerate_config",
-    "num_processes",
+    "score_column", "score_columns", "prompt_column", "image_column", "resolution", "learning_rate",
+    "lr_scheduler_type", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "gradient_checkpointing", "lora_r", "lora_alpha", "use_peft", "bf16", "seed", "logging_steps", "save_steps",
+    "report_to", "eval_strategy", "eval_rewards", "max_drift", "min_variety", "sample_prompts", "sample_steps",
+    "sync_ref_model", "push_to_hub", "hub_model_id", "prompts", "rewards", "num_rounds", "num_images_per_prompt",
+    "config", "accelerate_config", "num_processes",
 )  # fmt: skip
 """Settings of training, and of rounds of it, that most runs set or read."""
 
