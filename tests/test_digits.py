@@ -120,6 +120,18 @@ def test_good_and_bad_runs_are_drawn_at_a_small_size(digits, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_two_scores_are_trained_on_at_a_small_size(digits, tmp_path):
+    demo, _ = digits
+    import two_scores
+
+    sizes = {"num_images": 80, "num_updates": 2, "batch_size": 8, "images_per_seed": 40, "num_inference_steps": 2}
+    lines = two_scores.main(demo.Options(tmp_path, **sizes))
+    assert [line.split("|")[1].strip() for line in lines] == ["base", *two_scores.RUNS]
+    saved = json.loads((tmp_path / "tgo" / "tgo_config.json").read_text())["label_rule"]  # of the last run
+    assert (saved["combination"], list(saved["columns"])) == ("vote", ["ink", "score"])
+
+
+@pytest.mark.slow
 def test_bounds_end_a_run_that_goes_wrong_and_keep_a_checkpoint_inside_of_them(digits, tmp_path, capsys):
     demo, _ = digits
     import bounds

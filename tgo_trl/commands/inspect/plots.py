@@ -51,7 +51,8 @@ def plot_thresholds(scores: Tensor, rows: Sequence[ThresholdRow], threshold: flo
     values, counts = distinct(scores)
     sides = (scores < threshold, NEGATIVE, "negative"), (scores >= threshold, POSITIVE, "positive")
     if len(values) <= MOST_BARS and len(values) > 1:
-        width = 0.8 * (values[1:] - values[:-1]).min().item()
+        gap, span = (values[1:] - values[:-1]).min().item(), (values[-1] - values[0]).item()
+        width = max(0.8 * gap, 0.02 * span)  # ties of a vote lie next to each other
         for mask, colour, name in sides:
             present = torch.isin(values, scores[mask])
             label = f"{name} ({int(mask.sum()):,})"
