@@ -232,6 +232,10 @@ def test_settings_that_cannot_work_are_refused(tmp_path, changes, message):
         ({"push_to_hub": True}, "rounds upload nothing"),
         ({"resume_from_checkpoint": "somewhere"}, "each round goes on from its own checkpoint"),
         ({"image_column": "picture"}, "`image_column` is 'picture'"),
+        (
+            {"score_columns": ["score", "other"]},
+            "`score_columns` is ['score', 'other'], and rounds are compared by one",
+        ),
         ({"score_column": "hpsv2.1"}, "`rewards` give the columns score, and `score_column`"),
     ],
 )

@@ -244,11 +244,14 @@ def test_columns_in_another_order_and_a_stream_train_the_same(trained, tmp_path)
     trainer = make_trainer(config(tmp_path, **turned), train_dataset=two_columns())
     assert trainer.label_rule == trained.label_rule
     assert trainer._course == trained._course
-    stream = make_trainer(config(tmp_path, **turned), train_dataset=streamed(two_columns()))
-    assert stream.label_rule == trained.label_rule
-    for i, row in enumerate(itertools.islice(stream.train_dataset, 8)):
-        for name in ("score", "is_positive", "weight"):
-            assert torch.equal(row[name], trained.train_dataset[i][name])
+    for num_shards in (1, 2):  # in the stream's order, and in lanes
+        rows = two_columns().to_iterable_dataset(num_shards)
+        stream = make_trainer(config(tmp_path, **turned), train_dataset=rows)
+        assert stream.train_dataset.num_lanes == num_shards
+        assert stream.label_rule == trained.label_rule
+        for row in itertools.islice(stream.train_dataset, 8):
+            for name in ("score", "is_positive", "weight"):
+                assert torch.equal(row[name], trained.train_dataset[row["row"]][name])
     trainer.train()
     assert_equal(trained_weights(trainer), trained_weights(trained))
 

@@ -7,6 +7,8 @@ from typing import Any
 from ..labels import COMBINATIONS
 from ..settings import check_choice, shown
 
+USUAL_COLUMN = "score"
+"""`score_column` where nobody sets it."""
 OF_SEVERAL = ("score_combination", "score_weights", "threshold_values")
 """Settings that mean something only with several columns."""
 _UNSET = {"score_combination": "sum"}
@@ -38,12 +40,11 @@ def by_name(settings: Mapping[str, Any], setting: str) -> dict[str, float] | Non
     return None if values is None else dict(zip(settings["score_columns"], map(float, values), strict=True))
 
 
-def check_score_columns(settings: Mapping[str, Any], usual_column: str = "score") -> None:
+def check_score_columns(settings: Mapping[str, Any]) -> None:
     """Raises a ValueError for settings of score columns that cannot be had, or mean nothing together.
 
     Args:
         settings: `score_column`, `score_columns`, [`OF_SEVERAL`] and `threshold_value`, by name.
-        usual_column: `score_column` where nobody sets it.
     """
     columns, column = settings["score_columns"], settings["score_column"]
     check_choice("score_combination", settings["score_combination"], COMBINATIONS)
@@ -57,7 +58,7 @@ def check_score_columns(settings: Mapping[str, Any], usual_column: str = "score"
                 f"`score_columns` has {', '.join(map(repr, repeated))} more than once. Name each column once; "
                 "`score_weights` say how much each counts."
             )
-        if column != usual_column:
+        if column != USUAL_COLUMN:
             raise ValueError(
                 f"`score_column` is {shown(column)} and `score_columns` is {shown(columns)}. Set one of the two: "
                 "`score_columns` for several."

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from transformers.utils.import_utils import is_torch_cuda_available
 
 from ..data.pairs import SELECTIONS
-from ..data.score_columns import check_score_columns, has_several, score_names, usual_normalization
+from ..data.score_columns import USUAL_COLUMN, check_score_columns, has_several, score_names, usual_normalization
 from ..labels import COMBINATIONS, NORMALIZATIONS
 from ..labels.checks import MAX_FLOAT32
 from ..labels.fitting import THRESHOLD_TYPES
@@ -124,8 +124,8 @@ class TGOConfig(TrainingArguments):
         score_combination (`str`, *optional*, defaults to `"sum"`):
             Of several columns, what makes a row positive: that the `"sum"` of how far its scores lie above their
             thresholds, each in the units of `score_normalization`, is at least 0; or that more columns `"vote"` for it
-            than against it, of which the sum settles a tie. The row's weight is `1 + c |sum|`, or `c` times the lead of
-            the majority as a share of all votes.
+            than against it, of which the sum settles a tie. The row's weight is `1 + c |s|`, where `s` is the sum, or
+            the lead of the majority as a share of all votes.
         score_weights (`list[float]`, *optional*):
             What each of the `score_columns` counts, in the order in which they are named; 1 each if not set.
         source_column (`str`, *optional*, defaults to `"source_image"`):
@@ -422,7 +422,7 @@ class TGOConfig(TrainingArguments):
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     video_column: str = field(default="video", metadata={"help": "Column of the videos."})
-    score_column: str = field(default="score", metadata={"help": "Column of the scores."})
+    score_column: str = field(default=USUAL_COLUMN, metadata={"help": "Column of the scores."})
     score_columns: list[str] | None = field(
         default=None, metadata={"help": "Several columns of scores instead, each with a threshold of its own."}
     )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ...data.score_columns import check_score_columns
+from ...data.score_columns import USUAL_COLUMN, check_score_columns
 from ...labels import COMBINATIONS
 
 
@@ -37,7 +37,7 @@ class InspectConfig:
     dataset_streaming: bool = field(default=False, metadata={"help": "Read rows as they come."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
-    score_column: str = field(default="score", metadata={"help": "Column of the scores."})
+    score_column: str = field(default=USUAL_COLUMN, metadata={"help": "Column of the scores."})
     score_columns: list[str] | None = field(default=None, metadata={"help": "Several columns of scores instead."})
     score_combination: str = field(
         default="sum", metadata={"help": "How several columns label a row.", "choices": list(COMBINATIONS)}

@@ -62,9 +62,8 @@ def plot_thresholds(scores: Tensor, rows: Sequence[ThresholdRow], threshold: flo
         parts = [scores[mask].numpy() for mask, _, _ in sides]
         names = [f"{name} ({int(mask.sum()):,})" for mask, _, name in sides]
         axes.hist(parts, edges, stacked=True, color=[NEGATIVE, POSITIVE], alpha=0.55, label=names)
-    shades = dict(
-        zip([row.name for row in rows if row.name.startswith(("percentile", "median"))], SHADES, strict=False)
-    )
+    percentiles = [row.name for row in rows if row.name.startswith(("percentile", "median"))]
+    shades = dict(zip(percentiles, SHADES, strict=False))  # none of several columns
     for row in rows:
         label = f"{row.name}: {row.threshold:.4g} ({100 * row.positive_share:.0f} % positive)"
         style = "-" if row.name == "median" else ":" if row.name in ("mean", "given") else "--"
