@@ -5,18 +5,25 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from datasets import load_dataset
 from PIL import Image
 
+from tgo_trl.commands.evaluate.config import EvaluateConfig
+from tgo_trl.commands.evaluate.run import evaluate
 from tgo_trl.commands.generate import GenerateConfig
-from tgo_trl.commands.generate.run import build_sampler, generate, generate_rows, read_tasks
+from tgo_trl.commands.generate.run import build_sampler, find_tasks, generate, generate_rows
+from tgo_trl.commands.generate.sampling import image_seed
+from tgo_trl.commands.generate.tasks import SourceImage, Task, source_pictures
 from tgo_trl.commands.score import ScoreConfig
 from tgo_trl.commands.score.run import score
 from tgo_trl.families import FluxKontextFamily
+from tgo_trl.storage.fingerprints import fingerprint, task_of
 from tgo_trl.trainer.eval_samples import EvalSamples
 
 from . import tiny
 from .runs import config, make_trainer
+from .test_generation import save_adapter
 from .tiny import flux, flux_kontext
 
 pytestmark = [pytest.mark.usefixtures("on_cpu"), pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -29,20 +36,49 @@ def nearness(prompts, images, sources):
 """
 
 
+EDITS = ("make it red", "make it red", "make it blue")
+CALL = {"num_inference_steps": 1, "height": 16, "width": 16, "num_images_per_prompt": 2, "max_sequence_length": 16}
+
+
 @pytest.fixture
 def prompts_file(tmp_path):
+    return write_prompts(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A pipeline in `model`, an adapter in `adapter`, prompts in `prompts.jsonl`, and a reward in `reward.py`."""
+    folder = tmp_path_factory.mktemp("edits")
+    pipeline = flux_kontext.build()
+    pipeline.save_pretrained(folder / "model")
+    save_adapter(pipeline, folder / "adapter", FluxKontextFamily())
+    (folder / "reward.py").write_text(REWARD)
+    write_prompts(folder)
+    return folder
+
+
+def write_prompts(folder):
     lines = []
-    for i, prompt in enumerate(("make it red", "make it red", "make it blue")):
-        tiny.picture(i).save(tmp_path / f"{i}.png")
-        lines.append(json.dumps({"prompt": prompt, "source_image": f"{i}.png"}))
-    path = tmp_path / "prompts.jsonl"
+    for i, prompt in enumerate(EDITS):
+        tiny.picture(i).save(folder / f"{i}.png")
+        lines.append(json.dumps({"prompt": prompt, "source_image": f"{i}.png", "kind": prompt[-4:]}))
+    path = folder / "prompts.jsonl"
     path.write_text("\n".join(lines))
     return path
 
 
+def png(color):
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16), color).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def nearness(image, source):
+    return -np.abs(np.asarray(image, float) - np.asarray(source, float)).mean()
+
+
 def drawn(path, folder, **settings):
-    given = {"num_inference_steps": 1, "height": 16, "width": 16, "num_images_per_prompt": 2, "max_sequence_length": 16}
-    config = GenerateConfig("tiny", str(path), str(folder), **{**given, **settings})
+    config = GenerateConfig("tiny", str(path), str(folder), **{**CALL, **settings})
     return generate(config, pipeline=flux_kontext.build())
 
 
@@ -57,9 +93,7 @@ def test_rows_go_from_prompts_to_a_trained_adapter(prompts_file, tmp_path):
     reward.write_text(REWARD)
     scored = score(ScoreConfig(str(tmp_path / "drawn"), str(tmp_path / "scored"), [f"{reward}:nearness"]))
     rows = load_dataset(str(scored), split="train")
-    first = rows[0]
-    by_hand = -np.abs(np.asarray(first["image"], float) - np.asarray(tiny.picture(0), float)).mean()
-    assert first["score"] == pytest.approx(by_hand)
+    assert rows[0]["score"] == pytest.approx(nearness(rows[0]["image"], tiny.picture(0)))
 
     args = config(
         tmp_path / "run", max_steps=1, resolution=16, max_sequence_length=16, sample_prompts=["make it red"],
@@ -87,7 +121,7 @@ def test_what_is_missing_is_named_before_anything_is_loaded(prompts_file, tmp_pa
     with pytest.raises(ValueError, match="has prompts alone, and the pipeline makes images from others"):
         drawn(text, tmp_path / "drawn")
     generation = GenerateConfig("tiny", str(prompts_file), str(tmp_path / "drawn"))
-    with pytest.raises(ValueError, match="here are prompts alone"):
+    with pytest.raises(ValueError, match="prompts were read alone"):
         build_sampler(generation, flux_kontext.build(), None)
     pipeline = flux_kontext.build()
     with pytest.raises(ValueError, match="makes samples from source images"):
@@ -113,11 +147,7 @@ def test_the_same_instruction_for_two_images_is_two_tasks():
 
 
 def test_rows_of_the_same_instruction_for_two_images_are_both_sampled():
-    files = []
-    for color in ("red", "blue"):
-        stream = io.BytesIO()
-        Image.new("RGB", (16, 16), color).save(stream, "PNG")
-        files.append((stream.getvalue(),))
+    files = [(png("red"),), (png("blue"),)]
     pipeline, options = flux_kontext.build(), {"num_inference_steps": 1, "size": (16, 16), "max_sequence_length": 16}
     rows = list(generate_rows(pipeline, FluxKontextFamily(), ["a", "a", "a"], sources=[*files, files[0]], **options))
     assert [row["prompt"] for row in rows] == ["a", "a"]
@@ -129,8 +159,8 @@ def test_rows_of_the_same_instruction_for_two_images_are_both_sampled():
 def test_a_source_that_cannot_be_decoded_is_named_before_anything_is_drawn(prompts_file, tmp_path):
     path = prompts_file.parent / "0.png"
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"Row 0 of .* cannot be used"):
-        read_tasks(GenerateConfig("tiny", str(prompts_file), str(tmp_path / "drawn")), flux_kontext.build())
+    with pytest.raises(ValueError, match=r"Prompt 0 of .* cannot be used"):
+        find_tasks(GenerateConfig("tiny", str(prompts_file), str(tmp_path / "drawn")), FluxKontextFamily)
 
 
 def test_a_reward_of_edits_and_files_are_looked_at_before_a_model_is_loaded(tmp_path):
@@ -145,3 +175,83 @@ def test_a_reward_of_edits_and_files_are_looked_at_before_a_model_is_loaded(tmp_
     args = config(tmp_path, resolution=16, sample_prompts=["a"], sample_sources=[str(tmp_path / "none.png")])
     with pytest.raises(ValueError, match="of a sample cannot be used"):
         make_trainer(args, model=flux_kontext.build(), train_dataset=rows)
+
+
+# ---- Comparing models ----
+
+
+def compared(folder, out, **settings):
+    given = {
+        "models": [f"base={folder / 'model'}", f"half={folder / 'model'}+{folder / 'adapter'}@0.5"],
+        "prompts": str(folder / "prompts.jsonl"), "category_column": "kind", "num_resamples": 100,
+        "rewards": [f"{folder / 'reward.py'}:nearness"], "rows_per_shard": 4, "disable_tqdm": True,
+    }  # fmt: skip
+    return EvaluateConfig(output_dir=str(out), **{**CALL, **given, **settings})
+
+
+def test_models_are_compared_on_the_same_edits(folder, tmp_path):
+    report = evaluate(compared(folder, tmp_path / "out"))
+    stock = flux_kontext.build()
+    stock.load_lora_weights(folder / "adapter", adapter_name="mine")
+    for label, scale in (("base", 0.0), ("half", 0.5)):
+        stock.set_adapters("mine", scale)
+        rows = load_dataset(str(tmp_path / "out" / "models" / label / "drawn"), split="train")
+        for i, row in enumerate(rows):
+            source = tiny.picture(i // 2)
+            task = task_of(row["prompt"], [fingerprint((folder / f"{i // 2}.png").read_bytes())])
+            assert row["seed"] == image_seed(42, task, i % 2)
+            call = {**flux_kontext.CALL, "image": source, "num_inference_steps": 1, "guidance_scale": 3.5}
+            image = stock(prompt=row["prompt"], generator=torch.Generator().manual_seed(row["seed"]), **call).images[0]
+            assert np.abs(np.asarray(row["image"], int) - np.asarray(image, int)).max() <= 1
+        scores = [nearness(row["image"], row["source_image"]) for row in rows]
+        assert report.overall.rewards["nearness"].means[label].value == pytest.approx(np.mean(scores))
+        blue = report.categories["blue"].rewards["nearness"].means[label].value
+        assert blue == pytest.approx(np.mean(scores[4:]))
+    assert report.overall.num_prompts == 3
+
+    begun = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
+    (tmp_path / "out" / "grid-1.png").unlink()
+    assert evaluate(compared(folder, tmp_path / "out")) == report
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")} == begun
+    assert (tmp_path / "out" / "grid-1.png").is_file()
+
+
+def test_the_pictures_of_edits_show_their_sources(tmp_path):
+    def task(*colors):
+        return Task("a", tuple(SourceImage(fingerprint(it), it) for it in map(png, colors)))
+
+    samples = [Image.new("RGB", (8, 8)), Image.new("RGB", (16, 8))]
+    assert source_pictures([Task("a"), Task("b")], samples) == {}
+    one = source_pictures([task("red"), task("blue")], samples)
+    assert {name: [it.getpixel((0, 0)) for it in row] for name, row in one.items()} == {
+        "source": [(255, 0, 0), (0, 0, 255)]
+    }
+    assert [it.size for it in one["source"]] == [(8, 8), (16, 8)]
+    two = source_pictures([task("red"), task("blue", "lime")], samples)
+    assert [row[i].getpixel((0, 0)) for row in two.values() for i in range(2)] == [
+        (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 255, 0),
+    ]  # fmt: skip
+    assert list(two) == ["source 1", "source 2"]
+
+
+def test_what_is_no_comparison_of_edits_is_refused_before_anything_is_drawn(folder, tmp_path):
+    flux.build().save_pretrained(tmp_path / "flux")
+    mixed = [f"edits={folder / 'model'}", f"plain={tmp_path / 'flux'}"]
+    for settings, message in (
+        ({"models": mixed}, "'edits' makes images from others, and 'plain' from prompts alone"),
+        ({"models": mixed[1:]}, "'.*nearness' compares an image with the one that it was made from"),
+        ({"prompts": "parti", "category_column": None}, "The set 'parti' has prompts alone"),
+        ({"source_column": "before"}, "'prompts.jsonl' has no column 'before'.* or `source_column`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(compared(folder, tmp_path / "out", **settings))
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_changes_while_samples_are_drawn_ends_it(prompts_file, tmp_path):
+    tasks = find_tasks(GenerateConfig("tiny", str(prompts_file), str(tmp_path / "drawn")), FluxKontextFamily)
+    assert [type(source.value).__name__ for task in tasks for source in task.sources] == ["DataFile"] * 3
+    tiny.picture(9).save(tmp_path / "1.png")
+    assert tasks[0].sources[0].read() == (tmp_path / "0.png").read_bytes()
+    with pytest.raises(ValueError, match=r"'1\.png' has changed since the prompts were read"):
+        tasks[1].sources[0].read()

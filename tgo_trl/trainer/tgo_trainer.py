@@ -36,7 +36,6 @@ from ..policy.launch import check_unquantized
 from ..policy.loading import find_family_class, load_reference_networks
 from ..policy.memory import Footprint, device_memory, footprint
 from ..policy.reference import AdapterReference, ModelReference, PastReference
-from ..rewards.base import check_sources as check_sources_of_rewards
 from ..settings import shown
 from .arguments import (
     check_arguments,
@@ -162,9 +161,7 @@ class TGOTrainer(BaseTrainer):
         check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
         check_unquantized(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"))
         check_callbacks(args, callbacks)
-        eval_rewards = load_eval_rewards(args.eval_rewards)
-        remedy = "Set `eval_sources`, of a pipeline of edits, or take another reward."
-        check_sources_of_rewards(eval_rewards, sources_of(args) is not None, remedy)
+        eval_rewards = load_eval_rewards(args.eval_rewards, sources_of(args) is not None)
         dtype = training_dtype(args)
         self._open_repository(args)  # before anything that takes long
 
