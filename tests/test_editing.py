@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +14,18 @@ from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.evaluate.run import evaluate
 from tgo_trl.commands.generate import GenerateConfig
 from tgo_trl.commands.generate.run import build_sampler, find_tasks, generate, generate_rows
-from tgo_trl.commands.generate.sampling import image_seed
+from tgo_trl.commands.generate.sampling import Sampler, image_seed
 from tgo_trl.commands.generate.tasks import SourceImage, Task, source_pictures
+from tgo_trl.commands.rounds.config import RoundsConfig
+from tgo_trl.commands.rounds.run import rounds
 from tgo_trl.commands.score import ScoreConfig
 from tgo_trl.commands.score.run import score
+from tgo_trl.commands.strength.config import StrengthConfig
+from tgo_trl.commands.strength.drift import encode_drift_rows, read_drift_rows
+from tgo_trl.commands.strength.run import strength
+from tgo_trl.data.columns import Columns
 from tgo_trl.families import FluxKontextFamily
+from tgo_trl.media.images import image_to_tensor
 from tgo_trl.storage.fingerprints import fingerprint, task_of
 from tgo_trl.trainer.eval_samples import EvalSamples
 
@@ -33,6 +41,9 @@ import numpy as np
 
 def nearness(prompts, images, sources):
     return [-float(np.abs(np.asarray(a, float) - np.asarray(b[0], float)).mean()) for a, b in zip(images, sources)]
+
+def farness(prompts, images, sources):
+    return [-score for score in nearness(prompts, images, sources)]
 """
 
 
@@ -255,3 +266,68 @@ def test_a_source_that_changes_while_samples_are_drawn_ends_it(prompts_file, tmp
     assert tasks[0].sources[0].read() == (tmp_path / "0.png").read_bytes()
     with pytest.raises(ValueError, match=r"'1\.png' has changed since the prompts were read"):
         tasks[1].sources[0].read()
+
+
+# ---- Strength and rounds ----
+
+
+def test_an_adapter_of_edits_is_measured_over_its_scales(folder, tmp_path):
+    settings = {"scales": [1.0], "num_drift_rows": 3, "write_card": False, "disable_tqdm": True, "rows_per_shard": 4}
+    rewards = [f"{folder / 'reward.py'}:nearness"]
+    given = {"model_name_or_path": str(folder / "model"), "output_dir": str(tmp_path / "out"), **CALL, **settings}
+    report = strength(StrengthConfig(str(folder / "adapter"), str(folder / "prompts.jsonl"), rewards, **given))
+    for row, scale in zip(report.rows, ("0", "1"), strict=True):
+        rows = load_dataset(str(tmp_path / "out" / f"scale-{scale}" / "scored"), split="train")
+        expected = [nearness(image, tiny.picture(i // 2)) for i, image in enumerate(rows["image"])]
+        assert rows["score"] == pytest.approx(expected)
+        assert row.reward == pytest.approx(np.mean(expected))
+    assert report.rows[0].drift == [1, 1, 1, 1]
+    assert all(value != 1 for value in report.rows[1].drift)
+    assert (tmp_path / "out" / "strength.png").is_file()
+
+
+def test_rows_that_drift_is_measured_on_have_their_sources(prompts_file, tmp_path):
+    class Seeing(FluxKontextFamily):
+        prompts_see_sources = True
+
+        def encode_edits(self, pipeline, prompts, pixels):
+            return {"seen": pixels.mean((2, 3, 4))}
+
+    out = drawn(prompts_file, tmp_path / "drawn")
+    pipeline, size = flux_kontext.build(), (16, 16)
+    pixels = torch.stack([image_to_tensor(tiny.picture(i), size) for i in (0, 1, 2)])[:, None]
+    columns = Columns(source="source_image")
+    for family in (FluxKontextFamily(max_sequence_length=16), Seeing()):
+        rows = read_drift_rows(str(out), "train", columns, 3, family)
+        assert rows.indices == [0, 2, 4]
+        encoded = encode_drift_rows(rows, Sampler(pipeline, family, size, 4, {}), None, [0.0])[0.0]
+        for i, (image, prompt) in enumerate(zip(encoded.images, encoded.prompts, strict=True)):
+            with torch.no_grad():
+                source = family.encode_sources(pipeline, pixels[i : i + 1])["source"]
+            assert torch.equal(image["source"], source)
+            if family.prompts_see_sources:
+                assert torch.equal(prompt["seen"], pixels[i : i + 1].mean((2, 3, 4)))
+    with pytest.raises(ValueError, match=r"has no column 'before'.* or `source_column`"):
+        read_drift_rows(str(out), "train", replace(columns, source="before"), 3, FluxKontextFamily())
+
+
+@pytest.mark.slow
+def test_each_round_of_edits_draws_and_trains_with_their_sources(folder, tmp_path):
+    rewards = {"rewards": [f"{folder / 'reward.py'}:nearness"], "held_out_rewards": [f"{folder / 'reward.py'}:farness"]}
+    settings = RoundsConfig(
+        str(folder / "model"), str(folder / "prompts.jsonl"), num_rounds=1, num_images_per_prompt=2,
+        num_inference_steps=1, held_out_images_per_prompt=2, **rewards,
+    )  # fmt: skip
+    sizes = {"resolution": 16, "max_sequence_length": 16}
+    args = config(tmp_path, max_steps=1, threshold_type="prompt_mean", **sizes)
+    report = rounds(settings, args)
+    rows = load_dataset(str(tmp_path / "out" / "round-1" / "scored"), split="train")
+    assert rows["score"] == pytest.approx([nearness(it["image"], it["source_image"]) for it in rows])
+    record = json.loads((tmp_path / "out" / "round-1" / "adapter" / "tgo_config.json").read_text())
+    assert record["label_rule"]["num_prompts"] == 3  # the same words for two images are two
+    held_out = load_dataset(str(tmp_path / "out" / "held_out" / "models" / "round-1" / "drawn"), split="train")
+    farness = [-nearness(it["image"], it["source_image"]) for it in held_out]
+    assert report.rounds[0].measurement.rewards["farness"].value == pytest.approx(np.mean(farness))
+    assert all(value > 0 for value in report.rounds[0].measurement.drift)
+    with pytest.raises(ValueError, match="`source_column` is 'before', and the columns of what rounds draw are known"):
+        rounds(settings, config(tmp_path / "other", source_column="before", **sizes))

@@ -219,11 +219,7 @@ def test_every_family_is_scaled_and_measured_as_its_card_says(case, tmp_path):
     assert adapter_scales(ours) == adapter_scales(stock)
     assert {scale for layer in adapter_scales(ours).values() for scale in layer.values()} == {0.5 * 8 / 4}
 
-    if family.most_sources:  # the command refuses these: it draws from prompts alone
-        return
-    with torch.no_grad():
-        image = family.encode_images(ours, case.pixels(), case.geometry())
-        prompt = family.encode_prompts(ours, PROMPTS)
+    image, prompt = case.encode(family, ours)
     rows = EncodedRows([0, 1], *([{k: v[i : i + 1] for k, v in part.items()} for i in range(2)]
                                  for part in (image, prompt)))  # fmt: skip
     side = case.module.RESOLUTION
