@@ -14,7 +14,7 @@ from ...rewards.base import Reward, reward_name
 from ...storage.parquet import ParquetFolder
 from ...storage.processes import process_state
 from ...storage.records import SCORING_NAME, read_record
-from ..generate.sampling import SOURCE_COLUMN
+from ..generate.config import SOURCE_COLUMN
 from ..score.config import ScoreConfig
 from ..score.rows import Row
 from ..score.run import describe_reward, score_rows, try_rewards, with_sources

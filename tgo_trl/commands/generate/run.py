@@ -37,9 +37,9 @@ from ...storage.parquet import ParquetFolder
 from ...storage.processes import process_state
 from ...storage.records import GENERATION_NAME
 from ..sharded_run import ShardedRun, check_destination, locks_output_dir, rows_per_shard, write_dataset
-from .config import GenerateConfig, SamplingSettings
+from .config import SOURCE_COLUMN, GenerateConfig, SamplingSettings
 from .prompts import read_tasks
-from .sampling import SOURCE_COLUMN, Request, Sampler, find_requests
+from .sampling import Request, Sampler, find_requests
 from .tasks import SourceImage, Task, tasks_fingerprint
 
 logger = logging.getLogger(__name__)

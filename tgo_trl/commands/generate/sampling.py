@@ -16,10 +16,8 @@ from ...media.types import Size
 from ...policy.draws import stable_seed
 from ...policy.sampling import cpu_generators, negating, quiet
 from ...settings import shown
+from .config import SOURCE_COLUMN
 from .tasks import SourceImage, Task
-
-SOURCE_COLUMN = "source_image"
-"""Of the data sets that are written."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ..generate.config import SOURCE_COLUMN
+
 
 @dataclass
 class InspectConfig:
@@ -14,6 +16,8 @@ class InspectConfig:
         dataset_config, dataset_split: of the data set.
         dataset_streaming: read the rows as they come.
         prompt_column, image_column, score_column: of the data set.
+        source_column: of the images that each row's was made from. Where there is one, scores are compared among rows
+            of the same prompt and the same sources, as pipelines of edits train on them.
         image_dir: where paths of images are relative to; the folder of the data set, if not set. They must lead
             to files in the one or the other.
         allow_urls: fetch images whose URLs the data set has.
@@ -32,6 +36,9 @@ class InspectConfig:
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     score_column: str = field(default="score", metadata={"help": "Column of the scores."})
+    source_column: str = field(
+        default=SOURCE_COLUMN, metadata={"help": "Column of the images that others were made from, where there is one."}
+    )
     image_dir: str | None = field(default=None, metadata={"help": "Where paths of images are relative to."})
     allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
     skip_images: bool = field(default=False, metadata={"help": "Do not read the images."})

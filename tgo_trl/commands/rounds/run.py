@@ -43,9 +43,8 @@ from ...trainer.selection import OutsideBoundsError
 from ...trainer.tgo_config import DEFAULTS, TGOConfig
 from ..evaluate.prompt_sets import read_prompt_set
 from ..evaluate.run import evaluate
-from ..generate.config import GenerateConfig
+from ..generate.config import SOURCE_COLUMN, GenerateConfig
 from ..generate.run import build_sampler, find_kind, find_tasks, generate, most_sources
-from ..generate.sampling import SOURCE_COLUMN
 from ..generate.tasks import tasks_fingerprint
 from ..score.run import score
 from ..sharded_run import check_own_folder, locks_output_dir

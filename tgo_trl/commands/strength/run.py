@@ -28,8 +28,9 @@ from ...storage.files import sweep, write_json
 from ...storage.fingerprints import fingerprint
 from ...storage.processes import process_state
 from ...storage.records import GENERATION_NAME, read_record
+from ..generate.config import SOURCE_COLUMN
 from ..generate.run import build_sampler, find_kind, find_tasks, write_samples
-from ..generate.sampling import SOURCE_COLUMN, Sampler
+from ..generate.sampling import Sampler
 from ..generate.tasks import Task, source_pictures, tasks_fingerprint
 from ..score.run import score
 from ..sharded_run import check_own_folder, locks_output_dir
