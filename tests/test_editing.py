@@ -10,6 +10,7 @@ import torch
 from datasets import load_dataset
 from PIL import Image
 
+from tgo_trl.cli import main
 from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.evaluate.run import evaluate
 from tgo_trl.commands.generate import GenerateConfig
@@ -191,6 +192,13 @@ def test_a_reward_of_edits_and_files_are_looked_at_before_a_model_is_loaded(tmp_
 # ---- Comparing models ----
 
 
+def assert_drawn(stock, row, source):
+    """A row is what diffusers draws of its prompt and source from its seed."""
+    call = {**flux_kontext.CALL, "image": source, "num_inference_steps": 1, "guidance_scale": 3.5}
+    image = stock(prompt=row["prompt"], generator=torch.Generator().manual_seed(row["seed"]), **call).images[0]
+    assert np.abs(np.asarray(row["image"], int) - np.asarray(image, int)).max() <= 1
+
+
 def compared(folder, out, **settings):
     given = {
         "models": [f"base={folder / 'model'}", f"half={folder / 'model'}+{folder / 'adapter'}@0.5"],
@@ -208,12 +216,9 @@ def test_models_are_compared_on_the_same_edits(folder, tmp_path):
         stock.set_adapters("mine", scale)
         rows = load_dataset(str(tmp_path / "out" / "models" / label / "drawn"), split="train")
         for i, row in enumerate(rows):
-            source = tiny.picture(i // 2)
             task = task_of(row["prompt"], [fingerprint((folder / f"{i // 2}.png").read_bytes())])
             assert row["seed"] == image_seed(42, task, i % 2)
-            call = {**flux_kontext.CALL, "image": source, "num_inference_steps": 1, "guidance_scale": 3.5}
-            image = stock(prompt=row["prompt"], generator=torch.Generator().manual_seed(row["seed"]), **call).images[0]
-            assert np.abs(np.asarray(row["image"], int) - np.asarray(image, int)).max() <= 1
+            assert_drawn(stock, row, tiny.picture(i // 2))
         scores = [nearness(row["image"], row["source_image"]) for row in rows]
         assert report.overall.rewards["nearness"].means[label].value == pytest.approx(np.mean(scores))
         blue = report.categories["blue"].rewards["nearness"].means[label].value
@@ -331,3 +336,78 @@ def test_each_round_of_edits_draws_and_trains_with_their_sources(folder, tmp_pat
     assert all(value > 0 for value in report.rounds[0].measurement.drift)
     with pytest.raises(ValueError, match="`source_column` is 'before', and the columns of what rounds draw are known"):
         rounds(settings, config(tmp_path / "other", source_column="before", **sizes))
+
+
+# ---- From prompts to an adapter that other programs read, by the commands ----
+
+
+@pytest.mark.slow
+def test_edits_go_from_prompts_to_an_exported_adapter(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    out = {name: str(tmp_path / name) for name in ("drawn", "scored", "report", "run", "compared", "exported")}
+    model, prompts, reward = (str(folder / name) for name in ("model", "prompts.jsonl", "reward.py:nearness"))
+    sampling = [word for name, value in CALL.items() for word in (f"--{name}", str(value))]
+
+    def run(command, *arguments):
+        assert main([command, *arguments]) == 0
+
+    def rows(name):
+        return load_dataset(str(tmp_path / name), split="train", cache_dir=str(tmp_path / "cache"))
+
+    # Six edits of three sources.
+    run("generate", "--model_name_or_path", model, "--prompts", prompts, "--output_dir", out["drawn"],
+        "--rows_per_shard", "4", "--disable_tqdm", "true", *sampling)  # fmt: skip
+    card = (tmp_path / "drawn" / "README.md").read_text()
+    assert "6 images drawn with `model` from source images" in card
+    assert "| `source_image` | Image | what it was made from" in card
+    assert "The source images are those of `prompts.jsonl`" in card
+
+    # Their scores, by a reward that looks at both.
+    run("score", "--dataset_name", out["drawn"], "--output_dir", out["scored"], "--rewards", reward, "--disable_tqdm",
+        "true")  # fmt: skip
+    scored = rows("scored")
+    expected = [nearness(image, tiny.picture(i // 2)) for i, image in enumerate(scored["image"])]
+    assert scored["score"] == pytest.approx(expected)
+    assert "what it was made from" in (tmp_path / "scored" / "README.md").read_text()
+
+    # What the scores would do: three prompts with their sources, of two wordings.
+    run("inspect", "--dataset_name", out["scored"], "--output_dir", out["report"], "--disable_tqdm", "true")
+    report = json.loads((tmp_path / "report" / "inspection.json").read_text())
+    assert (report["num_prompts"], report["num_tasks"], report["prompts"]["images"]) == (2, 3, [2, 2.0, 2])
+    assert report["scores"]["mean"] == pytest.approx(np.mean(expected))
+    deviations = [(expected[i] - expected[i + 1]) ** 2 / 2 for i in (0, 2, 4)]
+    assert report["prompts"]["within_std"] == pytest.approx(np.mean(deviations) ** 0.5)
+
+    # An adapter, with a threshold for each prompt and source.
+    run("train", "--model_name_or_path", model, "--dataset_name", out["scored"], "--output_dir", out["run"],
+        "--threshold_type", "prompt_mean", "--max_steps", "2", "--per_device_train_batch_size", "3", "--lora_r", "4",
+        "--learning_rate", "1e-2", "--resolution", "16", "--max_sequence_length", "16", "--use_cpu", "true",
+        "--report_to", "none", "--disable_tqdm", "true", "--encoding_cache_dir", str(tmp_path / "encodings"),
+        "--sample_prompts", "make it red", "--sample_sources", str(folder / "0.png"), "--sample_num_inference_steps",
+        "1")  # fmt: skip
+    rule = json.loads((tmp_path / "run" / "tgo_config.json").read_text())["label_rule"]
+    assert (rule["num_rows"], rule["num_prompts"], rule["num_positive"]) == (6, 3, 3)
+    assert rule["threshold"] == pytest.approx(np.mean(expected))  # of pairs, the mean of their means
+    assert [path.name for path in (tmp_path / "run" / "samples").iterdir()] == ["step-000002.png"]
+
+    # Base and adapter on the same edits, and the adapter is what diffusers loads.
+    run("evaluate", "--models", f"base={model}", f"tgo={model}+{out['run']}", "--prompts", prompts, "--rewards", reward,
+        "--output_dir", out["compared"], "--num_resamples", "100", "--disable_tqdm", "true", *sampling)  # fmt: skip
+    results = json.loads((tmp_path / "compared" / "evaluation.json").read_text())
+    drawn = rows("compared/models/tgo/drawn")
+    after = [nearness(it["image"], it["source_image"]) for it in drawn]
+    means = results["overall"]["rewards"]["nearness"]["means"]
+    assert (means["base"]["value"], means["tgo"]["value"]) == pytest.approx((np.mean(expected), np.mean(after)))
+    assert means["base"]["value"] != means["tgo"]["value"]
+    stock = flux_kontext.build()
+    stock.load_lora_weights(out["run"])
+    assert_drawn(stock, drawn[5], tiny.picture(2))
+
+    # The same samples from the names that ComfyUI has for the weights, which diffusers reads too.
+    run("export", "--adapter_name_or_path", out["run"], "--output_dir", out["exported"], "--model_name_or_path", model)
+    [exported] = (tmp_path / "exported").glob("*.safetensors")
+    stock = flux_kontext.build()
+    stock.load_lora_weights(str(exported))
+    assert_drawn(stock, drawn[5], tiny.picture(2))
+    assert "Written" in capsys.readouterr().out
