@@ -26,8 +26,9 @@ from tgo_trl.commands.strength.drift import encode_drift_rows, read_drift_rows
 from tgo_trl.commands.strength.run import strength
 from tgo_trl.data.columns import Columns
 from tgo_trl.families import FluxKontextFamily
-from tgo_trl.media.images import image_to_tensor
+from tgo_trl.media.images import image_to_tensor, load_image
 from tgo_trl.storage.fingerprints import fingerprint, task_of
+from tgo_trl.trainer import sample_grids
 from tgo_trl.trainer.eval_samples import EvalSamples
 
 from . import tiny
@@ -94,7 +95,7 @@ def drawn(path, folder, **settings):
     return generate(config, pipeline=flux_kontext.build())
 
 
-def test_rows_go_from_prompts_to_a_trained_adapter(prompts_file, tmp_path):
+def test_rows_go_from_prompts_to_a_trained_adapter(prompts_file, tmp_path, monkeypatch):
     rows = load_dataset(str(drawn(prompts_file, tmp_path / "drawn")), split="train")
     assert rows["prompt"] == ["make it red"] * 4 + ["make it blue"] * 2  # of two sources each drawn by itself
     for i, row in enumerate(rows):
@@ -112,8 +113,16 @@ def test_rows_go_from_prompts_to_a_trained_adapter(prompts_file, tmp_path):
         sample_sources=[str(tmp_path / "0.png")], sample_num_inference_steps=1, eval_rewards=[f"{reward}:nearness"],
         eval_strategy="steps", eval_steps=1, eval_samples_per_prompt=1,
     )  # fmt: skip
+    read, grids = [], []
+    monkeypatch.setattr("tgo_trl.trainer.sources.load_image", lambda path: read.append(path) or load_image(path))
+    plot = sample_grids.plot_grid
+    monkeypatch.setattr(sample_grids, "plot_grid", lambda *args: grids.append(args) or plot(*args))
     trainer = make_trainer(args, model=flux_kontext.build(), train_dataset=rows, eval_dataset=rows)
     trainer.train()
+    assert read == args.sample_sources, "a source of samples is read once"
+    [(pictures, names, *_)] = grids
+    assert names == ["source", "reference", "step 1"]
+    assert np.array_equal(np.asarray(pictures[0][0]), np.asarray(tiny.picture(0)))
     assert len(trainer.train_dataset.sources._places) == 6
     assert len({place[1] for place in trainer.train_dataset.sources._places.values()}) == 3  # each source once
     assert any("eval_samples/nearness" in entry for entry in trainer.state.log_history)

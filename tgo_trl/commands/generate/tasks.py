@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from ...families.base_sources import shown_sources
 from ...media.embedding import file_bytes
-from ...media.images import fit_image, load_image
+from ...media.images import load_image
 from ...media.origin import DataFile
 from ...messages.values import shown_path
 from ...storage.fingerprints import fingerprint, task_of
@@ -59,24 +60,5 @@ def tasks_fingerprint(tasks: Iterable[Task]) -> str:
 
 
 def source_pictures(tasks: Sequence[Task], samples: Sequence[Image.Image]) -> dict[str, list[Image.Image]]:
-    """The source images of some tasks, brought to the sizes of samples as pipelines see them, to be shown beside these.
-
-    Args:
-        tasks: some.
-        samples: one of each.
-
-    Returns:
-        By what a picture calls them, the first of each task, the second, and so on; white where a task has fewer.
-    """
-    most = max(len(task.sources) for task in tasks)
-    names = ["source"] if most == 1 else [f"source {i + 1}" for i in range(most)]
-    return {
-        name: [_as_seen(task, i, sample) for task, sample in zip(tasks, samples, strict=True)]
-        for i, name in enumerate(names)
-    }
-
-
-def _as_seen(task: Task, number: int, sample: Image.Image) -> Image.Image:
-    if number >= len(task.sources):
-        return Image.new("RGB", sample.size, "white")
-    return fit_image(load_image(task.sources[number].read()), (sample.height, sample.width))
+    """What [`~tgo_trl.families.base_sources.shown_sources`] makes of some tasks and a sample of each."""
+    return shown_sources([[load_image(source.read()) for source in task.sources] for task in tasks], samples)
