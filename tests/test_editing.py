@@ -280,6 +280,11 @@ def test_a_source_that_changes_while_samples_are_drawn_ends_it(prompts_file, tmp
     assert tasks[0].sources[0].read() == (tmp_path / "0.png").read_bytes()
     with pytest.raises(ValueError, match=r"'1\.png' has changed since the prompts were read"):
         tasks[1].sources[0].read()
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(
+        ValueError, match=r"'2\.png' was there when prompts were read, and now the image .*cannot be read"
+    ):
+        tasks[2].sources[0].read()
 
 
 # ---- Strength and rounds ----

@@ -26,12 +26,16 @@ class SourceImage:
     value: DataFile | bytes = field(compare=False, repr=False)
 
     def read(self) -> bytes:
-        """The file; raises a ValueError if it is no longer what it was."""
-        content = file_bytes(self.value, "image")
+        """The file; raises a ValueError if it is no longer there, or what it was."""
+        path = shown_path(getattr(self.value, "path", ""))
+        try:
+            content = file_bytes(self.value, "image")
+        except ValueError as error:
+            raise ValueError(f"The source image {path} was there when prompts were read, and now {error}.") from error
         if fingerprint(content) != self.key:
             raise ValueError(
-                f"The source image {shown_path(getattr(self.value, 'path', ''))} has changed since the prompts were "
-                "read. Run the same command again, with another `output_dir` if samples of it are there."
+                f"The source image {path} has changed since the prompts were read. Run the same command again, with "
+                "another `output_dir` if samples of it are there."
             )
         return content
 
