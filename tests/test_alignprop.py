@@ -260,6 +260,21 @@ def test_arguments_that_cannot_work(tmp_path, arguments, error, message):
         AlignPropTrainer("no/such-model", **{**defaults, **arguments})
 
 
+def test_rewards_of_edits_and_sources_are_refused_before_anything_is_loaded(tmp_path):
+    class OfEdits(Brightness):
+        reads_sources = True
+
+    (tmp_path / "rewards.py").write_text("def nearness(prompts, images, sources):\n    return [0.0] * len(images)\n")
+    evaluated = {"eval_strategy": "steps", "eval_steps": 1, "eval_prompts": ["a"]}
+    args = settings(tmp_path, eval_rewards=[f"{tmp_path / 'rewards.py'}:nearness"], **evaluated)
+    with pytest.raises(ValueError, match=r"`eval_rewards`: The reward .*nearness' compares an image with the one that"):
+        AlignPropTrainer("no/such-model", Brightness(), args, PROMPTS)
+    with pytest.raises(ValueError, match="`reward`: The reward 'brightness' compares an image with the one that"):
+        AlignPropTrainer("no/such-model", OfEdits(), settings(tmp_path), PROMPTS)
+    with pytest.raises(ValueError, match="`eval_sources` is "):
+        settings(tmp_path, eval_sources=["a.png"], **evaluated)
+
+
 def test_a_reward_is_tried_before_prompts_are_encoded(tmp_path):
     class Detached(Brightness):
         def score_pixels(self, prompts, pixels):

@@ -79,6 +79,13 @@ def by_uid(dataset, *columns):
     }
 
 
+def edits(sources, **columns):
+    """Rankings of the same words for different sources, an image a row."""
+    features = {"prompt": Value("string"), "image": Image(), "rank": Value("int64"), "source_image": Image()}
+    given = {"prompt": ["brighten"] * 4, "image": [picture(i) for i in range(4)], "rank": [1, 2, 1, 2], **columns}
+    return Dataset.from_dict({**given, "source_image": sources}, features=Features(features))
+
+
 # ---- Counting ----
 
 
@@ -837,3 +844,44 @@ def test_a_data_set_of_which_no_image_can_be_read_is_not_written(tmp_path):
     with pytest.raises(ValueError, match=r"No image of the data set can be read.*Row 0, .*leads outside"):
         convert(settings)
     assert not (tmp_path / "out" / "README.md").exists()
+
+
+# ---- Edits ----
+
+
+def test_edits_are_compared_with_others_of_the_same_source():
+    # Of one source or none, all four are one ranking: 1, 1, 2, 2. Of two, there are two, with a winner each.
+    one = convert_dataset(edits([picture(9)] * 4), "ranking")
+    assert one["win_rate"][:] == pytest.approx([2.5 / 3, 0.5 / 3] * 2)
+    sources = [picture(8), picture(8), picture(9), picture(9)]
+    two = convert_dataset(edits(sources), "ranking")
+    assert two["win_rate"][:] == [1, 0, 1, 0]
+    for image, source in zip(two["source_image"], sources, strict=True):
+        assert image.tobytes() == source.tobytes()
+    without = convert_dataset(edits(sources).remove_columns("source_image"), "ranking")
+    assert without["win_rate"][:] == one["win_rate"][:]
+    same = convert_dataset(edits(sources, image=[picture(0), picture(1)] * 2), "ranking")
+    assert len(same) == 4, "an image of two sources is one of each"
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+def test_sources_of_pairs_go_with_their_images(tmp_path, is_list):
+    for i in range(4):
+        picture(i).save(tmp_path / f"{i}.png")
+    before = [["0.png"], ["1.png"]] if is_list else ["0.png", "1.png"]
+    row = {"prompt": "brighten", "image_0": "2.png", "image_1": "3.png", "choice": "B"}
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps({**row, "before": it}) for it in before))
+    out = tmp_path / "out"
+    arguments = ["--dataset_name", str(tmp_path / "pairs.jsonl"), "--output_dir", str(out), "--disable_tqdm", "true"]
+    assert main(["convert", *arguments, "--source_column", "before"]) == 0
+    rows = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows["wins"] == [0, 1, 0, 1]
+    for i, row in enumerate(rows):
+        [source] = row["source_image"] if is_list else [row["source_image"]]
+        assert source.tobytes() == picture(i // 2).tobytes()
+    assert json.loads((out / "conversion.json").read_text())["found"]["prompts"] == 2
+    with pytest.raises(ValueError, match=r"no column 'after'.*`source_column`"):
+        convert(ConvertConfig(str(tmp_path / "pairs.jsonl"), str(tmp_path / "other"), source_column="after"))
+    (tmp_path / "1.png").write_bytes(b"no image")
+    with pytest.raises(BadRowError, match=r"Row 1, column '.*before'"):
+        convert(ConvertConfig(str(tmp_path / "pairs.jsonl"), str(tmp_path / "other"), source_column="before"))

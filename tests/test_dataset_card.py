@@ -101,8 +101,12 @@ def test_terms_of_data_that_others_made():
         "None is claimed for this data set. The rows are those of `owner/rows`; its terms apply. The terms of the "
         "reward models are in the table of scores."
     )
-    generation = {"settings": {"model": "owner/model"}, "model_license": "openrail"}
+    settings = {"model": "owner/model", "task": "text-to-image", "prompts": {"source": "owner/edits"}}
+    generation = {"settings": settings, "model_license": "openrail"}
     assert "`owner/model` (license: openrail)" in license_note(generation, None, "mit")
+    assert "owner/edits" not in license_note(generation, None, "mit")
+    settings["task"] = "image-to-image"
+    assert "The source images are those of `owner/edits`; their terms apply" in license_note(generation, None, "mit")
 
 
 def test_what_is_not_set_is_not_in_the_table():

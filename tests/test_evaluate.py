@@ -485,17 +485,21 @@ def set_of(name, **settings):
     return EvaluateConfig(["a=b"], name, ["hpsv2.1"], **settings)
 
 
+def read_set(config):
+    return {task.prompt: category for task, category in read_prompt_set(config).items()}
+
+
 def test_the_sets_of_papers_are_read_from_the_hub(hub, tmp_path):
     put_sets(hub)
-    assert read_prompt_set(set_of("parti")) == {'"HELLO" on a wall': "Arts", "a dog": "Animals"}
-    assert read_prompt_set(set_of("parti", category_column="Challenge")) == {
+    assert read_set(set_of("parti")) == {'"HELLO" on a wall': "Arts", "a dog": "Animals"}
+    assert read_set(set_of("parti", category_column="Challenge")) == {
         '"HELLO" on a wall': "Writing", "a dog": "Basic",
     }  # fmt: skip
-    assert read_prompt_set(set_of("hpsv2")) == {
+    assert read_set(set_of("hpsv2")) == {
         "a": "anime", "c": "concept-art", "e": "photo", "b": "anime", "d": "paintings",
     }  # fmt: skip
-    assert read_prompt_set(set_of("hpsv2", max_prompts=2)) == {"a": "anime", "c": "concept-art"}
-    assert read_prompt_set(set_of("pick-a-pic")) == {"won": None, "lost": None}
+    assert read_set(set_of("hpsv2", max_prompts=2)) == {"a": "anime", "c": "concept-art"}
+    assert read_set(set_of("pick-a-pic")) == {"won": None, "lost": None}
     with pytest.raises(ValueError, match=r"no column 'Kind'; it has 'Prompt', .*Set `category_column`"):
         read_prompt_set(set_of("parti", category_column="Kind"))
 
@@ -511,13 +515,13 @@ def test_categories_are_read_from_files_and_data_sets(folder, tmp_path):
     (tmp_path / "p.csv").write_text("text,kind\na cat,animals\na tree,7\na cat,plants\n")
     columns = {"prompt_column": "text", "category_column": "kind"}
     expected = {"a cat": "animals", "a tree": "7"}
-    assert read_prompt_set(set_of(str(tmp_path / "p.csv"), **columns)) == expected
+    assert read_set(set_of(str(tmp_path / "p.csv"), **columns)) == expected
     from datasets import ClassLabel, Dataset, Features, Value
 
     features = Features({"text": Value("string"), "kind": ClassLabel(names=["animals", "7"])})
     rows = Dataset.from_dict({"text": ["a cat", "a tree"], "kind": [0, 1]}, features=features)
     rows.save_to_disk(tmp_path / "saved")
-    assert read_prompt_set(set_of(str(tmp_path / "saved"), **columns)) == expected
+    assert read_set(set_of(str(tmp_path / "saved"), **columns)) == expected
     (tmp_path / "p.txt").write_text("a cat\na dog\n")
     with pytest.raises(ValueError, match="prompts without columns, and so no categories"):
         read_prompt_set(set_of(str(tmp_path / "p.txt"), category_column="kind"))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from PIL import Image, ImageColor
 
@@ -357,6 +357,11 @@ def dataset(scores, prompts=None, images=None):
     )
 
 
+def beside(rows, name, cells, feature):
+    column = Dataset.from_dict({name: cells}, features=Features({name: feature}))
+    return concatenate_datasets([rows, column], axis=1)
+
+
 def report_on(rows, tmp_path, **settings):
     rows.to_parquet(tmp_path / "rows.parquet")
     settings = {"output_dir": str(tmp_path / "out"), "disable_tqdm": True, **settings}
@@ -400,6 +405,38 @@ def test_a_report_from_rows_to_files(tmp_path, capsys, monkeypatch, streaming):
                  "3 of 12 rows cannot be trained on", "aspect_ratio_buckets: True", "prompts.png"):  # fmt: skip
         assert text in printed, text
     assert as_arguments(report.settings, tmp_path).on_bad_row == "skip"
+
+
+def test_the_same_words_for_another_source_are_another_prompt(tmp_path, capsys):
+    # six rows of each source, which the scores depend on and the words do not
+    before = [picture(i // 6) for i in range(24)]
+    scores = [float(10 * (i // 6 % 2) + i % 6) for i in range(24)]
+    rows = dataset(scores, ["brighten"] * 24)
+    images = [rows[0]["image"], *rows[:23]["image"]]  # the first image comes again with its source
+    rows = dataset(scores, ["brighten"] * 24, images)
+    assert report_on(rows, tmp_path).prompts is None, "of one prompt there is nothing to compare"
+    edits = beside(rows, "before", before, ImageFeature())
+    report = report_on(edits, tmp_path, source_column="before")
+    assert (report.num_prompts, report.num_tasks, report.prompts.num_prompts) == (1, 4, 4)
+    assert report.prompts.images == (6, 6, 6)
+    assert report.prompts.within_std == pytest.approx(math.sqrt(17.5 / 5))  # of 0 to 5 in each
+    assert (report.duplicates.images, report.duplicates.rows) == (1, 1)
+    assert report.settings["threshold_type"] == "prompt_mean"
+    assert as_arguments(report.settings, tmp_path).source_column == "before"
+    assert "4, each compared by itself" in " ".join(capsys.readouterr().out.split())
+
+
+def test_sources_that_cannot_be_trained_on_are_counted(tmp_path):
+    rows = dataset([0.0, 1.0, 2.0, 3.0])
+    before = [[picture(0)], [picture(1)], [picture(0), picture(1)], []]
+    edits = beside(rows, "source_image", before, List(ImageFeature()))
+    report = report_on(edits, tmp_path)
+    assert report.problems == {"bad source": 1}
+    assert report.first_reasons["bad source"] == "row 3: the source image is missing"
+    [note] = [found.reason for found in report.suggestions if "source images" in found.reason]
+    assert note.startswith("Rows have 1 or 2 source images, and those of a batch must have as many")
+    with pytest.raises(ValueError, match=r"no column 'before'; .*`source_column`"):
+        report_on(edits, tmp_path, source_column="before")
 
 
 def test_the_suggested_settings_train(tmp_path):

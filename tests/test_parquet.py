@@ -249,3 +249,12 @@ def test_launched_processes_know_of_each_other_without_a_gpu(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert {path.name: path.read_text() for path in tmp_path.glob("* of *")} == {"0 of 2": "True", "1 of 2": "False"}
+
+
+def test_a_file_that_several_rows_hold_is_stored_once(tmp_path):
+    sources = [os.urandom(2_000_000), os.urandom(1_000_000)]
+    shards = shards_in(tmp_path, 1)
+    shards.begin({}, PartialState())
+    files_of = [{"prompt": "a", "image": {"bytes": sources[i // 4], "path": None}} for i in range(8)]
+    shards.write(0, files_of, FEATURES)
+    assert 3_000_000 < shards.path(0).stat().st_size < 3_100_000

@@ -561,3 +561,24 @@ def test_frames_of_videos_count(monkeypatch):
     rows = scored_videos(5).remove_columns("score")
     score_dataset(rows, lambda prompts, videos: calls.append(len(videos)) or [0.0] * len(videos), batch_size=4)
     assert calls == [2, 2, 1]
+
+
+def test_source_images_count(monkeypatch):
+    monkeypatch.setattr("tgo_trl.commands.score.run.PIXELS_PER_CALL", 2 * (100 + 1_600))
+    rows = photos([10] * 5).add_column("source_image", [{"path": None, "bytes": png(40)}] * 5)
+    calls = []
+
+    def reward(prompts, images, sources):
+        calls.append([image.width for row in sources for image in row])
+        return [0.0] * len(images)
+
+    score_dataset(rows, reward, batch_size=4)
+    assert calls == [[40, 40], [40, 40], [40]]
+    score_dataset(rows, lambda prompts, images: calls.append(len(images)) or [0.0] * len(images), batch_size=4)
+    assert calls[3:] == [4, 1]  # which are then not read
+
+
+def png(side):
+    file = io.BytesIO()
+    picture(0, (side, side)).save(file, "PNG")
+    return file.getvalue()

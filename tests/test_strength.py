@@ -21,7 +21,7 @@ from tgo_trl.commands.generate.sampling import Sampler, image_seed
 from tgo_trl.commands.strength.card import find_base
 from tgo_trl.commands.strength.config import StrengthConfig
 from tgo_trl.commands.strength.drift import EncodedRows, denoising_errors
-from tgo_trl.commands.strength.plots import plot_strength
+from tgo_trl.commands.strength.plots import Shown, plot_strength
 from tgo_trl.commands.strength.report import (
     ScaleRow,
     StrengthReport,
@@ -219,11 +219,7 @@ def test_every_family_is_scaled_and_measured_as_its_card_says(case, tmp_path):
     assert adapter_scales(ours) == adapter_scales(stock)
     assert {scale for layer in adapter_scales(ours).values() for scale in layer.values()} == {0.5 * 8 / 4}
 
-    if family.most_sources:  # the command refuses these: it draws from prompts alone
-        return
-    with torch.no_grad():
-        image = family.encode_images(ours, case.pixels(), case.geometry())
-        prompt = family.encode_prompts(ours, PROMPTS)
+    image, prompt = case.encode(family, ours)
     rows = EncodedRows([0, 1], *([{k: v[i : i + 1] for k, v in part.items()} for i in range(2)]
                                  for part in (image, prompt)))  # fmt: skip
     side = case.module.RESOLUTION
@@ -529,12 +525,13 @@ def test_the_picture_has_the_samples_in_order_and_marks_the_suggestion(tmp_path)
     colours = {0.0: "red", 0.5: "lime", 1.0: "blue"}
     rows = [row(0.0, 0.1), row(0.5, 0.6, 0.9, 1.1), row(1.0, 0.9, 0.5, 8.0)]
     report = StrengthReport("m", "a", "r", 2, 2, "rows", 0.8, 1.2, rows, Suggestion(0.5, "", [0, 0.5]), "code")
-    shown = [(f"prompt {i}", {scale: Image.new("RGB", (8, 8), name) for scale, name in colours.items()})
-             for i in range(2)]  # fmt: skip
+    pictures = {scale: Image.new("RGB", (8, 8), name) for scale, name in colours.items()}
+    shown = [Shown(f"prompt {i}", [Image.new("RGB", (8, 8), "magenta")], pictures) for i in range(2)]
     plot_strength(report, shown, tmp_path / "strength.png")
     pixels = np.asarray(Image.open(tmp_path / "strength.png").convert("RGB"))
     places = [np.nonzero((pixels == np.array(colour)).all(-1))[1] for colour in
-              ((255, 0, 0), (0, 255, 0), (0, 0, 255))]  # fmt: skip
+              ((255, 0, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255))]  # fmt: skip
+    assert places.pop(0).max() < places[0].min(), "the sources are not left of the samples"
     assert places[0].max() < places[1].min() < places[1].max() < places[2].min()
     suggested = np.nonzero((pixels == np.array((0x1B, 0x78, 0x37))).all(-1))[1]
     assert places[0].max() < suggested.min() < suggested.max() < places[2].min()

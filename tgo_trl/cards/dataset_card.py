@@ -16,6 +16,7 @@ COLUMNS = {
     "prompt": "what was asked for",
     "image": "the image",
     "video": "the frames of the video, in order",
+    "source_image": "what it was made from: the file as it was, which is resized and cropped to the size of the sample",
     "prompt_index": "index of the prompt among the distinct ones",
     "sample_index": "index of the sample among those of its prompt",
     "seed": "of the sample's generator: `torch.Generator().manual_seed(seed)`",
@@ -125,6 +126,11 @@ def license_note(generation: Mapping[str, Any] | None, scoring: Mapping[str, Any
         model, terms = generation["settings"]["model"], generation.get("model_license")
         known = f" (license: {terms})" if terms else ""
         notes.append(f"The samples were drawn with `{model}`{known}, whose terms may bind their use.")
+        if _has_sources(generation):
+            prompts = generation["settings"]["prompts"]["source"]
+            notes.append(
+                f"The source images are those of `{prompts}`; their terms apply, to what was made of them too."
+            )
     if scoring:
         source = scoring["settings"]["dataset"]
         if not generation:
@@ -136,15 +142,20 @@ def license_note(generation: Mapping[str, Any] | None, scoring: Mapping[str, Any
 def _introduction(num_rows: int, generation: Mapping[str, Any] | None, scoring: Mapping[str, Any] | None) -> str:
     kind = "rows"
     if generation:
-        kind = "videos" if generation["settings"]["task"] == "text-to-video" else "images"
+        kind = "videos" if generation["settings"]["task"].endswith("-to-video") else "images"
     parts = [f"{num_rows:,} {kind}"]
     if generation:
         parts[0] += f" drawn with `{generation['settings']['model']}`"
+        parts[0] += " from source images" if _has_sources(generation) else ""
     elif scoring:
         parts[0] += f" of `{scoring['settings']['dataset']}`"
     if scoring:
         parts.append("scored by " + ", ".join(f"`{reward['name']}`" for reward in scoring["settings"]["rewards"]))
     return ", ".join(parts) + ". Made with tgo_trl."
+
+
+def _has_sources(generation: Mapping[str, Any]) -> bool:
+    return bool(generation["settings"]["task"].startswith("image-"))
 
 
 def _column_rows(

@@ -61,6 +61,11 @@ def scan_sources(source: RowSource, rows: Sequence[int], bad: BadRows, most: int
     return [found[row] for row in rows]
 
 
+def read_pixels(images: Sequence[Any], size: Size) -> Tensor:
+    """Pixels of the source images of a row, brought to its sample's size, float32 `[S, 3, H, W]` in [-1, 1]."""
+    return torch.stack([READER.read(image, size)[0] for image in images])
+
+
 def _identify(images: Sequence[Any], checked: set[str]) -> list[str]:
     keys = []
     for image in images:
@@ -141,7 +146,7 @@ def _encode_distinct(
         ) -> dict[str, Tensor]:
             these = [distinct[i] for i in indices]
             cells = [locate_sources(files[rows[i]][column], source.origin) for i in these]
-            pixels = torch.stack([torch.stack([READER.read(image, size)[0] for image in cell]) for cell in cells])
+            pixels = torch.stack([read_pixels(cell, size) for cell in cells])
             encoded: dict[str, Tensor] = encode(these, pixels)
             return encoded
 

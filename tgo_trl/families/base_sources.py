@@ -59,6 +59,30 @@ class SourceFamily(Family):
         return {self.source_argument: images[0] if self.most_sources == 1 else images}
 
 
+def shown_sources(sources: Sequence[Sequence[Image.Image]], samples: Sequence[Sample]) -> dict[str, list[Image.Image]]:
+    """Source images brought to the sizes of samples, as pipelines see them, to be shown beside these.
+
+    Args:
+        sources: those of each sample; there may be none.
+        samples: made from them.
+
+    Returns:
+        By what a picture calls them, the first of each sample, the second, and so on; white where a sample has fewer.
+    """
+    most = max(map(len, sources))
+    names = ["source"] if most == 1 else [f"source {i + 1}" for i in range(most)]
+    frames = [sample[0] if isinstance(sample, list) else sample for sample in samples]
+    return {
+        name: [_as_seen(images[i:], frame) for images, frame in zip(sources, frames, strict=True)]
+        for i, name in enumerate(names)
+    }
+
+
+def _as_seen(images: Sequence[Image.Image], frame: Image.Image) -> Image.Image:
+    """The first of the images, if there is one."""
+    return fit_image(images[0], (frame.height, frame.width)) if images else Image.new("RGB", frame.size, "white")
+
+
 def as_images(pixels: Tensor) -> list[Image.Image]:
     """8-bit RGB images of pixels `[N, 3, H, W]` in [-1, 1], of which they were made."""
     shades = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ _EXPORTS = {
     "Ensemble": "ensemble", "Member": "ensemble", "NoScore": "base", "Reward": "base", "checked_scores": "base",
 }  # fmt: skip
 
-__all__ = ["REWARDS", "Ensemble", "Member", "NoScore", "Reward", "checked_scores", "load_reward"]
+__all__ = ["REWARDS", "Ensemble", "Member", "NoScore", "Reward", "checked_scores", "load_reward", "load_rewards"]
 
 
 def __getattr__(name: str) -> Any:
@@ -68,6 +69,27 @@ def load_reward(spec: str, **kwargs: Any) -> "Reward":
     module, _, name = REWARDS[spec].partition(":")
     reward: Reward = _construct(spec, getattr(importlib.import_module(f".{module}", __name__), name), kwargs)
     return reward
+
+
+def load_rewards(
+    specs: Iterable[str], kwargs: Mapping[str, Mapping[str, Any]], have_sources: bool, remedy: str
+) -> dict[str, "Reward"]:
+    """Rewards by their specs, each as [`load_reward`] gives it.
+
+    Args:
+        specs: of the rewards.
+        kwargs: settings, by spec.
+        have_sources: whether what is scored was made from images, which rewards of edits look at.
+        remedy: what to do about a reward that needs them where there are none, as a sentence.
+
+    Raises:
+        ValueError: as [`load_reward`], and if a reward judges edits and there are no source images.
+    """
+    from .base import check_sources
+
+    rewards = {spec: load_reward(spec, **kwargs.get(spec, {})) for spec in specs}
+    check_sources(rewards, have_sources, remedy)
+    return rewards
 
 
 def _construct(spec: str, reward_class: type, kwargs: dict[str, Any]) -> Any:

@@ -28,7 +28,7 @@ from ..policy.gradient_sampling import GradientSampler, check_sampler, step_opti
 from ..policy.launch import uses_fsdp
 from ..policy.loading import find_family_class
 from ..rewards import load_reward
-from ..rewards.base import DifferentiableReward, check_differentiable, checked_pixel_scores, reward_name
+from ..rewards.base import DifferentiableReward, check_differentiable, check_sources, checked_pixel_scores, reward_name
 from ..storage.sources import open_dataset
 from .alignprop_config import AlignPropConfig
 from .arguments import check_launch, run_name_of, training_dtype
@@ -112,7 +112,7 @@ class AlignPropTrainer(BaseTrainer):
         check_run(args, optimizers, optimizer_cls_and_kwargs)
         check_callbacks(args, callbacks)
         self.reward = _find_reward(reward)
-        eval_rewards = load_eval_rewards(args.eval_rewards)
+        eval_rewards = load_eval_rewards(args.eval_rewards, have_sources=False)
         family_class = find_family_class(model, args.model_init_dict, family)
         if family_class is not None:
             check_sampler(family_class, model if isinstance(model, str) else type(model).__name__)
@@ -310,6 +310,7 @@ def _find_reward(reward: str | DifferentiableReward) -> DifferentiableReward:
     try:
         found: Any = load_reward(reward) if isinstance(reward, str) else reward
         check_differentiable(found)
+        check_sources({reward_name(found): found}, False, "Take another reward: samples are of prompts alone.")
     except ValueError as error:
         raise ValueError(f"`reward`: {error}") from error
     differentiable: DifferentiableReward = found

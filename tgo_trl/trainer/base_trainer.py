@@ -59,7 +59,7 @@ from .publishing import folder_upload, open_model_repository, sum_up
 from .resumable_trainer import ResumableTrainer
 from .sample_grids import SampleGridCallback, last_grid
 from .selection import SAMPLES, VARIETY, OutsideBoundsError
-from .sources import load_sources, sources_of
+from .sources import OF_GRIDS, SampleSources, of_evaluations
 from .speed import DEFAULT_BACKEND
 from .tgo_config import TGOConfig
 from .trackers import log_picture
@@ -193,7 +193,9 @@ class BaseTrainer(ResumableTrainer):
         digests = {name: component_fingerprint(part) for name, part in light.items()}
         return digests | self.encoders.fingerprints
 
-    def _add_own_callbacks(self, eval_rewards: Mapping[str, Reward] | None = None) -> None:
+    def _add_own_callbacks(
+        self, eval_rewards: Mapping[str, Reward] | None = None, sources: SampleSources | None = None
+    ) -> None:
         args, handler = self.args, self.callback_handler
         handler.callbacks = [in_lines(callback) for callback in handler.callbacks]  # the order stays
         self.add_callback(EpochCallback(self.set_epoch, lambda: self.epoch))
@@ -202,14 +204,14 @@ class BaseTrainer(ResumableTrainer):
             self.add_callback(SyncReferenceCallback(self.sync_reference))
         kwargs = self._sampling_options()
         if args.sample_prompts:
-            given = _of_sources(args.sample_sources)
+            given = _given(sources, OF_GRIDS)
             self.add_callback(
                 SampleGridCallback(self, args.sample_prompts, args.sample_steps, args.seed, **given, **kwargs)
             )
         if args.eval_sample_prompts:
             self._eval_samples = EvalSamples(
                 self, eval_rewards or {}, args.eval_sample_prompts, args.eval_samples_per_prompt, args.seed,
-                args.eval_batch_size, **_of_sources(sources_of(args)), **kwargs,
+                args.eval_batch_size, **_given(sources, of_evaluations(args)), **kwargs,
             )  # fmt: skip
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(args.early_stopping_patience))
@@ -704,9 +706,9 @@ class BaseTrainer(ResumableTrainer):
             raise UploadError(failures)
 
 
-def _of_sources(files: Sequence[str] | None) -> dict[str, Any]:
+def _given(sources: SampleSources | None, name: str) -> dict[str, Any]:
     """`sources` for samples, where there are any."""
-    return {} if files is None else {"sources": load_sources(files)}
+    return {"sources": sources[name]} if sources and name in sources else {}
 
 
 def _build_reference(

@@ -13,7 +13,7 @@ from PIL import Image
 from ..measures import thumbnails, variety
 from ..media.types import Sample
 from ..policy.draws import stable_seed
-from ..rewards import load_reward
+from ..rewards import load_rewards
 from ..rewards.base import Reward, checked_scores
 from ..storage.fingerprints import fingerprint, task_of
 from .sample_grids import SamplingTrainer
@@ -23,16 +23,23 @@ ROWS_PER_CALL = 32
 """Samples that a reward is given at once, as in `tgo-trl score`."""
 
 
-def load_eval_rewards(specs: list[str] | None) -> dict[str, Reward]:
+REMEDY = "Set `eval_sources`, if `TGOTrainer` trains a pipeline of edits, or take another reward."
+
+
+def load_eval_rewards(specs: list[str] | None, have_sources: bool) -> dict[str, Reward]:
     """The rewards of `eval_rewards` by name; models load their weights at the first call.
 
+    Args:
+        specs: the setting.
+        have_sources: whether samples of evaluations are made from source images.
+
     Raises:
-        ValueError: if one cannot be had.
+        ValueError: if one cannot be had, or judges edits and there are none.
     """
     rewards: dict[str, Reward] = {}
     for name, spec in zip(reward_names(specs), specs or (), strict=True):
         try:
-            rewards[name] = load_reward(spec)
+            rewards[name] = load_rewards([spec], {}, have_sources, REMEDY)[spec]
         except ValueError as error:
             raise ValueError(f"`eval_rewards`: {error}") from error
     return rewards

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
+from ..families.base_sources import shown_sources
 from ..media.types import Sample
 from ..policy.distributed import Replication
 from ..policy.draws import stable_seed
@@ -53,7 +53,7 @@ class SampleGridCallback(TrainerCallback):
     """Samples a grid every `every_steps` updates and at the end of training, as PNG and to the reporters.
 
     The PNGs lie in `output_dir/samples`. The first row is the reference, the second the policy; each column is a prompt
-    with a seed of its own, the same in every grid. Of videos it shows some frames.
+    with a seed of its own, the same in every grid. Of videos it shows some frames; above edits, their sources.
 
     Args:
         trainer: whose pipeline is sampled.
@@ -73,7 +73,7 @@ class SampleGridCallback(TrainerCallback):
         self.kwargs = kwargs
         self._last_step: int | None = None
         # Supervised training of all weights keeps no copy of the network: it is sampled from while it is as it was.
-        self._base: list[Image.Image] | None = None
+        self._base: list[Sample] | None = None
         if trainer.sampled_reference is None and trainer.strategy.samples_here:
             self._base = self._samples()
 
@@ -98,18 +98,18 @@ class SampleGridCallback(TrainerCallback):
             if state.is_world_process_zero:
                 self._plot(rows, Path(args.output_dir), state, kept_step)
 
-    def _plot(
-        self, rows: list[list[Image.Image]], output_dir: Path, state: TrainerState, kept_step: int | None
-    ) -> None:
+    def _plot(self, rows: list[list[Sample]], output_dir: Path, state: TrainerState, kept_step: int | None) -> None:
         step = state.global_step if kept_step is None else kept_step  # whose weights these are
         path = output_dir / SAMPLES_FOLDER / f"step-{state.global_step:06d}.png"
-        plot_grid(rows, ["reference", f"step {step}"], self.prompts, path)
+        sources = shown_sources(self.kwargs["sources"], rows[0]) if "sources" in self.kwargs else {}
+        pictures = [[film_strip(it) if isinstance(it, list) else it for it in row] for row in rows]
+        names = [*sources, "reference", f"step {step}"]
+        plot_grid([*sources.values(), *pictures], names, self.prompts, path)
         log_picture(self.trainer, "samples", path, state.global_step)
 
-    def _samples(self, from_reference: bool = False) -> list[Image.Image]:
+    def _samples(self, from_reference: bool = False) -> list[Sample]:
         seeds = [stable_seed(self.seed, i) for i in range(len(self.prompts))]
-        samples = self.trainer.sample(self.prompts, seeds, from_reference=from_reference, **self.kwargs)
-        return [film_strip(sample) if isinstance(sample, list) else sample for sample in samples]
+        return self.trainer.sample(self.prompts, seeds, from_reference=from_reference, **self.kwargs)
 
 
 def last_grid(output_dir: Path) -> Path | None:

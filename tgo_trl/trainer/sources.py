@@ -15,20 +15,26 @@ from .tgo_config import DEFAULTS, TGOConfig
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = ("source_column", "sample_sources", "eval_sources")
+OF_GRIDS, OF_EVALUATIONS = "sample_sources", "eval_sources"
+
+SampleSources = dict[str, list[list[Image.Image]]]
+"""The source image of each sample, as a list of one, by the setting that names the files."""
 
 
-def check_sources(args: TGOConfig, family: type[Family], datasets: Mapping[str, Any]) -> None:
-    """Raises a ValueError for settings and data sets that do not go with a family, and warns of a column nobody reads.
+def read_sample_sources(args: TGOConfig, family: type[Family], datasets: Mapping[str, Any]) -> SampleSources:
+    """The source images of samples; warns of a column of source images that nobody reads.
 
     Args:
         args: the run's settings.
         family: of the pipeline.
         datasets: of training and evaluation, by name.
+
+    Raises:
+        ValueError: for settings and data sets that do not go with a family, or a file that cannot be read.
     """
     if not family.most_sources:
         _check_unread(args, family, datasets)
-        return
+        return {}
     for name, dataset in datasets.items():
         if isinstance(dataset, IterableDataset):
             raise ValueError(
@@ -42,17 +48,17 @@ def check_sources(args: TGOConfig, family: type[Family], datasets: Mapping[str, 
                 f"{args.source_column!r} of them; it has {', '.join(map(repr, columns))}. Set `source_column`, or "
                 "train a pipeline that reads prompts alone."
             )
-    for prompts, sources in (("sample_prompts", "sample_sources"), ("eval_prompts", "eval_sources")):
+    for prompts, sources in (("sample_prompts", OF_GRIDS), ("eval_prompts", OF_EVALUATIONS)):
         if getattr(args, prompts) and not getattr(args, sources):
             raise ValueError(
                 f"`{prompts}` is set, and `{family.__name__}` makes samples from source images. Set `{sources}` to the "
                 "file of one for each prompt."
             )
-        load_sources(getattr(args, sources))  # before anything that takes long
+    return {name: _load(getattr(args, name)) for name in (OF_GRIDS, OF_EVALUATIONS) if getattr(args, name) is not None}
 
 
 def _check_unread(args: TGOConfig, family: type[Family], datasets: Mapping[str, Any]) -> None:
-    for name in SETTINGS:
+    for name in ("source_column", OF_GRIDS, OF_EVALUATIONS):
         if getattr(args, name) != DEFAULTS[name]:
             raise ValueError(
                 f"`{name}` is {shown(getattr(args, name))}, and `{family.__name__}` reads prompts alone. Leave it out, "
@@ -66,14 +72,7 @@ def _check_unread(args: TGOConfig, family: type[Family], datasets: Mapping[str, 
             )  # fmt: skip
 
 
-def load_sources(paths: Sequence[str] | None) -> list[list[Image.Image]] | None:
-    """The source image of each sample, by file, as a list of one; None of samples of prompts alone.
-
-    Raises:
-        ValueError: if one cannot be read.
-    """
-    if paths is None:
-        return None
+def _load(paths: Sequence[str]) -> list[list[Image.Image]]:
     loaded = []
     for path in paths:
         try:
@@ -83,6 +82,6 @@ def load_sources(paths: Sequence[str] | None) -> list[list[Image.Image]] | None:
     return loaded
 
 
-def sources_of(args: TGOConfig) -> Sequence[str] | None:
-    """The files of the samples of evaluations, whose prompts may be those of the grids."""
-    return args.eval_sources if args.eval_prompts else args.sample_sources
+def of_evaluations(args: TGOConfig) -> str:
+    """The setting that names the sources of evaluations, whose prompts may be those of the grids."""
+    return OF_EVALUATIONS if args.eval_prompts else OF_GRIDS

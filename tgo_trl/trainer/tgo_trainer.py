@@ -37,7 +37,6 @@ from ..policy.launch import check_unquantized
 from ..policy.loading import find_family_class, load_reference_networks
 from ..policy.memory import Footprint, device_memory, footprint
 from ..policy.reference import AdapterReference, ModelReference, PastReference
-from ..rewards.base import check_sources as check_sources_of_rewards
 from ..settings import shown
 from .arguments import (
     check_arguments,
@@ -59,7 +58,7 @@ from .objective import BALANCED, has_beta
 from .pair_sources import check_all_columns
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_block
 from .reference_recipe import active_dropout, reference_digest, reference_recipe
-from .sources import check_sources, sources_of
+from .sources import of_evaluations, read_sample_sources
 from .speed_choice import SpeedFacts, apply_choice, choose_speed
 from .summary import pair_rows, print_summary, summary_rows
 from .tgo_config import TGOConfig
@@ -163,9 +162,7 @@ class TGOTrainer(BaseTrainer):
         check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
         check_unquantized(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"))
         check_callbacks(args, callbacks)
-        eval_rewards = load_eval_rewards(args.eval_rewards)
-        remedy = "Set `eval_sources`, of a pipeline of edits, or take another reward."
-        check_sources_of_rewards(eval_rewards, sources_of(args) is not None, remedy)
+        eval_rewards = load_eval_rewards(args.eval_rewards, getattr(args, of_evaluations(args)) is not None)
         dtype = training_dtype(args)
         self._open_repository(args)  # before anything that takes long
 
@@ -178,10 +175,10 @@ class TGOTrainer(BaseTrainer):
         is_video = family_class is not None and family_class.task.endswith("-to-video")
         check_all_columns(args, train_dataset, eval_dataset, "video" if is_video else None)
         if family_class is not None:
-            check_sources(args, family_class, datasets)
+            sources = read_sample_sources(args, family_class, datasets)
         self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
         if family_class is None:  # of a single file, too
-            check_sources(args, type(self.family), datasets)
+            sources = read_sample_sources(args, type(self.family), datasets)
         check_unquantized(args, None, self.family.networks(self.pipeline))
         check_loss(args, self.denoiser.noise_process)
         check_samples_of_loss(args, self.pipeline)
@@ -260,7 +257,7 @@ class TGOTrainer(BaseTrainer):
         if self.label_rule is not None:
             are_weighed = self.loss.weighs_rows
             self.add_callback(ScoreLogCallback(self, self.label_rule, self.train_labels, are_weighed))
-        self._add_own_callbacks(eval_rewards)
+        self._add_own_callbacks(eval_rewards, sources)
         if self.is_world_process_zero():
             objective = self._objective() | ({} if args.recipe is None else {"recipe": args.recipe})
             print_summary(self._summary_rows(objective))

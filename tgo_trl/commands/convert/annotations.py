@@ -10,7 +10,10 @@ from datasets import Dataset, IterableDataset
 from ...data.classes import ClassNames, shown_names
 from ...data.columns import check_columns, column_names
 from ...data.rows import BadRows, check_prompt, read_cell
+from ...data.sources import locate_sources
 from ...media.images import encoded_bytes
+from ...media.origin import OWN, Origin
+from ...storage.fingerprints import task_of
 from .layouts import Layout
 from .pairs import PairReader, check_choices, find_pair_reader
 from .tallies import Comparisons, Ratings, Tally, compare_all
@@ -28,6 +31,7 @@ class AnnotatedImage:
 
     Attributes:
         prompt: of the image.
+        task: what tells the prompt from others: with the images that it is to be carried out on, if there are any.
         identity: what tells it apart: a name, a path, or a digest of its content.
         uid: the same, if that is more than its content.
         row, slot: of its first appearance: the row of the data set, and which of the row's images.
@@ -35,6 +39,7 @@ class AnnotatedImage:
     """
 
     prompt: str
+    task: str
     identity: str
     uid: str | None
     row: int
@@ -69,7 +74,7 @@ class Annotations:
 
 def read_annotations(
     open_columns: OpenColumns, layout: Layout, skip_bad: bool, progress: Callable[[], object] | None = None,
-    content: Callable[[Any], bytes] = encoded_bytes,
+    content: Callable[[Any], bytes] = encoded_bytes, origin: Origin = OWN,
 ) -> Annotations:  # fmt: skip
     """Counts what was said about each image.
 
@@ -79,17 +84,21 @@ def read_annotations(
         skip_bad: leave out rows that cannot be read, instead of stopping at the first.
         progress: called at each row.
         content: what tells an image without a name from others; raises a ValueError, with a clause, if it is none.
+        origin: of the data set, and so of source images.
 
     Raises:
         ValueError: if a column is missing, or no label is the good one.
         BadRowError: at a row that cannot be read.
     """
     present = column_names(open_columns(None))
-    remedy = "Set `layout`, or name its columns with `prompt_column`, `image_columns` and `annotation_columns`."
+    remedy = (
+        "Set `layout`, or name its columns with `prompt_column`, `image_columns`, `annotation_columns` and "
+        "`source_column`."
+    )
     check_columns("The data set", present, sorted(layout.required), remedy)
 
     # Row by row: the images that are new, and what was said about each.
-    reader = _RowReader(layout.present_in(present), open_columns, skip_bad, content)
+    reader = _RowReader(layout.present_in(present), open_columns, skip_bad, content, origin)
     found, layout = reader.found, reader.layout
     images: dict[tuple[str, str], AnnotatedImage] = {}
     rankings: dict[tuple[str, str], list[tuple[AnnotatedImage, float]]] = {}
@@ -97,14 +106,15 @@ def read_annotations(
         found.num_rows += 1
         if progress is not None:
             progress()
-        for slot, (prompt, key, said) in enumerate(reader.read(row, example)):
-            image = images.get((prompt, key.identity))
+        for slot, (prompt, task, key, said) in enumerate(reader.read(row, example)):
+            image = images.get((task, key.identity))
             if image is None:
                 fresh: Tally = Ratings() if layout.kind == "ratings" else Comparisons()
-                image = images[prompt, key.identity] = AnnotatedImage(prompt, key.identity, key.name, row, slot, fresh)
+                image = AnnotatedImage(prompt, task, key.identity, key.name, row, slot, fresh)
+                images[task, key.identity] = image
             if isinstance(said, float):  # the rest of its ranking is in other rows
                 group = "" if layout.group is None else str(example[layout.group])
-                rankings.setdefault((prompt, group), []).append((image, said))
+                rankings.setdefault((task, group), []).append((image, said))
             else:
                 _count(image.tally, said)
 
@@ -131,13 +141,14 @@ class _RowReader:
         open_columns: gives the data set with some of its columns.
         skip_bad: leave out rows that cannot be read, instead of stopping at the first.
         content: what tells an image from others, of a cell that is no path.
+        origin: of source images.
     """
 
     def __init__(
-        self, layout: Layout, open_columns: OpenColumns, skip_bad: bool, content: Callable[[Any], bytes]
+        self, layout: Layout, open_columns: OpenColumns, skip_bad: bool, content: Callable[[Any], bytes], origin: Origin
     ) -> None:
         self.layout = layout
-        self.content = content
+        self.content, self.origin = content, origin
         self.columns = [name for name in layout.columns if name not in layout.images or not layout.uids]
         self.names = ClassNames(open_columns(None).features)
         self._check_classes()
@@ -147,8 +158,8 @@ class _RowReader:
             self.pairs = find_pair_reader(layout, self._annotations(open_columns))
             self.found.scale, self.found.reading = self.pairs.scale, self.pairs.describe()
 
-    def read(self, row: int, example: dict[str, Any]) -> list[tuple[str, "_Key", Any]]:
-        """Prompt, identity and annotations of each image of a row; none of a row that says nothing."""
+    def read(self, row: int, example: dict[str, Any]) -> list[tuple[str, str, "_Key", Any]]:
+        """Prompt, task, identity and annotations of each image of a row; none of a row that says nothing."""
         layout, found = self.layout, self.found
         where = ", ".join(layout.columns)
         try:
@@ -157,6 +168,7 @@ class _RowReader:
                 found.num_unlabelled += 1
                 return []
             prompt = read_cell(example, layout.prompt, check_prompt)
+            task = prompt if layout.source is None else task_of(prompt, self._sources(example[layout.source]))
             keys = _keys(example, layout, self.content)
             said = self._said(example, keys)
         except UnknownWordError as error:
@@ -174,7 +186,11 @@ class _RowReader:
             label = spelt(example[layout.annotations[0]])
             if label not in found.labels and len(found.labels) < LABELS_SHOWN:
                 found.labels.append(label)
-        return [(prompt, key, annotation) for key, annotation in zip(keys, said, strict=True)]
+        return [(prompt, task, key, annotation) for key, annotation in zip(keys, said, strict=True)]
+
+    def _sources(self, cell: Any) -> list[bytes]:
+        """What tells the source images of a row from others."""
+        return [encoded_bytes(image) for image in locate_sources(cell, self.origin)]
 
     def _annotations(self, open_columns: OpenColumns) -> Iterator[dict[str, Any]]:
         """The rows with what was said alone; unreadable ones are told where they are counted."""

@@ -32,6 +32,8 @@ class ConvertConfig(DatasetSettings):
             only the columns that are needed are read.
         prompt_column, image_columns, annotation_columns, uid_columns: of the data set, where they are not the
             layout's.
+        source_column: of the images that those of a row were made from, by an instruction to edit: images are then
+            compared with others of the same prompt and source; `source_image`, if it is not set and there is one.
         lower_is_better: of a ranking: whether 1 is the best rank; as its layout has it if not set.
         positive_label: of labels that are no booleans, the good one; all others are bad. Of a column of classes, its
             name. Words such as `accepted` and `rejected` are known without
@@ -65,6 +67,10 @@ class ConvertConfig(DatasetSettings):
     dataset_streaming: bool = field(default=False, metadata={"help": "Read rows as they come, twice."})
     prompt_column: str | None = field(default=None, metadata={"help": "Column of the prompts."})
     image_columns: list[str] | None = field(default=None, metadata={"help": "Columns of the images, or their paths."})
+    source_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of what images were made from: source_image, if it is there."},
+    )
     annotation_columns: list[str] | None = field(default=None, metadata={"help": "Columns of what people said."})
     uid_columns: list[str] | None = field(default=None, metadata={"help": "Columns that tell images apart."})
     lower_is_better: bool | None = field(default=None, metadata={"help": "Of a ranking: 1 is the best rank."})
@@ -120,6 +126,8 @@ class ConvertConfig(DatasetSettings):
         changes: dict[str, object] = {}
         if self.prompt_column is not None:
             changes["prompt"] = self.prompt_column
+        if self.source_column is not None:
+            changes["source"] = self.source_column
         for setting, name in (
             ("image_columns", "images"),
             ("annotation_columns", "annotations"),

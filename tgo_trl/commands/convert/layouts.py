@@ -6,6 +6,8 @@ What could be checked of each published set, and where, stands with its layout. 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from ..generate.config import SOURCE_COLUMN
+
 KINDS = ("pairs", "ranking", "labels", "ratings")
 SCALES = ("outcomes", "votes", "shares")
 """What the numbers of a pair may be: one judge's outcome for each image, counts of votes, or shares of them."""
@@ -43,6 +45,8 @@ class Layout:
         values: of ratings and ranks that are words, the number of each; None leaves it out.
         first_is_better: of a pair, whatever order its votes are in; a pair without votes is one comparison.
         told_by: columns without which a data set is not taken for one of this layout by itself.
+        source: a column of the images that those of a row were made from, one or a list, of instructions to edit; a
+            data set may lack it. Images are then compared with others of the same prompt and source.
     """
 
     kind: str
@@ -59,17 +63,19 @@ class Layout:
     values: Mapping[str, float | None] | None = None
     first_is_better: bool = False
     told_by: tuple[str, ...] = ()
+    source: str | None = SOURCE_COLUMN
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All columns that it takes; those of `uids` and `valid` may be missing."""
-        optional = [name for name in (*self.uids, self.valid, self.group) if name is not None]
+        """All columns that it takes; those of `uids`, `valid`, `group` and `source` may be missing."""
+        optional = [name for name in (*self.uids, self.valid, self.group, self.source) if name is not None]
         return tuple(dict.fromkeys([self.prompt, *self.images, *self.annotations, *optional]))
 
     @property
     def required(self) -> set[str]:
         """The columns without which it is not this layout."""
-        return {self.prompt, *self.images, *(() if self.first_is_better else self.annotations)}
+        named = () if self.source in (None, SOURCE_COLUMN) else (self.source,)
+        return {self.prompt, *self.images, *(() if self.first_is_better else self.annotations), *named}
 
     def check(self) -> None:
         """Raises a ValueError if the columns are not as many as the kind has, or a setting is of another kind."""
@@ -119,6 +125,7 @@ class Layout:
             uids=self.uids if set(self.uids) <= set(columns) else (),
             valid=self.valid if self.valid in columns else None,
             group=self.group if self.group in columns else None,
+            source=self.source if self.source in columns else None,
         )
 
 

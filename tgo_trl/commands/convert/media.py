@@ -6,17 +6,20 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from datasets import Dataset, Features, IterableDataset, Value, Video
+from datasets import Dataset, Features, IterableDataset, LargeList, List, Value, Video
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from ...data.classes import ClassNames
+from ...data.columns import column_names
 from ...data.rows import BadRows
+from ...data.sources import locate_sources
 from ...media.embedding import file_bytes
 from ...media.images import encoded_bytes
 from ...media.origin import DataFile, Origin
 from ...media.signatures import HEAD, IMAGE, VIDEO, media
 from ...storage.fingerprints import fingerprint
+from ..generate.config import SOURCE_COLUMN
 from .annotations import AnnotatedImage, OpenColumns, image_cells
 from .layouts import Layout
 from .scores import ScoreRule
@@ -44,8 +47,17 @@ class MediaFiles:
 
     @cached_property
     def dataset(self) -> Dataset | IterableDataset:
-        """The data set's columns of images or videos."""
-        return self._open_columns(list(self.layout.images))
+        """The data set's columns of images or videos, and of what they were made from."""
+        return self._open_columns(self._columns)
+
+    @cached_property
+    def _source(self) -> str | None:
+        """The column of source images, if the data set has one."""
+        return self.layout.present_in(column_names(self._open_columns(None))).source
+
+    @property
+    def _columns(self) -> list[str]:
+        return [*self.layout.images, *([] if self._source is None else [self._source])]
 
     @cached_property
     def medium(self) -> str:
@@ -69,19 +81,24 @@ class MediaFiles:
         """The rows of the scored data set, without those whose image is bad."""
         for image in images:
             try:
-                file = self._file(image_cells(self._row(image.row), self.layout)[image.slot])
+                row = self._row(image.row)
+                file = self._file(image_cells(row, self.layout)[image.slot])
+                of_edit = {} if self._source is None else {SOURCE_COLUMN: self._source_cell(row[self._source])}
             except (ValueError, OSError) as error:
-                bad.add(image.row, ", ".join(self.layout.images), str(error))
+                bad.add(image.row, ", ".join(self._columns), str(error))
                 continue
             values = rule.values(image.tally)
             assert values is not None
             file_cell = {"bytes": file, "path": None}
-            yield {"prompt": image.prompt, self.medium: file_cell, "image_uid": image.uid, **values}
+            yield {"prompt": image.prompt, self.medium: file_cell, **of_edit, "image_uid": image.uid, **values}
 
     def features(self, has_names: bool, rule: ScoreRule) -> Features:
         """The features of these rows."""
         features: dict[str, Any] = {"prompt": Value("string")}
         features[self.medium] = Video() if self.medium == VIDEO else ImageFeature()
+        if self._source is not None:
+            is_list = isinstance((self.dataset.features or {}).get(self._source), (List, LargeList))
+            features[SOURCE_COLUMN] = List(ImageFeature()) if is_list else ImageFeature()
         if has_names:
             features["image_uid"] = Value("string")
         return Features(features | {name: Value(kind) for name, kind in rule.columns.items()})
@@ -89,9 +106,15 @@ class MediaFiles:
     def place(self) -> str | None:
         """A digest of where paths lead, which tells nobody the path; None if the data set holds the images."""
         features = self._open_columns(None).features
-        if features is not None and not any("string" in str(features[name]) for name in self.layout.images):
+        if features is not None and not any("string" in str(features[name]) for name in self._columns):
             return None  # so that a run goes on in whatever folder it is started
         return fingerprint(self.origin.base.resolve(), self.suffix)
+
+    def _source_cell(self, cell: Any) -> Any:
+        images = locate_sources(cell, self.origin)
+        files = [{"bytes": _png(it) if isinstance(it, Image.Image) else file_bytes(it, IMAGE), "path": None}
+                 for it in images]  # fmt: skip
+        return files if isinstance(cell, (list, tuple)) else files[0]
 
     def _head(self, cell: Any) -> bytes:
         located = self._located(cell)
@@ -125,8 +148,10 @@ class MediaFiles:
         raise RuntimeError(f"Row {row} of the data set is gone since it was read first. Run the command again.")
 
     def _file(self, cell: Any) -> bytes:
-        if isinstance(cell, Image.Image):
-            file = io.BytesIO()
-            cell.save(file, "PNG")
-            return file.getvalue()
-        return self.content(cell)
+        return _png(cell) if isinstance(cell, Image.Image) else self.content(cell)
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

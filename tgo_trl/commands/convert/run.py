@@ -54,9 +54,9 @@ def convert(config: ConvertConfig) -> Path:
 
     Returns:
         The folder, `config.output_dir`. Columns: `prompt`; `image`, or `video`, if that is what the data set holds,
-        with its bytes as they were; `image_uid`, where images have a name; `score`; and, of comparisons and labels,
-        `wins`, `ties`, `comparisons`, `win_rate` and `smoothed_win_rate`, or, of ratings, `ratings`, `mean_...` of each
-        column and `bayesian`.
+        with its bytes as they were; `source_image`, where it was made from others; `image_uid`, where images have a
+        name; `score`; and, of comparisons and labels, `wins`, `ties`, `comparisons`, `win_rate` and
+        `smoothed_win_rate`, or, of ratings, `ratings`, `mean_...` of each column and `bayesian`.
 
     Raises:
         ValueError: for settings or rows that cannot work, or a folder that holds data made with other settings.
@@ -72,7 +72,7 @@ def convert(config: ConvertConfig) -> Path:
     disable = config.disable_tqdm or not state.is_main_process
     with tqdm(desc="Reading", unit="row", disable=disable) as progress:
         found = read_annotations(
-            open_columns, layout, config.on_bad_row == "skip", progress.update, content=files.content
+            open_columns, layout, config.on_bad_row == "skip", progress.update, files.content, origin
         )
     rule = fit_score_rule(found, layout, config.score_type, config.ties, config.prior)
     run = _Conversion(config, name, files, found, rule, scored_images(found, rule))
@@ -184,8 +184,9 @@ def convert_dataset(
     if isinstance(layout, str):
         _, layout = named_layout(layout, dataset)
     layout.check()
-    files = MediaFiles(open_columns, layout, find_origin(dataset, image_dir or None, allow_urls, True), image_suffix)
-    found = read_annotations(open_columns, layout, on_bad_row == "skip", content=files.content)
+    origin = find_origin(dataset, image_dir or None, allow_urls, True)
+    files = MediaFiles(open_columns, layout, origin, image_suffix)
+    found = read_annotations(open_columns, layout, on_bad_row == "skip", content=files.content, origin=origin)
     rule = fit_score_rule(found, layout, score_type, ties, prior)
     kept = scored_images(found, rule)
     features = files.features(kept[0].uid is not None, rule)
@@ -257,7 +258,7 @@ def _digest(images: Sequence[AnnotatedImage], rule: ScoreRule) -> str:
     """Of all that the shards hold, images by what tells them apart."""
     digest = hashlib.blake2b(digest_size=16)
     for image in images:
-        row = [image.prompt, image.identity, image.row, image.slot, rule.values(image.tally)]
+        row = [image.task, image.identity, image.row, image.slot, rule.values(image.tally)]
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
 
@@ -272,7 +273,7 @@ def _counts(found: Annotations, kept: Sequence[AnnotatedImage], shards: ParquetF
         "images": num_images,
         "images_without_score": len(found.images) - len(kept),
         "images_skipped": len(kept) - num_images,
-        "prompts": len({image.prompt for image in kept}),
+        "prompts": len({image.task for image in kept}),
     }
     comparisons = [image.tally for image in kept if isinstance(image.tally, Comparisons)]
     if comparisons:

@@ -13,7 +13,7 @@ from ..settings import as_list, check_at_least
 PROMPT_SETS = ("pick-a-pic", "parti", "hpsv2")
 """Names of sets on the Hub; see [`~tgo_trl.commands.evaluate.prompt_sets.read_prompt_set`]."""
 SHARED = (
-    "prompt_column", "dataset_config", "dataset_split", "max_prompts", "num_images_per_prompt", "seed",
+    "prompt_column", "source_column", "dataset_config", "dataset_split", "max_prompts", "num_images_per_prompt", "seed",
 )  # fmt: skip
 """Settings of sampling that all models have to have in common."""
 OWN = ("adapter_name_or_path", "adapter_scale")

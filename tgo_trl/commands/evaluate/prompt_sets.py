@@ -11,7 +11,8 @@ from ...data.columns import check_columns
 from ...messages.values import shown, why
 from ...storage.sources import open_dataset
 from ...storage.text_tables import parse_json, read_table
-from ..generate.prompts import distinct_prompts, read_categories
+from ..generate.prompts import distinct_tasks, read_tasks
+from ..generate.tasks import Task
 from .config import EvaluateConfig
 
 STYLES = ("anime", "concept-art", "paintings", "photo")
@@ -31,19 +32,28 @@ class PromptSet(NamedTuple):
     read: Callable[[str, str | None], Iterator[list[Any]]]
 
 
-def read_prompt_set(config: EvaluateConfig) -> dict[str, str | None]:
-    """The category of each distinct prompt, in order; None of all if there are no categories.
+def read_prompt_set(config: EvaluateConfig, most_sources: int = 0) -> dict[Task, str | None]:
+    """The category of each distinct prompt, with its source images if there are any; None of all without categories.
+
+    Args:
+        config: that names them.
+        most_sources: source images of a prompt that the models take; of 0, prompts are read alone.
 
     Raises:
-        ValueError: if the source cannot be read, a set is not to be had, there are fewer than two prompts, or more
-            categories than a table has lines.
+        ValueError: if the source cannot be read, a set is not to be had, or has no source images, there are fewer than
+            two prompts, or more categories than a table has lines.
     """
+    if config.prompts in SETS and most_sources:
+        raise ValueError(
+            f"The set {config.prompts!r} has prompts alone, and the models make images from others. Name a file or a "
+            f"data set with a column {config.source_column!r} beside that of the prompts."
+        )
     if config.prompts in SETS:
         prompts = _named(config.prompts, config.category_column, config.max_prompts)
     else:
-        prompts = read_categories(
+        prompts = read_tasks(
             config.prompts, config.prompt_column, config.category_column, config.dataset_config, config.dataset_split,
-            config.max_prompts,
+            config.max_prompts, config.source_column if most_sources else None, most_sources,
         )  # fmt: skip
     if len(prompts) < 2:
         raise ValueError(
@@ -58,7 +68,7 @@ def read_prompt_set(config: EvaluateConfig) -> dict[str, str | None]:
     return prompts
 
 
-def _named(name: str, category_column: str | None, max_prompts: int | None) -> dict[str, str | None]:
+def _named(name: str, category_column: str | None, max_prompts: int | None) -> dict[Task, str | None]:
     repository, read = SETS[name]
     try:
         entries = list(read(repository, category_column))
@@ -71,7 +81,7 @@ def _named(name: str, category_column: str | None, max_prompts: int | None) -> d
             f"({why(cause)}). Look to the connection, the token and HF_HUB_OFFLINE. Without a connection, write the "
             "prompts to a .jsonl or .csv file elsewhere, and name that (`prompts`, `prompt_column`, `category_column`)."
         ) from error
-    return distinct_prompts(entries, name, max_prompts)
+    return distinct_tasks(entries, name, max_prompts)
 
 
 def _pick_a_pic(repository: str, category_column: str | None) -> Iterator[list[Any]]:

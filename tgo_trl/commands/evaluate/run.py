@@ -14,17 +14,18 @@ from typing import Any, cast
 import torch
 from tqdm.auto import tqdm
 
+from ...families import Family
 from ...messages.public import public_name
 from ...messages.values import shown_path
 from ...policy.loading import check_pipeline, set_adapter_scale
-from ...rewards import load_reward
-from ...rewards.base import Reward, check_sources
+from ...rewards import load_rewards
+from ...rewards.base import Reward
 from ...settings import shown
 from ...storage.files import replace_file, sweep, write_json
-from ...storage.fingerprints import fingerprint
 from ...storage.processes import process_state
 from ...storage.records import SCORING_NAME, read_record
-from ..generate.run import build_sampler, write_samples
+from ..generate.run import build_sampler, find_kind, most_sources, write_samples
+from ..generate.tasks import Task, source_pictures, tasks_fingerprint
 from ..sharded_run import check_own_folder, locks_output_dir
 from ..strength.card import check_adapter
 from .config import Contestant, EvaluateConfig
@@ -65,13 +66,12 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport | None:
     # What can fail, before a model is loaded.
     if state.is_main_process:
         check_own_folder(folder, RECORD_NAME)
-    prompts = read_prompt_set(config)
-    _check_grid(config, len(prompts))
+    most = _shared_sources(config, {it.label: _check_model(config, it) for it in config.contestants()})
+    tasks = read_prompt_set(config, most)
+    _check_grid(config, len(tasks))
     kwargs: Any = config.reward_kwargs
-    rewards = {spec: load_reward(spec, **kwargs.get(spec, {})) for spec in config.rewards}
-    check_sources(rewards, False, "This command draws from prompts alone: take another reward.")
-    for contestant in config.contestants():
-        _check_model(config, contestant)
+    remedy = "The models make images from prompts alone: take another reward."
+    rewards = load_rewards(config.rewards, kwargs, most > 0, remedy)
     if state.is_main_process:
         _claim(folder, config)
     state.wait_for_everyone()
@@ -80,14 +80,14 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport | None:
     samples = {}
     for contestant in config.contestants():
         _say(config, f"Model {contestant.label}")
-        samples[contestant.label] = _draw(config, contestant, list(prompts), folder / MODELS / contestant.folder)
+        samples[contestant.label] = _draw(config, contestant, list(tasks), folder / MODELS / contestant.folder)
     for spec, reward in rewards.items():
         for label, found in samples.items():
             _say(config, f"Reward {config.reward_names()[spec]}, model {label}")
             _score(config, spec, reward, found)
         if hasattr(reward, "release"):
             reward.release()
-    report = _publish(config, prompts, samples) if state.is_main_process else None
+    report = _publish(config, tasks, samples) if state.is_main_process else None
     state.wait_for_everyone()
     return report
 
@@ -95,8 +95,11 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport | None:
 # ---- Before anything is drawn ----
 
 
-def _check_model(config: EvaluateConfig, contestant: Contestant) -> None:
-    """Looks for what can be looked for without loading anything: the last model comes hours after the first."""
+def _check_model(config: EvaluateConfig, contestant: Contestant) -> type[Family] | None:
+    """Looks for what can be looked for without loading anything: the last model comes hours after the first.
+
+    Returns the class of the model's family; None of a single file.
+    """
     generation = config.generation(contestant, "")
     adapter, kwargs = generation.adapter_name_or_path, cast("dict[str, Any]", generation.model_init_kwargs)
     try:
@@ -105,8 +108,21 @@ def _check_model(config: EvaluateConfig, contestant: Contestant) -> None:
             check_adapter(adapter)
             if not Path(adapter).exists() and (adapter.count("/") > 1 or adapter.startswith((".", "/", "~"))):
                 raise ValueError(f"there is no adapter {shown_path(adapter)} here, and a Hub id is written owner/name.")
+        return find_kind(generation)
     except (OSError, ValueError) as error:
         raise ValueError(f"The model {shown(contestant.label)}: {error}") from error
+
+
+def _shared_sources(config: EvaluateConfig, kinds: Mapping[str, type[Family] | None]) -> int:
+    """How many source images of a prompt all models take; raises a ValueError if some take none and others do."""
+    most = {label: most_sources(config, kind) for label, kind in kinds.items() if kind is not None}
+    of_edits, others = ([label for label in most if bool(most[label]) == edits] for edits in (True, False))
+    if of_edits and others:
+        raise ValueError(
+            f"The model {shown(of_edits[0])} makes images from others, and {shown(others[0])} from prompts alone: "
+            "they have no task in common. Compare models of one kind."
+        )
+    return min(most.values(), default=0)
 
 
 def _check_grid(config: EvaluateConfig, num_prompts: int) -> None:
@@ -128,13 +144,13 @@ def _claim(folder: Path, config: EvaluateConfig) -> None:
 # ---- Samples and scores ----
 
 
-def _draw(config: EvaluateConfig, contestant: Contestant, prompts: Sequence[str], folder: Path) -> Samples:
+def _draw(config: EvaluateConfig, contestant: Contestant, tasks: Sequence[Task], folder: Path) -> Samples:
     """Draws what is missing of a model's samples, and makes room for the next."""
     generation = config.generation(contestant, str(folder / "drawn"))
-    sampler = build_sampler(generation, None, None)
+    sampler = build_sampler(generation, None, None, bool(tasks[0].sources))
     if generation.adapter_scale != 1:
         set_adapter_scale(sampler.pipeline, generation.adapter_scale)
-    write_samples(generation, prompts, sampler, process_state().device)
+    write_samples(generation, tasks, sampler, process_state().device)
     medium = sampler.medium
     del sampler
     gc.collect()
@@ -158,13 +174,13 @@ def _say(config: EvaluateConfig, text: str) -> None:
 
 
 def _publish(
-    config: EvaluateConfig, prompts: Mapping[str, str | None], samples: Mapping[str, Samples]
+    config: EvaluateConfig, tasks: Mapping[Task, str | None], samples: Mapping[str, Samples]
 ) -> EvaluationReport:
     """Makes the report of all that is in the folder; writes and prints it."""
     folder = Path(config.output_dir)
     measured = _measured(config, samples)
-    report = _report(config, prompts, samples, measured)
-    pictures = _plot(config, report, list(prompts), samples, measured, folder)
+    report = _report(config, tasks, samples, measured)
+    pictures = _plot(config, report, list(tasks), samples, measured, folder)
     replace_file(folder / MARKDOWN_NAME, lambda path: path.write_text(as_markdown(report, pictures), "utf-8"))
     replace_file(folder / LATEX_NAME, lambda path: path.write_text(as_latex(report), "utf-8"))
     write_json(folder / RECORD_NAME, {"settings": _settings(config), **asdict(report)})
@@ -188,11 +204,11 @@ def _measured(config: EvaluateConfig, samples: Mapping[str, Samples]) -> Measure
 
 
 def _report(
-    config: EvaluateConfig, prompts: Mapping[str, str | None], samples: Mapping[str, Samples], measured: Measured
+    config: EvaluateConfig, tasks: Mapping[Task, str | None], samples: Mapping[str, Samples], measured: Measured
 ) -> EvaluationReport:
     baseline = config.baseline or measured.labels[0]
     categories: dict[str, list[int]] = {}
-    for i, category in enumerate(prompts.values()):
+    for i, category in enumerate(tasks.values()):
         if category is not None:
             categories.setdefault(category, []).append(i)
     return EvaluationReport(
@@ -201,8 +217,8 @@ def _report(
         rewards={name: _scoring(samples.values(), name) for name in config.reward_names().values()},
         prompts={
             "source": public_name(config.prompts),
-            "number": len(prompts),
-            "fingerprint": fingerprint(*prompts),
+            "number": len(tasks),
+            "fingerprint": tasks_fingerprint(tasks),
             "categories": {name: len(chosen) for name, chosen in categories.items()},
         },
         num_images_per_prompt=config.num_images_per_prompt,
@@ -233,7 +249,7 @@ def _settings(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _plot(
-    config: EvaluateConfig, report: EvaluationReport, prompts: Sequence[str], samples: Mapping[str, Samples],
+    config: EvaluateConfig, report: EvaluationReport, tasks: Sequence[Task], samples: Mapping[str, Samples],
     measured: Measured, folder: Path,
 ) -> list[tuple[str, str]]:  # fmt: skip
     """Writes the pictures, and removes those of an earlier run; file and caption of each."""
@@ -249,13 +265,18 @@ def _plot(
     plot_distributions(report, measured.scores, folder / DISTRIBUTIONS_NAME)
     caption = f"Distribution of the scores of all samples. Line: median; dotted: that of {report.baseline}."
     pictures.append((DISTRIBUTIONS_NAME, caption))
-    chosen = config.grid_prompts or evenly_spread(len(prompts), PROMPTS_SHOWN)
+    chosen = config.grid_prompts or evenly_spread(len(tasks), PROMPTS_SHOWN)
     pages = [chosen[start : start + PROMPTS_IN_A_ROW] for start in range(0, len(chosen), PROMPTS_IN_A_ROW)]
     how = "chosen by number" if config.grid_prompts else "evenly spread over the set, not chosen"
+    beside = ", below its source" if tasks[0].sources else ""
     for number, page in enumerate(pages, 1):
         name, images = f"grid-{number}.png", [found.pictures(page) for found in samples.values()]
-        plot_grid(report.labels, [prompts[i] for i in page], [[it[i] for i in page] for it in images], folder / name)
-        pictures.append((name, f"The first sample of each prompt, from the same seed in each column; prompts {how}."))
+        rows = [[it[i] for i in page] for it in images]
+        sources = source_pictures([tasks[i] for i in page], rows[0])
+        prompts = [tasks[i].prompt for i in page]
+        plot_grid([*sources, *report.labels], prompts, [*sources.values(), *rows], folder / name)
+        caption = f"The first sample of each prompt, from the same seed in each column{beside}; prompts {how}."
+        pictures.append((name, caption))
     return pictures
 
 

@@ -14,9 +14,10 @@ from ...rewards.base import Reward, reward_name
 from ...storage.parquet import ParquetFolder
 from ...storage.processes import process_state
 from ...storage.records import SCORING_NAME, read_record
+from ..generate.config import SOURCE_COLUMN
 from ..score.config import ScoreConfig
 from ..score.rows import Row
-from ..score.run import describe_reward, score_rows, try_rewards
+from ..score.run import describe_reward, score_rows, try_rewards, with_sources
 from ..sharded_run import ShardedRun, write_dataset
 from .samples import SCORE, Samples, rows_of
 
@@ -66,9 +67,11 @@ class _Scoring(ShardedRun[Path]):
         counts = [pq.read_metadata(path).num_rows for path in self.images.values()]
         self.num_rows, self.shard_rows = sum(counts), counts[0]
         numbers = {name: Value("int64") for name in NUMBERS}
+        features = Features.from_arrow_schema(pq.read_schema(self.images[0]))
+        self.reader = with_sources(self.samples.reader, features, SOURCE_COLUMN, {SCORE: self.reward})
         self.features = Features({"prompt": Value("string"), **numbers, SCORE: Value("float64")})
         if not self._is_scored():  # by a server, that may cost money, or be gone
-            try_rewards({SCORE: self.reward}, self.samples.reader, rows_of(self.images[0])[:1])
+            try_rewards({SCORE: self.reward}, self.reader, rows_of(self.images[0])[:1])
 
     def _is_scored(self) -> bool:
         """Whether all scores are there, by this reward as far as it knows its version before it is called."""
@@ -99,7 +102,7 @@ class _Scoring(ShardedRun[Path]):
         scored, bad = [], BadRows(skip=False, remedy=REMEDY.format(repr(reward_name(self.reward))))
         numbered = enumerate(rows_of(items[0]), shard * self.shard_rows)
         models, size = {SCORE: self.reward}, self.config.batch_size
-        for _, row, scores in score_rows(numbered, models, self.samples.reader, bad, size):
+        for _, row, scores in score_rows(numbered, models, self.reader, bad, size):
             scored.append({name: row[name] for name in ("prompt", *NUMBERS)} | scores)
             progress(1)
         return scored

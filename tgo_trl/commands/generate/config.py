@@ -6,6 +6,8 @@ from typing import Any
 from ...settings import as_dictionary, check_types, shown
 from ..settings import DatasetSettings, check_at_least
 
+SOURCE_COLUMN = "source_image"
+"""Of the data sets that are written, and of those that are read, if nothing else is set."""
 OWN_ARGUMENTS = ("prompt", "generator", "num_images_per_prompt", "num_videos_per_prompt", "output_type", "return_dict")
 """Arguments of a pipeline's call that sampling sets itself."""
 
@@ -42,7 +44,7 @@ class SamplingSettings:
     enable_model_cpu_offload: bool = field(default=False, metadata={"help": "Keep idle parts on the CPU."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
     source_column: str = field(
-        default="source_image", metadata={"help": "Column of the images that a pipeline of edits makes others from."}
+        default=SOURCE_COLUMN, metadata={"help": "Column of the images that a pipeline of edits makes others from."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set of prompts."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the data set of prompts."})

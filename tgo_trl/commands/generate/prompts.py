@@ -1,7 +1,7 @@
 """Reading prompts from files and data sets."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ from ...data.rows import check_prompt
 from ...data.sources import locate_sources
 from ...media.embedding import file_bytes
 from ...media.images import load_image
-from ...media.origin import named_origin
+from ...media.origin import DataFile, Origin, named_origin
 from ...messages.values import shown
+from ...storage.fingerprints import fingerprint
 from ...storage.sources import FORMATS, open_dataset
 from ...storage.text_tables import parse_json, read_json_lines, read_lines, read_table, suffix_of
+from .tasks import SourceImage, Task
 
 logger = logging.getLogger(__name__)
 
@@ -23,42 +25,37 @@ def read_prompts(
     source: str, column: str = "prompt", dataset_config: str | None = None, dataset_split: str = "train",
     max_prompts: int | None = None,
 ) -> list[str]:  # fmt: skip
-    """The distinct prompts of a source, in order.
+    """The distinct prompts of a source, in order; arguments and errors as of [`read_tasks`]."""
+    return [task.prompt for task in read_tasks(source, column, None, dataset_config, dataset_split, max_prompts)]
+
+
+def read_tasks(
+    source: str, column: str = "prompt", category_column: str | None = None, dataset_config: str | None = None,
+    dataset_split: str = "train", max_prompts: int | None = None, source_column: str | None = None,
+    most_sources: int | None = None,
+) -> dict[Task, str | None]:  # fmt: skip
+    """The category of each distinct task of a source, in order; None of all of them without `category_column`.
 
     Args:
         source: a text file with a prompt a line, where empty lines are passed over; a `.json` file with a list of
             prompts or of objects, `.jsonl` with one of them a line; `.csv`, or `.tsv`, where quotes are letters as all
             others; any of them compressed; or a data set, as [`~tgo_trl.storage.sources.open_dataset`] takes it.
         column: of the prompts; of a column of classes, their names are.
+        category_column: of the categories; of a task that comes twice, the first one counts.
         dataset_config: of a data set.
         dataset_split: of a data set.
-        max_prompts: take the first ones only.
+        max_prompts: take the first tasks only.
+        source_column: of the source image of each prompt, or a list of them; those of a table are files beside it, or
+            below its folder. None for pipelines that make images from prompts alone.
+        most_sources: source images of a prompt that the pipeline takes; None for any number.
 
     Raises:
-        ValueError: if the source or its column cannot be read, or a prompt is empty or no string.
-    """
-    return list(read_categories(source, column, None, dataset_config, dataset_split, max_prompts))
-
-
-def read_categories(
-    source: str, column: str = "prompt", category_column: str | None = None, dataset_config: str | None = None,
-    dataset_split: str = "train", max_prompts: int | None = None,
-) -> dict[str, str | None]:  # fmt: skip
-    """The category of each distinct prompt of a source, in order; None of all of them without `category_column`.
-
-    Args:
-        source: as in [`read_prompts`], and so the others.
-        column: of the prompts.
-        category_column: of the categories; of a prompt that comes twice, the first one counts.
-        dataset_config: of a data set.
-        dataset_split: of a data set.
-        max_prompts: take the first ones only.
-
-    Raises:
-        ValueError: as [`read_prompts`], and if a prompt has no category.
+        ValueError: if the source or a column cannot be read, a prompt is empty or no string, or has no category, or a
+            source image is missing or cannot be read.
     """
     path = Path(source)
-    columns = [column] if category_column is None else [column, category_column]
+    named = {"prompt_column": column, "source_column": source_column, "category_column": category_column}
+    columns = {setting: name for setting, name in named.items() if name is not None}
     if suffix_of(path) in _READERS:
         if not path.is_file():
             raise ValueError(f"There is no file {source!r} to read prompts from.")
@@ -70,105 +67,83 @@ def read_categories(
         )
     else:
         entries = _dataset_entries(source, columns, dataset_config, dataset_split)
-    return distinct_prompts(entries, source, max_prompts)
+    read = None if source_column is None else _SourceReader(named_origin(source), most_sources)
+    return distinct_tasks(entries, source, max_prompts, read)
 
 
-def distinct_prompts(
-    entries: Iterable[Sequence[Any]], source: str, max_prompts: int | None = None
-) -> dict[str, str | None]:
-    """The category of each distinct prompt, in order.
+def distinct_tasks(
+    entries: Iterable[Sequence[Any]], source: str, max_prompts: int | None = None,
+    read_sources: Callable[[Any], tuple[SourceImage, ...]] | None = None,
+) -> dict[Task, str | None]:  # fmt: skip
+    """The category of each distinct task, in order.
 
     Args:
-        entries: each a prompt, or a prompt and its category.
+        entries: each a prompt, then what `read_sources` takes if there is one, then the category if there are any.
         source: of them, for messages.
-        max_prompts: take the first ones only.
+        max_prompts: take the first tasks only.
+        read_sources: gives the source images of an entry; raises a ValueError, with a clause.
 
     Raises:
         ValueError: if there are none, or one of them cannot be used.
     """
-    prompts: dict[str, str | None] = {}
+    tasks: dict[Task, str | None] = {}
     num_rows = 0
-    for row, entry in enumerate(entries):
-        if max_prompts is not None and len(prompts) == max_prompts:
+    for row, (prompt, *rest) in enumerate(entries):
+        if max_prompts is not None and len(tasks) == max_prompts:
             break
         try:
-            check_prompt(entry[0]).encode()
+            check_prompt(prompt).encode()
+            task = Task(prompt) if read_sources is None else Task(prompt, read_sources(rest.pop(0)))
         except ValueError as error:  # of encoding, for half a surrogate pair
             raise ValueError(f"Prompt {row} of {source!r} cannot be used: {error}. Mend or drop it.") from error
-        if len(entry) > 1 and (entry[1] is None or isinstance(entry[1], (list, dict)) or not str(entry[1]).strip()):
+        if rest and (rest[0] is None or isinstance(rest[0], (list, dict)) or not str(rest[0]).strip()):
             raise ValueError(
-                f"Prompt {row} of {source!r} has no category, but {shown(entry[1])}. Write one beside each prompt, or "
+                f"Prompt {row} of {source!r} has no category, but {shown(rest[0])}. Write one beside each prompt, or "
                 "leave `category_column` out."
             )
-        prompts.setdefault(entry[0], str(entry[1]).strip() if len(entry) > 1 else None)
+        tasks.setdefault(task, str(rest[0]).strip() if rest else None)
         num_rows += 1
-    if not prompts:
+    if not tasks:
         raise ValueError(f"There are no prompts in {source!r}.")
-    if num_rows > len(prompts):
+    if num_rows > len(tasks):
         logger.warning(
             "%d of %d prompts are repeated, and drawn once. For several images of each set `num_images_per_prompt`.",
-            num_rows - len(prompts),
+            num_rows - len(tasks),
             num_rows,
         )
-    return prompts
+    return tasks
 
 
-def read_edits(
-    source: str, column: str, dataset_config: str | None, dataset_split: str, max_prompts: int | None, *,
-    source_column: str, most: int,
-) -> list[tuple[str, tuple[bytes, ...]]]:  # fmt: skip
-    """The distinct prompts of a source, each with the files of the images that it is to be carried out on, in order.
+class _SourceReader:
+    """The source images of cells: each distinct one is decoded once, to fail now and not after hours of sampling."""
 
-    Args:
-        source: as in [`read_prompts`], with columns; the images of a table are files beside it, or below its folder.
-        column: of the prompts.
-        dataset_config: of a data set.
-        dataset_split: of a data set.
-        max_prompts: take the first ones only.
-        source_column: of the source image of each prompt, or a list of them.
-        most: source images of a prompt that the pipeline takes.
+    def __init__(self, origin: Origin, most: int | None) -> None:
+        self._origin, self._most = origin, most
+        self._found: dict[str, SourceImage] = {}
 
-    Raises:
-        ValueError: as [`read_prompts`], and if a source image is missing or cannot be read.
-    """
-    path, columns = Path(source), [column, source_column]
-    if suffix_of(path) in _READERS and path.is_file():
-        if suffix_of(path) == ".txt":
-            raise ValueError(
-                f"{path.name!r} has prompts alone, and the pipeline makes images from others. Write a .jsonl or .csv "
-                f"file with the columns {column!r} and {source_column!r}, the path of an image."
-            )
-        entries: Iterable[Sequence[Any]] = _file_entries(path, columns)
-    else:
-        dataset = open_dataset(source, dataset_config, dataset_split, streaming=True)
-        check_columns(repr(source), known_columns(dataset), columns, "Set `prompt_column` or `source_column`.")
-        entries = ([row.get(name) for name in columns] for row in undecoded(dataset, *columns))
-    origin = named_origin(source)
-    edits: dict[tuple[str, tuple[bytes, ...]], None] = {}
-    read: dict[bytes, bytes] = {}  # each file once, however many prompts it has
-    for row, (prompt, cell) in enumerate(entries):
-        if max_prompts is not None and len(edits) == max_prompts:
-            break
-        try:
-            images = locate_sources(cell, origin, most)
-            files = [file_bytes(image, "image") for image in images]
-            for file in files:
-                if file not in read:
-                    load_image(file)  # fails here, not after hours of sampling
-                    read[file] = file
-            edits.setdefault((check_prompt(prompt), tuple(read[file] for file in files)))
-        except ValueError as error:
-            raise ValueError(f"Row {row} of {source!r} cannot be used: {error}. Mend or drop it.") from error
-    if not edits:
-        raise ValueError(f"There are no prompts in {source!r}.")
-    return list(edits)
+    def __call__(self, cell: Any) -> tuple[SourceImage, ...]:
+        return tuple(map(self._checked, locate_sources(cell, self._origin, self._most)))
+
+    def _checked(self, value: Any) -> SourceImage:
+        content = file_bytes(value, "image")
+        key = fingerprint(content)
+        if key not in self._found:
+            load_image(content)
+            self._found[key] = SourceImage(key, value if isinstance(value, DataFile) else content)
+        return self._found[key]
 
 
-def _file_entries(path: Path, columns: Sequence[str]) -> Iterator[Sequence[Any]]:
+def _file_entries(path: Path, columns: Mapping[str, str]) -> Iterator[Sequence[Any]]:
     for entry in _READERS[suffix_of(path)](path):
         if isinstance(entry, dict):
-            check_columns(repr(path.name), list(entry), columns, _remedy(columns))
-            yield [entry[name] for name in columns]
+            check_columns(repr(path.name), list(entry), columns.values(), _remedy(columns))
+            yield [entry[name] for name in columns.values()]
+        elif "source_column" in columns:
+            raise ValueError(
+                f"{path.name!r} has prompts alone, and the pipeline makes images from others. Write a .jsonl or .csv "
+                f"file with the columns {' and '.join(map(repr, columns.values()))}, where a source image is the path "
+                "of a file."
+            )
         elif len(columns) > 1:
             raise ValueError(
                 f"{path.name!r} has prompts without columns, and so no categories. Leave `category_column` out, or "
@@ -178,22 +153,24 @@ def _file_entries(path: Path, columns: Sequence[str]) -> Iterator[Sequence[Any]]
             yield [entry]
 
 
-def _dataset_entries(source: str, columns: Sequence[str], config: str | None, split: str) -> Iterator[Sequence[Any]]:
+def _dataset_entries(
+    source: str, columns: Mapping[str, str], config: str | None, split: str
+) -> Iterator[Sequence[Any]]:
     dataset = open_dataset(source, config, split, streaming=True)
-    present = known_columns(dataset)
-    check_columns(repr(source), present, columns, _remedy(columns))
+    present, wanted = known_columns(dataset), list(columns.values())
+    check_columns(repr(source), present, wanted, _remedy(columns))
     if present is not None:
-        # so that no image is read on the way
-        dataset = open_dataset(source, config, split, streaming=True, columns=columns)
+        # so that no other image is read on the way
+        dataset = open_dataset(source, config, split, streaming=True, columns=wanted)
     names = ClassNames(dataset.features)
-    for row in dataset:
-        check_columns(repr(source), list(row), columns, _remedy(columns))
+    for row in undecoded(dataset, *wanted):
+        check_columns(repr(source), list(row), wanted, _remedy(columns))
         resolved = names.resolve(row)
-        yield [resolved[name] for name in columns]
+        yield [resolved[name] for name in wanted]
 
 
-def _remedy(columns: Sequence[str]) -> str:
-    return "Set `prompt_column`." if len(columns) == 1 else "Set `prompt_column` or `category_column`."
+def _remedy(columns: Iterable[str]) -> str:
+    return f"Set {' or '.join(f'`{setting}`' for setting in columns)}."
 
 
 def _read_text(path: Path) -> Iterator[str]:

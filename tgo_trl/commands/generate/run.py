@@ -1,8 +1,8 @@
 """From prompts to images: a data set sampled from a pipeline, each image from a seed of its own.
 
-The seed of image `k` of a prompt is a function of the run's seed, the prompt's text and `k`, and of nothing else:
-neither the order of the prompts, nor the number of processes, nor a run that was killed changes it. A prompt that comes
-twice is sampled once.
+The seed of image `k` of a prompt is a function of the run's seed, the prompt's text and source images, and `k`, and of
+nothing else: neither the order of the prompts, nor the number of processes, nor a run that was killed changes it. A
+prompt that comes twice, with the same sources, is sampled once.
 """
 
 import importlib.metadata
@@ -37,9 +37,10 @@ from ...storage.parquet import ParquetFolder
 from ...storage.processes import process_state
 from ...storage.records import GENERATION_NAME
 from ..sharded_run import ShardedRun, check_destination, locks_output_dir, rows_per_shard, write_dataset
-from .config import GenerateConfig
-from .prompts import read_edits, read_prompts
-from .sampling import SOURCE_COLUMN, Request, Sampler, find_requests
+from .config import SOURCE_COLUMN, GenerateConfig, SamplingSettings
+from .prompts import read_tasks
+from .sampling import Request, Sampler, find_requests
+from .tasks import SourceImage, Task, tasks_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -67,37 +68,47 @@ def generate(config: GenerateConfig, pipeline: DiffusionPipeline | None = None, 
     """
     state = process_state()
     folder = Path(config.output_dir)
-    prompts, sources = read_tasks(config, pipeline, family)
+    tasks = find_tasks(config, find_kind(config, pipeline, family))
     check_destination(folder, config, state)
     is_ours = pipeline is None
-    sampler = build_sampler(config, pipeline, family, bool(sources))
+    sampler = build_sampler(config, pipeline, family, bool(tasks[0].sources))
     if config.adapter_scale != 1:
         set_adapter_scale(sampler.pipeline, config.adapter_scale)
-    return write_samples(config, prompts, sampler, state.device if is_ours else None, sources)
+    return write_samples(config, tasks, sampler, state.device if is_ours else None)
 
 
-def read_tasks(
-    config: GenerateConfig, pipeline: DiffusionPipeline | None = None, family: Family | None = None
-) -> tuple[list[str], list[tuple[bytes, ...]]]:
-    """The prompts, no two alike, and the files of the source images of each, where the pipeline reads them.
+def find_tasks(config: GenerateConfig, kind: type[Family] | None) -> list[Task]:
+    """What is drawn, no two alike: prompts, with their source images where the pipeline reads them.
+
+    Args:
+        config: that names them.
+        kind: of the pipeline, as [`find_kind`] gives it.
 
     Raises:
         ValueError: if they cannot be read, or the pipeline needs source images and there are none.
     """
-    args = (config.prompt_column, config.dataset_config, config.dataset_split, config.max_prompts)
-    kind = _kind_of(config, pipeline, family)
-    if kind is not None and kind.most_sources:
-        edits = read_edits(config.prompts, *args, source_column=config.source_column, most=kind.most_sources)
-        return [prompt for prompt, _ in edits], [files for _, files in edits]
-    if config.source_column != SOURCE_COLUMN and kind is not None:
+    most = most_sources(config, kind)
+    return list(
+        read_tasks(
+            config.prompts, config.prompt_column, None, config.dataset_config, config.dataset_split,
+            config.max_prompts, config.source_column if most else None, most,
+        )
+    )  # fmt: skip
+
+
+def most_sources(config: SamplingSettings, kind: type[Family] | None) -> int:
+    """How many source images of a prompt a pipeline takes; raises a ValueError if it takes none and a column is set."""
+    if kind is not None and not kind.most_sources and config.source_column != SOURCE_COLUMN:
         raise ValueError(
             f"`source_column` is {config.source_column!r}, and `{kind.__name__}` makes images from prompts alone. "
             "Leave it out, or name a pipeline of edits."
         )
-    return read_prompts(config.prompts, *args), []
+    return 0 if kind is None else kind.most_sources
 
 
-def _kind_of(config: GenerateConfig, pipeline: DiffusionPipeline | None, family: Family | None) -> type[Family] | None:
+def find_kind(
+    config: GenerateConfig, pipeline: DiffusionPipeline | None = None, family: Family | None = None
+) -> type[Family] | None:
     """The family's class, before anything is loaded; None of a single file, and of what cannot be had."""
     model: Any = config.model_name_or_path if pipeline is None else pipeline
     init_kwargs = config.model_init_kwargs if isinstance(config.model_init_kwargs, Mapping) else None
@@ -122,7 +133,7 @@ def build_sampler(
         ValueError: for settings that this pipeline cannot take, or an adapter that does not fit it; also for one that
             makes images from others where there are none, if possible before it is loaded.
     """
-    kind = _kind_of(config, pipeline, family)
+    kind = find_kind(config, pipeline, family)
     _check_has_sources(kind, has_sources)
     if pipeline is None:
         pipeline = _load(config, family, process_state())
@@ -136,28 +147,26 @@ def build_sampler(
 
 
 def _check_has_sources(kind: type[Family] | None, has_sources: bool) -> None:
-    if kind is not None and kind.most_sources and not has_sources:
-        raise ValueError(
-            f"`{kind.__name__}` makes images from source images, and here are prompts alone. Draw with `tgo-trl "
-            "generate` from the pipeline's folder or Hub id, not a single file, whose prompts have sources, and score "
-            "with `tgo-trl score`."
-        )
+    if kind is None or bool(kind.most_sources) == has_sources:
+        return
+    if has_sources:
+        raise ValueError(f"`{kind.__name__}` makes images from prompts alone, and here they have source images.")
+    raise ValueError(
+        f"`{kind.__name__}` makes images from source images, and prompts were read alone. Name the pipeline's folder "
+        "or Hub id and not a single file, which does not say beforehand what it is."
+    )
 
 
-def write_samples(
-    config: GenerateConfig, prompts: Sequence[str], sampler: Sampler, device: torch.device | None,
-    sources: Sequence[tuple[bytes, ...]] = (),
-) -> Path:  # fmt: skip
+def write_samples(config: GenerateConfig, tasks: Sequence[Task], sampler: Sampler, device: torch.device | None) -> Path:
     """Samples a data set as [`generate`] does, from a pipeline as it is; the caller has the folder to itself.
 
     Args:
         config: recorded as what made the samples.
-        prompts: the distinct ones.
+        tasks: the distinct ones, all with source images or none.
         sampler: of the images.
         device: where the pipeline is put before it works; None leaves it where it is.
-        sources: the files of the source images of each prompt, for pipelines that read them.
     """
-    run = _Generation(config, prompts, sampler, device, sources)
+    run = _Generation(config, tasks, sampler, device)
     return write_dataset(run, Path(config.output_dir), config, process_state())
 
 
@@ -186,12 +195,9 @@ def generate_rows(
     distinct = [check_prompt(prompt) for prompt in prompts]
     if sources and len(sources) != len(distinct):
         raise ValueError(f"There are {len(distinct)} prompts and sources of {len(sources)}. Give those of each prompt.")
-    tasks = list(dict.fromkeys(zip(distinct, sources or [()] * len(distinct), strict=True)))
-    distinct = [prompt for prompt, _ in tasks]
-    of_each = [files for _, files in tasks] if sources else []
-    requests = find_requests(
-        distinct, range(len(distinct) * num_images_per_prompt), num_images_per_prompt, seed, of_each
-    )
+    of_each = [tuple(SourceImage(fingerprint(file), file) for file in files) for files in sources]
+    tasks = list(dict.fromkeys(map(Task, distinct, of_each or [()] * len(distinct))))
+    requests = find_requests(tasks, range(len(tasks) * num_images_per_prompt), num_images_per_prompt, seed)
     _check_arguments(pipeline, call_kwargs)
     yield from Sampler(pipeline, family, size or family.default_size(pipeline), batch_size, call_kwargs).rows(requests)
 
@@ -202,26 +208,25 @@ class _Generation(ShardedRun[Request]):
 
     Attributes:
         config: of the command.
-        prompts: the distinct ones.
+        tasks: the distinct ones.
         sampler: of the images.
         device: where the sampler's pipeline is put before it works; None leaves it where it is.
-        sources: the files of the source images of each prompt; empty where there are none.
     """
 
     config: GenerateConfig
-    prompts: Sequence[str]
+    tasks: Sequence[Task]
     sampler: Sampler
     device: torch.device | None
-    sources: Sequence[tuple[bytes, ...]] = ()
 
     record_name = GENERATION_NAME
     verb = "Drawing"
 
     def __post_init__(self) -> None:
         self.unit = self.sampler.medium
-        self.num_rows = len(self.prompts) * self.config.num_images_per_prompt
+        self.num_rows = len(self.tasks) * self.config.num_images_per_prompt
         self.shard_rows = rows_per_shard(self.config.rows_per_shard, self.sampler.medium == "video")
-        self.features = _features(self.sampler.medium, max(map(len, self.sources), default=0))
+        self.num_sources = max(len(task.sources) for task in self.tasks)
+        self.features = _features(self.sampler.medium, self.num_sources)
         self.num_blank = 0
 
     def settings(self) -> dict[str, Any]:
@@ -242,8 +247,8 @@ class _Generation(ShardedRun[Request]):
             "dtype": str(network.dtype).removeprefix("torch."),
             "prompts": {
                 "source": public_name(config.prompts),
-                "number": len(self.prompts),
-                "fingerprint": fingerprint(*self.prompts, *(file for files in self.sources for file in files)),
+                "number": len(self.tasks),
+                "fingerprint": tasks_fingerprint(self.tasks),
             },
             "num_images_per_prompt": config.num_images_per_prompt,
             "seed": config.seed,
@@ -262,8 +267,7 @@ class _Generation(ShardedRun[Request]):
             if place == 0:  # where all is drawn, it stays where it is
                 self._place()
             number, seed = self.config.num_images_per_prompt, self.config.seed
-            requests = find_requests(self.prompts, rows, number, seed, self.sources)
-            yield shard, list(requests)
+            yield shard, list(find_requests(self.tasks, rows, number, seed))
 
     def _place(self) -> None:
         if self.device is not None:
@@ -278,7 +282,7 @@ class _Generation(ShardedRun[Request]):
         with ThreadPoolExecutor() as pool:
             for row in self.sampler.rows(items):
                 self.num_blank += _is_blank(row[medium])
-                if max(map(len, self.sources), default=0) == 1:
+                if self.num_sources == 1:
                     row[SOURCE_COLUMN] = row[SOURCE_COLUMN][0]
                 encoded.append((row, pool.submit(_encode, row.pop(medium))))  # while the next are sampled
                 progress(1)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +16,8 @@ from ...media.types import Size
 from ...policy.draws import stable_seed
 from ...policy.sampling import cpu_generators, negating, quiet
 from ...settings import shown
-from ...storage.fingerprints import task_of
-
-SOURCE_COLUMN = "source_image"
-"""Of the data sets that are written."""
+from .config import SOURCE_COLUMN
+from .tasks import SourceImage, Task
 
 
 @dataclass(frozen=True)
@@ -27,18 +25,16 @@ class Request:
     """One image to sample.
 
     Attributes:
-        prompt: of the image.
-        prompt_index: of the prompt among the distinct ones.
-        sample_index: of the image among those of its prompt.
+        task: its prompt, and the source images where the pipeline reads them.
+        prompt_index: of the task among the distinct ones.
+        sample_index: of the image among those of its task.
         seed: 63 bits; `torch.Generator().manual_seed(seed)` samples the image again.
-        sources: the files of the source images, for pipelines that read them.
     """
 
-    prompt: str
+    task: Task
     prompt_index: int
     sample_index: int
     seed: int
-    sources: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,43 +64,52 @@ class Sampler:
         """A row of each request, as it is sampled, with PIL images."""
         call = dict(self.call)
         called = negating(self.pipeline, call.pop("negative_prompt", None))
+        files: dict[SourceImage, bytes] = {}
         for batch in _batches(requests, self.batch_size):
             generators = cpu_generators([request.seed for request in batch])
             with _sampling(self.pipeline, batch[0].seed):
-                given = [[load_image(file) for file in request.sources] for request in batch]
+                files = _read_sources(batch, files)
+                given = [[load_image(files[source]) for source in request.task.sources] for request in batch]
                 sources = {"sources": given} if self.family.most_sources else {}
                 try:
                     samples = self.family.sample(
-                        called, [request.prompt for request in batch], generators, self.size, **sources, **call
+                        called, [request.task.prompt for request in batch], generators, self.size, **sources, **call
                     )
                 except TypeError as error:
                     raise ValueError(f"The pipeline cannot be called with {shown(call)}: {error}.") from error
             for request, sample in zip(batch, samples, strict=True):
-                row = asdict(request)
-                files = [{"bytes": file, "path": None} for file in row.pop("sources")]
-                edit = {SOURCE_COLUMN: files} if files else {}
-                yield {"prompt": row.pop("prompt"), self.medium: sample, **edit, **row}
+                task, numbers = request.task, ("prompt_index", "sample_index", "seed")
+                edit = {SOURCE_COLUMN: [{"bytes": files[it], "path": None} for it in task.sources]}
+                row = {"prompt": task.prompt, self.medium: sample, **(edit if task.sources else {})}
+                yield row | {name: getattr(request, name) for name in numbers}
 
 
 def find_requests(
-    prompts: Sequence[str], rows: Iterable[int], num_images_per_prompt: int, seed: int,
-    sources: Sequence[tuple[bytes, ...]] = (),
-) -> Iterator[Request]:  # fmt: skip
-    """The requests of some rows of the data set, whose prompts come in order, each with its images.
-
-    The seed of an edit depends on its source images too.
-    """
+    tasks: Sequence[Task], rows: Iterable[int], num_images_per_prompt: int, seed: int
+) -> Iterator[Request]:
+    """The requests of some rows of the data set, whose tasks come in order, each with its images."""
     for row in rows:
         prompt_index, sample_index = divmod(row, num_images_per_prompt)
-        prompt = prompts[prompt_index]
-        files = sources[prompt_index] if sources else ()
-        yield Request(prompt, prompt_index, sample_index, image_seed(seed, task_of(prompt, files), sample_index), files)
+        task = tasks[prompt_index]
+        yield Request(task, prompt_index, sample_index, image_seed(seed, task.name, sample_index))
 
 
-def image_seed(seed: int, prompt: str, sample_index: int) -> int:
-    """The seed of one image of a prompt, 63 bits, a pure function of the arguments."""
-    digest = hashlib.blake2b(prompt.encode(), digest_size=16).digest()
+def image_seed(seed: int, task: str, sample_index: int) -> int:
+    """The seed of one image of a task, 63 bits, a pure function of the arguments.
+
+    Args:
+        seed: of the run.
+        task: the prompt; of an edit, which depends on its source images too, the name of the [`Task`].
+        sample_index: of the image among those of its task.
+    """
+    digest = hashlib.blake2b(task.encode(), digest_size=16).digest()
     return stable_seed(seed, int.from_bytes(digest, "big"), sample_index)
+
+
+def _read_sources(requests: Iterable[Request], before: Mapping[SourceImage, bytes]) -> dict[SourceImage, bytes]:
+    """The file of each distinct source image of some requests, of which some may be there from the ones before."""
+    distinct = {source for request in requests for source in request.task.sources}
+    return {source: before[source] if source in before else source.read() for source in distinct}
 
 
 def _batches(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:

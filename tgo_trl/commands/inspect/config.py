@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from ...data.score_columns import USUAL_COLUMN, check_score_columns
 from ...labels import COMBINATIONS
+from ..generate.config import SOURCE_COLUMN
 
 
 @dataclass
@@ -19,6 +20,8 @@ class InspectConfig:
         prompt_column, image_column, score_column: of the data set.
         score_columns: several columns of scores instead, looked at as training takes them together.
         score_combination, score_weights: how, as in [`~tgo_trl.TGOConfig`].
+        source_column: of the images that each row's was made from. Where there is one, scores are compared among rows
+            of the same prompt and the same sources, as pipelines of edits train on them.
         image_dir: where paths of images are relative to; the folder of the data set, if not set. They must lead
             to files in the one or the other.
         allow_urls: fetch images whose URLs the data set has.
@@ -43,6 +46,9 @@ class InspectConfig:
         default="sum", metadata={"help": "How several columns label a row.", "choices": list(COMBINATIONS)}
     )
     score_weights: list[float] | None = field(default=None, metadata={"help": "What each of several columns counts."})
+    source_column: str = field(
+        default=SOURCE_COLUMN, metadata={"help": "Column of the images that others were made from, where there is one."}
+    )
     image_dir: str | None = field(default=None, metadata={"help": "Where paths of images are relative to."})
     allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
     skip_images: bool = field(default=False, metadata={"help": "Do not read the images."})

@@ -32,7 +32,8 @@ def plot_report(rows: Rows, report: Report, folder: Path, beta: float) -> list[s
         plot_weights(scores, report.threshold, report.weights, folder / "weights.png", are_signed)
         names.append("weights.png")
     if report.prompts is not None:
-        plot_baselines(scores, rows.prompts, report.threshold, beta, folder / "prompts.png")
+        noun = "prompts" if report.num_tasks is None else "prompts with their sources"
+        plot_baselines(scores, rows.tasks, report.threshold, beta, folder / "prompts.png", noun)
         names.append("prompts.png")
     return names
 
@@ -111,7 +112,9 @@ def plot_weights(
     save_figure(figure, path, DOTS_PER_INCH)
 
 
-def plot_baselines(scores: Tensor, prompts: Sequence[str], threshold: float, beta: float, path: Path) -> None:
+def plot_baselines(
+    scores: Tensor, prompts: Sequence[str], threshold: float, beta: float, path: Path, noun: str = "prompts"
+) -> None:
     """The scores of prompts with several images beside the prompt's baseline and the threshold for all.
 
     Args:
@@ -120,6 +123,7 @@ def plot_baselines(scores: Tensor, prompts: Sequence[str], threshold: float, bet
         threshold: in score units.
         beta: of the baseline, in score units.
         path: of the PNG.
+        noun: what the picture calls the prompts.
     """
     groups: dict[str, list[float]] = {}
     for prompt, score in zip(prompts, scores.tolist(), strict=True):
@@ -144,7 +148,7 @@ def plot_baselines(scores: Tensor, prompts: Sequence[str], threshold: float, bet
     ]  # fmt: skip
     _dots(right, shown, threshold)
     count = f"{len(shown)} of {len(pairs):,}" if len(shown) < len(pairs) else f"{len(pairs)}"
-    right.set(xlabel="prompts, by baseline", title=f"Images of {count} prompts")
+    right.set(xlabel=f"{noun}, by baseline", title=f"Images of {count} {noun}")
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     save_figure(figure, path, DOTS_PER_INCH)
 

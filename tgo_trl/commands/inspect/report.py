@@ -17,13 +17,14 @@ class Report:
     Attributes:
         dataset: its name.
         num_rows, num_usable, num_prompts: of the data set.
+        num_tasks: prompts with their source images, no two alike; None where there are none.
         problems, first_reasons: unusable rows by kind, and why the first of each is.
         scores: of the usable rows; of several columns, the signed ones.
         columns: the threshold of each of several columns; None of a single one.
         thresholds: what each would make positive.
         threshold: that weights and prompts are looked at with: the given one, else the suggested one, else the median.
         weights: of each normalisation and coefficient; none if all scores are equal.
-        prompts: within and between; None unless several prompts have several images.
+        prompts: within and between, of edits those of each task; None unless several have several images.
         lengths: of the prompts.
         images, duplicates: None if the images were not read.
         suggestions: for [`TGOConfig`].
@@ -33,6 +34,7 @@ class Report:
     num_rows: int
     num_usable: int
     num_prompts: int
+    num_tasks: int | None
     problems: dict[str, int]
     first_reasons: dict[str, str]
     scores: ScoreSummary

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,19 +12,24 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...data.classes import check_no_classes
-from ...data.columns import check_columns, known_columns, undecoded
+from ...data.columns import check_columns, column_names, known_columns, undecoded
 from ...data.rows import check_prompt, check_score, read_cell
 from ...data.score_columns import score_names
+from ...data.sources import locate_sources
 from ...labels.thresholds import percentile_threshold
 from ...media.embedding import ColumnError
 from ...media.images import encoded_bytes, image_size
 from ...media.origin import Origin
 from ...media.types import Size
 from ...messages.values import cut
+from ...storage.fingerprints import task_of
+from ..generate.config import SOURCE_COLUMN
 from .config import InspectConfig
 
 PAIR_COLUMNS = ("chosen", "rejected")
-REMEDY = "Set `prompt_column`, `image_column` and `score_column`, or `skip_images` if there are no images."
+REMEDY = (
+    "Set `prompt_column`, `image_column`, `score_column` and `source_column`, or `skip_images` if there are no images."
+)
 REMEDY_OF_PAIRS = (
     "It holds pairs, and `inspect` reports on scores. Train on pairs as they are with `--loss_type diffusion_dpo`, or "
     "make scores of them with `tgo-trl convert`, and inspect those."
@@ -41,6 +46,7 @@ class Rows:
     Attributes:
         prompts, scores: of the usable rows; of several columns, there are no scores before they are combined.
         by_column: the scores of the usable rows, where there are several columns, by the column's name.
+        sources: hashes of the images that each was made from; none where the data set has no column of them.
         sizes: height and width of their images, in pixels; empty if images were not read.
         files: hash of each image; empty if images were not read.
         num_rows: all of them.
@@ -51,11 +57,17 @@ class Rows:
     prompts: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     by_column: dict[str, list[float]] = field(default_factory=dict)
+    sources: list[tuple[bytes, ...]] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
     files: list[bytes] = field(default_factory=list)
     num_rows: int = 0
     problems: dict[str, list[int]] = field(default_factory=dict)
     first_reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> list[str]:
+        """What each image answers, so that scores of the same can be compared: its prompt, and its sources if any."""
+        return [task_of(prompt, sources) for prompt, sources in zip(self.prompts, self.sources, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ class Duplicates:
 
     Attributes:
         images: rows whose image was in an earlier row, byte for byte.
-        rows: those of them whose prompt was the same, too.
+        rows: those of them whose prompt, and source, was the same, too.
         contradictions: pairs of prompt and image that come with different scores.
     """
 
@@ -88,41 +100,46 @@ class PromptLengths:
 
 
 def read_rows(dataset: Dataset | IterableDataset, config: InspectConfig, origin: Origin) -> Rows:
-    """Prompt, score, and image's size and hash of each row; images are not decoded.
+    """Prompt, score, and image's size and hash of each row, and the hashes of its sources; images are not decoded.
 
     Raises:
         ValueError: if a column is missing.
     """
     names = score_names(vars(config))
-    columns = [config.prompt_column, *names, *([] if config.skip_images else [config.image_column])]
+    columns = [("prompt", config.prompt_column), *(("score", name) for name in names)]
+    if not config.skip_images:
+        columns.append(("image", config.image_column))
+    if config.source_column != SOURCE_COLUMN or SOURCE_COLUMN in column_names(dataset):
+        columns.append(("source", config.source_column))
     present = known_columns(dataset)
     remedy = REMEDY_OF_PAIRS if {*PAIR_COLUMNS} <= {*(present or ())} else REMEDY
-    check_columns("The data set", present, columns, remedy)
+    check_columns("The data set", present, [column for _, column in columns], remedy)
     settings = {"prompt_column": [config.prompt_column], f"score_column{'s' * (len(names) > 1)}": names}
     check_no_classes(dataset.features, settings)
-    narrow = undecoded(dataset, *columns)
+    narrow = undecoded(dataset, *(column for _, column in columns))
     total = len(dataset) if isinstance(dataset, Dataset) else None
     rows = Rows(by_column={name: [] for name in names if len(names) > 1})
     limited = itertools.islice(narrow, config.max_rows)
     for row, example in enumerate(tqdm(limited, "Reading", total, unit="row", disable=config.disable_tqdm)):
         rows.num_rows += 1
-        values = _read(row, example, config, origin, rows)
+        values = _read(row, example, columns, origin, rows)
         if values is not None:
-            prompt, scores, image = values
-            rows.prompts.append(prompt)
-            for column, score in zip([*rows.by_column.values()] or [rows.scores], scores, strict=True):
+            rows.prompts.append(values["prompt"][0])
+            for column, score in zip([*rows.by_column.values()] or [rows.scores], values["score"], strict=True):
                 column.append(score)
-            if image is not None:
-                rows.sizes.append(image[0])
-                rows.files.append(image[1])
+            rows.sources.append(values["source"][0] if "source" in values else ())
+            if "image" in values:
+                ((size, digest),) = values["image"]
+                rows.sizes.append(size)
+                rows.files.append(digest)
     return rows
 
 
 def find_duplicates(rows: Rows) -> Duplicates:
     """Rows whose image, or whose prompt and image, were there before."""
     scores: dict[tuple[str, bytes], set[float]] = {}
-    for prompt, file, score in zip(rows.prompts, rows.files, rows.scores, strict=True):
-        scores.setdefault((prompt, file), set()).add(score)
+    for task, file, score in zip(rows.tasks, rows.files, rows.scores, strict=True):
+        scores.setdefault((task, file), set()).add(score)
     return Duplicates(
         images=len(rows.files) - len(set(rows.files)),
         rows=len(rows.files) - len(scores),
@@ -148,26 +165,23 @@ def _spread(lengths: list[int]) -> tuple[int, int, int, int]:
 
 
 def _read(
-    row: int, example: dict[str, Any], config: InspectConfig, origin: Origin, rows: Rows
-) -> tuple[str, list[float], tuple[Size, bytes] | None] | None:
-    """Prompt, scores, and size and hash of the image, or None, with the reason noted, if training could not use it."""
-    values: list[Any] = []
-    checks: list[tuple[str, str, Callable[[Any], Any]]] = [
-        ("prompt", config.prompt_column, check_prompt),
-        *(("score", column, check_score) for column in score_names(vars(config))),
-    ]
-    if not config.skip_images:
-        checks.append(("image", config.image_column, lambda value: _check_image(origin.locate(value))))
-    for kind, column, check in checks:
+    row: int, example: dict[str, Any], columns: Sequence[tuple[str, str]], origin: Origin, rows: Rows
+) -> dict[str, list[Any]] | None:
+    """What the columns of each kind hold, or None, with the reason noted, if training could not use the row."""
+    checks: dict[str, Callable[[Any], Any]] = {
+        "prompt": check_prompt,
+        "score": check_score,
+        "image": lambda value: _check_image(origin.locate(value)),
+        "source": lambda value: tuple(_check_image(image)[1] for image in locate_sources(value, origin)),
+    }
+    values: dict[str, list[Any]] = {}
+    for kind, column in columns:
         try:
-            values.append(read_cell(example, column, check))
+            values.setdefault(kind, []).append(read_cell(example, column, checks[kind]))
         except ColumnError as error:
             rows.problems.setdefault(f"bad {kind}", []).append(row)
             rows.first_reasons.setdefault(f"bad {kind}", f"row {row}: {cut(str(error))}")
-    if len(values) < len(checks):
-        return None
-    image = None if config.skip_images else values.pop()
-    return values[0], values[1:], image
+    return values if sum(map(len, values.values())) == len(columns) else None
 
 
 def _check_image(value: Any) -> tuple[Size, bytes]:

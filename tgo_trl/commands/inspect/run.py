@@ -85,7 +85,7 @@ def build_report(rows: Rows, config: InspectConfig, columns: ColumnSummary | Non
         if split is not None:
             threshold = split.settings["threshold_value"]
         weights = weight_rows(scores, threshold, normalizations=NORMALIZATIONS if columns is None else ["none"])
-        prompts = summarize_prompts(scores, rows.prompts, threshold, config.beta)
+        prompts = summarize_prompts(scores, rows.tasks, threshold, config.beta)
         per_prompt = suggest_prompt_mean(prompts)
         units = suggest_weights(scores, summary, threshold) if weights and columns is None else None
         balance = None
@@ -100,6 +100,7 @@ def build_report(rows: Rows, config: InspectConfig, columns: ColumnSummary | Non
         num_rows=rows.num_rows,
         num_usable=len(rows.scores),
         num_prompts=len(set(rows.prompts)),
+        num_tasks=len(set(rows.tasks)) if any(rows.sources) else None,
         problems={kind: len(found) for kind, found in rows.problems.items()},
         first_reasons=rows.first_reasons,
         scores=summary,

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ...labels.thresholds import mean_threshold
+from ..generate.config import SOURCE_COLUMN
 from .config import InspectConfig
 from .images import ImageSummary
 from .rows import LONG_PROMPT, Rows, find_duplicates, prompt_lengths
@@ -59,12 +60,21 @@ def suggest_mending(rows: Rows, config: InspectConfig) -> Iterator[Suggestion]:
         "prompt_column": "prompt", "image_column": "image", "score_column": "score", "score_columns": None,
         "score_combination": "sum", "score_weights": None, "threshold_values": None,
     }  # fmt: skip
+    if any(rows.sources):
+        defaults["source_column"] = SOURCE_COLUMN
     names = {name: getattr(config, name) for name in defaults}
     changed = {name: value for name, value in names.items() if value != defaults[name]}
     if config.threshold_values is not None:
         changed["threshold_type"] = "value"
     if changed:
         yield Suggestion(changed, "The columns that were looked at.")
+    numbers = sorted(set(map(len, rows.sources)))
+    if len(numbers) > 1:
+        yield Suggestion(
+            {},
+            f"Rows have {' or '.join(map(str, numbers))} source images, and those of a batch must have as many: train "
+            "on the rows of one number at a time.",
+        )
     if len(set(rows.scores)) == 1:
         yield Suggestion({}, f"All scores equal {rows.scores[0]:.6g}: there is nothing to learn. Check the scorer.")
     if rows.files and find_duplicates(rows).contradictions:

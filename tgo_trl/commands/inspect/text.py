@@ -33,6 +33,8 @@ def _data_table(report: Report) -> Table:
     for kind, number in report.problems.items():
         table.add_row(f"rows with a {kind}", f"{number:,} ({report.first_reasons[kind]})")
     table.add_row("prompts", f"{report.num_prompts:,}")
+    if report.num_tasks is not None:
+        table.add_row("prompts with their sources", f"{report.num_tasks:,}, each compared by itself")
     if report.duplicates is not None:
         found = report.duplicates
         table.add_row("repeated images", f"{found.images:,}, {found.rows:,} of them with the same prompt")

@@ -13,8 +13,8 @@ from ..settings import as_list, check_at_least
 BASE = "base"
 REFERENCES = ("previous", BASE)
 OF_GENERATE = (
-    "dtype", "enable_model_cpu_offload", "prompt_column", "dataset_config", "dataset_split", "max_prompts",
-    "negative_prompt", "call_kwargs", "rows_per_shard",
+    "dtype", "enable_model_cpu_offload", "prompt_column", "source_column", "dataset_config", "dataset_split",
+    "max_prompts", "negative_prompt", "call_kwargs", "rows_per_shard",
 )  # fmt: skip
 """What `generate_settings` may hold."""
 OF_SCORE = (

@@ -22,16 +22,16 @@ from tqdm.auto import tqdm
 
 from ...cards.model_card import shown_path
 from ...cards.sections import with_section, with_sections_of
+from ...data.columns import Columns
 from ...losses import LOSSES
 from ...measures import Estimate
 from ...messages.public import public_name, public_value
 from ...messages.values import shown
 from ...policy.draws import stable_seed
 from ...policy.loading import check_pipeline, set_adapter_scale
-from ...rewards import load_reward
-from ...rewards.base import check_sources
+from ...rewards import load_rewards
 from ...storage.files import replace_file, sweep, write_json
-from ...storage.fingerprints import fingerprint, weights_fingerprint
+from ...storage.fingerprints import weights_fingerprint
 from ...storage.parquet import ParquetFolder, column
 from ...storage.processes import process_state
 from ...storage.records import CARD_NAME, SCORING_NAME, read_record
@@ -43,9 +43,9 @@ from ...trainer.selection import OutsideBoundsError
 from ...trainer.tgo_config import DEFAULTS, TGOConfig
 from ..evaluate.prompt_sets import read_prompt_set
 from ..evaluate.run import evaluate
-from ..generate.config import GenerateConfig
-from ..generate.prompts import read_prompts
-from ..generate.run import build_sampler, generate
+from ..generate.config import SOURCE_COLUMN, GenerateConfig
+from ..generate.run import build_sampler, find_kind, find_tasks, generate, most_sources
+from ..generate.tasks import tasks_fingerprint
 from ..score.run import score
 from ..sharded_run import check_own_folder, locks_output_dir
 from ..strength.drift import denoising_errors, encode_drift_rows, read_drift_rows
@@ -164,18 +164,17 @@ class _Rounds:
         config = self.config
         check_pipeline(config.model_name_or_path, self.args.model_init_dict)
         generation = self.generation(1)
-        prompts = read_prompts(
-            generation.prompts, generation.prompt_column, generation.dataset_config, generation.dataset_split,
-            generation.max_prompts,
-        )  # fmt: skip
+        kind = find_kind(generation)
+        tasks = find_tasks(generation, kind)
         scoring: Any = config.scoring("", "").reward_kwargs
-        for spec in (*config.rewards, *(config.held_out_rewards or ())):
-            reward = load_reward(spec, **scoring.get(spec, {}))
-            check_sources({spec: reward}, False, "Rounds draw from prompts alone: take another reward.")
-        prints = {"the prompts": fingerprint(*prompts)}
+        remedy = "The pipeline makes images from prompts alone: take another reward."
+        specs = (*config.rewards, *(config.held_out_rewards or ()))
+        load_rewards(specs, scoring, bool(tasks[0].sources), remedy)
+        prints = {"the prompts": tasks_fingerprint(tasks)}
         if config.is_measured:
             measured = config.evaluation("", {}, self._held_out_seed, generation)
-            prints["the prompts of the measurements"] = fingerprint(*read_prompt_set(measured))
+            held_out = read_prompt_set(measured, most_sources(generation, kind))
+            prints["the prompts of the measurements"] = tasks_fingerprint(held_out)
         return Course(self._settings(), prints)
 
     def claim(self, course: Course) -> None:
@@ -250,7 +249,8 @@ class _Rounds:
         Raises:
             ValueError: in the first round, before which there is nothing to keep.
         """
-        scores, prompts = self.column(number, self.args.score_column), self.column(number, "prompt")
+        scores = self.column(number, self.args.score_column)
+        prompts = [*map(str, self.column(number, "prompt_index"))]  # of edits, each with its sources
         try:
             if LOSSES[self.args.loss_type].rows != "pairs":
                 fit_rule(self.args, scores, prompts)
@@ -323,9 +323,11 @@ class _Rounds:
 
     def _drift(self, number: int, rows_of_base: Path) -> list[float]:
         """Errors of a policy over those of the base, by quartile of the time, on samples of the base."""
-        sampler = build_sampler(self.generation(number + 1), None, None)
-        columns = ("prompt", "image", "video")
-        rows = read_drift_rows(str(rows_of_base), "train", *columns, NUM_DRIFT_ROWS, sampler.family)
+        generation = self.generation(number + 1)
+        kind = find_kind(generation)
+        sampler = build_sampler(generation, None, None, kind is not None and kind.most_sources > 0)
+        columns = Columns(media=sampler.medium, source=SOURCE_COLUMN)
+        rows = read_drift_rows(str(rows_of_base), "train", columns, NUM_DRIFT_ROWS, sampler.family)
         encoded, errors = encode_drift_rows(rows, sampler, process_state().device, [0.0, 1.0]), {}
         for scale, encoded_rows in encoded.items():
             set_adapter_scale(sampler.pipeline, scale)
@@ -406,7 +408,7 @@ def _check_training(args: TGOConfig, config: RoundsConfig) -> None:
             f"`resume_from_checkpoint` is {shown(args.resume_from_checkpoint)}, and each round goes on from its own "
             "checkpoint. Leave it out; to begin anew, set another `output_dir`."
         )
-    for name in ("prompt_column", "image_column", "video_column"):
+    for name in ("prompt_column", "source_column", "image_column", "video_column"):
         if getattr(args, name) != DEFAULTS[name]:
             raise ValueError(
                 f"`{name}` is {shown(getattr(args, name))}, and the columns of what rounds draw are known. Leave it "

@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, TypeAlias
@@ -79,12 +80,14 @@ class RowReader:
         return _decode(self, _open(self, row))
 
     def num_pixels(self, row: Mapping[str, Any]) -> int:
-        """Of the decoded image or frames, from the beginning of the file; 0 if it cannot be read."""
-        try:
+        """Of all images and frames that are decoded, from the beginning of the files; 0 of what cannot be read."""
+        number = 0
+        with suppress(ValueError):
             value = self._located(row)
-            return self._reader(value).num_pixels(value)
-        except ValueError:
-            return 0
+            number += self._reader(value).num_pixels(value)
+        with suppress(ValueError):
+            number += sum(map(ImageReader().num_pixels, self._located_sources(row)))
+        return number
 
     def media(self, cell: Any) -> Sample:
         """The image, or a list of frames, RGB; raises a ValueError, with a clause, if it cannot be read."""
@@ -101,15 +104,15 @@ class RowReader:
             media = self._reader(value).content(value)
         except ValueError as error:
             media = str(error).encode()
-        sources = [] if self.source_column is None else self._source_contents(row)
+        try:
+            sources = [ImageReader().content(image) for image in self._located_sources(row)]
+        except ValueError as error:
+            sources = [str(error).encode()]
         return fingerprint(str(row.get(self.prompt_column)), media, *sources).encode()
 
-    def _source_contents(self, row: Mapping[str, Any]) -> list[bytes]:
-        try:
-            images = locate_sources(row.get(str(self.source_column)), self.origin)
-            return [ImageReader().content(image) for image in images]
-        except ValueError as error:
-            return [str(error).encode()]
+    def _located_sources(self, row: Mapping[str, Any]) -> list[Any]:
+        column = self.source_column
+        return [] if column is None else locate_sources(row.get(column), self.origin)
 
     def _located(self, row: Mapping[str, Any]) -> Any:
         return read_cell(row, self.media_column, self.origin.locate)

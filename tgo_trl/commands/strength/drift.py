@@ -8,13 +8,15 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from ...data.columns import check_columns, undecoded
+from ...data.columns import Columns, check_columns, undecoded
 from ...data.rows import check_prompt, read_cell
+from ...data.sources import READER, locate_sources, read_pixels
 from ...families import Family
 from ...families.base import present
 from ...media.embedding import ColumnError
 from ...media.origin import named_origin
 from ...media.readers import ImageReader, MediaReader, VideoReader
+from ...media.types import Size
 from ...policy.denoising import Denoiser
 from ...policy.draws import EVALUATION_EPOCH, draw_rows
 from ...policy.encoders import FrozenEncoders
@@ -38,31 +40,30 @@ class DriftRows:
         prompts: of each.
         media: the cell of each image or video, not decoded.
         reader: of those.
+        sources: the source images of each, not decoded; none of families that make samples from prompts alone.
     """
 
     indices: list[int]
     prompts: list[str]
     media: list[Any]
     reader: MediaReader
+    sources: list[list[Any]]
 
     @property
     def fingerprint(self) -> str:
-        """A digest of prompts and images or videos."""
+        """A digest of prompts, images or videos, and source images."""
         contents = map(self.reader.content, self.media)
-        return fingerprint(*(part for row in zip(self.indices, self.prompts, contents, strict=True) for part in row))
+        parts = [part for row in zip(self.indices, self.prompts, contents, strict=True) for part in row]
+        return fingerprint(*parts, *(READER.content(image) for images in self.sources for image in images))
 
 
-def read_drift_rows(
-    name: str, split: str, prompt_column: str, image_column: str, video_column: str, num_rows: int, family: Family
-) -> DriftRows:
+def read_drift_rows(name: str, split: str, columns: Columns, num_rows: int, family: Family) -> DriftRows:
     """Some rows of a data set, spread evenly over it.
 
     Args:
         name: as [`~tgo_trl.storage.sources.open_dataset`] takes it.
         split: of it.
-        prompt_column: of its prompts.
-        image_column: of its images, for a family of images.
-        video_column: of its videos, for a family of videos.
+        columns: of its prompts and its images or videos, and of its source images, which a family of edits reads.
         num_rows: all of them if there are no more.
         family: of the pipeline.
 
@@ -72,20 +73,27 @@ def read_drift_rows(
     dataset: Any = open_dataset(name, None, split)
     video_format = family.video_format
     reader = ImageReader() if video_format is None else VideoReader(video_format)
-    column = image_column if video_format is None else video_column
-    remedy = f"Set `prompt_column` or `{family.medium}_column`."
-    check_columns(f"The data set {name!r}", dataset.column_names, [prompt_column, column], remedy)
+    of_sources = [str(columns.source)] if family.most_sources else []
+    wanted = [columns.prompt, columns.media, *of_sources]
+    settings = ["`prompt_column`", f"`{family.medium}_column`", *("`source_column`" for _ in of_sources)]
+    check_columns(f"The data set {name!r}", dataset.column_names, wanted, f"Set {' or '.join(settings)}.")
     origin = named_origin(name, None, False)
-    files: Any = undecoded(dataset, prompt_column, column)
+    files: Any = undecoded(dataset, *wanted)
     count = min(num_rows, len(files))
     if not count:
         raise ValueError(f"The data set {name!r} has no rows to measure drift on.")
-    rows = DriftRows([index * len(files) // count for index in range(count)], [], [], reader)
+    rows = DriftRows([index * len(files) // count for index in range(count)], [], [], reader, [])
     for index in rows.indices:
         try:
-            rows.prompts.append(read_cell(files[index], prompt_column, check_prompt))
-            rows.media.append(read_cell(files[index], column, origin.locate))
-            read_cell({column: rows.media[-1]}, column, reader.load)  # now, and not when all samples are drawn
+            row = files[index]
+            rows.prompts.append(read_cell(row, columns.prompt, check_prompt))
+            rows.media.append(read_cell(row, columns.media, origin.locate))
+            read_cell({columns.media: rows.media[-1]}, columns.media, reader.load)  # now, not when all is drawn
+            rows.sources.append([])
+            for column in of_sources:
+                located = read_cell(row, column, lambda cell: locate_sources(cell, origin, family.most_sources))
+                read_cell({column: located}, column, lambda images: list(map(READER.load, images)))
+                rows.sources[-1] = located
         except ColumnError as error:
             raise ValueError(f"Row {index} of {name!r}, column {error.column!r}: {error}.") from error
     return rows
@@ -117,7 +125,7 @@ def encode_drift_rows(
 
     Args:
         rows: to encode.
-        sampler: of the pipeline, and of the size that images or videos are brought to.
+        sampler: of the pipeline, and of the size that images or videos, and source images, are brought to.
         device: where the pipeline was put to sample, and its networks are to be; None leaves all where it is.
         scales: of the adapter.
     """
@@ -128,21 +136,31 @@ def encode_drift_rows(
     encoders = FrozenEncoders(sampler.family, pipeline, device or first.device, compute_dtype(first))
     set_adapter_scale(pipeline, 0)
     images = []
-    for value in rows.media:
+    for value, sources in zip(rows.media, rows.sources, strict=True):
         pixels, geometry = rows.reader.read(value, sampler.size)
-        images.append(_on_cpu(encoders.images(pixels[None], geometry[None])))
-    distinct = list(dict.fromkeys(rows.prompts))
+        image = encoders.images(pixels[None], geometry[None])
+        if sources:
+            image |= encoders.sources(read_pixels(sources, sampler.size)[None])
+        images.append(_on_cpu(image))
     encoded = {}
     for scale in scales if _has_prompt_adapter(sampler) else [0.0]:
         set_adapter_scale(pipeline, scale)
-        of_prompt = {prompt: _on_cpu(encoders.prompts([prompt])) for prompt in distinct}
-        encoded[scale] = EncodedRows(rows.indices, images, [of_prompt[prompt] for prompt in rows.prompts])
+        encoded[scale] = EncodedRows(rows.indices, images, _encode_prompts(rows, encoders, sampler.size))
     if device is not None:
         encoders.release()
         for network in networks.values():
             if network.device != device:
                 network.to(device)
     return {scale: encoded.get(scale) or encoded[0.0] for scale in scales}
+
+
+def _encode_prompts(rows: DriftRows, encoders: FrozenEncoders, size: Size) -> list[dict[str, Tensor]]:
+    """The encoded prompt of each row, once for all rows of the same one; beside its sources if encoders see them."""
+    if encoders.family.prompts_see_sources:
+        tasks = zip(rows.prompts, rows.sources, strict=True)
+        return [_on_cpu(encoders.edits([prompt], read_pixels(sources, size)[None])) for prompt, sources in tasks]
+    of_prompt = {prompt: _on_cpu(encoders.prompts([prompt])) for prompt in dict.fromkeys(rows.prompts)}
+    return [of_prompt[prompt] for prompt in rows.prompts]
 
 
 def _has_prompt_adapter(sampler: Sampler) -> bool:

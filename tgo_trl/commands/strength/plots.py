@@ -1,6 +1,7 @@
 """The picture of an adapter's strength: samples over scales, and reward, variety and drift below them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,31 @@ LONGEST_PROMPT = 30
 MOST_COLUMNS = 9
 
 
-def plot_strength(report: StrengthReport, shown: Sequence[tuple[str, Mapping[float, Image.Image]]], path: Path) -> None:
+@dataclass(frozen=True)
+class Shown:
+    """Samples of one prompt.
+
+    Attributes:
+        prompt: of them.
+        sources: the images that they were made from, as many of all prompts that are shown together.
+        pictures: a sample at each scale.
+    """
+
+    prompt: str
+    sources: Sequence[Image.Image]
+    pictures: Mapping[float, Image.Image]
+
+
+def plot_strength(report: StrengthReport, shown: Sequence[Shown], path: Path) -> None:
     """Samples of some prompts over the scales, from the same seed each, and the three curves.
 
     Args:
         report: what was measured.
-        shown: some prompts, with the picture of each at each scale.
+        shown: samples of some prompts.
         path: of the PNG.
     """
     scales = _shown_scales([row.scale for row in report.rows], report.suggestion.scale)
-    strip_height = 11 / len(scales) * len(shown) * 0.92 + 0.5
+    strip_height = 11 / (len(shown[0].sources) + len(scales)) * len(shown) * 0.92 + 0.5
     figure = Figure(figsize=(11, strip_height + 3.3), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=(strip_height, 3.3))
     strip, curves = parts
@@ -45,19 +61,22 @@ def plot_strength(report: StrengthReport, shown: Sequence[tuple[str, Mapping[flo
     save_figure(figure, path, DOTS_PER_INCH)
 
 
-def _plot_samples(
-    figure: Any, scales: Sequence[float], shown: Sequence[tuple[str, Mapping[float, Image.Image]]],
-    suggested: float | None,
-) -> None:  # fmt: skip
-    grid = figure.subplots(len(shown), len(scales), squeeze=False, subplot_kw={"xticks": [], "yticks": []})
-    for line, (prompt, pictures) in zip(grid, shown, strict=True):
-        for axes, scale in zip(line, scales, strict=True):
-            axes.imshow(pictures[scale])
+def _plot_samples(figure: Any, scales: Sequence[float], shown: Sequence[Shown], suggested: float | None) -> None:
+    num_sources = len(shown[0].sources)
+    grid = figure.subplots(
+        len(shown), num_sources + len(scales), squeeze=False, subplot_kw={"xticks": [], "yticks": []}
+    )
+    for line, of_prompt in zip(grid, shown, strict=True):
+        for axes, picture in zip(line, [*of_prompt.sources, *map(of_prompt.pictures.get, scales)], strict=True):
+            axes.imshow(picture)
+        for axes, scale in zip(line[num_sources:], scales, strict=True):
             if scale == suggested:
                 for spine in axes.spines.values():
                     spine.set(color=SUGGESTED, linewidth=3)
-        line[0].set_ylabel(plain_text(prompt, LONGEST_PROMPT), fontsize=8)
-    for axes, scale in zip(grid[0], scales, strict=True):
+        line[0].set_ylabel(plain_text(of_prompt.prompt, LONGEST_PROMPT), fontsize=8)
+    for axes in grid[0][:num_sources]:
+        axes.set_title("source", fontsize=10)
+    for axes, scale in zip(grid[0][num_sources:], scales, strict=True):
         name = "base" if scale == 0 else f"{scale:g}"
         axes.set_title(f"{name}, suggested" if scale == suggested else name, fontsize=10)
 

@@ -14,29 +14,30 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 from tqdm.auto import tqdm
 
+from ...data.columns import Columns
 from ...families import Family
 from ...hub.repositories import Destination, open_repository
 from ...measures import interval, resampled_means, variety
 from ...messages.public import public_name
 from ...policy.loading import set_adapter_scale
-from ...rewards import load_reward
-from ...rewards.base import Reward, check_sources
+from ...rewards import load_rewards
+from ...rewards.base import Reward
 from ...storage.files import sweep, write_json
 from ...storage.fingerprints import fingerprint
 from ...storage.processes import process_state
 from ...storage.records import GENERATION_NAME, read_record
-from ..generate.prompts import read_prompts
-from ..generate.run import build_sampler, write_samples
+from ..generate.config import SOURCE_COLUMN
+from ..generate.run import build_sampler, find_kind, find_tasks, write_samples
 from ..generate.sampling import Sampler
+from ..generate.tasks import Task, source_pictures, tasks_fingerprint
 from ..score.run import score
 from ..sharded_run import check_own_folder, locks_output_dir
 from .card import PICTURE_NAME, check_adapter, find_base, local_folder, push_card, write_card
 from .config import StrengthConfig
 from .drift import DriftRows, denoising_errors, encode_drift_rows, read_drift_rows
-from .plots import plot_strength
+from .plots import Shown, plot_strength
 from .report import ScaleRow, StrengthReport, suggest_scale
 from .samples import ScaleSamples, read_samples
 from .text import card_section, print_strength
@@ -74,29 +75,29 @@ def strength(
     # What can fail, before a model is loaded.
     if state.is_main_process:
         _check_folder(folder, config)
-    prompts = read_prompts(
-        config.prompts, config.prompt_column, config.dataset_config, config.dataset_split, config.max_prompts
-    )
-    if len(prompts) < 2:
-        raise ValueError(
-            f"{config.prompts!r} has one prompt, and the interval of the reward is over prompts. Give two or more; 20 "
-            "are few."
-        )
     check_adapter(config.adapter_name_or_path)
-    kwargs: Any = config.reward_kwargs
-    rewards = {spec: load_reward(spec, **kwargs.get(spec, {})) for spec in config.rewards}
-    check_sources(rewards, False, "This command draws from prompts alone: take another reward.")
     if pipeline is None or config.model_name_or_path is not None:
         model = config.model_name_or_path or find_base(config.adapter_name_or_path)
     else:
         model = str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)
+    generation = config.generation(model, 1.0, "")
+    tasks = find_tasks(generation, find_kind(generation, pipeline, family))
+    if len(tasks) < 2:
+        raise ValueError(
+            f"{config.prompts!r} has one prompt, and the interval of the reward is over prompts. Give two or more; 20 "
+            "are few."
+        )
+    kwargs: Any = config.reward_kwargs
+    has_sources = bool(tasks[0].sources)
+    remedy = "The pipeline makes images from prompts alone: take another reward."
+    rewards = load_rewards(config.rewards, kwargs, has_sources, remedy)
     destination = _destination(config) if config.push_to_hub and state.is_main_process else None
 
     # The base with the adapter, and the user's rows, which are to be readable before hours are spent on samples.
     is_ours = pipeline is None
-    sampler = build_sampler(config.generation(model, 1.0, ""), pipeline, family)
+    sampler = build_sampler(generation, pipeline, family, has_sources)
     sampler.family.check(sampler.pipeline)
-    run = _Strength(config, model, prompts, rewards, sampler, state.device if is_ours else None)
+    run = _Strength(config, model, tasks, rewards, sampler, state.device if is_ours else None)
     if state.is_main_process:
         if config.drift_dataset_name is not None:
             run.drift_rows()
@@ -124,7 +125,7 @@ class _Strength:
     Attributes:
         config: of the command.
         model: Hub id or folder of the base.
-        prompts: the distinct ones.
+        tasks: the distinct ones.
         rewards: by their names in `config`.
         sampler: of the base with the adapter.
         device: where the pipeline is put; None leaves it where it is.
@@ -132,7 +133,7 @@ class _Strength:
 
     config: StrengthConfig
     model: str
-    prompts: Sequence[str]
+    tasks: Sequence[Task]
     rewards: Mapping[str, Reward]
     sampler: Sampler
     device: torch.device | None
@@ -161,17 +162,19 @@ class _Strength:
         """Draws and scores the samples of a scale, as far as they are not there."""
         drawn, scored = self.folder(scale) / DRAWN, self.folder(scale) / SCORED
         set_adapter_scale(self.sampler.pipeline, scale)
-        write_samples(self.config.generation(self.model, scale, str(drawn)), self.prompts, self.sampler, self.device)
+        write_samples(self.config.generation(self.model, scale, str(drawn)), self.tasks, self.sampler, self.device)
         score(self.config.scoring(str(drawn), str(scored)), rewards=self.rewards)
 
     def drift_rows(self) -> DriftRows:
         """The rows that drift is measured on: the user's, or samples of the base."""
-        config = self.config
+        config, family = self.config, self.sampler.family
         name, split = config.drift_dataset_name, config.drift_dataset_split
-        columns = (config.prompt_column, config.image_column, config.video_column)
+        media = config.image_column if family.video_format is None else config.video_column
+        columns = Columns(config.prompt_column, media, source=config.source_column)
         if name is None:
-            name, split, columns = str(self.folder(0) / DRAWN), "train", ("prompt", "image", "video")
-        return read_drift_rows(name, split, *columns, config.num_drift_rows, self.sampler.family)
+            name, split = str(self.folder(0) / DRAWN), "train"
+            columns = Columns(media=family.medium, source=SOURCE_COLUMN)
+        return read_drift_rows(name, split, columns, config.num_drift_rows, family)
 
     def errors(self) -> dict[float, list[float]]:
         """The denoising errors of each scale, by quartile; those that an earlier run has found are kept."""
@@ -210,14 +213,12 @@ class _Strength:
         print_strength(report, written, _next_step(config, report))
         return report
 
-    def report(
-        self, errors: Mapping[float, Sequence[float]]
-    ) -> tuple[StrengthReport, list[tuple[str, dict[float, Image.Image]]]]:
+    def report(self, errors: Mapping[float, Sequence[float]]) -> tuple[StrengthReport, list[Shown]]:
         """The report, and the samples of some prompts at each scale."""
         config, family = self.config, self.sampler.family
         columns = config.scoring("", "").reward_columns()
         samples = {
-            scale: read_samples(self.folder(scale) / SCORED, family.medium, columns, len(self.prompts))
+            scale: read_samples(self.folder(scale) / SCORED, family.medium, columns, len(self.tasks))
             for scale in config.scales
         }
         means = {name: torch.stack([samples[scale].prompt_means(name) for scale in config.scales]) for name in columns}
@@ -239,7 +240,7 @@ class _Strength:
             model=public_name(self.model),
             adapter=public_name(config.adapter_name_or_path),
             reward=config.rewards[0].rpartition(":")[2],
-            num_prompts=len(self.prompts),
+            num_prompts=len(self.tasks),
             num_images_per_prompt=config.num_images_per_prompt,
             drift_rows="the base's own samples" if own else f"rows of {public_name(str(config.drift_dataset_name))}",
             min_variety=config.min_variety,
@@ -248,9 +249,15 @@ class _Strength:
             suggestion=suggestion,
             code=None if suggestion.scale is None else family.scaling_code(suggestion.scale),
         )
+        of_base = samples[0.0].shown
+        sources = source_pictures([self.tasks[index] for index in of_base], [*of_base.values()])
         shown = [
-            (self.prompts[index], {scale: found.shown[index] for scale, found in samples.items()})
-            for index in samples[0.0].shown
+            Shown(
+                self.tasks[index].prompt,
+                [pictures[place] for pictures in sources.values()],
+                {scale: found.shown[index] for scale, found in samples.items()},
+            )
+            for place, index in enumerate(of_base)
         ]
         return report, shown
 
@@ -261,7 +268,7 @@ class _Strength:
         return {
             "seed": config.seed,
             "rewards": [spec if ":" not in spec else spec.rpartition(":")[2] for spec in config.rewards],
-            "prompts": {"source": public_name(config.prompts), "fingerprint": fingerprint(*self.prompts)},
+            "prompts": {"source": public_name(config.prompts), "fingerprint": tasks_fingerprint(self.tasks)},
             "drift_dataset": None if drift is None else public_name(drift),
             "num_drift_rows": config.num_drift_rows,
         }
