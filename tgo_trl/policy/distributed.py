@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, convert_outputs_to_fp32, gather_object
+from accelerate.utils import convert_outputs_to_fp32, gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -79,6 +79,10 @@ class Replication:
         norm: Tensor | None = self.accelerator.clip_grad_norm_(policy.trained_weights(), most)
         return norm
 
+    def gradient(self, weight: nn.Parameter) -> Tensor | None:
+        """What the optimizer is about to take of a weight; None if there is none. All processes ask together."""
+        return weight.grad
+
     @contextmanager
     def whole(self, policy: Policy, reference: Reference | None = None, loading: bool = False) -> Iterator[None]:
         """Within, what was trained is there to be saved, or loaded, as plain tensors of the plain networks.
@@ -99,8 +103,8 @@ class Replication:
         return state
 
     def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
-        """The inverse of [`optimizer_state`], in every process."""
-        optimizer.load_state_dict(state)
+        """The inverse of [`optimizer_state`], in every process, of a run whose weights were spread in any way."""
+        optimizer.load_state_dict({**state, "param_groups": _with_empty_groups(state["param_groups"], optimizer)})
 
 
 class Sharding(Replication):
@@ -200,7 +204,7 @@ class Sharding(Replication):
             }
             for number, values in state["state"].items()
         }
-        optimizer.load_state_dict({**state, "state": parts})
+        super().load_optimizer_state(optimizer, {**state, "state": parts})
 
     @property
     def _precision(self) -> MixedPrecisionPolicy:
@@ -229,6 +233,15 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 def full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a tensor that processes hold parts of, which all have to ask for; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _with_empty_groups(saved: Sequence[dict[str, Any]], optimizer: Any) -> list[dict[str, Any]]:
+    """Saved groups of weights, with the empty ones that the optimizer has, which DeepSpeed does not save."""
+    groups = [group for group in saved if group["params"]]
+    if len(groups) != sum(bool(group["params"]) for group in optimizer.param_groups):
+        return list(saved)  # of other weights, as the optimizer says
+    following = iter(groups)
+    return [next(following) if group["params"] else {**group, "params": []} for group in optimizer.param_groups]
 
 
 def _reshard(modules: Iterable[nn.Module]) -> None:
@@ -281,18 +294,6 @@ def _replaced(weights: Sequence[tuple[nn.Module, str, nn.Parameter, nn.Parameter
         for owner, name, shard, _ in weights:
             owner._parameters[name] = shard
             owner._load_state_dict_post_hooks = hooks[owner]
-
-
-STRATEGIES: dict[DistributedType, type[Replication]] = {
-    DistributedType.MULTI_GPU: Replication,
-    DistributedType.FSDP: Sharding,
-}
-"""By accelerate's name; whatever is not named replicates, as `DistributedDataParallel` does on any device."""
-
-
-def build_strategy(accelerator: Accelerator) -> Replication:
-    """The strategy of a run."""
-    return STRATEGIES.get(accelerator.distributed_type, Replication)(accelerator)
 
 
 def leave_quantized_weights_to_each_process(policy: Policy) -> None:
