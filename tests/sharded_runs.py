@@ -86,6 +86,8 @@ CASES: dict[str, dict[str, Any]] = {
         "eval_prompts": ["a red cat", "a blue dog"],
     },
     "kto": {"max_steps": 2, "loss_type": "diffusion_kto", "temperature": 0.01},
+    "averaged": {"max_steps": 3, "ema_decay": 0.9, "eval_strategy": "steps", "eval_steps": 1},
+    "reference remembered": {"max_steps": 2, "use_peft": False, "precompute_ref_log_probs": True},
     "flux": {"max_steps": 2, "family": "flux"},
     "stable_diffusion_3": {"max_steps": 2, "family": "stable_diffusion_3"},
     "two networks": {"max_steps": 2, "family": "wan-two_stage"},
@@ -173,9 +175,8 @@ def is_sharded(trainer: TGOTrainer) -> bool:
         trained = [weight for weight in trainer.policy.parameters() if weight.requires_grad]
         parts = [part for group in zero.optimizer.param_groups for part in group["params"]]
         total, here = (sum(it.numel() for it in weights) for weights in (trained, parts))
-        are_like = all(
-            value.shape == part.shape for part in parts for value in zero.state[part].values() if value.dim()
-        )
+        kept = [(value, part) for part in parts for value in zero.state[part].values() if value.dim()]
+        are_like = all(value.shape == part.shape for value, part in kept)
         return bool(zero.partition_gradients) and are_like and here < 0.6 * total
     weights = list(trainer.policy.parameters())
     are_parts = all(isinstance(weight, DTensor) for weight in weights)

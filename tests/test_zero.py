@@ -2,16 +2,22 @@
 
 import functools
 import importlib.util
+import shutil
 
 import pytest
 
-from .sharded_runs import assert_like_one_process, run_case, run_sharded
+from .runs import assert_close
+from .sharded_runs import assert_like_one_process, assert_same_metrics, run_case, run_sharded
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: `make test-deepspeed`"
 )
 
-CASES = ["adapter", "all weights", "moving reference", "accumulated", "evaluated before", "left out"]
+CASES = [
+    "adapter", "all weights", "moving reference", "accumulated", "evaluated before", "left out", "averaged", "kto",
+    "held to bounds", "reference remembered",
+]  # fmt: skip
+RESUMED = ["resumed", "all weights, resumed"]
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +44,36 @@ def cases(folder):
 @pytest.mark.parametrize("name", CASES)
 def test_runs_equal_one_process(cases, one_process, name):
     assert_like_one_process(cases[name], one_process(name))
+
+
+@pytest.fixture(scope="module")
+def begun(folder):
+    """Runs that two processes began, and were stopped after their third update, of which two are saved."""
+    return folder / "begun", run_sharded(RESUMED, folder / "begun", phase="begin", way="zero2")
+
+
+@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_run_goes_on_with_and_without_deepspeed(begun, folder, one_process, name, num_processes):
+    (started, results), run = begun, folder / f"on-{num_processes}-{name}"
+    assert results[name][0]["is sharded"]
+    shutil.copytree(started / f"run-{name}", run / f"run-{name}")
+    if num_processes == 1:
+        result = run_case(name, run / f"run-{name}", "go on", per_device_train_batch_size=8)
+    else:
+        result = run_sharded([name], run, num_processes, "go on", "zero2")[name][0]
+    expected = one_process(name)
+    assert result["is sharded"] == (num_processes > 1)
+    assert_close(result["weights"], expected["weights"], 1e-5)
+    assert_same_metrics(result["log"], expected["log"])
+    names = {path.name for path in (run / f"run-{name}" / "out" / "checkpoint-4").iterdir()}
+    assert not [it for it in names if "zero" in it or "global_step" in it], "nothing is saved by DeepSpeed"
+
+
+def test_deepspeed_goes_on_with_a_run_of_one_process(folder, one_process):
+    run = folder / "from-1"
+    run_case("resumed", run / "run-resumed", "begin", per_device_train_batch_size=8)
+    result = run_sharded(["resumed"], run, 4, "go on", "zero2")["resumed"][0]
+    assert result["is sharded"]
+    assert_close(result["weights"], one_process("resumed")["weights"], 1e-5)
+    assert_same_metrics(result["log"], one_process("resumed")["log"])

@@ -1,4 +1,4 @@
-"""What of DeepSpeed's configuration works here: ZeRO-2 as it was tried. All else is refused before a model is loaded."""
+"""What of DeepSpeed's configuration works here, ZeRO-2 as it was tried; all else is refused early."""
 
 import importlib.metadata
 from collections.abc import Iterator, Mapping
@@ -43,9 +43,10 @@ def check_deepspeed(args: TrainingArguments) -> None:
     except importlib.metadata.PackageNotFoundError:
         version = None
     if version is None or version not in VERSIONS:
+        found = "there is none" if version is None else f"{version} is installed"
         raise ValueError(
-            f"DeepSpeed is asked for, of a version {VERSIONS}, and {'there is none' if version is None else version} is "
-            "installed. Install `tgo_trl[deepspeed]`, or shard with FSDP2 (`--accelerate_config fsdp2`)."
+            f"DeepSpeed is asked for, of a version {VERSIONS}, and {found}. Install `tgo_trl[deepspeed]`, or shard "
+            "with FSDP2 (`--accelerate_config fsdp2`)."
         )
 
 

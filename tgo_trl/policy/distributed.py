@@ -1,7 +1,7 @@
 """All that depends on how weights are spread over processes: which ways there are, and what each asks for."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -104,7 +104,8 @@ class Replication:
 
     def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
         """The inverse of [`optimizer_state`], in every process, of a run whose weights were spread in any way."""
-        optimizer.load_state_dict({**state, "param_groups": _with_empty_groups(state["param_groups"], optimizer)})
+        saved, empty = state["param_groups"], [{**group, "params": []} for group in optimizer.param_groups]
+        optimizer.load_state_dict({**state, "param_groups": fit_groups(saved, saved, empty, optimizer)})
 
 
 class Sharding(Replication):
@@ -235,13 +236,23 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _with_empty_groups(saved: Sequence[dict[str, Any]], optimizer: Any) -> list[dict[str, Any]]:
-    """Saved groups of weights, with the empty ones that the optimizer has, which DeepSpeed does not save."""
-    groups = [group for group in saved if group["params"]]
-    if len(groups) != sum(bool(group["params"]) for group in optimizer.param_groups):
-        return list(saved)  # of other weights, as the optimizer says
-    following = iter(groups)
-    return [next(following) if group["params"] else {**group, "params": []} for group in optimizer.param_groups]
+def fit_groups(
+    values: Sequence[Any], saved: Sequence[Mapping[str, Any]], own: Sequence[Any], optimizer: Any
+) -> list[Any]:
+    """What was saved for each group of weights, for the groups of an optimizer: DeepSpeed leaves out empty ones.
+
+    Args:
+        values: one for each saved group.
+        saved: the groups.
+        own: what those of the optimizer have instead that are empty; one for each.
+        optimizer: of the same weights.
+    """
+    kept = [value for value, group in zip(values, saved, strict=True) if group["params"]]
+    if len(kept) != sum(bool(group["params"]) for group in optimizer.param_groups):
+        return list(values)  # of other weights, as PyTorch will say
+    following = iter(kept)
+    pairs = zip(optimizer.param_groups, own, strict=True)
+    return [next(following) if group["params"] else mine for group, mine in pairs]
 
 
 def _reshard(modules: Iterable[nn.Module]) -> None:

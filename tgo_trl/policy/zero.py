@@ -21,9 +21,9 @@ MOST_IN_A_BUCKET = 500_000_000
 class OptimizerSharding(Replication):
     """Every process holds all weights, and updates a part of them (ZeRO-2, arXiv 1910.02054).
 
-    accelerate makes the engine of DeepSpeed when training begins. `Trainer` knows nothing of it: it calls the step as of
-    any optimizer, at the end of an update, where accelerate would have the backward pass call it. Weights that are read
-    or saved are the whole ones.
+    accelerate makes the engine of DeepSpeed when training begins. `Trainer` knows nothing of it: it calls the step as
+    of any optimizer, at the end of an update, where accelerate would have the backward pass call it. Weights that are
+    read or saved are the whole ones.
     """
 
     def prepare_policy(self, policy: Policy) -> None:
@@ -126,12 +126,12 @@ class OptimizerSharding(Replication):
     def _autocast(self, model: nn.Module) -> None:
         if self.accelerator.native_amp:  # accelerate's own autocast would be float16 here
             autocast = torch.autocast(self.accelerator.device.type, torch.bfloat16)
-            model.forward = convert_outputs_to_fp32(autocast(model.forward))  # type: ignore[method-assign]
+            model.forward = convert_outputs_to_fp32(autocast(model.forward))
 
     def _gather(self, value: Any, weight: nn.Parameter, part: Tensor) -> Any:
         """The whole of what an optimizer keeps of a weight, from a tensor like this process's part of all weights."""
         if not _is_per_number(value):
-            return value
+            return value.cpu().clone() if isinstance(value, Tensor) else value  # one process counts each for itself
         mine = torch.zeros(weight.numel(), dtype=value.dtype, device=value.device)
         for of_weight, of_part in _overlap(weight):
             mine[of_weight] = value[of_part]

@@ -75,14 +75,15 @@ def check_run(args: TGOConfig, optimizers: Sequence[Any], optimizer_cls_and_kwar
     if sharding is not None and any(given is not None for given in optimizers):
         raise ValueError(
             f"`optimizers` were passed, and {sharding} is asked for: an optimizer that is there holds weights that are "
-            "whole, and these are sharded later. Pass `optimizer_cls_and_kwargs=(torch.optim.AdamW, {'lr': 1e-4})` instead."
+            "whole, and these are sharded later. Pass `optimizer_cls_and_kwargs=(torch.optim.AdamW, {'lr': 1e-4})` "
+            "instead."
         )
     if optimizer is None:
         optimizer = _check_optimizer(args, optimizer_cls_and_kwargs)
     if sharding is not None and optimizer_cls_and_kwargs is not None and optimizer not in OPTIMIZER_CLASSES:
         raise ValueError(
-            f"`optimizer_cls_and_kwargs` has {getattr(optimizer, '__name__', 'another class')}, and {sharding} is asked "
-            "for, on whose shards it was not tried. Pass `torch.optim.AdamW` or `torch.optim.SGD`."
+            f"`optimizer_cls_and_kwargs` has {getattr(optimizer, '__name__', 'another class')}, and {sharding} is "
+            "asked for, on whose shards it was not tried. Pass `torch.optim.AdamW` or `torch.optim.SGD`."
         )
     if args.ema_decay is not None:
         _check_average(args, optimizer)

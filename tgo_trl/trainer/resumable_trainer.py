@@ -38,7 +38,7 @@ from .nonfinite import UpdateGuard, check_finite_tensors
 from .optimizer_modes import OptimizerMode
 from .preparation import training_block
 from .progress import Progress
-from .resuming import OF_WHOLE_STREAMS, accepted_changes, lanes_of, load_changed_optimizer, read_optimizer
+from .resuming import OF_WHOLE_STREAMS, accepted_changes, lanes_of, load_changed_optimizer, load_optimizer
 from .tgo_config import TGOConfig
 from .weight_average import WeightAverage
 
@@ -434,9 +434,7 @@ class ResumableTrainer(Trainer):
             keep = checkpoints.RunRecord.read(folder).course.keeps_optimizer(self._course)
             load_changed_optimizer(folder, self.optimizer, self.lr_scheduler, keep, self.strategy)
         else:
-            self.strategy.load_optimizer_state(self.optimizer, read_optimizer(folder))
-            assert self.lr_scheduler is not None
-            self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+            load_optimizer(folder, self.optimizer, self.lr_scheduler, self.strategy)
 
     def _load_best_model(self) -> None:
         folder = Path(str(self.state.best_model_checkpoint))
