@@ -5,6 +5,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -14,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from tgo_trl import TGOTrainer
+from tgo_trl import TGOTrainer, cli
 from tgo_trl.policy import launch
 
 from .cases import CASES as FAMILIES
@@ -29,7 +32,8 @@ from .runs import Stop, StopAt, assert_close, assert_equal, make_trainer, metric
 ROOT = Path(__file__).parent.parent
 WAYS: dict[str, dict[str, Any]] = {
     "fsdp2": {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}},
-    "zero2": {
+    "zero2": {},  # as `accelerate launch` asks for it
+    "deepspeed": {
         "deepspeed": {
             "zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto",
             "gradient_accumulation_steps": "auto",
@@ -37,6 +41,17 @@ WAYS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Ways of sharding, by the settings that ask for them."""
+
+
+def launch_with_zero2() -> None:
+    """Sets what `accelerate launch` sets in its processes for our profile."""
+    path = cli._accelerate_config("zero2")
+    arguments = ["--config_file", str(path), "--num_processes", "2", "--mixed_precision", "no", "train.py"]
+    options = launch_command_parser().parse_args(arguments)
+    options, defaults, _ = _validate_launch_command(options)
+    options.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+    _, environment = prepare_deepspeed_cmd_env(options)
+    os.environ.update({name: value for name, value in environment.items() if name.startswith("ACCELERATE_")})
 
 
 def allow_sharding_on_the_cpu() -> None:
@@ -88,6 +103,7 @@ CASES: dict[str, dict[str, Any]] = {
     "kto": {"max_steps": 2, "loss_type": "diffusion_kto", "temperature": 0.01},
     "averaged": {"max_steps": 3, "ema_decay": 0.9, "eval_strategy": "steps", "eval_steps": 1},
     "reference remembered": {"max_steps": 2, "use_peft": False, "precompute_ref_log_probs": True},
+    "trained on": {"max_steps": 2, "train_again": True},
     "flux": {"max_steps": 2, "family": "flux"},
     "stable_diffusion_3": {"max_steps": 2, "family": "stable_diffusion_3"},
     "two networks": {"max_steps": 2, "family": "wan-two_stage"},
@@ -111,7 +127,7 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
     kind = next(case for case in FAMILIES if case.name == family)
     rows, held_out = kind.rows(11), kind.rows(7, seed=1)
     eval_first, stop = settings.pop("eval_first", False), settings.pop("stop", None)
-    bad_update = settings.pop("bad_update", None)
+    bad_update, train_again = settings.pop("bad_update", None), settings.pop("train_again", False)
     settings["per_device_train_batch_size"] //= settings.get("gradient_accumulation_steps", 1)
     # Adam would blow up what rounding leaves of a gradient near zero.
     defaults = {"optim": "sgd", "learning_rate": 0.1, "sample_num_inference_steps": 2}
@@ -129,6 +145,9 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
             return {"is sharded": is_sharded(stopped)}
         del stopped
     trainer = build()
+    if train_again:  # and then once more, by another trainer of the same weights
+        trainer.train()
+        trainer = make_trainer(args, model=trainer.pipeline, train_dataset=rows, **evaluated)
     if bad_update is not None:
         make_bad(trainer, bad_update)
     evaluations = [trainer.evaluate()] if eval_first else []
@@ -234,6 +253,8 @@ def main(cases: list[str], out: Path, phase: str = "", way: str = "fsdp2") -> No
     """Runs cases in updates of 8 rows over all processes; each process saves its own results."""
     torch.set_num_threads(1)
     allow_sharding_on_the_cpu()
+    if way == "zero2":
+        launch_with_zero2()
     torch.distributed.init_process_group("gloo")
     rank, size = torch.distributed.get_rank(), 8 // torch.distributed.get_world_size()
     for name in cases:

@@ -71,6 +71,10 @@ class Replication:
         if isinstance(model, DistributedDataParallel):  # which would look through all weights by itself
             model.zero_grad = policy.zero_grad  # type: ignore[method-assign]
 
+    def end_run(self, policy: Policy) -> None:
+        """Leaves the weights to whoever trains them next."""
+        policy.end_run()
+
     def clip_gradient(self, policy: Policy, most: float) -> Tensor | None:
         """The norm of the whole gradient, which is scaled down to `most`, over all processes.
 

@@ -54,8 +54,10 @@ class OptimizerSharding(Replication):
         zero = engine.optimizer
         policy = self.unwrap(engine.module)
         policy.begin_run(weight for group in zero.bit16_groups for weight in group)
-        if isinstance(self.accelerator.deepspeed_engine_wrapped, _Backward):
-            return  # it is not the first run
+        if isinstance(self.accelerator.deepspeed_engine_wrapped, _Backward):  # it is not the first run
+            _check_ours(zero)
+            zero.create_gradient_handling_hooks()
+            return
         self.accelerator.deepspeed_engine_wrapped = _Backward(engine)
         optimizer.step = _step_of(engine, optimizer.step)
         optimizer.__has_overflow__ = False  # an update that is left out is one for the schedule, as without DeepSpeed
@@ -63,6 +65,14 @@ class OptimizerSharding(Replication):
         zero._step_supports_amp_scaling = zero.check_grad_overflow = True
         zero._check_overflow = partial(_refuse, zero)
         engine.zero_grad = policy.zero_grad  # which would look through all weights by itself
+
+    def end_run(self, policy: Policy) -> None:
+        """As without DeepSpeed; takes its hooks off the weights, which another trainer of theirs would run into."""
+        super().end_run(policy)
+        if self._zero is not None:
+            for hook in self._zero._grad_acc_hooks:
+                hook.remove()
+            self._zero._grad_acc_hooks.clear()
 
     def clip_gradient(self, policy: Policy, most: float) -> Tensor | None:
         """The norm of the whole gradient, which the step scales down to `most`."""
@@ -152,6 +162,15 @@ class _Backward:
         """Adds the gradients of a batch to those of the update, of which it is the last if `sync_gradients`."""
         self.engine.set_gradient_accumulation_boundary(is_boundary=sync_gradients)
         self.engine.backward(loss, **kwargs)
+
+
+def _check_ours(zero: Any) -> None:
+    for weights, flat in zip(zero.bit16_groups, zero.bit16_groups_flat, strict=True):
+        if any(weight.untyped_storage().data_ptr() != flat.untyped_storage().data_ptr() for weight in weights):
+            raise ValueError(
+                "Another trainer has trained these weights since, and DeepSpeed's engine of this one would take steps "
+                "from what they were before. Make a new trainer."
+            )
 
 
 def _step_of(engine: Any, tell: Callable[[], None]) -> Callable[[], None]:

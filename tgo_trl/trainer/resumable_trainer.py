@@ -209,7 +209,7 @@ class ResumableTrainer(Trainer):
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(self._describe_end("Interrupted")) from None
             finally:
-                self.policy.end_run()
+                self.strategy.end_run(self.policy)
             self._guard.settle()
             self._guard.check_share(self.state.global_step - self._initial_global_step)
             self.optimizer_mode.settle()
