@@ -145,7 +145,8 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
             return {"is sharded": is_sharded(stopped)}
         del stopped
     trainer = build()
-    if train_again:  # and then once more, by another trainer of the same weights
+    if train_again:  # by the same trainer, and then by another one of the same weights
+        trainer.train()
         trainer.train()
         trainer = make_trainer(args, model=trainer.pipeline, train_dataset=rows, **evaluated)
     if bad_update is not None:

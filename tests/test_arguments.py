@@ -17,7 +17,7 @@ from tgo_trl import TGOConfig, TGOTrainer
 from tgo_trl.data.collator import RowCollator
 from tgo_trl.families import StableDiffusionFamily
 from tgo_trl.policy import launch
-from tgo_trl.policy.launch import check_networks, check_strategy
+from tgo_trl.policy.launch import check_shardable, check_strategy
 from tgo_trl.trainer.arguments import check_arguments, default_args
 from tgo_trl.trainer.feasibility import check_run
 
@@ -554,25 +554,25 @@ def test_what_cannot_be_sharded_is_refused_by_name(tmp_path, monkeypatch, change
 
 def test_what_is_quantised_is_not_sharded(tmp_path, monkeypatch):
     args = config(tmp_path)
-    check_networks(args, "int8")
+    check_shardable(args, "int8")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="The model is quantised, and FSDP cannot shard quantised weights"):
-        check_networks(args, "int8")
+        check_shardable(args, "int8")
     pipeline = tiny.stable_diffusion()
-    check_networks(args, None, {"unet": pipeline.unet})
+    check_shardable(args, None, {"unet": pipeline.unet})
     pipeline.unet.hf_quantizer = "int8"
     with pytest.raises(ValueError, match="`unet` is quantised"):
-        check_networks(args, None, {"unet": pipeline.unet})
+        check_shardable(args, None, {"unet": pipeline.unet})
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match="`unet` is quantised, and DeepSpeed was not tried on them"):
-        check_networks(args, None, {"unet": pipeline.unet})
+        check_shardable(args, None, {"unet": pipeline.unet})
 
 
 def test_two_networks_are_not_trained_with_deepspeed(tmp_path, monkeypatch):
     args, unet = config(tmp_path), tiny.stable_diffusion().unet
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match="`first` and `second` are trained: it adds gradients up in the order"):
-        check_networks(args, None, {"first": unet, "second": unet})
+        check_shardable(args, None, {"first": unet, "second": unet})
 
 
 def test_an_optimizer_of_whole_weights_is_refused_where_they_are_sharded(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainerControl, TrainerState
 
 from tgo_trl.families import StableDiffusionFamily
-from tgo_trl.policy.distributed import Replication
+from tgo_trl.policy.replication import Replication
 from tgo_trl.trainer.untrained import UntrainedLayersCallback, untrained_layers
 
 from . import tiny

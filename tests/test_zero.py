@@ -10,9 +10,12 @@ import torch
 from .runs import assert_close
 from .sharded_runs import assert_like_one_process, assert_same_metrics, run_case, run_sharded
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: `make test-deepspeed`"
-)
+is_missing = importlib.util.find_spec("deepspeed") is None
+pytestmark = [
+    pytest.mark.deepspeed,
+    pytest.mark.slow,
+    pytest.mark.skipif(is_missing, reason="`make test-deepspeed` installs DeepSpeed"),
+]
 
 CASES = [
     "adapter", "all weights", "moving reference", "accumulated", "evaluated before", "left out", "averaged", "kto",

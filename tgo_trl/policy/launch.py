@@ -56,7 +56,7 @@ def check_strategy(args: TrainingArguments) -> None:
     _check_processes(args, sharding)
 
 
-def check_networks(
+def check_shardable(
     args: TrainingArguments, quantization_config: Any, networks: Mapping[str, Any] | None = None
 ) -> None:
     """Raises a ValueError for networks that cannot be sharded: quantised ones, and several with DeepSpeed.
@@ -191,6 +191,7 @@ def _refused_settings(args: TrainingArguments, sharding: str) -> dict[str, tuple
             args.parallelism_config is not None or parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"),
             "weights are sharded over all processes. Leave it out.",
         ),
+        "fsdp": (sharding != "FSDP" and bool(args.fsdp), "one of the two shards. Leave it out."),
         "optim": (
             optimizer not in OPTIMIZERS,
             f"it was not tried on shards. Set one of {', '.join(map(repr, OPTIMIZERS))}.",

@@ -7,12 +7,13 @@ from functools import partial, wraps
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
-from .distributed import Replication
 from .policy import Policy
 from .reference import ModelReference, Reference
+from .replication import Replication
 
 MOST_IN_A_BUCKET = 500_000_000
 """Numbers of gradients that are reduced at once, where the settings do not say; DeepSpeed's own default."""
@@ -58,7 +59,7 @@ class OptimizerSharding(Replication):
             _check_ours(zero)
             zero.create_gradient_handling_hooks()
             return
-        self.accelerator.deepspeed_engine_wrapped = _Backward(engine)
+        self.accelerator.deepspeed_engine_wrapped = _Backward(engine, self.accelerator)
         optimizer.step = _step_of(engine, optimizer.step)
         optimizer.__has_overflow__ = False  # an update that is left out is one for the schedule, as without DeepSpeed
         # What is refused is refused as gradients that overflow are, and not by a look of DeepSpeed's own.
@@ -155,12 +156,14 @@ class _Backward:
         engine: DeepSpeed's.
     """
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, accelerator: Accelerator) -> None:
         self.engine = engine
+        self._accelerator = accelerator
 
-    def backward(self, loss: Tensor, sync_gradients: bool = True, **kwargs: Any) -> None:
-        """Adds the gradients of a batch to those of the update, of which it is the last if `sync_gradients`."""
-        self.engine.set_gradient_accumulation_boundary(is_boundary=sync_gradients)
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Adds the gradients of a batch to those of the update."""
+        kwargs.pop("sync_gradients", None)  # which not every version of accelerate says
+        self.engine.set_gradient_accumulation_boundary(is_boundary=self._accelerator.sync_gradients)
         self.engine.backward(loss, **kwargs)
 
 

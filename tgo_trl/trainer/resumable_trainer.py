@@ -26,10 +26,10 @@ from ..media.types import Size
 from ..messages.failures import writing
 from ..policy.alterations import check_networks, unwrap_networks
 from ..policy.compilation import RepeatedBlocks
-from ..policy.distributed import Replication, full_tensor
+from ..policy.distributed import build_strategy, full_tensor
 from ..policy.policy import Policy
 from ..policy.reference import Reference
-from ..policy.strategies import build_strategy
+from ..policy.replication import Replication
 from ..storage.locks import sole_writer
 from . import checkpoints
 from .course import Course

@@ -9,7 +9,7 @@ import torch
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from ..data.stream import StreamDataset
-from ..policy.distributed import Replication, fit_groups
+from ..policy.replication import Replication, fit_groups
 from .checkpoints import RunRecord
 from .tgo_config import TGOConfig
 

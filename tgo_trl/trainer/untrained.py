@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..policy.distributed import Replication, full_tensor
+from ..policy.distributed import full_tensor
 from ..policy.policy import Policy
+from ..policy.replication import Replication
 
 logger = logging.getLogger(__name__)
 
