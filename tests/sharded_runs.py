@@ -145,9 +145,11 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
             return {"is sharded": is_sharded(stopped)}
         del stopped
     trainer = build()
-    if train_again:  # by the same trainer, and then by another one of the same weights
+    if train_again:  # by another trainer of the same weights
         trainer.train()
-        trainer.train()
+        if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            with pytest.raises(ValueError, match="engine of this trainer has ended with its run"):
+                trainer.train()
         trainer = make_trainer(args, model=trainer.pipeline, train_dataset=rows, **evaluated)
     if bad_update is not None:
         make_bad(trainer, bad_update)

@@ -50,15 +50,19 @@ class OptimizerSharding(Replication):
         Args:
             model: the engine.
             optimizer: accelerate's, around DeepSpeed's, around that of the settings.
+
+        Raises:
+            ValueError: if it is not the first run of the trainer.
         """
         engine: Any = model
         zero = engine.optimizer
+        if not zero._grad_acc_hooks:
+            raise ValueError(
+                "DeepSpeed's engine of this trainer has ended with its run. Make a new trainer, which goes on with the "
+                "same pipeline, or with a checkpoint."
+            )
         policy = self.unwrap(engine.module)
         policy.begin_run(weight for group in zero.bit16_groups for weight in group)
-        if isinstance(self.accelerator.deepspeed_engine_wrapped, _Backward):  # it is not the first run
-            _check_ours(zero)
-            zero.create_gradient_handling_hooks()
-            return
         self.accelerator.deepspeed_engine_wrapped = _Backward(engine, self.accelerator)
         optimizer.step = _step_of(engine, optimizer.step)
         optimizer.__has_overflow__ = False  # an update that is left out is one for the schedule, as without DeepSpeed
@@ -68,7 +72,7 @@ class OptimizerSharding(Replication):
         engine.zero_grad = policy.zero_grad  # which would look through all weights by itself
 
     def end_run(self, policy: Policy) -> None:
-        """As without DeepSpeed; takes its hooks off the weights, which another trainer of theirs would run into."""
+        """As without DeepSpeed; ends the engine, whose hooks another trainer of the weights would run into."""
         super().end_run(policy)
         if self._zero is not None:
             for hook in self._zero._grad_acc_hooks:
@@ -165,15 +169,6 @@ class _Backward:
         kwargs.pop("sync_gradients", None)  # which not every version of accelerate says
         self.engine.set_gradient_accumulation_boundary(is_boundary=self._accelerator.sync_gradients)
         self.engine.backward(loss, **kwargs)
-
-
-def _check_ours(zero: Any) -> None:
-    for weights, flat in zip(zero.bit16_groups, zero.bit16_groups_flat, strict=True):
-        if any(weight.untyped_storage().data_ptr() != flat.untyped_storage().data_ptr() for weight in weights):
-            raise ValueError(
-                "Another trainer has trained these weights since, and DeepSpeed's engine of this one would take steps "
-                "from what they were before. Make a new trainer."
-            )
 
 
 def _step_of(engine: Any, tell: Callable[[], None]) -> Callable[[], None]:
