@@ -85,7 +85,6 @@ CASES: dict[str, dict[str, Any]] = {
     "all weights, without a reference": {"max_steps": 2, "use_peft": False, "loss_type": "sft"},
     "moving reference": {"max_steps": 3, "sync_ref_model": True, "ref_model_sync_steps": 1},
     "accumulated": {"max_steps": 3, "gradient_accumulation_steps": 2, "gradient_checkpointing": False},
-    "left out": {"max_steps": 3, "on_bad_row": "skip", "bad_update": 2, "optim": "adamw_torch", "learning_rate": 1e-2},
     "evaluated before": {"max_steps": 2, "eval_first": True},
     "resumed": {
         "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "stop": 3, "optim": "adamw_torch_fused",
@@ -101,9 +100,6 @@ CASES: dict[str, dict[str, Any]] = {
         "eval_prompts": ["a red cat", "a blue dog"],
     },
     "kto": {"max_steps": 2, "loss_type": "diffusion_kto", "temperature": 0.01},
-    "averaged": {"max_steps": 3, "ema_decay": 0.9, "eval_strategy": "steps", "eval_steps": 1},
-    "reference remembered": {"max_steps": 2, "use_peft": False, "precompute_ref_log_probs": True},
-    "trained on": {"max_steps": 2, "train_again": True},
     "flux": {"max_steps": 2, "family": "flux"},
     "stable_diffusion_3": {"max_steps": 2, "family": "stable_diffusion_3"},
     "two networks": {"max_steps": 2, "family": "wan-two_stage"},
@@ -111,6 +107,13 @@ CASES: dict[str, dict[str, Any]] = {
     "without autocast": {"max_steps": 2, "family": "stable_diffusion_3", "bf16": True, "bf16_autocast": False},
 }  # fmt: skip
 """Runs of 11 rows, in updates of 8: the second update of an epoch has 3."""
+OF_WHOLE_WEIGHTS: dict[str, dict[str, Any]] = {
+    "left out": {"max_steps": 3, "on_bad_row": "skip", "bad_update": 2, "optim": "adamw_torch", "learning_rate": 1e-2},
+    "averaged": {"max_steps": 3, "ema_decay": 0.9, "eval_strategy": "steps", "eval_steps": 1},
+    "reference remembered": {"max_steps": 2, "use_peft": False, "precompute_ref_log_probs": True},
+    "trained on": {"max_steps": 2, "train_again": True},
+}
+"""The same, where every process holds all weights."""
 
 
 def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[str, Any]:
@@ -122,7 +125,7 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
         phase: of a run that is stopped, "begin" or "go on" for what comes before or after that; both if empty.
         layout: how the 8 rows of an update are spread, and weights over processes.
     """
-    settings = {**CASES[name], **layout}
+    settings = {**(CASES | OF_WHOLE_WEIGHTS)[name], **layout}
     family = settings.pop("family", "stable_diffusion")
     kind = next(case for case in FAMILIES if case.name == family)
     rows, held_out = kind.rows(11), kind.rows(7, seed=1)

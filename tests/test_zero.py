@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from .runs import assert_close
-from .sharded_runs import assert_like_one_process, assert_same_metrics, run_case, run_sharded
+from .sharded_runs import OF_WHOLE_WEIGHTS, assert_like_one_process, assert_same_metrics, run_case, run_sharded
 
 is_missing = importlib.util.find_spec("deepspeed") is None
 pytestmark = [
@@ -18,8 +18,8 @@ pytestmark = [
 ]
 
 CASES = [
-    "adapter", "all weights", "moving reference", "accumulated", "evaluated before", "left out", "averaged", "kto",
-    "held to bounds", "reference remembered", "resumed", "trained on", "flux",
+    "adapter", "all weights", "moving reference", "accumulated", "evaluated before", "held to bounds", "resumed", "kto",
+    "flux", *OF_WHOLE_WEIGHTS,
 ]  # fmt: skip
 ROUNDED = ["bfloat16", "without autocast"]
 RESUMED = ["resumed", "all weights, resumed"]
