@@ -9,12 +9,13 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 LATEST := .venv-latest
 LOWEST := .venv-lowest
+DEEPSPEED := .venv-deepspeed
 PYTEST := -m pytest -n $(WORKERS) -m "not slow and not long"
 READY := $(VENV)/.ready-$(subst /,_,$(TORCH))
 # Parts that the paper's equations live in: every branch of them is tested.
 FULLY_COVERED := tgo_trl/losses/*,tgo_trl/labels/*,tgo_trl/noise/*
 
-.PHONY: help setup demo frontier paper-table ablations docs test coverage test-slow test-long test-latest test-lowest pins lint types benchmark benchmark-gpu clean
+.PHONY: help setup demo frontier paper-table ablations docs test coverage test-slow test-long test-latest test-lowest test-deepspeed pins lint types benchmark benchmark-gpu clean
 
 help:
 	@echo "make demo         align a small pipeline of handwritten digits, and compare with SFT (about 6 minutes)"
@@ -28,6 +29,7 @@ help:
 	@echo "make test-long    commands killed at many points, which go on to the same end"
 	@echo "make test-latest  the tests on the newest versions that pyproject.toml allows, and what differs from the pins"
 	@echo "make test-lowest  the tests on the lower bounds of pyproject.toml"
+	@echo "make test-deepspeed  the tests that need DeepSpeed, with it on top of what the others have"
 	@echo "make pins         hold constraints.txt to the versions that test-latest installed"
 	@echo "make benchmark    the cost of a trainer step beside a bare PyTorch loop"
 	@echo "make benchmark-gpu  steps of published networks on this GPU, beside a bare loop (goes on where it ended)"
@@ -86,6 +88,14 @@ test-lowest:
 	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt --editable ".[dev]"
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST)
 
+# What DeepSpeed needs goes into an environment of its own, which finds all else where the other tests do.
+test-deepspeed: $(READY)
+	test -x $(DEEPSPEED)/bin/python || $(PYTHON) -m venv $(DEEPSPEED)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$($(DEEPSPEED)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/layer.pth
+	DS_BUILD_OPS=0 $(DEEPSPEED)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[deepspeed]"
+	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(DEEPSPEED)/bin/python -m pytest -m deepspeed --durations=10
+
 # For older Pythons than that of $(LATEST), uv finds the newest that they can have.
 pins:
 	$(LATEST)/bin/python -m pip install --quiet uv
@@ -110,4 +120,4 @@ benchmark-gpu: $(READY)
 	$(BIN)/python -m benchmarks.gpu_speed
 
 clean:
-	rm -rf $(VENV) $(LATEST) $(LOWEST) outputs
+	rm -rf $(VENV) $(LATEST) $(LOWEST) $(DEEPSPEED) outputs

@@ -4,39 +4,73 @@
 """
 
 import json
+import math
+import os
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from tgo_trl import TGOTrainer
+from tgo_trl import TGOTrainer, cli
 from tgo_trl.policy import launch
 
 from .cases import CASES as FAMILIES
-from .runs import Stop, StopAt, make_trainer, metrics
+from .devices import cpu_environment
+from .runs import Stop, StopAt, assert_close, assert_equal, make_trainer, metrics
 
-FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+ROOT = Path(__file__).parent.parent
+WAYS: dict[str, dict[str, Any]] = {
+    "fsdp2": {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}},
+    "zero2": {},  # as `accelerate launch` asks for it
+    "deepspeed": {
+        "deepspeed": {
+            "zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+        },
+    },
+}  # fmt: skip
+"""Ways of sharding, by the settings that ask for them."""
+
+
+def launch_with_zero2() -> None:
+    """Sets what `accelerate launch` sets in its processes for our profile."""
+    path = cli._accelerate_config("zero2")
+    arguments = ["--config_file", str(path), "--num_processes", "2", "--mixed_precision", "no", "train.py"]
+    options = launch_command_parser().parse_args(arguments)
+    options, defaults, _ = _validate_launch_command(options)
+    options.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+    _, environment = prepare_deepspeed_cmd_env(options)
+    os.environ.update({name: value for name, value in environment.items() if name.startswith("ACCELERATE_")})
 
 
 def allow_sharding_on_the_cpu() -> None:
     """Makes accelerate shard where it would replicate without a word."""
     made = AcceleratorState.__init__
 
-    def make(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
-        made(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type = DistributedType.FSDP
-            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-            if self._mixed_precision != "no":
-                fsdp_plugin.set_mixed_precision(self._mixed_precision)
-            self.fsdp_plugin = fsdp_plugin
+    def make(self: Any, *args: Any, fsdp_plugin: Any = None, deepspeed_plugin: Any = None, **kwargs: Any) -> None:
+        made(self, *args, fsdp_plugin=fsdp_plugin, deepspeed_plugin=deepspeed_plugin, **kwargs)
+        plugin = fsdp_plugin or deepspeed_plugin
+        if plugin is None or self.distributed_type != DistributedType.MULTI_CPU:
+            return
+        self.distributed_type = DistributedType.DEEPSPEED if fsdp_plugin is None else DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = self.distributed_type
+        if fsdp_plugin is None or self._mixed_precision != "no":
+            plugin.set_mixed_precision(self._mixed_precision)
+        self.fsdp_plugin, self.deepspeed_plugins = fsdp_plugin, deepspeed_plugin
+        if deepspeed_plugin is not None:
+            self._mixed_precision = "no"  # it is of the plugin
+            deepspeed_plugin.select(_from_accelerator_state=True)
 
     AcceleratorState.__init__ = make
     launch.REPLICATING_DEVICES.clear()
@@ -73,6 +107,13 @@ CASES: dict[str, dict[str, Any]] = {
     "without autocast": {"max_steps": 2, "family": "stable_diffusion_3", "bf16": True, "bf16_autocast": False},
 }  # fmt: skip
 """Runs of 11 rows, in updates of 8: the second update of an epoch has 3."""
+OF_WHOLE_WEIGHTS: dict[str, dict[str, Any]] = {
+    "left out": {"max_steps": 3, "on_bad_row": "skip", "bad_update": 2, "optim": "adamw_torch", "learning_rate": 1e-2},
+    "averaged": {"max_steps": 3, "ema_decay": 0.9, "eval_strategy": "steps", "eval_steps": 1},
+    "reference remembered": {"max_steps": 2, "use_peft": False, "precompute_ref_log_probs": True},
+    "trained on": {"max_steps": 2, "train_again": True},
+}
+"""The same, where every process holds all weights."""
 
 
 def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[str, Any]:
@@ -84,11 +125,12 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
         phase: of a run that is stopped, "begin" or "go on" for what comes before or after that; both if empty.
         layout: how the 8 rows of an update are spread, and weights over processes.
     """
-    settings = {**CASES[name], **layout}
+    settings = {**(CASES | OF_WHOLE_WEIGHTS)[name], **layout}
     family = settings.pop("family", "stable_diffusion")
     kind = next(case for case in FAMILIES if case.name == family)
     rows, held_out = kind.rows(11), kind.rows(7, seed=1)
     eval_first, stop = settings.pop("eval_first", False), settings.pop("stop", None)
+    bad_update, train_again = settings.pop("bad_update", None), settings.pop("train_again", False)
     settings["per_device_train_batch_size"] //= settings.get("gradient_accumulation_steps", 1)
     # Adam would blow up what rounding leaves of a gradient near zero.
     defaults = {"optim": "sgd", "learning_rate": 0.1, "sample_num_inference_steps": 2}
@@ -106,6 +148,14 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
             return {"is sharded": is_sharded(stopped)}
         del stopped
     trainer = build()
+    if train_again:  # by another trainer of the same weights
+        trainer.train()
+        if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            with pytest.raises(ValueError, match="engine of this trainer has ended with its run"):
+                trainer.train()
+        trainer = make_trainer(args, model=trainer.pipeline, train_dataset=rows, **evaluated)
+    if bad_update is not None:
+        make_bad(trainer, bad_update)
     evaluations = [trainer.evaluate()] if eval_first else []
     trainer.train(resume_from_checkpoint=stop is not None)
     samples = [] if kind.num_frames else trainer.sample(["a red cat"], [5], **kind.module.CALL)
@@ -121,6 +171,18 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
     }
 
 
+def make_bad(trainer: TGOTrainer, update: int) -> None:
+    """Makes the loss and the gradient of one update NaN."""
+    process = trainer.denoiser.noise_process
+    error = process.error
+
+    def of(*args: Tensor) -> Tensor:
+        errors = error(*args)
+        return errors * float("nan") if trainer.state.global_step + 1 == update else errors
+
+    object.__setattr__(process, "error", of)
+
+
 def whole_weights(trainer: TGOTrainer) -> dict[str, Tensor]:
     """Every trained weight by name, as one process has it."""
     trained = ((name, weight) for name, weight in trainer.policy.named_parameters() if weight.requires_grad)
@@ -131,7 +193,16 @@ def whole_weights(trainer: TGOTrainer) -> dict[str, Tensor]:
 
 
 def is_sharded(trainer: TGOTrainer) -> bool:
-    """Whether this process holds a part of the weights only."""
+    """Whether this process holds a part of the weights only, or of what the optimizer keeps of them."""
+    engine = getattr(trainer.accelerator, "deepspeed_engine_wrapped", None)
+    if engine is not None:
+        zero = engine.engine.optimizer
+        trained = [weight for weight in trainer.policy.parameters() if weight.requires_grad]
+        parts = [part for group in zero.optimizer.param_groups for part in group["params"]]
+        total, here = (sum(it.numel() for it in weights) for weights in (trained, parts))
+        kept = [(value, part) for part in parts for value in zero.state[part].values() if value.dim()]
+        are_like = all(value.shape == part.shape for value, part in kept)
+        return bool(zero.partition_gradients) and are_like and here < 0.6 * total
     weights = list(trainer.policy.parameters())
     are_parts = all(isinstance(weight, DTensor) for weight in weights)
     total, here = (sum(count) for count in ([it.numel() for it in weights], [_local(it).numel() for it in weights]))
@@ -142,14 +213,58 @@ def _local(weight: Tensor) -> Tensor:
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
-def main(cases: list[str], out: Path, phase: str = "") -> None:
+def run_sharded(
+    cases: list[str], folder: Path, num_processes: int = 2, phase: str = "", way: str = "fsdp2"
+) -> dict[str, list[dict[str, Any]]]:
+    """Cases trained by several processes that share the weights; what each of them gave."""
+    folder.mkdir(exist_ok=True)
+    command = ["torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}", "-m", "tests.sharded_runs"]
+    environment = cpu_environment()
+    environment.pop("CI", None)
+    done = subprocess.run(
+        [sys.executable, "-m", *command, json.dumps(cases), str(folder), phase, way],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(num_processes)] for name in cases}
+
+
+def assert_same_metrics(actual: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    """Losses within 1e-5 of each other, relatively."""
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            tolerance = {"rel": 1e-5} if name.endswith("loss") else {"rel": 1e-4, "abs": 1e-5}
+            if not math.isfinite(value):  # of an update that is left out, NaN or infinity
+                assert not math.isfinite(one[name])
+                continue
+            assert one[name] == pytest.approx(value, **tolerance), name
+
+
+def assert_like_one_process(sharded: list[dict[str, Any]], one: dict[str, Any]) -> None:
+    """That two processes, which really shard, gave what one did."""
+    first, second = sharded
+    assert [it["is sharded"] for it in (first, second, one)] == [True, True, False]
+    assert_equal(second["weights"], first["weights"])
+    assert_close(first["weights"], one["weights"], 1e-5)
+    assert_same_metrics(first["log"], one["log"])
+    assert_same_metrics(first["evaluations"], one["evaluations"])
+    assert_equal(second["samples"], first["samples"])
+    if one["samples"].numel():  # of 256 levels
+        assert (first["samples"] - one["samples"]).abs().max() <= 1
+
+
+def main(cases: list[str], out: Path, phase: str = "", way: str = "fsdp2") -> None:
     """Runs cases in updates of 8 rows over all processes; each process saves its own results."""
     torch.set_num_threads(1)
     allow_sharding_on_the_cpu()
+    if way == "zero2":
+        launch_with_zero2()
     torch.distributed.init_process_group("gloo")
     rank, size = torch.distributed.get_rank(), 8 // torch.distributed.get_world_size()
     for name in cases:
-        result = run_case(name, out / f"run-{name}", phase, per_device_train_batch_size=size, **FSDP2)
+        result = run_case(name, out / f"run-{name}", phase, per_device_train_batch_size=size, **WAYS[way])
         torch.save(result, out / f"{name}-{rank}.pt")
 
 

@@ -1,5 +1,6 @@
 """What the trainer takes, and what it refuses, with the words in which it does."""
 
+import importlib.metadata
 import logging
 import os
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from accelerate.utils import DeepSpeedPlugin
 from peft import LoraConfig
 from transformers import TrainerCallback, TrainingArguments
 from trl import DPOTrainer, KTOTrainer, TrlParser
@@ -15,7 +17,7 @@ from tgo_trl import TGOConfig, TGOTrainer
 from tgo_trl.data.collator import RowCollator
 from tgo_trl.families import StableDiffusionFamily
 from tgo_trl.policy import launch
-from tgo_trl.policy.launch import check_strategy, check_unquantized
+from tgo_trl.policy.launch import check_shardable, check_strategy
 from tgo_trl.trainer.arguments import check_arguments, default_args
 from tgo_trl.trainer.feasibility import check_run
 
@@ -466,11 +468,52 @@ def test_settings_that_cannot_act_are_refused(tmp_path, name, value):
         make_trainer(config(tmp_path, **{name: value}))
 
 
-def test_deepspeed_from_a_launcher_is_refused(tmp_path, monkeypatch):
+ZERO2 = {
+    "zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"zero_optimization": {"stage": 3}}, {}, "`zero_optimization.stage` .* is 3: .* Shard them with FSDP2"),
+        ({"zero_optimization": {"stage": 1}}, {}, "`zero_optimization.stage` .* is 1: gradients would be whole"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, {},
+            "`zero_optimization.offload_optimizer.device` .* is 'cpu': which was not tried",
+        ),
+        ({"zero_optimization": {"stage": 2, "overlap_comm": True}}, {}, "`zero_optimization.overlap_comm` .* tried"),
+        ({"fp16": {"enabled": True}}, {}, "`fp16.enabled` .* is True: gradients .* were not scaled"),
+        ({"optimizer": {"type": "Adam"}}, {}, "`optimizer.type` .* is 'Adam': optimizer and schedule are those of"),
+        ({"gradient_clipping": 0.3}, {}, "`gradient_clipping` .* is 0.3, and `max_grad_norm` 1.0. Set it to 'auto'"),
+        ({"bf16": {"enabled": True}}, {}, "`bf16.enabled` .* is True, and `bf16` False"),
+        ({"train_micro_batch_size_per_gpu": 3}, {}, "is 3, and `per_device_train_batch_size` 4"),
+        ({}, {"optim": "adafactor"}, "DeepSpeed is asked for, and `optim` is .*adafactor.*: it was not tried"),
+        ({}, {"compile_repeated_blocks": True}, "`compile_repeated_blocks` is True: compiled blocks were not sharded"),
+        ({}, {}, "DeepSpeed is asked for, and the run is on the CPU, where accelerate would replicate"),
+    ],
+)  # fmt: skip
+def test_what_deepspeed_cannot_do_is_refused_by_name(tmp_path, monkeypatch, changes, settings, message):
+    """Before a model is loaded: there is none of this name."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.19.8")
+    args = config(tmp_path, **settings)
+    args.deepspeed, args.deepspeed_plugin = "zero2.json", DeepSpeedPlugin(hf_ds_config={**ZERO2, **changes})
+    with pytest.raises(ValueError, match=message):
+        TGOTrainer("no/such-model", args, tiny.scored_rows(8))
+
+
+@pytest.mark.parametrize(("version", "found"), [("0.16.4", "0.16.4 is installed"), (None, "there is none")])
+def test_a_deepspeed_that_was_not_tried_is_refused(tmp_path, monkeypatch, version, found):
+    def installed(name):
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError
+        return version
+
     args = config(tmp_path)
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ValueError, match="DeepSpeed is not supported"):
-        make_trainer(args)
+    args.deepspeed, args.deepspeed_plugin = "zero2.json", DeepSpeedPlugin(hf_ds_config=ZERO2)
+    monkeypatch.setattr(importlib.metadata, "version", installed)
+    with pytest.raises(ValueError, match=f"and {found}. Install `tgo_trl"):
+        check_strategy(args)
 
 
 FSDP2 = {"VERSION": "2", "AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "STATE_DICT_TYPE": "FULL_STATE_DICT"}
@@ -511,15 +554,25 @@ def test_what_cannot_be_sharded_is_refused_by_name(tmp_path, monkeypatch, change
 
 def test_what_is_quantised_is_not_sharded(tmp_path, monkeypatch):
     args = config(tmp_path)
-    check_unquantized(args, "int8")
+    check_shardable(args, "int8")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="The model is quantised, and FSDP cannot shard quantised weights"):
-        check_unquantized(args, "int8")
+        check_shardable(args, "int8")
     pipeline = tiny.stable_diffusion()
-    check_unquantized(args, None, {"unet": pipeline.unet})
+    check_shardable(args, None, {"unet": pipeline.unet})
     pipeline.unet.hf_quantizer = "int8"
     with pytest.raises(ValueError, match="`unet` is quantised"):
-        check_unquantized(args, None, {"unet": pipeline.unet})
+        check_shardable(args, None, {"unet": pipeline.unet})
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="`unet` is quantised, and DeepSpeed was not tried on them"):
+        check_shardable(args, None, {"unet": pipeline.unet})
+
+
+def test_two_networks_are_not_trained_with_deepspeed(tmp_path, monkeypatch):
+    args, unet = config(tmp_path), tiny.stable_diffusion().unet
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="`first` and `second` are trained: it adds gradients up in the order"):
+        check_shardable(args, None, {"first": unet, "second": unet})
 
 
 def test_an_optimizer_of_whole_weights_is_refused_where_they_are_sharded(tmp_path, monkeypatch):

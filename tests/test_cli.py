@@ -308,7 +308,7 @@ def test_a_launched_process_that_fails_is_not_repeated_with_its_secrets(train, m
 
 def test_an_unknown_accelerate_config_is_refused_with_the_known_ones(train, capsys):
     line = error_of(capsys, *train[0], "--accelerate_config", "quantum")
-    assert "`--accelerate_config quantum` is no file, and none of fsdp2, multi_gpu, single_gpu" in line
+    assert "`--accelerate_config quantum` is no file, and none of fsdp2, multi_gpu, single_gpu, zero2" in line
 
 
 FEW_GPUS = [
@@ -366,6 +366,12 @@ def test_processes_on_the_cpu_are_launched_where_the_cpu_is_asked_for(train, mon
     assert main([*arguments, *given, "--accelerate_config", "multi_gpu", "--num_processes", "2"]) == 0
     assert [options.num_processes for options in launched] == [2]
     os.environ.pop(cli.LAUNCHED)
+
+
+def test_sharding_with_a_deepspeed_that_is_not_there_is_refused(train, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    line = error_of(capsys, *train[0], "--accelerate_config", "zero2")
+    assert "`--accelerate_config zero2` needs DeepSpeed, which is not installed. Install `tgo_trl[deepspeed]`" in line
 
 
 def test_sharding_starts_a_process_for_each_gpu(train, monkeypatch):

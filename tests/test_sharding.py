@@ -1,10 +1,6 @@
 """Weights that are spread over processes: they train, sample, save and go on as whole ones do."""
 
 import functools
-import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,26 +8,10 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from . import tiny
-from .devices import cpu_environment
-from .runs import assert_close, assert_equal
-from .sharded_runs import CASES, run_case
+from .runs import assert_close
+from .sharded_runs import CASES, assert_like_one_process, assert_same_metrics, run_case, run_sharded
 
-ROOT = Path(__file__).parent.parent
 FAST, ROUNDED = "adapter", ("bfloat16", "without autocast")
-
-
-def run_sharded(cases, folder, num_processes=2, phase=""):
-    """Cases trained by several processes that share the weights; what each of them gave."""
-    folder.mkdir(exist_ok=True)
-    command = ["torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}", "-m", "tests.sharded_runs"]
-    environment = cpu_environment()
-    environment.pop("CI", None)
-    done = subprocess.run(
-        [sys.executable, "-m", *command, json.dumps(cases), str(folder), phase],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(num_processes)] for name in cases}
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +38,6 @@ def one_process(folder):
         return run_case(name, folder / f"one-{name}", per_device_train_batch_size=8)
 
     return run
-
-
-def assert_same_metrics(actual, expected):
-    assert len(actual) == len(expected)
-    for one, other in zip(actual, expected, strict=True):
-        assert one.keys() == other.keys()
-        for name, value in other.items():
-            tolerance = {"rel": 1e-5} if name.endswith("loss") else {"rel": 1e-4, "abs": 1e-5}
-            assert one[name] == pytest.approx(value, **tolerance), name
-
-
-def assert_like_one_process(sharded, one):
-    first, second = sharded
-    assert [it["is sharded"] for it in (first, second, one)] == [True, True, False]
-    assert_equal(second["weights"], first["weights"])
-    assert_close(first["weights"], one["weights"], 1e-5)
-    assert_same_metrics(first["log"], one["log"])
-    assert_same_metrics(first["evaluations"], one["evaluations"])
-    assert_equal(second["samples"], first["samples"])
-    if one["samples"].numel():  # of 256 levels
-        assert (first["samples"] - one["samples"]).abs().max() <= 1
 
 
 def test_an_adapter_on_a_sharded_base_trains_as_in_one_process(fast_case, one_process):

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import TrainerControl, TrainerState
 
 from tgo_trl.families import StableDiffusionFamily
+from tgo_trl.policy.replication import Replication
 from tgo_trl.trainer.untrained import UntrainedLayersCallback, untrained_layers
 
 from . import tiny
@@ -101,7 +102,7 @@ def give_gradients(network, *layers):
 @pytest.fixture
 def two():
     class Trainer:
-        policy = Two()
+        policy, strategy = Two(), Replication(None)
 
     callback = UntrainedLayersCallback(Trainer)
     callback.on_train_begin(None, TrainerState(), TrainerControl())

@@ -7,6 +7,7 @@ import argparse
 import difflib
 import importlib
 import importlib.resources
+import importlib.util
 import os
 import subprocess
 import sys
@@ -95,7 +96,7 @@ COMMANDS = {
 }
 
 LAUNCH_OPTIONS = ("accelerate_config", "num_processes")
-PROFILES = {"tgo_trl": ("fsdp2",), "trl": ("multi_gpu", "single_gpu")}
+PROFILES = {"tgo_trl": ("fsdp2", "zero2"), "trl": ("multi_gpu", "single_gpu")}
 """Configurations of accelerate's that packages bring along, and that training can be launched with."""
 TRAINING = ("train", "rounds")
 """Commands whose processes share weights; those of others only share work."""
@@ -224,7 +225,8 @@ def _describe_launching(parser: Any) -> None:
         ("--config", "YAML file of settings, which the command line overrides."),
         (
             "--accelerate_config",
-            "Run on several processes: `multi_gpu`, `fsdp2` (weights sharded), or a file of accelerate's.",
+            "Run on several processes: `multi_gpu`, `fsdp2` (weights sharded), `zero2` (moments sharded), or a file of "
+            "accelerate's.",
         ),
         ("--num_processes", "How many processes accelerate starts, in place of the number in that file."),
     ):
@@ -320,7 +322,7 @@ def _num_processes(path: Path | None, given: Any, is_training: bool, use_cpu: bo
     """How many processes are started, as given or one for each GPU; None if accelerate's configuration says it.
 
     Raises:
-        ValueError: if there are too few GPUs for them, or they would not train together.
+        ValueError: if there are too few GPUs for them, they would not train together, or DeepSpeed is not there.
     """
     import yaml
     from accelerate.commands.config import default_config_file
@@ -335,6 +337,7 @@ def _num_processes(path: Path | None, given: Any, is_training: bool, use_cpu: bo
     if config.get("num_machines", 1) != 1:  # of which this is one
         return given
     way = str(config.get("distributed_type", "NO"))
+    _check_installed(way, source)
     wanted: Any = given or config.get("num_processes")
     is_several = str(wanted).isdecimal() and int(wanted) > 1
     if way == "NO":
@@ -358,6 +361,14 @@ def _num_processes(path: Path | None, given: Any, is_training: bool, use_cpu: bo
     if way not in SHARDING:
         remedy += f"; on the CPU, `--accelerate_config multi_gpu{' --use_cpu' * is_training}`"
     raise ValueError(f"{asked} {starts}, and {few}. {remedy}.")
+
+
+def _check_installed(way: str, source: Path) -> None:
+    if way == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
+        raise ValueError(
+            f"`--accelerate_config {source.stem}` needs DeepSpeed, which is not installed. Install "
+            "`tgo_trl[deepspeed]`, or shard with FSDP2 (`--accelerate_config fsdp2`)."
+        )
 
 
 if __name__ == "__main__":

@@ -1,106 +1,22 @@
-"""All that depends on how weights are spread over processes: which ways there are, and what each asks for."""
+"""The ways of spreading weights over processes, and one of them: every process holds a part of each (FSDP2)."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, convert_outputs_to_fp32, gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from ..storage.fingerprints import tensors_digest
 from .policy import Policy
 from .reference import ModelReference, Reference
-
-
-class Replication:
-    """Every process holds all weights: one process, or `DistributedDataParallel`.
-
-    Args:
-        accelerator: of the run.
-    """
-
-    shards: ClassVar[bool] = False
-    """Whether a process holds a part of the weights only, so that all take part in whatever computes with them."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-
-    @property
-    def samples_here(self) -> bool:
-        """Whether this process calls the pipeline, where only the main one has a use for the samples."""
-        return bool(self.accelerator.is_main_process)
-
-    def prepare_policy(self, policy: Policy) -> None:
-        """Spreads the policy's weights, unless `Trainer` does so when training begins."""
-
-    def prepare_reference(self, reference: Reference | None) -> None:
-        """Puts the networks of a reference, where it has some of its own, to where the policy's are."""
-        if isinstance(reference, ModelReference):
-            reference.model = self.accelerator.prepare_model(reference.model, evaluation_mode=True)
-
-    def prepare_again(self, model: nn.Module) -> None:
-        """Lets accelerate wrap a policy for training that an evaluation has prepared without the wrapper.
-
-        It would take it for one that is ready to train: processes would train apart, without exchanging gradients.
-        """
-        self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        vars(model).pop("_is_accelerate_prepared", None)
-
-    def unwrap(self, model: nn.Module) -> Policy:
-        """The policy, without what was put around it."""
-        if isinstance(model, Policy):  # accelerate looks through all modules for compiled ones
-            return model
-        policy: Policy = self.accelerator.unwrap_model(model)
-        return policy
-
-    def begin_run(self, model: nn.Module, optimizer: Any) -> None:
-        """Lets each step of a run deal with the trained weights alone.
-
-        Args:
-            model: the policy as wrapped for training, its weights where they are to be.
-            optimizer: of the run.
-        """
-        policy = self.unwrap(model)
-        policy.begin_run(weight for group in optimizer.param_groups for weight in group["params"])
-        if isinstance(model, DistributedDataParallel):  # which would look through all weights by itself
-            model.zero_grad = policy.zero_grad  # type: ignore[method-assign]
-
-    def clip_gradient(self, policy: Policy, most: float) -> Tensor | None:
-        """The norm of the whole gradient, which is scaled down to `most`, over all processes.
-
-        `Trainer` hands over the frozen weights too.
-        """
-        norm: Tensor | None = self.accelerator.clip_grad_norm_(policy.trained_weights(), most)
-        return norm
-
-    @contextmanager
-    def whole(self, policy: Policy, reference: Reference | None = None, loading: bool = False) -> Iterator[None]:
-        """Within, what was trained is there to be saved, or loaded, as plain tensors of the plain networks.
-
-        Entered by every process, none of which calls a network within.
-
-        Args:
-            policy: whose trained weights are wanted.
-            reference: whose own weights are wanted too.
-            loading: whether the weights are wanted in every process, which all put the same into them; otherwise they
-                are read in the main process.
-        """
-        yield
-
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The optimizer's `state_dict()` of whole tensors, for the main process; called by every one."""
-        state: dict[str, Any] = optimizer.state_dict()
-        return state
-
-    def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
-        """The inverse of [`optimizer_state`], in every process."""
-        optimizer.load_state_dict(state)
+from .replication import Replication
+from .zero import OptimizerSharding
 
 
 class Sharding(Replication):
@@ -200,7 +116,7 @@ class Sharding(Replication):
             }
             for number, values in state["state"].items()
         }
-        optimizer.load_state_dict({**state, "state": parts})
+        super().load_optimizer_state(optimizer, {**state, "state": parts})
 
     @property
     def _precision(self) -> MixedPrecisionPolicy:
@@ -286,6 +202,7 @@ def _replaced(weights: Sequence[tuple[nn.Module, str, nn.Parameter, nn.Parameter
 STRATEGIES: dict[DistributedType, type[Replication]] = {
     DistributedType.MULTI_GPU: Replication,
     DistributedType.FSDP: Sharding,
+    DistributedType.DEEPSPEED: OptimizerSharding,
 }
 """By accelerate's name; whatever is not named replicates, as `DistributedDataParallel` does on any device."""
 

@@ -10,6 +10,8 @@ from packaging.version import Version
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
+from .deepspeed_config import check_deepspeed
+
 REPLICATING_DEVICES = {"cpu"}
 """Where accelerate shards nothing, and does not say so."""
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
@@ -20,9 +22,11 @@ OLDEST_TORCH = Version("2.7")
 """That can take its part of a tensor which every process has."""
 
 
-def uses_fsdp(args: TrainingArguments) -> bool:
-    """Whether the settings, or accelerate's that the run was launched with, ask for FSDP."""
-    return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
+def sharding_of(args: TrainingArguments) -> str | None:
+    """What the settings, or accelerate's that the run was launched with, ask to shard with; None for whole weights."""
+    if args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        return "DeepSpeed"
+    return "FSDP" if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP") else None
 
 
 def check_strategy(args: TrainingArguments) -> None:
@@ -39,59 +43,70 @@ def check_strategy(args: TrainingArguments) -> None:
             f"This is one of {launched} launched processes, and each would train alone, into the same folder: there is "
             f"no GPU that they could use, and `use_cpu` is not set. Launch a single one, or set `use_cpu=True`."
         )
-    if args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        raise ValueError(
-            "DeepSpeed is not supported: what its engine keeps of weights and optimizer is not read here, so that "
-            "nothing could be saved. Leave `deepspeed` unset, also in accelerate's configuration, and shard with FSDP2 "
-            "(`--accelerate_config fsdp2`)."
-        )
-    if uses_fsdp(args):
-        _check_fsdp(args)
+    sharding = sharding_of(args)
+    if sharding is None:
+        return
+    if sharding == "FSDP":
+        _check_options(args)
+    else:
+        check_deepspeed(args)
+    for name, (is_refused, why) in _refused_settings(args, sharding).items():
+        if is_refused:
+            raise ValueError(f"{sharding} is asked for, and `{name}` is {getattr(args, name)!r}: {why}")
+    _check_processes(args, sharding)
 
 
-def check_unquantized(
+def check_shardable(
     args: TrainingArguments, quantization_config: Any, networks: Mapping[str, Any] | None = None
 ) -> None:
-    """Raises a ValueError if quantised weights would have to be sharded.
+    """Raises a ValueError for networks that cannot be sharded: quantised ones, and several with DeepSpeed.
 
     Args:
         args: of the run.
         quantization_config: that the pipeline is to be loaded with, where that is known.
         networks: to be sharded, by name, once they are there.
     """
-    parts = networks or {}
+    parts, sharding = networks or {}, sharding_of(args)
     quantized = [f"`{name}`" for name, part in parts.items() if getattr(part, "hf_quantizer", None) is not None]
-    if uses_fsdp(args) and (quantization_config is not None or quantized):
+    if sharding is not None and (quantization_config is not None or quantized):
+        cannot = "FSDP cannot shard quantised weights" if sharding == "FSDP" else "DeepSpeed was not tried on them"
         raise ValueError(
-            f"{' and '.join(quantized) or 'The model'} is quantised, and FSDP cannot shard quantised weights. Load it "
-            "in bfloat16 (`bf16=True`), or train with whole weights in each process (`--accelerate_config multi_gpu`), "
-            "which quantised ones are small enough for."
+            f"{' and '.join(quantized) or 'The model'} is quantised, and {cannot}. Load it in bfloat16 (`bf16=True`), "
+            "or train with whole weights in each process (`--accelerate_config multi_gpu`), which quantised ones are "
+            "small enough for."
+        )
+    if sharding == "DeepSpeed" and len(parts) > 1:
+        raise ValueError(
+            f"DeepSpeed is asked for, and {' and '.join(f'`{name}`' for name in parts)} are trained: it adds gradients "
+            "up in the order in which they come, and which network is called first depends on the rows of a process, "
+            "so that those of other weights would be added. Shard with FSDP2 (`--accelerate_config fsdp2`)."
         )
 
 
-def _check_fsdp(args: TrainingArguments) -> None:
+def _check_options(args: TrainingArguments) -> None:
     for name, (is_refused, why) in _refused_options(args).items():
         if is_refused:
             own_name = {"offload_params": "cpu_offload"}.get(name, name)
             raise ValueError(f"`fsdp_{name}` (`fsdp_config[{own_name!r}]`) {why}")
-    for name, (is_refused, why) in _refused_settings(args).items():
-        if is_refused:
-            raise ValueError(f"FSDP is asked for, and `{name}` is {getattr(args, name)!r}: {why}")
+
+
+def _check_processes(args: TrainingArguments, sharding: str) -> None:
+    setting, profile = {"FSDP": ("fsdp", "fsdp2"), "DeepSpeed": ("deepspeed", "zero2")}[sharding]
     if args.device.type in REPLICATING_DEVICES:
         raise ValueError(
-            f"FSDP is asked for, and the run is on the {args.device.type.upper()}, where accelerate would replicate "
-            "all weights without a word. Leave `fsdp` unset there."
+            f"{sharding} is asked for, and the run is on the {args.device.type.upper()}, where accelerate would "
+            f"replicate all weights without a word. Leave `{setting}` unset there."
         )
-    if Version(torch.__version__) < OLDEST_TORCH:
+    if sharding == "FSDP" and Version(torch.__version__) < OLDEST_TORCH:
         raise ValueError(
             f"FSDP is asked for, which needs PyTorch {OLDEST_TORCH} or newer, and this is {torch.__version__}. Upgrade "
             "it, or leave `fsdp` unset."
         )
     if args.world_size == 1:
         raise ValueError(
-            "FSDP is asked for, which spreads weights over processes, and there is a single one. Launch with "
-            "`accelerate launch`, `torchrun`, or `tgo-trl train --accelerate_config fsdp2 --num_processes N`; or leave "
-            "`fsdp` unset."
+            f"{sharding} is asked for, which spreads weights over processes, and there is a single one. Launch with "
+            f"`accelerate launch`, `torchrun`, or `tgo-trl train --accelerate_config {profile} --num_processes N`; or "
+            f"leave `{setting}` unset."
         )
 
 
@@ -153,9 +168,10 @@ def _refused_options(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
     }
 
 
-def _refused_settings(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
+def _refused_settings(args: TrainingArguments, sharding: str) -> dict[str, tuple[bool, str]]:
+    """Settings: whether each is refused as it is, and why."""
     optimizer = str(getattr(args.optim, "value", args.optim))
-    return {
+    refused = {
         "fp16": (
             args.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16",
             "gradients of shards were not scaled yet. Use `bf16=True`.",
@@ -175,13 +191,7 @@ def _refused_settings(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
             args.parallelism_config is not None or parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"),
             "weights are sharded over all processes. Leave it out.",
         ),
-        "precompute_ref_log_probs": (
-            bool(getattr(args, "precompute_ref_log_probs", False)),
-            "processes compute different rows, and to gather the weights takes all of them at once. Leave it out.",
-        ),
-        "ema_decay": (
-            getattr(args, "ema_decay", None) is not None, "the average of shards was not saved yet. Leave it out.",
-        ),
+        "fsdp": (sharding != "FSDP" and bool(args.fsdp), "one of the two shards. Leave it out."),
         "optim": (
             optimizer not in OPTIMIZERS,
             f"it was not tried on shards. Set one of {', '.join(map(repr, OPTIMIZERS))}.",
@@ -189,6 +199,20 @@ def _refused_settings(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
         "load_best_model_at_end": (
             args.load_best_model_at_end and args.save_only_model,
             "transformers refuses that together with `save_only_model`. Leave one of the two out.",
+        ),
+    }  # fmt: skip
+    return refused | (_refused_of_parts(args) if sharding == "FSDP" else {})
+
+
+def _refused_of_parts(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
+    """The same, of processes that hold a part of the weights only."""
+    return {
+        "precompute_ref_log_probs": (
+            bool(getattr(args, "precompute_ref_log_probs", False)),
+            "processes compute different rows, and to gather the weights takes all of them at once. Leave it out.",
+        ),
+        "ema_decay": (
+            getattr(args, "ema_decay", None) is not None, "the average of shards was not saved yet. Leave it out.",
         ),
         "hub_strategy": (
             args.push_to_hub and args.hub_strategy != HubStrategy.END,

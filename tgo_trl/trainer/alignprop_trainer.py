@@ -25,7 +25,7 @@ from ..policy.adapters import check_policy
 from ..policy.draws import draw_samples
 from ..policy.encoders import FrozenEncoders
 from ..policy.gradient_sampling import GradientSampler, check_sampler, step_options
-from ..policy.launch import uses_fsdp
+from ..policy.launch import sharding_of
 from ..policy.loading import find_family_class
 from ..rewards import load_reward
 from ..rewards.base import DifferentiableReward, check_differentiable, check_sources, checked_pixel_scores, reward_name
@@ -291,10 +291,11 @@ def _check_arguments(args: object, train_dataset: object) -> Dataset:
     if train_dataset is None:
         raise ValueError("`train_dataset` is required")
     check_launch(args)
-    if uses_fsdp(args):
+    sharding = sharding_of(args)
+    if sharding is not None:
         raise ValueError(
-            "FSDP is not supported by AlignProp, whose gradient goes through the steps of a sampler and through whole "
-            "weights. Leave `fsdp` unset, also in accelerate's configuration."
+            f"{sharding} is not supported by AlignProp, whose gradient goes through the steps of a sampler and through "
+            f"whole weights. Leave `{sharding.lower()}` unset, also in accelerate's configuration."
         )
     dataset = open_dataset(train_dataset) if isinstance(train_dataset, str) else train_dataset
     if not isinstance(dataset, Dataset):

@@ -14,7 +14,7 @@ from transformers.trainer_utils import SaveStrategy, SchedulerType
 from ..losses import LOSSES
 from ..messages.failures import EXTRAS
 from ..noise import NoiseProcess
-from ..policy.launch import OPTIMIZER_CLASSES, uses_fsdp
+from ..policy.launch import OPTIMIZER_CLASSES, sharding_of
 from .selection import sample_metrics
 from .tgo_config import TGOConfig
 
@@ -71,18 +71,19 @@ def check_feasible(
 
 def check_run(args: TGOConfig, optimizers: Sequence[Any], optimizer_cls_and_kwargs: Any) -> None:
     """Raises a ValueError for an optimizer, a schedule or reporters that cannot be had, whatever is trained."""
-    optimizer = optimizers[0]
-    if uses_fsdp(args) and any(given is not None for given in optimizers):
+    optimizer, sharding = optimizers[0], sharding_of(args)
+    if sharding is not None and any(given is not None for given in optimizers):
         raise ValueError(
-            "`optimizers` were passed, and FSDP is asked for: an optimizer that is there holds weights that are whole, "
-            "and these are sharded later. Pass `optimizer_cls_and_kwargs=(torch.optim.AdamW, {'lr': 1e-4})` instead."
+            f"`optimizers` were passed, and {sharding} is asked for: an optimizer that is there holds weights that are "
+            "whole, and these are sharded later. Pass `optimizer_cls_and_kwargs=(torch.optim.AdamW, {'lr': 1e-4})` "
+            "instead."
         )
     if optimizer is None:
         optimizer = _check_optimizer(args, optimizer_cls_and_kwargs)
-    if uses_fsdp(args) and optimizer_cls_and_kwargs is not None and optimizer not in OPTIMIZER_CLASSES:
+    if sharding is not None and optimizer_cls_and_kwargs is not None and optimizer not in OPTIMIZER_CLASSES:
         raise ValueError(
-            f"`optimizer_cls_and_kwargs` has {getattr(optimizer, '__name__', 'another class')}, and FSDP is asked for, "
-            "on whose shards it was not tried. Pass `torch.optim.AdamW` or `torch.optim.SGD`."
+            f"`optimizer_cls_and_kwargs` has {getattr(optimizer, '__name__', 'another class')}, and {sharding} is "
+            "asked for, on whose shards it was not tried. Pass `torch.optim.AdamW` or `torch.optim.SGD`."
         )
     if args.ema_decay is not None:
         _check_average(args, optimizer)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from transformers import Trainer
@@ -25,9 +26,10 @@ from ..media.types import Size
 from ..messages.failures import writing
 from ..policy.alterations import check_networks, unwrap_networks
 from ..policy.compilation import RepeatedBlocks
-from ..policy.distributed import Replication, build_strategy, full_tensor
+from ..policy.distributed import build_strategy, full_tensor
 from ..policy.policy import Policy
 from ..policy.reference import Reference
+from ..policy.replication import Replication
 from ..storage.locks import sole_writer
 from . import checkpoints
 from .course import Course
@@ -36,7 +38,7 @@ from .nonfinite import UpdateGuard, check_finite_tensors
 from .optimizer_modes import OptimizerMode
 from .preparation import training_block
 from .progress import Progress
-from .resuming import OF_WHOLE_STREAMS, accepted_changes, lanes_of, load_changed_optimizer, read_optimizer
+from .resuming import OF_WHOLE_STREAMS, accepted_changes, lanes_of, load_changed_optimizer, load_optimizer
 from .tgo_config import TGOConfig
 from .weight_average import WeightAverage
 
@@ -175,9 +177,6 @@ class ResumableTrainer(Trainer):
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.strategy.shards:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
         # As one process saves it, so that any number of them goes on from it; `Trainer` would save the base beside it.
         state, scheduler = self.strategy.optimizer_state(self.optimizer), self.lr_scheduler
         assert scheduler is not None
@@ -210,7 +209,7 @@ class ResumableTrainer(Trainer):
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(self._describe_end("Interrupted")) from None
             finally:
-                self.policy.end_run()
+                self.strategy.end_run(self.policy)
             self._guard.settle()
             self._guard.check_share(self.state.global_step - self._initial_global_step)
             self.optimizer_mode.settle()
@@ -222,14 +221,21 @@ class ResumableTrainer(Trainer):
         return nullcontext() if self.repeated_blocks is None else self.repeated_blocks.compiled()
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As [`Trainer`], without the backend of the repeated blocks, by which accelerate would compile the whole."""
+        """As [`Trainer`], without the backend of the repeated blocks, by which accelerate would compile the whole.
+
+        Nor does `Trainer` know of DeepSpeed, of which accelerate makes an engine when training begins: it would cast
+        the rows of a batch to the engine's dtype, refuse to evaluate before training, and save the frozen base.
+        """
         args, backend = self.args, self.args.torch_compile_backend
         if args.compile_repeated_blocks:
             args.torch_compile_backend = None
+        if args.deepspeed_plugin is not None:
+            AcceleratorState._reset_state()  # of an earlier trainer's engine, beside which there would be no other
         try:
             super().create_accelerator_and_postprocess()
         finally:
             args.torch_compile_backend = backend
+        self.is_deepspeed_enabled = False
 
     def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
         folder = self.args.output_path
@@ -427,12 +433,8 @@ class ResumableTrainer(Trainer):
         if self._changes:
             keep = checkpoints.RunRecord.read(folder).course.keeps_optimizer(self._course)
             load_changed_optimizer(folder, self.optimizer, self.lr_scheduler, keep, self.strategy)
-        elif self.strategy.shards:
-            self.strategy.load_optimizer_state(self.optimizer, read_optimizer(folder))
-            assert self.lr_scheduler is not None
-            self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
         else:
-            super()._load_optimizer_and_scheduler(checkpoint)
+            load_optimizer(folder, self.optimizer, self.lr_scheduler, self.strategy)
 
     def _load_best_model(self) -> None:
         folder = Path(str(self.state.best_model_checkpoint))

@@ -9,7 +9,7 @@ import torch
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from ..data.stream import StreamDataset
-from ..policy.distributed import Replication
+from ..policy.replication import Replication, fit_groups
 from .checkpoints import RunRecord
 from .tgo_config import TGOConfig
 
@@ -94,6 +94,18 @@ def read_optimizer(checkpoint: Path) -> dict[str, Any]:
     """The state of the optimizer in a checkpoint, of whole tensors, on the CPU."""
     state: dict[str, Any] = torch.load(checkpoint / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
     return state
+
+
+def load_optimizer(checkpoint: Path, optimizer: Any, scheduler: Any, strategy: Replication) -> None:
+    """Loads the state of optimizer and schedule; arguments as of [`load_changed_optimizer`]."""
+    state = read_optimizer(checkpoint)
+    strategy.load_optimizer_state(optimizer, state)
+    schedule: dict[str, Any] = torch.load(checkpoint / SCHEDULER_NAME, weights_only=True)
+    own, groups = scheduler.state_dict(), state["param_groups"]
+    for name, values in schedule.items():
+        if isinstance(values, list) and len(values) == len(groups):  # one of each group
+            schedule[name] = fit_groups(values, groups, own.get(name, values), optimizer)
+    scheduler.load_state_dict(schedule)
 
 
 def load_changed_optimizer(

@@ -9,9 +9,9 @@ from transformers.trainer_callback import CallbackHandler
 
 from ..families.base_sources import shown_sources
 from ..media.types import Sample
-from ..policy.distributed import Replication
 from ..policy.draws import stable_seed
 from ..policy.reference import Reference
+from ..policy.replication import Replication
 from .optimizer_modes import OptimizerMode
 from .plots import film_strip, plot_grid
 from .trackers import log_picture

@@ -33,7 +33,7 @@ from ..policy.denoising import Corrupted
 from ..policy.draws import EVALUATION_EPOCH, Draw, DrawPlan
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
-from ..policy.launch import check_unquantized
+from ..policy.launch import check_shardable
 from ..policy.loading import find_family_class, load_reference_networks
 from ..policy.memory import Footprint, device_memory, footprint
 from ..policy.reference import AdapterReference, ModelReference, PastReference
@@ -160,7 +160,7 @@ class TGOTrainer(BaseTrainer):
         args = default_args(model) if args is None else args
         check_arguments(args, model, ref_model, train_dataset, eval_dataset)
         check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
-        check_unquantized(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"))
+        check_shardable(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"))
         check_callbacks(args, callbacks)
         eval_rewards = load_eval_rewards(args.eval_rewards, getattr(args, of_evaluations(args)) is not None)
         dtype = training_dtype(args)
@@ -179,7 +179,7 @@ class TGOTrainer(BaseTrainer):
         self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
         if family_class is None:  # of a single file, too
             sources = read_sample_sources(args, type(self.family), datasets)
-        check_unquantized(args, None, self.family.networks(self.pipeline))
+        check_shardable(args, None, self.family.networks(self.pipeline))
         check_loss(args, self.denoiser.noise_process)
         check_samples_of_loss(args, self.pipeline)
         warn_of_distilled_steps(self.family, self.pipeline)
@@ -190,7 +190,7 @@ class TGOTrainer(BaseTrainer):
             ref_networks = load_reference_networks(
                 ref_model, self.pipeline, self.family, args.model_init_dict, quantization_config, dtype
             )
-            check_unquantized(args, None, ref_networks)
+            check_shardable(args, None, ref_networks)
 
         # From the user's rows to encoded ones. With all weights trained, in float32, the saved pipeline loads in one
         # dtype.

@@ -1,6 +1,8 @@
 """Finds layers that are meant to be trained and that nothing trains."""
 
 import logging
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..policy.distributed import full_tensor
 from ..policy.policy import Policy
+from ..policy.replication import Replication
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +22,10 @@ class PolicyTrainer(Protocol):
     @property
     def policy(self) -> Policy:
         """What is trained."""
+
+    @property
+    def strategy(self) -> Replication:
+        """How weights are spread over processes."""
 
 
 class UntrainedLayersCallback(TrainerCallback):
@@ -54,10 +61,11 @@ class UntrainedLayersCallback(TrainerCallback):
         if not self._waiting:
             return
         policy = self.trainer.policy
-        if all(weight.grad is None for weight in policy.parameters() if weight.requires_grad):
+        gradient = self.trainer.strategy.gradient
+        if all(gradient(weight) is None for weight in policy.parameters() if weight.requires_grad):
             return  # the update is left out, for NaN or infinity in it
         untrained = {
-            name: untrained_layers(policy.networks[name], is_adapter=policy.adapter_name is not None)
+            name: untrained_layers(policy.networks[name], policy.adapter_name is not None, gradient)
             for name in self._waiting
         }
         none_is_trained = all(all(layers.values()) for layers in untrained.values())
@@ -82,27 +90,27 @@ class UntrainedLayersCallback(TrainerCallback):
             )
 
 
-def untrained_layers(network: nn.Module, is_adapter: bool) -> dict[str, bool]:
+def untrained_layers(
+    network: nn.Module, is_adapter: bool, gradient: Callable[[nn.Parameter], Tensor | None] = attrgetter("grad")
+) -> dict[str, bool]:
     """Whether each layer's trained weights have no gradient.
 
     Args:
         network: after the backward passes of an update.
         is_adapter: whether only adapters are trained. Their gradients count if they are not zero; of a network that is
             trained as a whole, some may be zero by chance, and only those that are missing count.
+        gradient: of a weight; None if there is none.
     """
-    layers: dict[str, list[Tensor | None]] = {}
+    device = next(network.parameters()).device
+    nothing, something = torch.tensor([False, True], device=device)
+    layers: dict[str, list[Tensor]] = {}
     for name, weight in network.named_parameters():
         if weight.requires_grad:
             layer = name.partition(".lora_")[0] if is_adapter else name
-            layers.setdefault(layer, []).append(weight.grad)
-    if not is_adapter:
-        return {layer: gradients == [None] for layer, gradients in layers.items()}
-    device = next(network.parameters()).device
-    nothing = torch.tensor(False, device=device)
-    acts = [
-        torch.stack([nothing if gradient is None else full_tensor(gradient).any() for gradient in gradients]).any()
-        for gradients in layers.values()
-    ]
+            found = gradient(weight)
+            act = nothing if found is None else full_tensor(found).any() if is_adapter else something
+            layers.setdefault(layer, []).append(act)
+    acts = [torch.stack(weights).any() for weights in layers.values()]
     return {layer: not act for layer, act in zip(layers, torch.stack(acts).tolist(), strict=True)} if acts else {}
 
 
