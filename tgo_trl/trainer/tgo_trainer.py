@@ -26,39 +26,30 @@ from ..labels.quantiles import ScoreQuantiles
 from ..labels.rule import LabelRule, Labels
 from ..losses import LossInputs, RowErrors, build_loss
 from ..media.types import Sample, Size
-from ..policy.adapters import check_policy
 from ..policy.compilation import accelerate_compiles
 from ..policy.denoising import Corrupted
 from ..policy.draws import EVALUATION_EPOCH, Draw, DrawPlan
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
 from ..policy.launch import check_unquantized
-from ..policy.loading import find_family_class, load_reference_networks
+from ..policy.loading import load_reference_networks
 from ..policy.memory import Footprint, device_memory, footprint
 from ..policy.reference import AdapterReference, ModelReference, PastReference
-from ..rewards.base import check_sources as check_sources_of_rewards
 from ..settings import shown
 from .arguments import (
-    check_arguments,
-    check_loss,
-    check_samples_of_loss,
     default_args,
-    named_datasets,
     training_dtype,
-    warn_of_distilled_steps,
 )
 from .base_trainer import BaseTrainer
-from .callbacks import ScoreLogCallback, check_callbacks
+from .callbacks import ScoreLogCallback
 from .course import describe_optimizer
-from .eval_samples import load_eval_rewards
-from .feasibility import check_best_metric_for, check_best_metric_of, check_drift_of, check_feasible
+from .feasibility import check_best_metric_of, check_drift_of
 from .metrics import LossMetrics, MetricRows
 from .nonfinite import UpdateGuard
 from .objective import BALANCED, has_beta
-from .pair_sources import check_all_columns
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_block
 from .reference_recipe import active_dropout, reference_digest, reference_recipe
-from .sources import check_sources, sources_of
+from .refusals import check_datasets, check_pipeline, check_settings
 from .speed_choice import SpeedFacts, apply_choice, choose_speed
 from .summary import pair_rows, print_summary, summary_rows
 from .tgo_config import TGOConfig
@@ -158,35 +149,17 @@ class TGOTrainer(BaseTrainer):
     ) -> None:
         # Whatever can be refused is, before anything is loaded.
         args = default_args(model) if args is None else args
-        check_arguments(args, model, ref_model, train_dataset, eval_dataset)
-        check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
-        check_unquantized(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"))
-        check_callbacks(args, callbacks)
-        eval_rewards = load_eval_rewards(args.eval_rewards)
-        remedy = "Set `eval_sources`, of a pipeline of edits, or take another reward."
-        check_sources_of_rewards(eval_rewards, sources_of(args) is not None, remedy)
+        eval_rewards = check_settings(
+            args, model, ref_model, train_dataset, eval_dataset, quantization_config, compute_metrics, callbacks,
+            optimizers, optimizer_cls_and_kwargs,
+        )  # fmt: skip
         dtype = training_dtype(args)
         self._open_repository(args)  # before anything that takes long
 
         # The pipeline, and whether settings fit it.
-        datasets = named_datasets(train_dataset, eval_dataset)
-        try:
-            family_class = find_family_class(model, args.model_init_dict, family)
-        except OSError:  # loading says more of what is wrong
-            family_class = None
-        is_video = family_class is not None and family_class.task.endswith("-to-video")
-        check_all_columns(args, train_dataset, eval_dataset, "video" if is_video else None)
-        if family_class is not None:
-            check_sources(args, family_class, datasets)
-        self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
-        if family_class is None:  # of a single file, too
-            check_sources(args, type(self.family), datasets)
-        check_unquantized(args, None, self.family.networks(self.pipeline))
-        check_loss(args, self.denoiser.noise_process)
-        check_samples_of_loss(args, self.pipeline)
-        warn_of_distilled_steps(self.family, self.pipeline)
-        check_best_metric_for(args, eval_dataset, self.denoiser.noise_process)
-        check_policy(self.pipeline, self.family, args, peft_config)
+        family_class = check_datasets(args, model, family, train_dataset, eval_dataset)
+        trained = self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
+        check_pipeline(args, trained, family_class is not None, train_dataset, eval_dataset, peft_config)
         ref_networks = None
         if ref_model is not None:
             ref_networks = load_reference_networks(
