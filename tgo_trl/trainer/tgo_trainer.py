@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
@@ -31,9 +31,10 @@ from ..policy.denoising import Corrupted
 from ..policy.draws import EVALUATION_EPOCH, Draw, DrawPlan
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
+from ..policy.known_digests import remember_digests
 from ..policy.launch import check_unquantized
 from ..policy.loading import load_reference_networks
-from ..policy.memory import Footprint, device_memory, footprint
+from ..policy.memory import Footprint, device_memory, footprint, has_usual_adapter
 from ..policy.reference import AdapterReference, ModelReference, PastReference
 from ..settings import shown
 from .arguments import (
@@ -47,7 +48,7 @@ from .feasibility import check_best_metric_of, check_drift_of
 from .metrics import LossMetrics, MetricRows
 from .nonfinite import UpdateGuard
 from .objective import BALANCED, has_beta
-from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_block
+from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_sampler
 from .reference_recipe import active_dropout, reference_digest, reference_recipe
 from .refusals import check_datasets, check_pipeline, check_settings
 from .speed_choice import SpeedFacts, apply_choice, choose_speed
@@ -179,6 +180,9 @@ class TGOTrainer(BaseTrainer):
         resolved = {"temperature": self.temperature, "negative_weight": self._resolve_negative_weight(args)}
         self.loss = build_loss(args.loss_type, {**vars(args), **resolved})
         eval_set = self._prepare_evaluation(eval_dataset)
+        is_whole = not isinstance(quantization_config, PipelineQuantizationConfig)  # whose encoders may be quantised
+        if isinstance(model, str) and is_whole and args.process_index == 0:
+            remember_digests(shard_writer(args).folder, model, args.model_init_dict, self.encoders)
         check_best_metric_of(args, eval_set)
         check_drift_of(args, eval_set)
         self._keep_encoders = isinstance(train_set, StreamDataset)
@@ -297,7 +301,8 @@ class TGOTrainer(BaseTrainer):
         That is of a stream, which has encoders beside it, with all weights trained, with an average of them, and of
         adapters on other modules than the family's.
         """
-        if not isinstance(train_set, EncodedDataset) or not self._has_usual_adapter():
+        is_measured = self.args.ema_decay is None and has_usual_adapter(self.policy)
+        if not isinstance(train_set, EncodedDataset) or not is_measured:
             return None
         sizes = [math.prod(size) for size in train_set.sizes]
         largest = sizes.index(max(sizes))
@@ -305,12 +310,6 @@ class TGOTrainer(BaseTrainer):
         corrupted = self._corrupt(self._prepare_inputs(self.data_collator(items)))[0]
         with self.accelerator.autocast():
             return footprint(self.policy, self._networks(self.policy), corrupted, self.args.world_size)
-
-    def _has_usual_adapter(self) -> bool:
-        if self.policy.adapter_name is None or self.args.ema_decay is not None:
-            return False
-        targets = self.policy.lora_config.target_modules
-        return not isinstance(targets, str) and set(targets or ()) == set(self.family.lora_target_modules)
 
     def _why_uncompiled(self) -> str | None:
         """What speaks against compiling blocks that nobody asked to have compiled, a clause."""
@@ -401,13 +400,7 @@ class TGOTrainer(BaseTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not isinstance(dataset, EncodedDataset):
             return None
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        shuffle_seed = None if self.args.train_sampling_strategy == "sequential" else seed
-        block = training_block(self.args, len(self.sizes))
-        self._row_sampler = RowSampler(
-            len(dataset), shuffle_seed, block, groups=self._groups(dataset), rows_per_item=dataset.rows_per_item,
-            is_positive=dataset.labels.is_positive.tolist(), positive_ratio=self.args.positive_ratio,
-        )  # fmt: skip
+        self._row_sampler = training_sampler(self.args, dataset, len(self.sizes))
         return self._row_sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:

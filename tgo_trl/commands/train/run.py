@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from datasets import Dataset, IterableDataset
 from diffusers import BitsAndBytesConfig
 
 from ...families import find_family
@@ -29,20 +30,14 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
     Raises:
         UploadError: if something could not be pushed; everything is saved then, and it says what uploads it.
     """
-    splits = [arguments.dataset_train_split]
-    if args.eval_strategy != "no":
-        splits.append(arguments.dataset_test_split)
-    name, config, streaming = arguments.dataset_name, arguments.dataset_config, arguments.dataset_streaming
-    datasets = [open_dataset(name, config, split, streaming) for split in splits]
-    for dataset in datasets:
-        remember_origin(dataset, named_origin(name, args.image_dir, args.allow_urls))
+    datasets = open_datasets(arguments, args)
     trainer = TGOTrainer(
-        _pipeline(arguments, args),
+        named_pipeline(arguments, args),
         args,
         train_dataset=datasets[0],
         eval_dataset=datasets[1] if len(datasets) > 1 else None,
         ref_model=ref_model,
-        quantization_config=_quantization(arguments) if arguments.adapter_name_or_path is None else None,
+        quantization_config=quantization_of(arguments) if arguments.adapter_name_or_path is None else None,
     )
     resume: Any = args.resume_from_checkpoint
     resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
@@ -50,6 +45,7 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
         resume = last_checkpoint(args.output_path)
     trainer.train(resume_from_checkpoint=resume if isinstance(resume, bool) or resume is None else str(resume))
     trainer.save_model(_internal_call=True)  # it is pushed below, once and with its card
+    name = arguments.dataset_name
     dataset_id = name if source_folder(name) is None else None  # the card links to the Hub
     trainer.create_model_card(dataset_name=dataset_id)
     if args.push_to_hub:
@@ -57,20 +53,38 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
         trainer.check_pushed()
 
 
-def _pipeline(arguments: TrainArguments, args: TGOConfig) -> Any:
-    """The name of the pipeline, which the trainer loads, or the pipeline itself with an adapter on it."""
+def open_datasets(arguments: TrainArguments, args: TGOConfig) -> list[Dataset | IterableDataset]:
+    """The training set, and that of evaluations if there are any."""
+    splits = [arguments.dataset_train_split]
+    if args.eval_strategy != "no":
+        splits.append(arguments.dataset_test_split)
+    name, config, streaming = arguments.dataset_name, arguments.dataset_config, arguments.dataset_streaming
+    datasets = [open_dataset(name, config, split, streaming) for split in splits]
+    for dataset in datasets:
+        remember_origin(dataset, named_origin(name, args.image_dir, args.allow_urls))
+    return datasets
+
+
+def named_pipeline(arguments: TrainArguments, args: TGOConfig, weights: bool = True) -> Any:
+    """The name of the pipeline, which the trainer loads, or the pipeline itself with an adapter on it.
+
+    Args:
+        arguments: what is trained, and on what.
+        args: how.
+        weights: False for a pipeline of shapes alone.
+    """
     if arguments.adapter_name_or_path is None:
         return arguments.model_name_or_path
 
-    quantization = _quantization(arguments)
-    pipeline = load_pipeline(
-        arguments.model_name_or_path, args.model_init_dict, quantization, None, training_dtype(args)
-    )
+    quantization = quantization_of(arguments)
+    dtype = training_dtype(args)
+    pipeline = load_pipeline(arguments.model_name_or_path, args.model_init_dict, quantization, None, dtype, weights)
     attach_adapter(pipeline, find_family(type(pipeline))(), arguments.adapter_name_or_path)
     return pipeline
 
 
-def _quantization(arguments: TrainArguments) -> Any:
+def quantization_of(arguments: TrainArguments) -> Any:
+    """What the trained networks are quantised with, if they are."""
     if not arguments.load_in_4bit and not arguments.load_in_8bit:
         return None
     if arguments.load_in_8bit:
