@@ -59,6 +59,12 @@ COMMANDS = {
         ("commands.inspect.config:InspectConfig",),
         "commands.inspect.run:inspect",
     ),
+    "plan": Command(
+        "tell what training would take, and what it would be refused for",
+        ("commands.train.config:TrainArguments", "trainer.tgo_config:TGOConfig"),
+        "commands.plan.run:plan",
+        "commands.train.config:USUAL",
+    ),
     "train": Command(
         "train an adapter on a scored data set",
         ("commands.train.config:TrainArguments", "trainer.tgo_config:TGOConfig"),
@@ -97,7 +103,7 @@ COMMANDS = {
 LAUNCH_OPTIONS = ("accelerate_config", "num_processes")
 PROFILES = {"tgo_trl": ("fsdp2",), "trl": ("multi_gpu", "single_gpu")}
 """Configurations of accelerate's that packages bring along, and that training can be launched with."""
-TRAINING = ("train", "rounds")
+TRAINING = ("plan", "train", "rounds")
 """Commands whose processes share weights; those of others only share work."""
 SHARDING = ("FSDP", "DEEPSPEED")
 """What accelerate calls the ways of spreading weights over GPUs; without these it replicates all, and never says so."""
@@ -138,6 +144,7 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     shows_all = "--help-all" in arguments
     if shows_all or {"-h", "--help"} & set(arguments):
         arguments = ["--help"]  # whatever else is there, it is neither read nor launched
+    typed = [] if LAUNCHED in os.environ else list(arguments)  # what is left there has no options of launching
     path, config = _read_config(arguments)
     # before anything is imported that reads them
     os.environ.update(environment(path, config.pop("env", None)))
@@ -155,7 +162,7 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     _check_known(unknown, parser)
     settings = settings[: len(classes)]  # what follows is the launcher's
     result = _load(COMMANDS[command].function)(*settings)
-    _say_what_is_next(command, settings, result)
+    _say_what_is_next(command, settings, result, typed)
     return 0
 
 
@@ -171,11 +178,11 @@ def settings_parser(command: str, shows_all: bool = False) -> "SettingsParser":
     return parser
 
 
-def _say_what_is_next(command: str, settings: Sequence[Any], result: Any) -> None:
+def _say_what_is_next(command: str, settings: Sequence[Any], result: Any, typed: Sequence[str]) -> None:
     from .commands.ending import ending
     from .storage.processes import process_state
 
-    lines = ending(command, settings, result)
+    lines = ending(command, settings, result, typed)
     if lines and process_state().is_main_process:
         print("\n".join(lines), flush=True)
 

@@ -24,6 +24,14 @@ def cut(text: str, limit: int = LONGEST) -> str:
     return f"{text[:kept]} ... {text[-kept:]}"
 
 
+def shown_bytes(number: float) -> str:
+    """A number of bytes in the unit that it is read in, of powers of 1000."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if number >= size / 10:
+            return f"{number / size:,.1f} {unit}"
+    return f"{number:,.0f} bytes"
+
+
 def why(error: BaseException) -> str:
     """An error's type and what it says."""
     return f"{type(error).__name__}: {cut(str(error))}"
