@@ -17,7 +17,7 @@ from tgo_trl.policy.encoders import FrozenEncoders
 from tgo_trl.policy.loading import load_pipeline
 from tgo_trl.policy.memory import fixed_bytes, footprint, quantization_saves
 from tgo_trl.policy.policy import build_policy
-from tgo_trl.policy.skeleton import META, encoded_shapes
+from tgo_trl.policy.skeleton import encoded_shapes
 from tgo_trl.trainer.loading import load_for_training
 
 from .cases import KINDS, PROMPTS
@@ -29,50 +29,47 @@ def shapes(tensors):
     return {name: (tuple(it.shape), it.dtype) for name, it in tensors.items()}
 
 
+def encode(case, family, pipeline, has_weights):
+    if has_weights:
+        return case.encode(family, pipeline, 1)
+    num_sources = len(case.sources[0]) if case.sources else 0
+    row = (case.pixels(1)[0], case.geometry(1)[0], PROMPTS[0], num_sources)
+    image, prompt, sources = encoded_shapes(family, pipeline, *row)
+    return image | sources, prompt
+
+
+def account_of(case, pipeline, args, has_weights):
+    """Shapes of the networks and of what is encoded, and the memory of a step in bfloat16."""
+    family, dtype, device = case.family(pipeline), torch.bfloat16, torch.device("cpu" if has_weights else "meta")
+    parts = {name: shapes(it.state_dict()) for name, it in pipeline.components.items() if isinstance(it, nn.Module)}
+    FrozenEncoders(family, pipeline, torch.device("cpu"), dtype)
+    image, prompt = encode(case, family, pipeline, has_weights)
+    policy, _ = build_policy(pipeline, family, args, None, dtype)
+    assert {it.device for it in policy.parameters()} == {device}
+    lengths = {"lengths": tuple(prompt["mask"].sum(1).tolist())} if family.reads_lengths else {}
+    noise = torch.zeros(1, *family.latent_shape(image), device=device)
+    placed = {name: it.to(device) for name, it in prompt.items()}
+    denoiser = load_for_training(pipeline, args, dtype).denoiser
+    corrupted = denoiser.corrupt(image, placed | lengths, Draw(torch.full((1,), 0.5), noise, noise))
+    with torch.autocast("cpu", dtype):
+        return parts, shapes(image), shapes(prompt), footprint(policy, policy.networks.values(), corrupted, 1)
+
+
 @pytest.mark.parametrize("case", KINDS)
 def test_what_has_no_weights_takes_as_much_as_what_has(case, tmp_path):
     whole = case.build()
-    options = (
-        {} if whole.components.get("text_encoder_3", 0) is not None else {"text_encoder_3": None, "tokenizer_3": None}
-    )
-    whole.save_pretrained(tmp_path / "base")
+    whole.save_pretrained(tmp_path)
+    lacking = dict.fromkeys(name for name in ("text_encoder_3", "tokenizer_3") if whole.components.get(name, 0) is None)
+    skeleton = load_pipeline(str(tmp_path), lacking, None, None, weights=False)
     args = case.config(tmp_path, gradient_checkpointing=False)
-    found = []
-    for pipeline in (whole, load_pipeline(str(tmp_path / "base"), options, None, None, weights=False)):
-        family, device = (
-            case.family(pipeline),
-            next(next(iter(case.family(pipeline).networks(pipeline).values())).parameters()).device,
-        )
-        FrozenEncoders(family, pipeline, torch.device("cpu"), torch.bfloat16)
-        if device == META:
-            num_sources = len(case.sources[0]) if case.sources else 0
-            image, prompt, sources = encoded_shapes(
-                family, pipeline, case.pixels(1)[0], case.geometry(1)[0], PROMPTS[0], num_sources
-            )
-            image |= sources
-        else:
-            image, prompt = case.encode(family, pipeline, 1)
-        policy, _ = build_policy(pipeline, family, args, None, torch.bfloat16)
-        lengths = {"lengths": tuple(prompt["mask"].sum(1).tolist())} if family.reads_lengths else {}
-        noise = torch.zeros(1, *family.latent_shape(image), device=device)
-        loaded = load_for_training(pipeline, args, torch.bfloat16)
-        conditions = {**{name: it.to(device) for name, it in prompt.items()}, **lengths}
-        corrupted = loaded.denoiser.corrupt(image, conditions, Draw(torch.full((1,), 0.5), noise, noise))
-        with torch.autocast("cpu", torch.bfloat16):
-            memory = footprint(policy, policy.networks.values(), corrupted, 1)
-        networks = {
-            name: shapes(it.state_dict()) for name, it in pipeline.components.items() if isinstance(it, nn.Module)
-        }
-        found.append((networks, shapes(image), shapes(prompt), memory))
-    assert found[0] == found[1]
-    assert {it.device for it in policy.parameters()} == {META}
+    assert account_of(case, skeleton, args, False) == account_of(case, whole, args, True)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A pipeline's folder, and a data set of 10 rows."""
     folder = tmp_path_factory.mktemp("plan")
-    stable_diffusion.build().save_pretrained(folder / "base")
+    stable_diffusion().save_pretrained(folder / "base")
     scored_rows(10).to_parquet(folder / "rows.parquet")
     return folder
 
@@ -83,7 +80,7 @@ def settings_of(base, **settings):
     return arguments, config(base, **{**chosen, **settings})
 
 
-def test_a_run_takes_what_its_plan_says(base, monkeypatch):
+def test_a_run_takes_what_its_plan_says(base, monkeypatch, capsys):
     arguments, args = settings_of(
         base, positive_ratio=0.4, gradient_accumulation_steps=2, per_device_train_batch_size=2
     )
@@ -104,6 +101,7 @@ def test_a_run_takes_what_its_plan_says(base, monkeypatch):
     assert before.checkpoint_bytes / 3 == pytest.approx(weights, rel=0.5)  # whose header is large beside tiny weights
     assert after.encodings.missing == (0, 0)
     on_disk = sum(path.stat().st_size for path in (base / "cache").glob("*.safetensors"))
+    assert f"Encodings of the training data set: {on_disk:,} bytes in {base / 'cache'}" in capsys.readouterr().out
     assert before.encodings.image_bytes + before.encodings.prompt_bytes == pytest.approx(on_disk, rel=0.1)
     assert before.memory.fixed == fixed_bytes(trainer.policy.networks.values(), 1)
     assert dict(plan_lines(after, args))["goes on"].startswith("after update 4")
@@ -126,7 +124,7 @@ def test_what_a_quantised_base_saves():
     [
         ({"score_column": "scroe"}, "has no column 'scroe'"),
         ({"resolution": 15}, "multiple of"),
-        ({"loss_type": "sft", "threshold_type": "fixed", "threshold_value": 1e9}, "side"),
+        ({"loss_type": "sft", "threshold_type": "value", "threshold_value": 1e9}, "positive"),
         ({"lora_target_modules": ["to_x"]}, "to_x"),
     ],
 )

@@ -29,6 +29,7 @@ from ..labels.weights import weight_balance
 from ..media.origin import find_origin
 from ..media.readers import ImageReader, MediaReader, VideoReader
 from ..media.types import Size
+from ..messages.values import shown_bytes
 from ..policy.draws import EVALUATION_EPOCH
 from ..policy.encoders import FrozenEncoders
 from ..storage.fingerprints import fingerprint
@@ -233,6 +234,7 @@ class DataPreparer:
         rows = zip(positions, kept.prompts, labels.is_positive.tolist(), strict=True)
         texts = {position: self.loss.prompt(prompt, is_positive) for position, prompt, is_positive in rows}
         prompts, sources = encode_with_sources(source, scanned, texts, self.encoders, writer, batch_size)
+        _say_where(writer, name)
         encoded = EncodedDataset(scanned, images, prompts, positions, labels, sources=sources).select(self.loss.rows)
         if not len(encoded):
             raise ValueError(self._no_positives(name))
@@ -287,6 +289,7 @@ class DataPreparer:
             logger.warning("Of the %s data set, there were left out: %s.", name, pairs.describe_left_out())
         texts = {i: self.loss.prompt(scanned.prompts[i], True) for i in pairs.flat}
         prompts, sources = encode_with_sources(source, scanned, texts, self.encoders, writer, batch_size)
+        _say_where(writer, name)
         return EncodedDataset(scanned, images, prompts, pairs.flat, _labels_of(pairs, scanned), pairs, sources)
 
     def _find_pairs(self, source: RowSource, scanned: ScannedRows) -> tuple[ScannedRows, Pairs]:
@@ -386,6 +389,11 @@ def shard_writer(args: TGOConfig) -> ShardWriter:
     folder = Path(args.encoding_cache_dir or Path(HF_HOME) / "tgo_trl" / "encodings")
     state = PartialState()
     return ShardWriter(folder, state.process_index, state.num_processes, state.wait_for_everyone, shows_progress(args))
+
+
+def _say_where(writer: ShardWriter, name: str) -> None:
+    if PartialState().is_main_process:
+        print(f"Encodings of the {name} data set: {shown_bytes(writer.num_bytes)} in {writer.folder}", flush=True)
 
 
 def shows_progress(args: TGOConfig) -> bool:
