@@ -4,7 +4,6 @@ Loads nothing heavy until a command runs, so that `--help` is quick.
 """
 
 import argparse
-import difflib
 import importlib
 import importlib.resources
 import os
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from . import __version__
 from .messages.failures import explain
 from .messages.public import public_text
+from .messages.values import did_you_mean
 
 if TYPE_CHECKING:
     from .commands.help import SettingsParser
@@ -195,15 +195,14 @@ def _load(name: str) -> Any:
 
 def _refuse(message: str) -> NoReturn:
     """In place of argparse's, which would print the usage of some hundred settings before it."""
-    raise ValueError(f"{message}; see --help.")
+    raise ValueError(f"{message} See --help." if message.endswith((".", "?")) else f"{message}; see --help.")
 
 
 def _check_known(unknown: Sequence[str], parser: Any) -> None:
     if unknown:
         name = next((text for text in unknown if text.startswith("-")), unknown[0])
-        near = difflib.get_close_matches(name, parser._option_string_actions, 1)
-        meant = f"Did you mean `{near[0]}`?" if near else "See --help."
-        raise ValueError(f"`{name[:80]}` is no setting of `{parser.prog}`. {meant}")
+        meant = did_you_mean(name, parser._option_string_actions, "`") or " See --help."
+        raise ValueError(f"`{name[:80]}` is no setting of `{parser.prog}`.{meant}")
 
 
 def _split_own_options(arguments: Sequence[str]) -> list[str]:
@@ -319,8 +318,9 @@ def _accelerate_config(name: str) -> Path:
     for path in (Path(name), *named):
         if path.is_file():
             return path
-    known = ", ".join(sorted(name for names in PROFILES.values() for name in names))
-    raise ValueError(f"`--accelerate_config {name}` is no file, and none of {known}.")
+    known = sorted(name for names in PROFILES.values() for name in names)
+    meant = did_you_mean(name, known, "`")
+    raise ValueError(f"`--accelerate_config {name}` is no file, and none of {', '.join(known)}.{meant}")
 
 
 def _num_processes(path: Path | None, given: Any, is_training: bool, use_cpu: bool) -> Any:
