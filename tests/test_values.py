@@ -1,11 +1,14 @@
 """What is said of values that were misspelt: the same everywhere, and only where something is near."""
 
+import logging
+
 import pytest
 from datasets import Dataset, DatasetDict
 
 from tgo_trl import TGOConfig
 from tgo_trl.cli import main
 from tgo_trl.data.columns import check_columns
+from tgo_trl.messages.foreign import NOTES, Leaving
 from tgo_trl.messages.values import did_you_mean, nearest, shown_bytes
 from tgo_trl.rewards import load_reward
 from tgo_trl.storage.sources import open_dataset
@@ -41,6 +44,28 @@ def splits(tmp_path_factory):
 def test_a_split_that_is_not_there_is_told_from_those_that_are(splits, kind, streaming):
     with pytest.raises(ValueError, match=r"no split 'trian'; it has 'train', 'test'\. Did you mean 'train'\?"):
         open_dataset(str(splits[kind]), None, "trian", streaming)
+
+
+@pytest.mark.parametrize(
+    ("logger", "note", "other"),
+    [
+        (
+            "transformers.utils.import_utils",
+            "`CLIPImageProcessor` requires torchvision (not installed); falling back to `CLIPImageProcessorPil` for",
+            "`CLIPImageProcessor` requires torchvision and cannot be used",
+        ),
+        (
+            "diffusers.loaders.lora_base",
+            "No LoRA keys associated to CLIPTextModel found with the prefix='text_encoder'. This is safe",
+            "No LoRA keys associated to UNet2DConditionModel found with the prefix='unet'. This is safe",
+        ),
+        ("torchao", "Failed to load /venv/torchao/_C_mxfp8.so: Could not load", "Failed to load the quantised weights"),
+    ],
+)
+def test_notes_that_say_nothing_are_left_out_and_no_others(logger, note, other):
+    filters = [Leaving(pattern) for name, pattern in NOTES.items() if name == logger]
+    shown = [all(it.filter(logging.makeLogRecord({"msg": text})) for it in filters) for text in (note, other)]
+    assert shown == [False, True]
 
 
 def test_values_are_told_from_those_that_may_be(tmp_path, capsys):

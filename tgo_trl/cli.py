@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import __version__
 from .messages.failures import explain
+from .messages.foreign import leave_out_notes
 from .messages.public import public_text
 from .messages.values import did_you_mean
 
@@ -148,6 +149,7 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     path, config = _read_config(arguments)
     # before anything is imported that reads them
     os.environ.update(environment(path, config.pop("env", None)))
+    leave_out_notes()
     parser = settings_parser(command, shows_all)
     classes = parser.dataclass_types
     # only the names that are the launcher's own; the parser has the others

@@ -336,7 +336,7 @@ def _with_dtype(kwargs: dict[str, Any], quantized: Sequence[str], dtype: torch.d
     names = [name for name in ("dtype", "torch_dtype") if name in kwargs]
     if not names:
         by_part = {**dict.fromkeys(quantized, dtype), "default": torch.float32}
-        return {**kwargs, "torch_dtype": by_part if quantized else torch.float32}
+        return {**kwargs, "dtype": by_part if quantized else torch.float32}
     for name in names:  # a command line and YAML give strings, which diffusers would replace by float32
         if isinstance(kwargs[name], str):
             kwargs[name] = getattr(torch, kwargs[name], kwargs[name])

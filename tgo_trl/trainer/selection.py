@@ -119,8 +119,9 @@ def check_rewards(specs: object) -> None:
         source, colon, name = spec.rpartition(":")
         if spec not in REWARDS and not (colon and source and name):
             raise ValueError(
-                f"`eval_rewards` has {shown(spec)}, which is none of {', '.join(REWARDS)}.{did_you_mean(spec, REWARDS)} "
-                "For a function of your own write 'path/to/file.py:function' or 'package.module:function'."
+                f"`eval_rewards` has {shown(spec)}, which is none of {', '.join(REWARDS)}."
+                f"{did_you_mean(spec, REWARDS)} For a function of your own write 'path/to/file.py:function' or "
+                "'package.module:function'."
             )
     names = reward_names(specs)
     taken = [f"{name}{OF_THE_REFERENCE}" for name in names] + ["variety"]
