@@ -1,6 +1,7 @@
 """What a run would take, told without weights: the same as is found with them."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,11 @@ def test_the_command_says_what_is_next(base, capsys, caplog):
     assert "scroe" in capsys.readouterr().err
     assert not Path(base / "new").exists()
     assert TGOConfig(str(base / "new")).output_dir  # making settings writes nothing either
+
+
+@pytest.mark.parametrize("name", ["load_in_4bit", "load_in_8bit"])
+def test_a_quantisation_that_is_not_installed_is_named(base, monkeypatch, name):
+    monkeypatch.setattr("tgo_trl.commands.train.run.is_bitsandbytes_available", lambda: False)
+    arguments, args = settings_of(base)
+    with pytest.raises(ValueError, match=rf"`{name}` is set, .* Run `pip install bitsandbytes`"):
+        plan(replace(arguments, **{name: True}), args)

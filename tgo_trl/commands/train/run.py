@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from diffusers import BitsAndBytesConfig
+from diffusers.utils import is_bitsandbytes_available
 
 from ...families import find_family
 from ...media.origin import named_origin, remember_origin, source_folder
@@ -84,9 +85,14 @@ def named_pipeline(arguments: TrainArguments, args: TGOConfig, weights: bool = T
 
 
 def quantization_of(arguments: TrainArguments) -> Any:
-    """What the trained networks are quantised with, if they are."""
+    """What the trained networks are quantised with, if they are; raises a ValueError if that is not installed."""
     if not arguments.load_in_4bit and not arguments.load_in_8bit:
         return None
+    if not is_bitsandbytes_available():
+        name = "load_in_4bit" if arguments.load_in_4bit else "load_in_8bit"
+        raise ValueError(
+            f"`{name}` is set, and bitsandbytes is not installed. Run `pip install bitsandbytes`, or leave it out."
+        )
     if arguments.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
