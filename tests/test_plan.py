@@ -13,6 +13,7 @@ from tgo_trl.cli import main
 from tgo_trl.commands.plan.run import plan
 from tgo_trl.commands.plan.text import plan_lines
 from tgo_trl.commands.train.config import TrainArguments
+from tgo_trl.commands.train.run import train
 from tgo_trl.policy.draws import Draw
 from tgo_trl.policy.encoders import FrozenEncoders
 from tgo_trl.policy.loading import load_pipeline
@@ -153,6 +154,22 @@ def test_the_command_says_what_is_next(base, capsys, caplog):
     assert "scroe" in capsys.readouterr().err
     assert not Path(base / "new").exists()
     assert TGOConfig(str(base / "new")).output_dir  # making settings writes nothing either
+
+
+def test_a_speed_is_that_of_a_run_with_the_same_settings(base, tmp_path):
+    folders = {"output_dir": str(tmp_path / "out"), "encoding_cache_dir": str(tmp_path / "cache")}
+    arguments, args = settings_of(base, save_strategy="no", max_steps=3, **folders)
+    text = dict(plan_lines(plan(arguments, args), args))["time"]
+    assert text.startswith("not known before updates were made on this machine: train with `--max_steps 20 ")
+    train(arguments, args)
+    longer = replace(args, max_steps=30)
+    speed = plan(arguments, longer).speed
+    assert speed.updates == 3
+    minutes = 30 * speed.seconds / 3 / 60
+    assert dict(plan_lines(plan(arguments, longer), longer))["time"].startswith(
+        f"about {minutes:,.1f} minutes, at the "
+    )
+    assert plan(arguments, replace(args, per_device_train_batch_size=2)).speed is None
 
 
 @pytest.mark.parametrize("name", ["load_in_4bit", "load_in_8bit"])

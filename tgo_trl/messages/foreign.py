@@ -2,6 +2,7 @@
 
 import logging
 import re
+import warnings
 
 NOTES = {
     # Image processors of CLIP and SigLIP in PIL, which rewards ask for by name, and training has no use for.
@@ -14,6 +15,8 @@ NOTES = {
     "torch.utils._pytree": r"<enum '(KernelPreference|ScaleCalculationMode)'> is an Enum subclass",
 }
 """How such messages begin, by the logger that they come from."""
+WARNINGS = (r"'pin_memory' argument is set as true but no accelerator is found",)
+"""How such warnings begin. `dataloader_pin_memory` is on by default, and does nothing on the CPU."""
 
 
 class Leaving(logging.Filter):
@@ -29,7 +32,9 @@ class Leaving(logging.Filter):
 
 
 def leave_out_notes() -> None:
-    """Leaves out [`NOTES`] from now on; for programs, not for who imports the package."""
+    """Leaves out [`NOTES`] and [`WARNINGS`] from now on; for programs, not for who imports the package."""
+    for pattern in WARNINGS:
+        warnings.filterwarnings("ignore", pattern)
     for name, pattern in NOTES.items():
         logger = logging.getLogger(name)
         if not any(isinstance(it, Leaving) for it in logger.filters):

@@ -27,6 +27,7 @@ from ..policy.skeleton import META, encoded_shapes
 from .arguments import training_dtype
 from .feasibility import check_best_metric_of, check_drift_of
 from .loading import TrainedPipeline, load_for_training
+from .measured_speed import Speed, recall_speed, speed_key
 from .preparation import DataPreparer, SurveyedRows, shard_writer, training_sampler
 from .refusals import check_datasets, check_pipeline, check_settings
 from .tgo_config import TGOConfig
@@ -90,6 +91,7 @@ class RunPlan:
         checkpoint_bytes: of each, without the optimizer's state where [`ADAM`] is not used.
         encodings: None of a stream.
         memory: of each device.
+        speed: of a run like it on this machine; None if there was none.
     """
 
     num_rows: int | None
@@ -101,6 +103,7 @@ class RunPlan:
     checkpoint_bytes: int
     encodings: EncodingsPlan | None
     memory: MemoryPlan
+    speed: Speed | None
 
 
 def plan_run(
@@ -152,6 +155,7 @@ def plan_run(
         None if training is None else len(train_dataset), training, rule, updates, per_epoch,
         _num_checkpoints(args, updates, per_epoch), _checkpoint_bytes(args, policy), encodings,
         _memory(args, trained, policy, shapes, bits, encoder_bytes),
+        recall_speed(writer.folder, speed_key(args, name, bits, trained.size)),
     )  # fmt: skip
 
 

@@ -67,6 +67,8 @@ def _loss_rows(beta: float | None, temperature: float, objective: Mapping[str, A
 def print_summary(lines: list[tuple[str, str]], title: str = "TGO training data") -> None:
     """Prints the table to the terminal."""
     table = Table(title=title, show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # folders too are there as a whole
     for name, value in lines:
         table.add_row(name, value)
     Console().print(table)

@@ -5,7 +5,7 @@ from ...trainer.plan import RunPlan, plan_run
 from ...trainer.summary import print_summary
 from ...trainer.tgo_config import TGOConfig
 from ..train.config import TrainArguments
-from ..train.run import named_pipeline, open_datasets, quantization_of
+from ..train.run import bits_of, named_pipeline, open_datasets, quantization_of
 from .text import plan_lines
 
 
@@ -27,7 +27,7 @@ def plan(arguments: TrainArguments, args: TGOConfig) -> RunPlan:
         datasets[0],
         datasets[1] if len(datasets) > 1 else None,
         quantization_of(arguments),
-        4 if arguments.load_in_4bit else 8 if arguments.load_in_8bit else 0,
+        bits_of(arguments),
     )
     if process_state().is_main_process:
         print_summary(plan_lines(found, args), "Plan: nothing is loaded or written yet")

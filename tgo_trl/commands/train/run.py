@@ -13,6 +13,8 @@ from ...policy.loading import attach_adapter, load_pipeline
 from ...storage.sources import open_dataset
 from ...trainer.arguments import training_dtype
 from ...trainer.checkpoints import last_checkpoint
+from ...trainer.measured_speed import Speed, remember_speed, speed_key
+from ...trainer.preparation import shard_writer
 from ...trainer.tgo_config import TGOConfig
 from ...trainer.tgo_trainer import TGOTrainer
 from .config import TrainArguments
@@ -44,7 +46,11 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
     resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
     if resume is None:  # the same command goes on where it stopped, as all of them do
         resume = last_checkpoint(args.output_path)
-    trainer.train(resume_from_checkpoint=resume if isinstance(resume, bool) or resume is None else str(resume))
+    key = speed_key(args, arguments.model_name_or_path, bits_of(arguments), trainer.size)  # `speed` sets some of it
+    output = trainer.train(resume_from_checkpoint=resume if isinstance(resume, bool) or resume is None else str(resume))
+    if not resume and args.process_index == 0 and output.global_step:
+        speed = Speed(output.global_step, output.metrics["train_runtime"])
+        remember_speed(shard_writer(args).folder, key, speed)
     trainer.save_model(_internal_call=True)  # it is pushed below, once and with its card
     name = arguments.dataset_name
     dataset_id = name if source_folder(name) is None else None  # the card links to the Hub
@@ -82,6 +88,11 @@ def named_pipeline(arguments: TrainArguments, args: TGOConfig, weights: bool = T
     pipeline = load_pipeline(arguments.model_name_or_path, args.model_init_dict, quantization, None, dtype, weights)
     attach_adapter(pipeline, find_family(type(pipeline))(), arguments.adapter_name_or_path)
     return pipeline
+
+
+def bits_of(arguments: TrainArguments) -> int:
+    """Of each weight of the frozen network, if it is quantised; 0 if not."""
+    return 4 if arguments.load_in_4bit else 8 if arguments.load_in_8bit else 0
 
 
 def quantization_of(arguments: TrainArguments) -> Any:
