@@ -1,5 +1,6 @@
 """Trains on a scored data set, as `tgo-trl train` does."""
 
+import copy
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
     Raises:
         UploadError: if something could not be pushed; everything is saved then, and it says what uploads it.
     """
-    datasets = open_datasets(arguments, args)
+    datasets, given = open_datasets(arguments, args), copy.copy(args)  # of which `speed` sets some
     trainer = TGOTrainer(
         named_pipeline(arguments, args),
         args,
@@ -46,10 +47,10 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
     resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
     if resume is None:  # the same command goes on where it stopped, as all of them do
         resume = last_checkpoint(args.output_path)
-    key = speed_key(args, arguments.model_name_or_path, bits_of(arguments), trainer.size)  # `speed` sets some of it
     output = trainer.train(resume_from_checkpoint=resume if isinstance(resume, bool) or resume is None else str(resume))
     if not resume and args.process_index == 0 and output.global_step:
         speed = Speed(output.global_step, output.metrics["train_runtime"])
+        key = speed_key(given, arguments.model_name_or_path, bits_of(arguments), trainer.size)
         remember_speed(shard_writer(args).folder, key, speed)
     trainer.save_model(_internal_call=True)  # it is pushed below, once and with its card
     name = arguments.dataset_name
