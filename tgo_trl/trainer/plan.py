@@ -154,7 +154,7 @@ def plan_run(
     return RunPlan(
         None if training is None else len(train_dataset), training, rule, updates, per_epoch,
         _num_checkpoints(args, updates, per_epoch), _checkpoint_bytes(args, policy), encodings,
-        _memory(args, trained, policy, shapes, bits, encoder_bytes),
+        _memory(args, trained, policy, shapes, bits, encoder_bytes, training is None),
         recall_speed(writer.folder, speed_key(args, name, bits, trained.size)),
     )  # fmt: skip
 
@@ -261,8 +261,9 @@ def _nbytes(networks: Iterable[nn.Module]) -> int:
 
 
 def _memory(
-    args: TGOConfig, trained: TrainedPipeline, policy: Policy, shapes: _Shapes, bits: int, encoders: int
-) -> MemoryPlan:
+    args: TGOConfig, trained: TrainedPipeline, policy: Policy, shapes: _Shapes, bits: int, encoders: int,
+    is_stream: bool,
+) -> MemoryPlan:  # fmt: skip
     networks = [*policy.networks.values()]
     saved = quantization_saves(networks, bits) if bits else 0
     loss, has_copy = LOSSES[args.loss_type], policy.adapter_name is None and not args.precompute_ref_log_probs
@@ -272,7 +273,7 @@ def _memory(
     options: Any = args.gradient_checkpointing_kwargs or getattr(args, "activation_checkpointing_kwargs", None)
     every = checked_interval(options or {}) if recomputes else None
     device = device_memory(args.device)
-    why = _why_unknown(args, policy)
+    why = "the encoders of a stream stay beside it" if is_stream else _why_unknown(args, policy)
     found = None if why else _footprint(args, trained, policy, shapes)
     if found is None:
         return MemoryPlan(fixed, None, why or "this network's blocks are not known", every, encoders, device)
