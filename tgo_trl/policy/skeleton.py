@@ -95,7 +95,7 @@ def encoded_shapes(
         num_sources: source images of the row.
     """
     image = family.encode_images(pipeline, pixels[None].to(META), geometry[None].to(META))
-    sources = pixels[None, None].expand(1, num_sources, *pixels.shape)
+    sources = torch.zeros(1, num_sources, 3, *pixels.shape[-2:])  # images, of videos too
     of_sources = family.encode_sources(pipeline, sources.to(META)) if num_sources else {}
     networks = present(pipeline, family.prompt_encoders).values()
     with _on_the_host([it for it in networks if isinstance(it, nn.Module)]):
