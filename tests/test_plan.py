@@ -60,6 +60,8 @@ def account_of(case, pipeline, args, has_weights):
 @pytest.mark.parametrize("case", KINDS)
 def test_what_has_no_weights_takes_as_much_as_what_has(case, tmp_path):
     whole = case.build()
+    if case.family(whole).prompts_see_sources:
+        pytest.skip("prompts that are encoded beside images have no shape without weights")
     whole.save_pretrained(tmp_path)
     lacking = dict.fromkeys(name for name in ("text_encoder_3", "tokenizer_3") if whole.components.get(name, 0) is None)
     skeleton = load_pipeline(str(tmp_path), lacking, None, None, weights=False)

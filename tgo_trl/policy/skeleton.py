@@ -84,7 +84,7 @@ def encoded_shapes(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """What would be encoded of a row: of its image, of its prompt and of its sources, `[1, ...]` on the meta device.
 
-    Beside what is encoded of a prompt with a mask there is the mask itself, on the CPU.
+    Of prompts that are encoded beside their sources nothing is told. Beside what is encoded of a prompt with a mask there is the mask itself, on the CPU.
 
     Args:
         family: of the pipeline.
@@ -100,9 +100,8 @@ def encoded_shapes(
     networks = present(pipeline, family.prompt_encoders).values()
     with _on_the_host([it for it in networks if isinstance(it, nn.Module)]):
         if num_sources and family.prompts_see_sources:
-            found = family.encode_edits(pipeline, [prompt], sources)
-        else:
-            found = family.encode_prompts(pipeline, [prompt])
+            return image, {}, of_sources  # a network that sees pictures asks how many parts each has
+        found = family.encode_prompts(pipeline, [prompt])
     return image, {name: it if name == "mask" else it.to(META) for name, it in found.items()}, of_sources
 
 

@@ -274,6 +274,8 @@ def _memory(
     every = checked_interval(options or {}) if recomputes else None
     device = device_memory(args.device)
     why = "the encoders of a stream stay beside it" if is_stream else _why_unknown(args, policy)
+    if not shapes.prompt:
+        why = "its prompts are encoded beside images, whose size only weights tell"
     found = None if why else _footprint(args, trained, policy, shapes)
     if found is None:
         return MemoryPlan(fixed, None, why or "this network's blocks are not known", every, encoders, device)

@@ -67,7 +67,8 @@ def _checkpoints(plan: RunPlan, args: TGOConfig) -> str:
 
 def _encodings(encodings: EncodingsPlan) -> str:
     of = f"{encodings.num_images:,} images and {encodings.num_prompts:,} prompts"
-    size = f"{shown_bytes(encodings.image_bytes)} and at most {shown_bytes(encodings.prompt_bytes)}"
+    of_prompts = f"at most {shown_bytes(encodings.prompt_bytes)}" if encodings.prompt_bytes else "an unknown size"
+    size = f"{shown_bytes(encodings.image_bytes)} and {of_prompts}"
     if encodings.missing is None:
         there = "what is there already only the encoders' weights tell, as nothing was encoded with them here"
     elif not any(encodings.missing):
