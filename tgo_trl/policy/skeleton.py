@@ -84,7 +84,8 @@ def encoded_shapes(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """What would be encoded of a row: of its image, of its prompt and of its sources, `[1, ...]` on the meta device.
 
-    Of prompts that are encoded beside their sources nothing is told. Beside what is encoded of a prompt with a mask there is the mask itself, on the CPU.
+    Of prompts that are encoded beside their sources nothing is told. Beside what is encoded of a prompt with a mask
+    there is the mask itself, on the CPU.
 
     Args:
         family: of the pipeline.
