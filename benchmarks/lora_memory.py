@@ -39,10 +39,10 @@ from torch.utils.checkpoint import checkpoint
 
 from tgo_trl.families import FAMILIES
 from tgo_trl.models.meissonic_transformer import MeissonicTransformer2DModel
+from tgo_trl.policy.memory import BYTES_OF_4_BITS
 from tgo_trl.precision import cast
 
 GB = 10**9
-NF4_BYTES = 0.5 + 4 / 64
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
@@ -365,7 +365,7 @@ def row(case: Case) -> list[str]:
         step(network, case.call, memory)
     # A network that waits for its turn: its weights, and its adapter with gradients and moments.
     peak = memory.peak + (case.num_networks - 1) * (2 * frozen + 16 * trained)
-    saved = case.num_networks * (2 - NF4_BYTES) * sum(linear)
+    saved = case.num_networks * (2 - BYTES_OF_4_BITS) * sum(linear)
     return [
         case.model, case.size, f"{case.num_networks * frozen / GB:.2f}", f"{case.num_networks * trained / 1e6:.1f}",
         f"{2 * case.num_networks * frozen / GB:.1f}", f"{peak / GB:.1f}",

@@ -22,8 +22,9 @@ from torch import nn
 from tgo_trl.cards.sections import with_section
 from tgo_trl.families import FAMILIES
 from tgo_trl.messages.markdown import markdown_table
+from tgo_trl.policy.memory import BYTES_OF_4_BITS
 
-from .lora_memory import ATTENTION, CASES, GB, NF4_BYTES, Case, encoder_bytes
+from .lora_memory import ATTENTION, CASES, GB, Case, encoder_bytes
 
 SECTION = "memory"
 RANK = 16
@@ -58,7 +59,7 @@ class Sizes:
     @property
     def lora_on_4_bits(self) -> float:
         """The same on quantised linear layers."""
-        return self.lora - (2 - NF4_BYTES) * self.linear
+        return self.lora - (2 - BYTES_OF_4_BITS) * self.linear
 
     @property
     def full(self) -> int:

@@ -240,7 +240,7 @@ REFUSED = {
         {"accelerator_config": {"dispatch_batches": True}}, ValueError, "`dispatch_batches=True`",
     ),
     "fsdp on the CPU": ({"fsdp": True}, ValueError, "the CPU, where accelerate would replicate all weights"),
-    "a column that is not there": ({"score_column": "rating"}, ValueError, "set `score_column` in the `TGOConfig`"),
+    "a column that is not there": ({"score_column": "rating"}, ValueError, "or set `score_column`"),
 }  # fmt: skip
 
 

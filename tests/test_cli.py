@@ -70,7 +70,7 @@ def error_of(capsys, *arguments):
 # ---- Help ----
 
 
-@pytest.mark.parametrize("command", [None, *(name for name in COMMANDS if name not in ("train", "rounds"))])
+@pytest.mark.parametrize("command", [None, *(name for name in COMMANDS if name not in ("plan", "train", "rounds"))])
 def test_help_loads_nothing_heavy(command):
     arguments = ["--help"] if command is None else [command, "--help"]
     code = f"""

@@ -237,7 +237,9 @@ def test_the_snippet_calls_a_pipeline_as_its_family_does(tmp_path, monkeypatch, 
 def test_the_snippet_loads_what_was_trained_in(tmp_path, base, setting, dtype):
     trainer = make_trainer(config(tmp_path), model=str(base))
     setattr(trainer.args, setting, True)
-    assert f'from_pretrained("base", torch_dtype={dtype})' in card_of(trainer)
+    card = card_of(trainer)
+    assert f'from_pretrained("base", torch_dtype={dtype})' in card
+    assert '# "base" was on the machine that trained this: write where yours is' in card
 
 
 @pytest.mark.parametrize("name", ["flux_kontext", "qwen_image_edit_plus"])
@@ -363,3 +365,10 @@ def test_the_card_says_where_alpha_stands_and_its_way_to_other_programs_is_right
 def test_an_alpha_that_is_the_rank_needs_no_word(tmp_path):
     assert "alpha / rank" not in card_of(make_trainer(config(tmp_path, lora_r=4, lora_alpha=4)))
     assert "alpha / rank" not in card_of(make_trainer(config(tmp_path / "full", use_peft=False)))
+
+
+def test_a_folder_is_named_as_it_is_found_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert model_card.shown_path(str(tmp_path / "models" / "base")) == "models/base"
+    assert model_card.shown_path("/srv/someone/base") == "base"
+    assert model_card.shown_path("owner/name") == "owner/name"

@@ -376,7 +376,7 @@ def test_an_ensemble_that_is_not_fitted_says_so():
     ("call", "message"),
     [
         (lambda: Ensemble({}), "at least one member"),
-        (lambda: Member(normalization="minmax"), "'minmax'; it must be one of none, zscore, robust"),
+        (lambda: Member(normalization="minmax"), "'minmax'; it must be one of 'none', 'zscore', 'robust'"),
         (lambda: Member(center=1.0), "both `center` and `scale`"),
         (lambda: Member(center=1.0, scale=0.0), "`scale` is 0.0"),
         (lambda: Ensemble({"a": Member()}).fit({"b": [1, 2]}), "no scores of 'a', only of 'b'"),

@@ -33,7 +33,7 @@ def test_a_missing_column_is_named_with_the_setting_that_renames_it(missing):
     dataset = scored_rows(2).remove_columns(missing)
     message = (
         f"The training data set has no column '{missing}'; it has '{present[0]}', '{present[1]}'. Rename the column, "
-        f"or set `{missing}_column` in the `TGOConfig`."
+        f"or set `{missing}_column`."
     )
     for kind in (dataset, dataset.to_iterable_dataset()):
         with pytest.raises(ValueError, match=r"no column") as caught:

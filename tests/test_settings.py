@@ -157,9 +157,9 @@ MISFITS = {
     "weights: [1, x]": r"`weights` is \[1, 'x'\]; it must be a number",
     "names: [[a]]": r"`names` is \[\['a'\]\]; \['a'\] in it must be a single value",
     "options: [1]": "`options` is .*; it takes one value, not a list",
-    "nmbr: 1": "has `nmbr`, which `tgo-trl example` does not know; did you mean `number`",
-    "on-by-default: 1": "did you mean `on_by_default`",
-    "zzz: 1": "which `tgo-trl example` does not know; see --help",
+    "nmbr: 1": "has `nmbr`, which `tgo-trl example` does not know. Did you mean `number`",
+    "on-by-default: 1": "Did you mean `on_by_default`",
+    "zzz: 1": "which `tgo-trl example` does not know. See --help",
 }
 
 
@@ -206,7 +206,7 @@ def test_a_script_of_ones_own_reads_yaml_1_2_too(tmp_path, monkeypatch):
     assert (read.text, read.number, read.count) == ("no", 1e-6, 3)
     assert os.environ["TGO_TRL_TEST"] == "no"
     path.write_text("txt: no\n")
-    with pytest.raises(ValueError, match=r"line 1: the file has `txt`.*did you mean `text`"):
+    with pytest.raises(ValueError, match=r"line 1: the file has `txt`.*Did you mean `text`"):
         SettingsParser((Example,)).parse_args_and_config(["--config", str(path)])
     with pytest.raises(ValueError, match="needs the path"):
         SettingsParser((Example,)).parse_args_and_config(["--config"])

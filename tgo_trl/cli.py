@@ -4,7 +4,6 @@ Loads nothing heavy until a command runs, so that `--help` is quick.
 """
 
 import argparse
-import difflib
 import importlib
 import importlib.resources
 import importlib.util
@@ -17,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import __version__
 from .messages.failures import explain
+from .messages.foreign import leave_out_notes
 from .messages.public import public_text
+from .messages.values import did_you_mean
 
 if TYPE_CHECKING:
     from .commands.help import SettingsParser
@@ -60,6 +61,12 @@ COMMANDS = {
         ("commands.inspect.config:InspectConfig",),
         "commands.inspect.run:inspect",
     ),
+    "plan": Command(
+        "tell what training would take, and what it would be refused for",
+        ("commands.train.config:TrainArguments", "trainer.tgo_config:TGOConfig"),
+        "commands.plan.run:plan",
+        "commands.train.config:USUAL",
+    ),
     "train": Command(
         "train an adapter on a scored data set",
         ("commands.train.config:TrainArguments", "trainer.tgo_config:TGOConfig"),
@@ -98,7 +105,7 @@ COMMANDS = {
 LAUNCH_OPTIONS = ("accelerate_config", "num_processes")
 PROFILES = {"tgo_trl": ("fsdp2", "zero2"), "trl": ("multi_gpu", "single_gpu")}
 """Configurations of accelerate's that packages bring along, and that training can be launched with."""
-TRAINING = ("train", "rounds")
+TRAINING = ("plan", "train", "rounds")
 """Commands whose processes share weights; those of others only share work."""
 SHARDING = ("FSDP", "DEEPSPEED")
 """What accelerate calls the ways of spreading weights over GPUs; without these it replicates all, and never says so."""
@@ -139,9 +146,11 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     shows_all = "--help-all" in arguments
     if shows_all or {"-h", "--help"} & set(arguments):
         arguments = ["--help"]  # whatever else is there, it is neither read nor launched
+    typed = [] if LAUNCHED in os.environ else list(arguments)  # what is left there has no options of launching
     path, config = _read_config(arguments)
     # before anything is imported that reads them
     os.environ.update(environment(path, config.pop("env", None)))
+    leave_out_notes()
     parser = settings_parser(command, shows_all)
     classes = parser.dataclass_types
     # only the names that are the launcher's own; the parser has the others
@@ -156,7 +165,7 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     _check_known(unknown, parser)
     settings = settings[: len(classes)]  # what follows is the launcher's
     result = _load(COMMANDS[command].function)(*settings)
-    _say_what_is_next(command, settings, result)
+    _say_what_is_next(command, settings, result, typed)
     return 0
 
 
@@ -172,11 +181,11 @@ def settings_parser(command: str, shows_all: bool = False) -> "SettingsParser":
     return parser
 
 
-def _say_what_is_next(command: str, settings: Sequence[Any], result: Any) -> None:
+def _say_what_is_next(command: str, settings: Sequence[Any], result: Any, typed: Sequence[str]) -> None:
     from .commands.ending import ending
     from .storage.processes import process_state
 
-    lines = ending(command, settings, result)
+    lines = ending(command, settings, result, typed)
     if lines and process_state().is_main_process:
         print("\n".join(lines), flush=True)
 
@@ -189,15 +198,14 @@ def _load(name: str) -> Any:
 
 def _refuse(message: str) -> NoReturn:
     """In place of argparse's, which would print the usage of some hundred settings before it."""
-    raise ValueError(f"{message}; see --help.")
+    raise ValueError(f"{message} See --help." if message.endswith((".", "?")) else f"{message}; see --help.")
 
 
 def _check_known(unknown: Sequence[str], parser: Any) -> None:
     if unknown:
         name = next((text for text in unknown if text.startswith("-")), unknown[0])
-        near = difflib.get_close_matches(name, parser._option_string_actions, 1)
-        meant = f"Did you mean `{near[0]}`?" if near else "See --help."
-        raise ValueError(f"`{name[:80]}` is no setting of `{parser.prog}`. {meant}")
+        meant = did_you_mean(name, parser._option_string_actions, "`") or " See --help."
+        raise ValueError(f"`{name[:80]}` is no setting of `{parser.prog}`.{meant}")
 
 
 def _split_own_options(arguments: Sequence[str]) -> list[str]:
@@ -314,8 +322,9 @@ def _accelerate_config(name: str) -> Path:
     for path in (Path(name), *named):
         if path.is_file():
             return path
-    known = ", ".join(sorted(name for names in PROFILES.values() for name in names))
-    raise ValueError(f"`--accelerate_config {name}` is no file, and none of {known}.")
+    known = sorted(name for names in PROFILES.values() for name in names)
+    meant = did_you_mean(name, known, "`")
+    raise ValueError(f"`--accelerate_config {name}` is no file, and none of {', '.join(known)}.{meant}")
 
 
 def _num_processes(path: Path | None, given: Any, is_training: bool, use_cpu: bool) -> Any:

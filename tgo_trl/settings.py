@@ -5,7 +5,6 @@ of YAML 1.2.2 (section 10.3), under which a value means what the same text means
 """
 
 import argparse
-import difflib
 import json
 import numbers
 import os
@@ -141,9 +140,8 @@ def apply_settings(
     for name, setting in settings.items():
         where = f"{path}, line {setting.line}"
         if name not in actions:
-            near = difflib.get_close_matches(name.replace("-", "_"), actions, 1)
-            meant = f"did you mean `{near[0]}`?" if near else "see --help."
-            raise ValueError(f"{where}: the file has `{name}`, which `{command}` does not know; {meant}")
+            meant = values.did_you_mean(name.replace("-", "_"), actions, "`") or " See --help."
+            raise ValueError(f"{where}: the file has `{name}`, which `{command}` does not know.{meant}")
         try:
             value = _converted(setting, actions[name], _kinds(hints[name]))
         except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
@@ -214,7 +212,8 @@ def check_finite(name: str, value: Any) -> None:
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raises a ValueError for a setting that is none of its choices."""
     if value not in choices:
-        raise ValueError(f"`{name}` is {shown(value)}; it must be one of {', '.join(map(repr, choices))}.")
+        meant = values.did_you_mean(value, choices)
+        raise ValueError(f"`{name}` is {shown(value)}; it must be one of {', '.join(map(repr, choices))}.{meant}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -339,7 +338,8 @@ def _scalar(setting: Setting, action: argparse.Action) -> Any:
     except ValueError:
         raise ValueError(f"it must be {_KIND_NAMES.get(getattr(convert, '__name__', ''), 'something else')}.") from None
     if action.choices is not None and value not in action.choices:
-        raise ValueError(f"it must be one of {', '.join(map(repr, action.choices))}.")
+        meant = values.did_you_mean(value, action.choices)
+        raise ValueError(f"it must be one of {', '.join(map(repr, action.choices))}.{meant}")
     return value
 
 

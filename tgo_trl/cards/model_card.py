@@ -192,10 +192,16 @@ def template_path() -> Path:
 
 
 def shown_path(base_model: str) -> str:
-    """A Hub id or relative folder as it is; of an absolute folder, which names a machine, only its last part."""
+    """A Hub id or relative folder as it is; of an absolute one, which names a machine, what is below the current one.
+
+    Elsewhere, only its last part.
+    """
     if not base_model:
         return "path/to/the/base/pipeline"
-    return Path(base_model).name if Path(base_model).is_absolute() else base_model
+    path = Path(base_model)
+    if not path.is_absolute():
+        return base_model
+    return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else path.name
 
 
 @functools.cache

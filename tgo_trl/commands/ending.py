@@ -14,7 +14,7 @@ UNKNOWN = ("MODEL", "REWARD", "PROMPTS", "ADAPTER")
 """What stands for a name that the user has to choose."""
 
 
-def ending(command: str, settings: Sequence[Any], result: Any = None) -> list[str]:
+def ending(command: str, settings: Sequence[Any], result: Any = None, typed: Sequence[str] = ()) -> list[str]:
     """The lines, with the names of this run's folders; none of a command that prints a report of its own.
 
     What cannot be known here, such as which reward is wanted, stands in capitals.
@@ -23,9 +23,14 @@ def ending(command: str, settings: Sequence[Any], result: Any = None) -> list[st
         command: its name.
         settings: objects of its dataclasses, as it was run with.
         result: what it returned.
+        typed: what was typed behind its name, where all of it is known.
     """
     if not settings:
         return []
+    if command == "plan":
+        # not where only a part of it is known, or a secret is among it
+        is_repeated = typed and not any("token" in word for word in typed)
+        return [_next(["train", *typed]) if is_repeated else "Next: the same command with `train` in place of `plan`."]
     config, output = settings[0], str(getattr(settings[-1], "output_dir", None))
     written = f"Written: {output}"
     if command == "generate":

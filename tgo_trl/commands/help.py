@@ -6,6 +6,8 @@ from typing import Any
 
 from trl import TrlParser
 
+from ..messages.values import did_you_mean
+
 WIDTH, INDENT = 110, 36
 """Columns, and where the text of a setting begins."""
 
@@ -22,6 +24,14 @@ class SettingsParser(TrlParser):  # type: ignore[misc]
     def __init__(self, dataclasses: Sequence[type], usual: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(dataclasses, **kwargs)
         self.usual = usual
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse does, and with what might have been meant."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            message = f"{error.message}.{did_you_mean(value, action.choices or ())}"
+            raise argparse.ArgumentError(action, message) from None
 
     def format_help(self) -> str:
         """Usage, purpose, and the settings in groups."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, LargeList, List
 
+from ..messages.values import did_you_mean
 from .classes import check_no_classes
 
 ROWS_LOOKED_AT = 64
@@ -67,7 +68,7 @@ class Columns:
             hint: what else to do about a missing column, as a sentence.
         """
         for argument, columns in self.by_argument.items():
-            remedy = f"Rename the column, or set `{argument}` in the `TGOConfig`. {hint}".rstrip()
+            remedy = f"Rename the column, or set `{argument}`. {hint}".rstrip()
             check_columns(f"The {name} data set", known_columns(dataset), columns, remedy)
         if known_columns(dataset) is not None:
             for argument, columns in self.by_argument.items():
@@ -89,7 +90,8 @@ def check_columns(subject: str, present: Sequence[str] | None, wanted: Iterable[
     missing = [name for name in wanted if name not in present]
     if missing:
         raise ValueError(
-            f"{subject} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, present))}. {remedy}"
+            f"{subject} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, present))}."
+            f"{did_you_mean(missing[0], present)} {remedy}"
         )
 
 

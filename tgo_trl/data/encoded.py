@@ -1,6 +1,6 @@
 """Map-style data: every row encoded once, to disk, and read from there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from ..labels.checks import list_rows
 from ..labels.rule import Labels
 from ..losses import Rows
 from ..media.embedding import ColumnError
+from ..media.readers import MediaReader
 from ..media.types import Size
 from ..policy.encoders import FrozenEncoders
 from ..storage.fingerprints import fingerprint, task_of
@@ -292,9 +293,8 @@ def _encode_one_size(
         pixels, geometry = (torch.stack(parts) for parts in zip(*values, strict=True))
         return {**encoders.images(pixels, geometry), READABLE: torch.tensor(readable)}
 
-    recipe = fingerprint(encoders.image_recipe, reader.recipe, size)
+    recipe, per_shard = _image_shards(reader, size, encoders)
     description = f"Encoding {source.name} {reader.kind}s ({size[1]} x {size[0]})"
-    per_shard = ROWS_PER_SHARD if reader.kind == "image" else VIDEOS_PER_SHARD
     write = partial(writer.write, scanned.keys, encode, recipe, batch_size, description, per_shard)
     shards = write()
     unread = [i for i, readable in enumerate(shards.column(READABLE).tolist()) if not readable]
@@ -304,6 +304,27 @@ def _encode_one_size(
         shards.remove(mended)
         shards = write()
     return shards, reasons
+
+
+def _image_shards(reader: MediaReader, size: Size, encoders: FrozenEncoders) -> tuple[str, int]:
+    """A fingerprint of how images of one size are encoded, and how many a shard holds."""
+    recipe = fingerprint(encoders.image_recipe, reader.recipe, size)
+    return recipe, ROWS_PER_SHARD if reader.kind == "image" else VIDEOS_PER_SHARD
+
+
+def num_missing(
+    reader: MediaReader, scanned: ScannedRows, texts: Mapping[int, str], encoders: FrozenEncoders, writer: ShardWriter
+) -> tuple[int, int]:
+    """How many images [`encode_images`] would encode, and how many prompts [`encode_prompts`]; arguments as there."""
+    images = 0
+    for size in dict.fromkeys(scanned.sizes):
+        keys = [key for key, other in zip(scanned.keys, scanned.sizes, strict=True) if other == size]
+        images += writer.num_missing(keys, *_image_shards(reader, size, encoders))
+    return images, writer.num_missing(_prompt_keys(dict.fromkeys(texts.values())), encoders.prompt_recipe)
+
+
+def _prompt_keys(distinct: Iterable[str]) -> list[str]:
+    return [fingerprint(text) for text in distinct]
 
 
 def encode_prompts(
@@ -327,7 +348,7 @@ def encode_prompts(
         return prompts
 
     shards = writer.write(
-        [fingerprint(text) for text in distinct],
+        _prompt_keys(distinct),
         encode,
         encoders.prompt_recipe,
         batch_size,

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..messages.values import shown_bytes
 from ..storage.fingerprints import fingerprint
 from ..storage.shards import VIDEOS_PER_SHARD as VIDEOS_PER_ENCODED_SHARD
 from ..storage.shards import ShardWriter
@@ -96,8 +97,7 @@ def _row_keys(dataset: EncodedDataset, texts: Sequence[str]) -> list[str]:
 def _announcement(
     num_rows: int, num_draws: int, how: ReferencePass, missing: Sequence[int], name: str, folder: str
 ) -> str:
-    num_bytes = 4 * num_rows * num_draws * how.num_samples
-    size = f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e5 else f"{num_bytes:,} bytes"
+    size = shown_bytes(4 * num_rows * num_draws * how.num_samples)
     passes = sum(-(-number // how.batch_size) for number in missing)
     todo = f"{passes:,} forward passes of {how.batch_size} rows" if passes else "all of them are there already"
     return f"Reference errors of {num_rows:,} {name} rows, {num_draws} draws each: {size} in {folder}, {todo}."

@@ -265,8 +265,7 @@ class Family(ABC):
         """
         if not getattr(network, "_supports_gradient_checkpointing", False):
             raise ValueError(
-                f"`{type(network).__name__}` has no gradient checkpointing. Set `gradient_checkpointing=False` in the "
-                "`TGOConfig`."
+                f"`{type(network).__name__}` has no gradient checkpointing. Set `gradient_checkpointing=False`."
             )
         network.enable_gradient_checkpointing(None if every_n_layers == 1 else _checkpointing_some(every_n_layers))
 

@@ -84,6 +84,8 @@ def _as_seen(images: Sequence[Image.Image], frame: Image.Image) -> Image.Image:
 
 
 def as_images(pixels: Tensor) -> list[Image.Image]:
-    """8-bit RGB images of pixels `[N, 3, H, W]` in [-1, 1], of which they were made."""
+    """8-bit RGB images of pixels `[N, 3, H, W]` in [-1, 1], of which they were made; black ones, of shapes alone."""
+    if pixels.is_meta:
+        return [Image.new("RGB", (pixels.shape[-1], pixels.shape[-2])) for _ in pixels]
     shades = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return [Image.fromarray(image) for image in shades.permute(0, 2, 3, 1).cpu().numpy()]

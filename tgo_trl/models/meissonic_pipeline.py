@@ -94,8 +94,7 @@ class MeissonicPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):  # type: i
                 continue
             options = hub_options
             if name in MODEL_PARTS:
-                dtype_name = "dtype" if name == "text_encoder" else "torch_dtype"  # as transformers and diffusers say
-                options = {**kwargs, dtype_name: _dtype_of_part(dtype, name)}
+                options = {**kwargs, "dtype": _dtype_of_part(dtype, name)}
                 if name in quantization:
                     options["quantization_config"] = quantization[name]
             parts[name] = part_class.from_pretrained(pretrained_model_name_or_path, subfolder=name, **options)

@@ -8,6 +8,8 @@ from diffusers import attention_backend
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor, nn
 
+from ..settings import check_choice
+
 NAMES = tuple(it.value for it in AttentionBackendName)
 """All that diffusers knows."""
 WITHOUT_GRADIENT = ("sage", "_sage", "_flash_3")
@@ -22,9 +24,7 @@ MOST_APART = 0.05
 def check_backend_name(name: str) -> None:
     """Raises a ValueError for a back end that diffusers does not have, or that cannot be trained with."""
     if name not in NAMES:
-        raise ValueError(
-            f"`attention_backend` is {name[:100]!r}; it must be one of {', '.join(map(repr, trainable()))}."
-        )
+        check_choice("attention_backend", name, trainable())
     if name.endswith(FROM_THE_HUB):
         raise ValueError(
             f"`attention_backend` is {name!r}, which downloads code from the Hub and runs it. Set one that is "

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from abc import ABC
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
@@ -30,10 +30,15 @@ class FrozenEncoders:
         pipeline: the user's pipeline.
         device: where to encode.
         dtype: of the prompt encoders; image encoders run in float32, where no autoencoder overflows.
+        digests: of encoders by name, for those without weights.
     """
 
-    def __init__(self, family: Family, pipeline: DiffusionPipeline, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, family: Family, pipeline: DiffusionPipeline, device: torch.device, dtype: torch.dtype,
+        digests: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.family = family
+        self.digests = dict(digests or {})
         self.pipeline = pipeline
         self.device = device
         for names, dtype_ in ((family.image_encoders, torch.float32), (family.prompt_encoders, dtype)):
@@ -131,7 +136,14 @@ class FrozenEncoders:
     def fingerprints(self) -> dict[str, str]:
         """A digest of each encoder and tokenizer, by name."""
         names = (*self.family.image_encoders, *self.family.prompt_encoders)
-        return {name: component_fingerprint(component) for name, component in present(self.pipeline, names).items()}
+        parts = present(self.pipeline, names)
+        return {name: self.digests.get(name) or component_fingerprint(part) for name, part in parts.items()}
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Those of the encoders that have weights, by name."""
+        names = (*self.family.image_encoders, *self.family.prompt_encoders)
+        return {name: it for name, it in present(self.pipeline, names).items() if isinstance(it, nn.Module)}
 
     @property
     def _latent_family(self) -> LatentFamily:

@@ -41,7 +41,7 @@ def check_strategy(args: TrainingArguments) -> None:
     if launched > 1 and args.world_size == 1:
         raise ValueError(
             f"This is one of {launched} launched processes, and each would train alone, into the same folder: there is "
-            f"no GPU that they could use, and `use_cpu` is not set. Launch a single one, or set `use_cpu=True`."
+            "no GPU that they could use, and `use_cpu` is not set. Launch a single one, or set `use_cpu=True`."
         )
     sharding = sharding_of(args)
     if sharding is None:

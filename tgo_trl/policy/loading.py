@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..families import Family, find_family, find_published_family
+from ..families import PUBLISHED_NAMES, Family, find_family, find_published_family
 from .alterations import unwrapped
-from .single_file import is_single_file, load_single_file
+from .single_file import configuration_of, is_single_file, load_single_file
+from .skeleton import load_skeleton
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ def load_pipeline(
     quantization_config: Any,
     family: Family | None,
     dtype: torch.dtype = torch.float32,
+    weights: bool = True,
 ) -> DiffusionPipeline:
     """The user's pipeline, loaded in float32 unless told otherwise, never with code from the Hub.
 
@@ -35,6 +37,7 @@ def load_pipeline(
         quantization_config: for the whole pipeline (`PipelineQuantizationConfig`), or for the trained networks only.
         family: given by the user, or None to look it up.
         dtype: that training computes in, for the parts that are quantised: those are not cast later.
+        weights: False for the skeleton of what is named, without weights, and so without quantised ones.
 
     Raises:
         TypeError: if `model` is neither.
@@ -67,15 +70,22 @@ def load_pipeline(
             "You set `quantization_config` both as a trainer argument and in `args.model_init_kwargs`. Set it in one "
             "place, preferably as a trainer argument."
         )
+    if is_single_file(model) and (quantization_config is not None or "quantization_config" in kwargs):
+        raise ValueError(
+            "A single file is loaded whole, and cannot be quantised while it is. Call `save_pretrained(folder)` on "
+            "the pipeline, and pass that folder."
+        )
+    if not weights:
+        return _named_skeleton(model, kwargs)
     if is_single_file(model):
-        if quantization_config is not None or "quantization_config" in kwargs:
-            raise ValueError(
-                "A single file is loaded whole, and cannot be quantised while it is. Call `save_pretrained(folder)` on "
-                "the pipeline, and pass that folder."
-            )
         return load_single_file(model, _with_dtype(kwargs, [], dtype))
+    return _load_repository(model, kwargs, quantization_config, family, dtype)
 
-    # Of a repository, the class is known before anything is loaded, and with it the networks to be quantised.
+
+def _load_repository(
+    model: str, kwargs: dict[str, Any], quantization_config: Any, family: Family | None, dtype: torch.dtype
+) -> DiffusionPipeline:
+    # The class is known before anything is loaded, and with it the networks to be quantised.
     family_class = type(family) if family is not None else find_published_family(_class_name(model, kwargs))
     quantization_config = quantization_config or kwargs.pop("quantization_config", None)
     quantized: list[str] = []
@@ -85,6 +95,16 @@ def load_pipeline(
         quantized = list(quantization_config.quant_mapping or quantization_config.components_to_quantize or ())
         kwargs["quantization_config"] = quantization_config
     return family_class.load(model, **_with_dtype(kwargs, quantized, dtype))
+
+
+def _named_skeleton(model: str, kwargs: dict[str, Any]) -> DiffusionPipeline:
+    kwargs.pop("quantization_config", None)
+    if is_single_file(model):
+        model = configuration_of(model, kwargs)
+        kwargs.pop("config", None)
+    name = _class_name(model, kwargs)
+    find_published_family(name)
+    return load_skeleton(model, PUBLISHED_NAMES.get(name, name), _index(model, kwargs), kwargs)
 
 
 def find_family_class(
@@ -316,7 +336,7 @@ def _with_dtype(kwargs: dict[str, Any], quantized: Sequence[str], dtype: torch.d
     names = [name for name in ("dtype", "torch_dtype") if name in kwargs]
     if not names:
         by_part = {**dict.fromkeys(quantized, dtype), "default": torch.float32}
-        return {**kwargs, "torch_dtype": by_part if quantized else torch.float32}
+        return {**kwargs, "dtype": by_part if quantized else torch.float32}
     for name in names:  # a command line and YAML give strings, which diffusers would replace by float32
         if isinstance(kwargs[name], str):
             kwargs[name] = getattr(torch, kwargs[name], kwargs[name])

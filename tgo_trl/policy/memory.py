@@ -18,6 +18,8 @@ BYTES_OF_A_UNET = 50
 (49) and SDXL (51), with a LoRA on attention."""
 BYTES_OF_A_TRANSFORMER = 33
 """Likewise, of FLUX.1."""
+BYTES_OF_4_BITS = 0.5 + 4 / 64
+"""Of each number in NF4: half a byte, and a float32 for every 64."""
 BLOCKS_AT_ONCE = 3.5
 """How many times what the largest block keeps is there at most, where each is recomputed."""
 
@@ -48,6 +50,22 @@ class Footprint:
         recomputed = min(self.kept, self.outputs + round(BLOCKS_AT_ONCE * self.largest))
         share = 0 if every is None else 1 / every
         return self.fixed + rows * round(self.kept - share * (self.kept - recomputed))
+
+
+def has_usual_adapter(policy: Policy) -> bool:
+    """Whether an adapter on the family's own modules is trained, which is what the numbers above were measured with."""
+    if policy.adapter_name is None:
+        return False
+    targets = policy.lora_config.target_modules
+    return not isinstance(targets, str) and set(targets or ()) == set(policy.family.lora_target_modules)
+
+
+def quantization_saves(networks: Iterable[nn.Module], bits: int) -> int:
+    """Bytes that frozen linear layers take less once they are quantised by bitsandbytes, to 4 (NF4) or 8 bits."""
+    of_each = BYTES_OF_4_BITS if bits == 4 else 1.0
+    linear = [it for network in networks for it in network.modules() if isinstance(it, nn.Linear)]
+    frozen = [it.weight for it in linear if not it.weight.requires_grad]
+    return sum(round(weight.nbytes - of_each * weight.numel()) for weight in frozen)
 
 
 def device_memory(device: torch.device) -> int | None:

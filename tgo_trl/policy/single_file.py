@@ -54,19 +54,29 @@ def load_single_file(model: str, kwargs: Mapping[str, Any]) -> DiffusionPipeline
     """
     path = _local_file(model, kwargs)
     kwargs = dict(kwargs)
-    config = kwargs.pop("config", None) or _default_config(path, model)
-    pipeline_class = _pipeline_class(str(config), kwargs, model)
+    config = str(kwargs.pop("config", None) or _default_config(path, model))
+    pipeline_class = _pipeline_class(config, kwargs, model)
     try:
-        pipeline = pipeline_class.from_single_file(str(path), config=str(config), **kwargs)
+        pipeline = pipeline_class.from_single_file(str(path), config=config, **kwargs)
     except UNFIT as error:
         raise ValueError(
-            f"{_shown(model)} holds no whole `{pipeline_class.__name__}` of the configuration {str(config)!r} "
+            f"{_shown(model)} holds no whole `{pipeline_class.__name__}` of the configuration {config!r} "
             f"({' '.join(str(error).split())[:300]}). Pass another `config` in `model_init_kwargs`, or load the "
             "pipeline yourself, with the parts that the file lacks, and pass the object, or a folder it is saved in."
         ) from error
     _check_loaded(pipeline, model)
     pipeline.register_to_config(_name_or_path=public_text(model))
     return pipeline
+
+
+def configuration_of(model: str, kwargs: Mapping[str, Any]) -> str:
+    """The folder or Hub id of the configuration that a file is loaded with; its weights are not read.
+
+    Arguments and errors as of [`load_single_file`].
+    """
+    config = str(kwargs.get("config") or _default_config(_local_file(model, kwargs), model))
+    _pipeline_class(config, kwargs, model)
+    return config
 
 
 def _local_file(model: str, kwargs: Mapping[str, Any]) -> Path:

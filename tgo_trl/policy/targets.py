@@ -1,11 +1,12 @@
 """Which modules of a network get an adapter: `lora_target_modules` and `peft_config.target_modules`, as in TRL."""
 
-import difflib
 import re
 from collections.abc import Sequence
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+
+from ..messages.values import nearest
 
 ALL_LINEAR = "all-linear"
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -93,7 +94,7 @@ def _known(entry: str, layers: dict[str, nn.Module]) -> str:
     """What might have been meant, and what there is."""
     names = sorted({_last_parts(name) for name, layer in layers.items() if _is_linear(layer)})
     wanted = re.split(r"[\\.*+?()\[\]|,\s]+", entry)
-    near = [name for part in wanted if part for name in difflib.get_close_matches(part, names, 2)]
+    near = [name for part in wanted if part for name in nearest(part, names, 2)]
     meant = f"Did you mean {' or '.join(map(repr, dict.fromkeys(near)))}? " if near else ""
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     return f"{meant}Its linear layers are called {shown}; {ALL_LINEAR!r} takes them all."

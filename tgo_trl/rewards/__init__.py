@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..messages.values import did_you_mean
+
 if TYPE_CHECKING:
     from .base import NoScore, Reward, checked_scores
     from .ensemble import Ensemble, Member
@@ -63,8 +65,8 @@ def load_reward(spec: str, **kwargs: Any) -> "Reward":
         return _load_user_reward(spec, kwargs)
     if spec not in REWARDS:
         raise ValueError(
-            f"There is no reward named {spec!r}. Known are {', '.join(REWARDS)}. For a function of your own write "
-            "'path/to/file.py:function' or 'package.module:function'."
+            f"There is no reward named {spec!r}.{did_you_mean(spec, REWARDS)} Known are {', '.join(REWARDS)}. For a "
+            "function of your own write 'path/to/file.py:function' or 'package.module:function'."
         )
     module, _, name = REWARDS[spec].partition(":")
     reward: Reward = _construct(spec, getattr(importlib.import_module(f".{module}", __name__), name), kwargs)

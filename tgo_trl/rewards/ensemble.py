@@ -8,6 +8,7 @@ import torch
 
 from ..labels import NORMALIZATIONS
 from ..labels.normalization import center_and_scale
+from ..settings import check_choice
 from .base import Reward, check_differentiable, checked_scores, is_differentiable, reads_sources, reward_name
 
 
@@ -30,10 +31,7 @@ class Member:
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        if self.normalization not in NORMALIZATIONS:
-            raise ValueError(
-                f"`normalization` is {self.normalization!r}; it must be one of {', '.join(NORMALIZATIONS)}."
-            )
+        check_choice("normalization", self.normalization, NORMALIZATIONS)
         if (self.center is None) != (self.scale is None):
             raise ValueError("Give both `center` and `scale`, or neither, to have them fitted.")
         if self.scale is not None and not self.scale > 0:

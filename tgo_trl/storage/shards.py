@@ -116,6 +116,9 @@ class ShardWriter:
         process_index, num_processes: this process encodes every `num_processes`-th shard.
         wait: blocks until every process has come here.
         progress: whether to show a progress bar.
+
+    Attributes:
+        paths: of all shards that were asked for.
     """
 
     def __init__(
@@ -126,6 +129,12 @@ class ShardWriter:
         self.num_processes = num_processes
         self.wait = wait
         self.progress = progress
+        self.paths: set[Path] = set()
+
+    @property
+    def num_bytes(self) -> int:
+        """What the shards take on the disk."""
+        return sum(path.stat().st_size for path in self.paths)
 
     def write(
         self,
@@ -150,6 +159,7 @@ class ShardWriter:
         """
         work = self._work(keys, recipe, rows_per_shard)
         paths = [path for path, _ in work]
+        self.paths.update(paths)
         share = work[self.process_index :: self.num_processes]
         # of the same rows: whoever encodes others goes on meanwhile
         lock = self.folder / f".{fingerprint(*paths)}.lock"

@@ -3,7 +3,7 @@
 import csv
 import glob
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +15,7 @@ from datasets.utils.file_utils import xopen
 from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image as Pictures
 
+from ..messages.values import did_you_mean
 from .records import CARD_NAME, RECORD_NAMES
 from .text_tables import MISSING, check_text, suffix_of
 
@@ -131,7 +132,7 @@ def _open_saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDa
     dataset = load_from_disk(str(path))
     if not isinstance(dataset, Dataset):
         if split not in dataset:
-            raise ValueError(f"The data set has no split {split!r}; it has {', '.join(map(repr, dataset))}.")
+            raise _no_split(split, dataset)
         dataset = dataset[split]
     return dataset.to_iterable_dataset() if streaming else dataset
 
@@ -175,12 +176,23 @@ def _built(builder: Any, split: str, streaming: bool, name: str) -> Dataset | It
     except (OSError, MemoryError):
         raise
     except Exception as error:  # loaders raise anything over a broken file: ArrowInvalid, TarError, KeyError, ...
+        splits = builder.info.splits or builder.config.data_files or {}
+        if splits and split.partition("[")[0] not in splits and "+" not in split:
+            raise _no_split(split, splits) from error
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         if isinstance(cause, OSError):  # a full disk, say
             raise cause from error
         raise ValueError(f"{name!r} cannot be read ({type(cause).__name__}: {str(cause)[:300]}).") from error
     archives = [file for file in _data_files(builder) if file.endswith(".zip")]
     return _with_archived_files(dataset, archives) if archives and dataset.features is not None else dataset
+
+
+def _no_split(split: str, known: Iterable[str]) -> ValueError:
+    names = [*known]
+    return ValueError(
+        f"The data set has no split {split!r}; it has {', '.join(map(repr, names))}."
+        f"{did_you_mean(split.partition('[')[0], names)}"
+    )
 
 
 def _data_files(builder: Any) -> list[str]:

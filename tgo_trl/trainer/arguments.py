@@ -107,8 +107,7 @@ def _check_reference(args: TGOConfig) -> None:
 def _check_stream(args: TGOConfig) -> None:
     if args.max_steps <= 0:
         raise ValueError(
-            "A streaming `train_dataset` has no length, so the number of updates is unknown. Set `max_steps` in the "
-            "`TGOConfig`."
+            "A streaming `train_dataset` has no length, so the number of updates is unknown. Set `max_steps`."
         )
     if args.positive_ratio is not None:
         raise ValueError(

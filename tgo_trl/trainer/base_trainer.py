@@ -25,13 +25,12 @@ from ..hub.repositories import Destination, UploadError
 from ..hub.uploads import Uploads
 from ..media.types import Sample
 from ..messages.public import public_text
-from ..policy.attention import check_dispatch, set_backend
-from ..policy.compilation import RepeatedBlocks, check_compilable, check_repeated
+from ..policy.attention import set_backend
+from ..policy.compilation import RepeatedBlocks
 from ..policy.denoising import Denoiser
 from ..policy.distributed import leave_quantized_weights_to_each_process
 from ..policy.draws import stable_seed
 from ..policy.encoders import FrozenEncoders
-from ..policy.loading import load_pipeline, remove_offloading, replace_tokenizer
 from ..policy.policy import Policy, build_policy, disable_dropout
 from ..policy.reference import AdapterReference, ModelReference, OwnReference, Reference
 from ..policy.sampling import cpu_generators, negating, quiet
@@ -41,17 +40,14 @@ from ..storage.records import CARD_NAME
 from . import checkpoints
 from .arguments import (
     check_optimizer,
-    resolve_family,
-    resolve_size,
-    resolve_sizes,
     training_dtype,
-    try_attention,
     warn_of_unused_settings,
 )
 from .callbacks import CompilationCallback, EarlyStopping, EpochCallback, InterruptionCallback, SyncReferenceCallback
 from .course import OF_THE_BASE, Course, course_settings, weights_digest
 from .eval_samples import EvalSamples
 from .evaluations import EVALUATIONS_NAME, choose, comparable_evaluations, evaluation_after, read_evaluations
+from .loading import TrainedPipeline, load_for_training
 from .log_lines import in_lines
 from .nonfinite import check_finite_tensors
 from .plots import SCORE_HISTOGRAM_NAME, plot_evaluations
@@ -100,26 +96,11 @@ class BaseTrainer(ResumableTrainer):
     def _load_pipeline(
         self, model: str | DiffusionPipeline, args: TGOConfig, dtype: torch.dtype, family: Family | None,
         processing_class: Any, quantization_config: Any,
-    ) -> None:  # fmt: skip
+    ) -> TrainedPipeline:  # fmt: skip
         """Sets `pipeline`, `family`, `denoiser`, `size` and `sizes`, each checked against the settings."""
-        if args.compile_repeated_blocks:
-            check_compilable(model, args.model_init_dict, family)
-        self.pipeline = load_pipeline(model, args.model_init_dict, quantization_config, family, dtype)
-        remove_offloading(self.pipeline)
-        if processing_class is not None:
-            replace_tokenizer(self.pipeline, processing_class)
-        self.family = resolve_family(args, family, self.pipeline)
-        self.denoiser = Denoiser(self.family, self.pipeline, self.family.process(self.pipeline))
-        self.size = resolve_size(args, self.family, self.pipeline)
-        self.sizes = resolve_sizes(args, self.size, self.family, self.pipeline)
-        if args.compile_repeated_blocks:
-            for network in self.family.networks(self.pipeline).values():
-                check_repeated(type(network))
-        if args.attention_backend is not None:
-            for network in self.family.networks(self.pipeline).values():
-                check_dispatch(network)
-            if self.family.reads_lengths:  # and so masks prompts, where those of a batch have several
-                try_attention(args, args.attention_backend, with_mask=True)
+        trained = load_for_training(model, args, dtype, family, processing_class, quantization_config)
+        self.pipeline, self.family, self.denoiser, self.size, self.sizes = trained
+        return trained
 
     def _build_policy(
         self, args: TGOConfig, dtype: torch.dtype, peft_config: PeftConfig | None,

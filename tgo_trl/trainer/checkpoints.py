@@ -155,7 +155,7 @@ def load_weights(policy: Policy, folder: Path) -> None:
         policy.load_adapter_state(state, policy.adapter_name)
         return
     for name, network in policy.networks.items():
-        saved = type(network).from_pretrained(folder / name, torch_dtype=next(network.parameters()).dtype)
+        saved = type(network).from_pretrained(folder / name, dtype=next(network.parameters()).dtype)
         check_finite_tensors(saved.state_dict().items(), what)
         network.load_state_dict(saved.state_dict())
 

@@ -1,6 +1,5 @@
 """What would fail in the middle of a run, or at its end, is refused before anything is loaded."""
 
-import difflib
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 from ..losses import LOSSES
 from ..messages.failures import EXTRAS
+from ..messages.values import did_you_mean, nearest
 from ..noise import NoiseProcess
 from ..policy.launch import OPTIMIZER_CLASSES, sharding_of
 from .selection import sample_metrics
@@ -225,7 +225,7 @@ def _check_best_metric(args: TGOConfig, sets: Sequence[str] | None, has_more: bo
     known = sample_metrics(vars(args)) + known  # of no data set
     if metric in known or (has_more and (sets is None or any(metric.startswith(f"{name}_") for name in sets))):
         return
-    near = difflib.get_close_matches(metric, known, 2) or known[:3]
+    near = nearest(metric, known, 2) or known[:3]
     of = "" if sets is None else f" of the evaluation sets {', '.join(map(repr, sets))}, whose names come first"
     raise ValueError(
         f"`metric_for_best_model` is {args.metric_for_best_model!r}, and an evaluation has no such metric{of}. Set it "
@@ -301,10 +301,9 @@ def _check_schedule(args: TGOConfig) -> None:
 
 def _check_reporter(name: str) -> None:
     if name not in INTEGRATION_TO_CALLBACK:
-        near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, 1)
-        meant = f"Did you mean {near[0]!r}? " if near else ""
+        meant = did_you_mean(name, INTEGRATION_TO_CALLBACK)
         raise ValueError(
-            f"`report_to` has {name!r}, which is none of {', '.join(INTEGRATION_TO_CALLBACK)}. {meant}Set 'none' for "
+            f"`report_to` has {name!r}, which is none of {', '.join(INTEGRATION_TO_CALLBACK)}.{meant} Set 'none' for "
             "no reports."
         )
     try:

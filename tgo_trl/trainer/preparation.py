@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from ..data.lanes import MOST_UNEVEN, Share, can_be_divided, choose_lanes, in_la
 from ..data.pairs import Pairs, find_pairs, without_unreadable
 from ..data.prompts import check_prompt_column, read_prompts
 from ..data.rows import BadRows, RowSource
-from ..data.sampler import rows_at_ratio
+from ..data.sampler import RowSampler, rows_at_ratio
 from ..data.score_columns import by_name, has_several
 from ..data.stream import StreamDataset, scan_stream
 from ..labels.fitting import fit_combined_rule, fit_label_rule
@@ -29,6 +29,7 @@ from ..labels.weights import weight_balance
 from ..media.origin import find_origin
 from ..media.readers import ImageReader, MediaReader, VideoReader
 from ..media.types import Size
+from ..messages.values import shown_bytes
 from ..policy.draws import EVALUATION_EPOCH
 from ..policy.encoders import FrozenEncoders
 from ..storage.fingerprints import fingerprint
@@ -45,6 +46,34 @@ PreparedDataset = EncodedDataset | StreamDataset
 """Both have `labels`, `pairs`, `example_prompt` and `fingerprint`."""
 
 
+@dataclass(frozen=True)
+class SurveyedRows:
+    """Rows as they would be encoded: read and labelled, with no image decoded.
+
+    Attributes:
+        source: where they come from.
+        scanned: those that are encoded.
+        positions: of those that are trained on or evaluated, among them.
+        labels: of the rows at these positions.
+        pairs: what they were made of, if they are pairs.
+        texts: the prompt of each scanned row, as it would be encoded.
+        num_bad: rows that were left out.
+    """
+
+    source: RowSource
+    scanned: ScannedRows
+    positions: list[int]
+    labels: Labels
+    pairs: Pairs | None
+    texts: dict[int, str]
+    num_bad: int
+
+    @property
+    def sizes(self) -> list[Size]:
+        """The size of each row's image, pixels."""
+        return [self.scanned.sizes[i] for i in self.positions]
+
+
 def training_block(args: TGOConfig, num_sizes: int) -> int:
     """How many rows of one image size come together, and are padded to: an update's, or what the processes share."""
     if num_sizes > 1:
@@ -55,6 +84,23 @@ def training_block(args: TGOConfig, num_sizes: int) -> int:
 def evaluation_block(args: TGOConfig, num_sizes: int) -> int:
     """As [`training_block`], without updates."""
     return args.eval_batch_size * args.world_size if num_sizes > 1 or args.world_size > 1 else 1
+
+
+def training_sampler(args: TGOConfig, rows: EncodedDataset | SurveyedRows, num_sizes: int) -> RowSampler:
+    """Which rows the epochs of a run take, and in which order.
+
+    Args:
+        args: the run's settings.
+        rows: of the training set.
+        num_sizes: that images are brought to.
+    """
+    seed = args.seed if args.data_seed is None else args.data_seed
+    return RowSampler(
+        len(rows.positions), None if args.train_sampling_strategy == "sequential" else seed,
+        training_block(args, num_sizes), groups=rows.sizes if num_sizes > 1 else None,
+        rows_per_item=1 if rows.pairs is None else 2, is_positive=rows.labels.is_positive.tolist(),
+        positive_ratio=args.positive_ratio,
+    )  # fmt: skip
 
 
 def fit_rule(args: TGOConfig, scores: Sequence[Any], prompts: Sequence[str]) -> LabelRule:
@@ -182,9 +228,7 @@ class DataPreparer:
 
     def _encode(self, source: RowSource, rule: LabelRule | None) -> tuple[EncodedDataset, LabelRule | None]:
         bad, name = BadRows(source.skip_bad), source.name
-        scanned = scan_rows(source, bad, self._shows_progress(), self.encoders.family.most_sources)
-        if not scanned.rows:
-            raise ValueError(f"The {name} data set has no row that can be used. {' '.join(bad.reasons[:5])}".rstrip())
+        scanned = self._scan(source, bad)
         if self.loss.rows == "pairs":
             return self._encode_pairs(source, scanned, bad), None
         # fails before hours of encoding, if it fails
@@ -204,24 +248,50 @@ class DataPreparer:
         rows = zip(positions, kept.prompts, labels.is_positive.tolist(), strict=True)
         texts = {position: self.loss.prompt(prompt, is_positive) for position, prompt, is_positive in rows}
         prompts, sources = encode_with_sources(source, scanned, texts, self.encoders, writer, batch_size)
+        _say_where(writer, name)
         encoded = EncodedDataset(scanned, images, prompts, positions, labels, sources=sources).select(self.loss.rows)
         if not len(encoded):
-            raise ValueError(
-                f"`loss_type={self.args.loss_type!r}` uses positive rows only, and the {name} data set has none."
-            )
+            raise ValueError(self._no_positives(name))
         return encoded, fitted
+
+    def survey(
+        self, dataset: Dataset, name: str, rule: LabelRule | None = None
+    ) -> tuple[SurveyedRows, LabelRule | None]:
+        """What would be encoded of a data set, and its rule, fitted if none is given; raises as encoding does.
+
+        Images that cannot be decoded are among the rows: that shows when they are encoded.
+        """
+        source = self._source(dataset, name)
+        bad = BadRows(source.skip_bad)
+        scanned, pairs = self._scan(source, bad), None
+        if self.loss.rows == "pairs":
+            scanned, compared, pairs = self._find_pairs(source, scanned)
+            texts = {i: self.loss.prompt(scanned.prompts[i], True) for i in pairs.flat}
+            labels = _labels_of(pairs, compared)
+            return SurveyedRows(source, scanned, pairs.flat, labels, pairs, texts, len(bad.rows)), None
+        fitted = rule or self._fit(scanned.scores, scanned.tasks)
+        labels = fitted.apply(scanned.scores, scanned.tasks)
+        rows = zip(scanned.prompts, labels.is_positive.tolist(), strict=True)
+        texts = {i: self.loss.prompt(*row) for i, row in enumerate(rows)}
+        positions = [*range(len(scanned.rows))]
+        if self.loss.rows == "positives":
+            positions = labels.is_positive.nonzero().flatten().tolist()
+            labels = Labels(*(values[positions] for values in (labels.scores, labels.is_positive, labels.weights)))
+        if not positions:
+            raise ValueError(self._no_positives(name))
+        return SurveyedRows(source, scanned, positions, labels, None, texts, len(bad.rows)), fitted
+
+    def _scan(self, source: RowSource, bad: BadRows) -> ScannedRows:
+        scanned = scan_rows(source, bad, self._shows_progress(), self.encoders.family.most_sources)
+        if not scanned.rows:
+            reasons = " ".join(bad.reasons[:5])
+            raise ValueError(f"The {source.name} data set has no row that can be used. {reasons}".rstrip())
+        return scanned
 
     def _encode_pairs(self, source: RowSource, scanned: ScannedRows, bad: BadRows) -> EncodedDataset:
         """The pairs among scanned images; no others are encoded."""
         args, name = self.args, source.name
-        selection = pair_selection(args, source.dataset)
-        compared = self._compared_scores(scanned, selection)
-        pairs = find_pairs(selection, args.pair_margin, scanned.tasks, compared, scanned.keys, scanned.sizes)
-        if not pairs.positions:
-            raise ValueError(self._no_pairs(name, pairs))
-        used = sorted({*pairs.flat})
-        scanned, places = scanned.take(used), {position: i for i, position in enumerate(used)}
-        pairs = replace(pairs, positions=[(places[better], places[worse]) for better, worse in pairs.positions])
+        scanned, compared, pairs = self._find_pairs(source, scanned)
         writer, batch_size = shard_writer(args), args.encode_batch_size
         images, readable = encode_images(source, scanned, bad, self.encoders, writer, batch_size)
         bad.warn(name, len(source.dataset))
@@ -231,12 +301,26 @@ class DataPreparer:
             raise ValueError(self._no_pairs(name, pairs))
         if pairs.left_out:
             logger.warning("Of the %s data set, there were left out: %s.", name, pairs.describe_left_out())
-        is_positive = torch.tensor([True, False]).repeat(len(pairs.positions))
-        scores = torch.tensor([compared[used[i]] for i in pairs.flat], dtype=torch.float64)
-        labels = Labels(scores, is_positive, torch.ones(len(scores)))
         texts = {i: self.loss.prompt(scanned.prompts[i], True) for i in pairs.flat}
         prompts, sources = encode_with_sources(source, scanned, texts, self.encoders, writer, batch_size)
-        return EncodedDataset(scanned, images, prompts, pairs.flat, labels, pairs, sources)
+        _say_where(writer, name)
+        return EncodedDataset(scanned, images, prompts, pairs.flat, _labels_of(pairs, compared), pairs, sources)
+
+    def _find_pairs(self, source: RowSource, scanned: ScannedRows) -> tuple[ScannedRows, list[float], Pairs]:
+        """The images that are in pairs, what each is compared by, and the pairs."""
+        args = self.args
+        selection = pair_selection(args, source.dataset)
+        compared = self._compared_scores(scanned, selection)
+        pairs = find_pairs(selection, args.pair_margin, scanned.tasks, compared, scanned.keys, scanned.sizes)
+        if not pairs.positions:
+            raise ValueError(self._no_pairs(source.name, pairs))
+        used = sorted({*pairs.flat})
+        places = {position: i for i, position in enumerate(used)}
+        positions = [(places[better], places[worse]) for better, worse in pairs.positions]
+        return scanned.take(used), [compared[i] for i in used], replace(pairs, positions=positions)
+
+    def _no_positives(self, name: str) -> str:
+        return f"`loss_type={self.args.loss_type!r}` uses positive rows only, and the {name} data set has none."
 
     def _compared_scores(self, scanned: ScannedRows, selection: str) -> Sequence[Any]:
         """What the images of a prompt are compared by: of several columns, the signed scores.
@@ -285,6 +369,11 @@ class DataPreparer:
         return shows_progress(self.args)
 
 
+def _labels_of(pairs: Pairs, compared: Sequence[float]) -> Labels:
+    scores = torch.tensor([compared[i] for i in pairs.flat], dtype=torch.float64)
+    return Labels(scores, torch.tensor([True, False]).repeat(len(pairs.positions)), torch.ones(len(scores)))
+
+
 def reads_in_lanes(args: TGOConfig, stream: IterableDataset) -> bool:
     """Whether a training stream may be read in more than one lane."""
     return can_be_divided(stream) and not args.aspect_ratio_buckets and args.stream_lanes != 1
@@ -328,6 +417,11 @@ def shard_writer(args: TGOConfig) -> ShardWriter:
     folder = Path(args.encoding_cache_dir or Path(HF_HOME) / "tgo_trl" / "encodings")
     state = PartialState()
     return ShardWriter(folder, state.process_index, state.num_processes, state.wait_for_everyone, shows_progress(args))
+
+
+def _say_where(writer: ShardWriter, name: str) -> None:
+    if PartialState().is_main_process:
+        print(f"Encodings of the {name} data set: {shown_bytes(writer.num_bytes)} in {writer.folder}", flush=True)
 
 
 def shows_progress(args: TGOConfig) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..losses import LOSSES
+from ..messages.values import did_you_mean
 from ..rewards import REWARDS
 from ..settings import shown
 
@@ -118,8 +119,9 @@ def check_rewards(specs: object) -> None:
         source, colon, name = spec.rpartition(":")
         if spec not in REWARDS and not (colon and source and name):
             raise ValueError(
-                f"`eval_rewards` has {shown(spec)}, which is none of {', '.join(REWARDS)}. For a function of your own "
-                "write 'path/to/file.py:function' or 'package.module:function'."
+                f"`eval_rewards` has {shown(spec)}, which is none of {', '.join(REWARDS)}."
+                f"{did_you_mean(spec, REWARDS)} For a function of your own write 'path/to/file.py:function' or "
+                "'package.module:function'."
             )
     names = reward_names(specs)
     taken = [f"{name}{OF_THE_REFERENCE}" for name in names] + ["variety"]

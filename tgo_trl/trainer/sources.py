@@ -10,6 +10,7 @@ from PIL import Image
 from ..data.columns import known_columns
 from ..families import Family
 from ..media.images import load_image
+from ..messages.values import did_you_mean
 from ..settings import shown
 from .tgo_config import DEFAULTS, TGOConfig
 
@@ -45,8 +46,9 @@ def read_sample_sources(args: TGOConfig, family: type[Family], datasets: Mapping
         if columns is not None and args.source_column not in columns:
             raise ValueError(
                 f"`{family.__name__}` makes samples from source images, and `{name}` has no column "
-                f"{args.source_column!r} of them; it has {', '.join(map(repr, columns))}. Set `source_column`, or "
-                "train a pipeline that reads prompts alone."
+                f"{args.source_column!r} of them; it has {', '.join(map(repr, columns))}."
+                f"{did_you_mean(args.source_column, columns)} Set `source_column`, or train a pipeline that reads "
+                "prompts alone."
             )
     for prompts, sources in (("sample_prompts", OF_GRIDS), ("eval_prompts", OF_EVALUATIONS)):
         if getattr(args, prompts) and not getattr(args, sources):

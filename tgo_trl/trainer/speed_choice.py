@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from ..messages.values import shown_bytes
 from ..policy.memory import Footprint
 
 INTERVALS = (4, 3, 2, 1)
@@ -104,8 +105,11 @@ def _interval(facts: SpeedFacts, memory: int) -> tuple[int | None, str]:
     for every in (None, *INTERVALS):
         needed = facts.footprint.peak(facts.rows, every)
         if needed <= most:
-            return every, f"about {_gb(needed)} of {_gb(memory)} are needed"
-    return 1, f"about {_gb(needed)} are needed, and the device has {_gb(memory)}: take fewer rows in a batch"
+            return every, f"about {shown_bytes(needed)} of {shown_bytes(memory)} are needed"
+    return (
+        1,
+        f"about {shown_bytes(needed)} are needed, and the device has {shown_bytes(memory)}: take fewer rows in a batch",
+    )
 
 
 def _compiles(facts: SpeedFacts) -> tuple[bool, str]:
@@ -116,7 +120,3 @@ def _compiles(facts: SpeedFacts) -> tuple[bool, str]:
     if facts.batches is not None and facts.batches < COMPILING_PAYS_AFTER:
         return False, f"{facts.batches} batches are over before it pays, after about {COMPILING_PAYS_AFTER}"
     return True, "with one row in a batch, the GPU waits for Python otherwise"
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -25,13 +25,7 @@ def summary_rows(
         objective: settings of the loss that are not the paper's, by name.
         reading: how a stream's shards are read; None where there is nothing to say.
     """
-    lines = [
-        ("rows", f"{rule.num_rows:,}"),
-        ("prompts", f"{rule.num_prompts:,}"),
-        ("threshold", rule.describe()),
-        *rule.details().items(),
-        ("positive rows", f"{rule.num_positive:,} ({100 * rule.num_positive / rule.num_rows:.1f} %)"),
-    ]
+    lines = rule_rows(rule)
     if reading is not None:
         lines.insert(1, ("read", reading))
     if labels is not None:
@@ -44,10 +38,24 @@ def pair_rows(
     pairs: Pairs, beta: float | None, temperature: float, objective: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
     """As [`summary_rows`], of the pairs of the training set."""
+    return [*found_rows(pairs), *_loss_rows(beta, temperature, objective)]
+
+
+def rule_rows(rule: LabelRule) -> list[tuple[str, str]]:
+    """Those of a rule: rows, prompts, threshold and sides."""
+    return [
+        ("rows", f"{rule.num_rows:,}"),
+        ("prompts", f"{rule.num_prompts:,}"),
+        ("threshold", rule.describe()),
+        *rule.details().items(),
+        ("positive rows", f"{rule.num_positive:,} ({100 * rule.num_positive / rule.num_rows:.1f} %)"),
+    ]
+
+
+def found_rows(pairs: Pairs) -> list[tuple[str, str]]:
+    """Those of pairs: how many, of what, and what was left out."""
     lines = [("pairs", pairs.describe()), ("prompts", f"{pairs.num_prompts:,}")]
-    if pairs.left_out:
-        lines.append(("left out", pairs.describe_left_out()))
-    return [*lines, *_loss_rows(beta, temperature, objective)]
+    return [*lines, ("left out", pairs.describe_left_out())] if pairs.left_out else lines
 
 
 def _loss_rows(beta: float | None, temperature: float, objective: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -57,9 +65,11 @@ def _loss_rows(beta: float | None, temperature: float, objective: Mapping[str, A
     return [("effective scale beta / T", f"{beta / temperature:.4g} (beta {beta:g}, T {temperature:.4g})"), *lines]
 
 
-def print_summary(lines: list[tuple[str, str]]) -> None:
+def print_summary(lines: list[tuple[str, str]], title: str = "TGO training data") -> None:
     """Prints the table to the terminal."""
-    table = Table(title="TGO training data", show_header=False)
+    table = Table(title=title, show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # folders too are there as a whole
     for name, value in lines:
         table.add_row(name, value)
     Console().print(table)

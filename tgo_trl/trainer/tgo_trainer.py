@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
@@ -27,38 +27,31 @@ from ..labels.quantiles import ScoreQuantiles
 from ..labels.rule import LabelRule, Labels
 from ..losses import LossInputs, RowErrors, build_loss
 from ..media.types import Sample, Size
-from ..policy.adapters import check_policy
 from ..policy.compilation import accelerate_compiles
 from ..policy.denoising import Corrupted
 from ..policy.draws import EVALUATION_EPOCH, Draw, DrawPlan
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
+from ..policy.known_digests import remember_digests
 from ..policy.launch import check_shardable
-from ..policy.loading import find_family_class, load_reference_networks
-from ..policy.memory import Footprint, device_memory, footprint
+from ..policy.loading import load_reference_networks
+from ..policy.memory import Footprint, device_memory, footprint, has_usual_adapter
 from ..policy.reference import AdapterReference, ModelReference, PastReference
 from ..settings import shown
 from .arguments import (
-    check_arguments,
-    check_loss,
-    check_samples_of_loss,
     default_args,
-    named_datasets,
     training_dtype,
-    warn_of_distilled_steps,
 )
 from .base_trainer import BaseTrainer
-from .callbacks import ScoreLogCallback, check_callbacks
+from .callbacks import ScoreLogCallback
 from .course import describe_optimizer
-from .eval_samples import load_eval_rewards
-from .feasibility import check_best_metric_for, check_best_metric_of, check_drift_of, check_feasible
+from .feasibility import check_best_metric_of, check_drift_of
 from .metrics import LossMetrics, MetricRows
 from .nonfinite import UpdateGuard
 from .objective import BALANCED, has_beta
-from .pair_sources import check_all_columns
-from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_block
+from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_sampler
 from .reference_recipe import active_dropout, reference_digest, reference_recipe
-from .sources import of_evaluations, read_sample_sources
+from .refusals import check_datasets, check_pipeline, check_settings
 from .speed_choice import SpeedFacts, apply_choice, choose_speed
 from .summary import pair_rows, print_summary, summary_rows
 from .tgo_config import TGOConfig
@@ -158,33 +151,17 @@ class TGOTrainer(BaseTrainer):
     ) -> None:
         # Whatever can be refused is, before anything is loaded.
         args = default_args(model) if args is None else args
-        check_arguments(args, model, ref_model, train_dataset, eval_dataset)
-        check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
-        check_shardable(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"))
-        check_callbacks(args, callbacks)
-        eval_rewards = load_eval_rewards(args.eval_rewards, getattr(args, of_evaluations(args)) is not None)
+        eval_rewards = check_settings(
+            args, model, ref_model, train_dataset, eval_dataset, quantization_config, compute_metrics, callbacks,
+            optimizers, optimizer_cls_and_kwargs,
+        )  # fmt: skip
         dtype = training_dtype(args)
         self._open_repository(args)  # before anything that takes long
 
         # The pipeline, and whether settings fit it.
-        datasets = named_datasets(train_dataset, eval_dataset)
-        try:
-            family_class = find_family_class(model, args.model_init_dict, family)
-        except OSError:  # loading says more of what is wrong
-            family_class = None
-        is_video = family_class is not None and family_class.task.endswith("-to-video")
-        check_all_columns(args, train_dataset, eval_dataset, "video" if is_video else None)
-        if family_class is not None:
-            sources = read_sample_sources(args, family_class, datasets)
-        self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
-        if family_class is None:  # of a single file, too
-            sources = read_sample_sources(args, type(self.family), datasets)
-        check_shardable(args, None, self.family.networks(self.pipeline))
-        check_loss(args, self.denoiser.noise_process)
-        check_samples_of_loss(args, self.pipeline)
-        warn_of_distilled_steps(self.family, self.pipeline)
-        check_best_metric_for(args, eval_dataset, self.denoiser.noise_process)
-        check_policy(self.pipeline, self.family, args, peft_config)
+        sources = check_datasets(args, model, family, train_dataset, eval_dataset)
+        trained = self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
+        sources = check_pipeline(args, trained, sources, train_dataset, eval_dataset, peft_config)
         ref_networks = None
         if ref_model is not None:
             ref_networks = load_reference_networks(
@@ -204,6 +181,9 @@ class TGOTrainer(BaseTrainer):
         resolved = {"temperature": self.temperature, "negative_weight": self._resolve_negative_weight(args)}
         self.loss = build_loss(args.loss_type, {**vars(args), **resolved})
         eval_set = self._prepare_evaluation(eval_dataset)
+        is_whole = not isinstance(quantization_config, PipelineQuantizationConfig)  # whose encoders may be quantised
+        if isinstance(model, str) and is_whole and args.process_index == 0:
+            remember_digests(shard_writer(args).folder, model, args.model_init_dict, self.encoders)
         check_best_metric_of(args, eval_set)
         check_drift_of(args, eval_set)
         self._keep_encoders = isinstance(train_set, StreamDataset)
@@ -322,7 +302,8 @@ class TGOTrainer(BaseTrainer):
         That is of a stream, which has encoders beside it, with all weights trained, with an average of them, and of
         adapters on other modules than the family's.
         """
-        if not isinstance(train_set, EncodedDataset) or not self._has_usual_adapter():
+        is_measured = self.args.ema_decay is None and has_usual_adapter(self.policy)
+        if not isinstance(train_set, EncodedDataset) or not is_measured:
             return None
         sizes = [math.prod(size) for size in train_set.sizes]
         largest = sizes.index(max(sizes))
@@ -330,12 +311,6 @@ class TGOTrainer(BaseTrainer):
         corrupted = self._corrupt(self._prepare_inputs(self.data_collator(items)))[0]
         with self.accelerator.autocast():
             return footprint(self.policy, self._networks(self.policy), corrupted, self.args.world_size)
-
-    def _has_usual_adapter(self) -> bool:
-        if self.policy.adapter_name is None or self.args.ema_decay is not None:
-            return False
-        targets = self.policy.lora_config.target_modules
-        return not isinstance(targets, str) and set(targets or ()) == set(self.family.lora_target_modules)
 
     def _why_uncompiled(self) -> str | None:
         """What speaks against compiling blocks that nobody asked to have compiled, a clause."""
@@ -426,13 +401,7 @@ class TGOTrainer(BaseTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not isinstance(dataset, EncodedDataset):
             return None
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        shuffle_seed = None if self.args.train_sampling_strategy == "sequential" else seed
-        block = training_block(self.args, len(self.sizes))
-        self._row_sampler = RowSampler(
-            len(dataset), shuffle_seed, block, groups=self._groups(dataset), rows_per_item=dataset.rows_per_item,
-            is_positive=dataset.labels.is_positive.tolist(), positive_ratio=self.args.positive_ratio,
-        )  # fmt: skip
+        self._row_sampler = training_sampler(self.args, dataset, len(self.sizes))
         return self._row_sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:

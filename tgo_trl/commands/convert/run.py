@@ -21,6 +21,7 @@ from ...data.columns import column_names, undecoded
 from ...data.rows import BadRows
 from ...media.origin import find_origin, named_origin
 from ...messages.public import public_name
+from ...settings import check_choice
 from ...storage.parquet import ParquetFolder
 from ...storage.processes import process_state
 from ...storage.records import CONVERSION_NAME
@@ -207,8 +208,7 @@ def named_layout(name: str, dataset: Dataset | IterableDataset) -> tuple[str, La
     """
     if name == "auto":
         return find_layout(column_names(dataset))
-    if name not in LAYOUTS:
-        raise ValueError(f"`layout` is {name!r}; it must be one of {', '.join(map(repr, ('auto', *LAYOUTS)))}.")
+    check_choice("layout", name, ("auto", *LAYOUTS))
     return name, LAYOUTS[name]
 
 

@@ -340,7 +340,7 @@ def _load(config: GenerateConfig, family: Family | None, state: PartialState) ->
     if names and config.dtype is not None:
         raise ValueError(f"`dtype` is set, and `model_init_kwargs` has `{names.pop()}`. Set one of them.")
     if not names:
-        kwargs["torch_dtype"] = default_dtype(state.device) if config.dtype is None else as_dtype(config.dtype)
+        kwargs["dtype"] = default_dtype(state.device) if config.dtype is None else as_dtype(config.dtype)
     return load_pipeline(config.model_name_or_path, kwargs, None, family)
 
 

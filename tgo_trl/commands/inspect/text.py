@@ -23,7 +23,7 @@ def print_report(report: Report, files: Sequence[str], folder: str) -> None:
         console.print(shown or "Note", style="bold")
         console.print(f"  {suggestion.reason}")
     if not report.settings:
-        console.print("Nothing speaks against the defaults of `TGOConfig`.")
+        console.print("Nothing speaks against training with the defaults.")
     console.print(f"Written to {folder}: {', '.join(files)}")
 
 

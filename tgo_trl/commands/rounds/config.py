@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ...messages.values import did_you_mean
 from ...settings import as_dictionary, check_choice, check_finite, check_types, shown
 from ..evaluate.config import EvaluateConfig
 from ..generate.config import GenerateConfig, SamplingSettings
@@ -217,5 +218,7 @@ def _checked(name: str, given: Any, known: tuple[str, ...]) -> dict[str, Any]:
     settings = as_dictionary(name, given)
     unknown = next((entry for entry in settings if entry not in known), None)
     if unknown is not None:
-        raise ValueError(f"`{name}` has {shown(unknown)}; write some of {', '.join(known)}.")
+        raise ValueError(
+            f"`{name}` has {shown(unknown)}; write some of {', '.join(known)}.{did_you_mean(unknown, known)}"
+        )
     return settings

@@ -1,9 +1,12 @@
 """Trains on a scored data set, as `tgo-trl train` does."""
 
+import copy
 from typing import Any
 
 import torch
+from datasets import Dataset, IterableDataset
 from diffusers import BitsAndBytesConfig
+from diffusers.utils import is_bitsandbytes_available
 
 from ...families import find_family
 from ...media.origin import named_origin, remember_origin, source_folder
@@ -11,6 +14,8 @@ from ...policy.loading import attach_adapter, load_pipeline
 from ...storage.sources import open_dataset
 from ...trainer.arguments import training_dtype
 from ...trainer.checkpoints import last_checkpoint
+from ...trainer.measured_speed import Speed, remember_speed, speed_key
+from ...trainer.preparation import shard_writer
 from ...trainer.tgo_config import TGOConfig
 from ...trainer.tgo_trainer import TGOTrainer
 from .config import TrainArguments
@@ -29,27 +34,26 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
     Raises:
         UploadError: if something could not be pushed; everything is saved then, and it says what uploads it.
     """
-    splits = [arguments.dataset_train_split]
-    if args.eval_strategy != "no":
-        splits.append(arguments.dataset_test_split)
-    name, config, streaming = arguments.dataset_name, arguments.dataset_config, arguments.dataset_streaming
-    datasets = [open_dataset(name, config, split, streaming) for split in splits]
-    for dataset in datasets:
-        remember_origin(dataset, named_origin(name, args.image_dir, args.allow_urls))
+    datasets, given = open_datasets(arguments, args), copy.copy(args)  # of which `speed` sets some
     trainer = TGOTrainer(
-        _pipeline(arguments, args),
+        named_pipeline(arguments, args),
         args,
         train_dataset=datasets[0],
         eval_dataset=datasets[1] if len(datasets) > 1 else None,
         ref_model=ref_model,
-        quantization_config=_quantization(arguments) if arguments.adapter_name_or_path is None else None,
+        quantization_config=quantization_of(arguments) if arguments.adapter_name_or_path is None else None,
     )
     resume: Any = args.resume_from_checkpoint
     resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
     if resume is None:  # the same command goes on where it stopped, as all of them do
         resume = last_checkpoint(args.output_path)
-    trainer.train(resume_from_checkpoint=resume if isinstance(resume, bool) or resume is None else str(resume))
+    output = trainer.train(resume_from_checkpoint=resume if isinstance(resume, bool) or resume is None else str(resume))
+    if not resume and args.process_index == 0 and output.global_step:
+        speed = Speed(output.global_step, output.metrics["train_runtime"])
+        key = speed_key(given, arguments.model_name_or_path, bits_of(arguments), trainer.size)
+        remember_speed(shard_writer(args).folder, key, speed)
     trainer.save_model(_internal_call=True)  # it is pushed below, once and with its card
+    name = arguments.dataset_name
     dataset_id = name if source_folder(name) is None else None  # the card links to the Hub
     trainer.create_model_card(dataset_name=dataset_id)
     if args.push_to_hub:
@@ -57,22 +61,50 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
         trainer.check_pushed()
 
 
-def _pipeline(arguments: TrainArguments, args: TGOConfig) -> Any:
-    """The name of the pipeline, which the trainer loads, or the pipeline itself with an adapter on it."""
+def open_datasets(arguments: TrainArguments, args: TGOConfig) -> list[Dataset | IterableDataset]:
+    """The training set, and that of evaluations if there are any."""
+    splits = [arguments.dataset_train_split]
+    if args.eval_strategy != "no":
+        splits.append(arguments.dataset_test_split)
+    name, config, streaming = arguments.dataset_name, arguments.dataset_config, arguments.dataset_streaming
+    datasets = [open_dataset(name, config, split, streaming) for split in splits]
+    for dataset in datasets:
+        remember_origin(dataset, named_origin(name, args.image_dir, args.allow_urls))
+    return datasets
+
+
+def named_pipeline(arguments: TrainArguments, args: TGOConfig, weights: bool = True) -> Any:
+    """The name of the pipeline, which the trainer loads, or the pipeline itself with an adapter on it.
+
+    Args:
+        arguments: what is trained, and on what.
+        args: how.
+        weights: False for a pipeline of shapes alone.
+    """
     if arguments.adapter_name_or_path is None:
         return arguments.model_name_or_path
 
-    quantization = _quantization(arguments)
-    pipeline = load_pipeline(
-        arguments.model_name_or_path, args.model_init_dict, quantization, None, training_dtype(args)
-    )
+    quantization = quantization_of(arguments)
+    dtype = training_dtype(args)
+    pipeline = load_pipeline(arguments.model_name_or_path, args.model_init_dict, quantization, None, dtype, weights)
     attach_adapter(pipeline, find_family(type(pipeline))(), arguments.adapter_name_or_path)
     return pipeline
 
 
-def _quantization(arguments: TrainArguments) -> Any:
+def bits_of(arguments: TrainArguments) -> int:
+    """Of each weight of the frozen network, if it is quantised; 0 if not."""
+    return 4 if arguments.load_in_4bit else 8 if arguments.load_in_8bit else 0
+
+
+def quantization_of(arguments: TrainArguments) -> Any:
+    """What the trained networks are quantised with, if they are; raises a ValueError if that is not installed."""
     if not arguments.load_in_4bit and not arguments.load_in_8bit:
         return None
+    if not is_bitsandbytes_available():
+        name = "load_in_4bit" if arguments.load_in_4bit else "load_in_8bit"
+        raise ValueError(
+            f"`{name}` is set, and bitsandbytes is not installed. Run `pip install bitsandbytes`, or leave it out."
+        )
     if arguments.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)

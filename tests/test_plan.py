@@ -1,0 +1,182 @@
+"""What a run would take, told without weights: the same as is found with them."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tgo_trl import TGOConfig, TGOTrainer
+from tgo_trl.cli import main
+from tgo_trl.commands.plan.run import plan
+from tgo_trl.commands.plan.text import plan_lines
+from tgo_trl.commands.train.config import TrainArguments
+from tgo_trl.commands.train.run import train
+from tgo_trl.policy.draws import Draw
+from tgo_trl.policy.encoders import FrozenEncoders
+from tgo_trl.policy.loading import load_pipeline
+from tgo_trl.policy.memory import fixed_bytes, footprint, quantization_saves
+from tgo_trl.policy.policy import build_policy
+from tgo_trl.policy.skeleton import encoded_shapes
+from tgo_trl.trainer.loading import load_for_training
+
+from .cases import KINDS, PROMPTS
+from .runs import config
+from .tiny import scored_rows, stable_diffusion
+
+
+def shapes(tensors):
+    return {name: (tuple(it.shape), it.dtype) for name, it in tensors.items()}
+
+
+def encode(case, family, pipeline, has_weights):
+    if has_weights:
+        return case.encode(family, pipeline, 1)
+    num_sources = len(case.sources[0]) if case.sources else 0
+    row = (case.pixels(1)[0], case.geometry(1)[0], PROMPTS[0], num_sources)
+    image, prompt, sources = encoded_shapes(family, pipeline, *row)
+    return image | sources, prompt
+
+
+def account_of(case, pipeline, args, has_weights):
+    """Shapes of the networks and of what is encoded, and the memory of a step in bfloat16."""
+    family, dtype, device = case.family(pipeline), torch.bfloat16, torch.device("cpu" if has_weights else "meta")
+    parts = {name: shapes(it.state_dict()) for name, it in pipeline.components.items() if isinstance(it, nn.Module)}
+    FrozenEncoders(family, pipeline, torch.device("cpu"), dtype)
+    image, prompt = encode(case, family, pipeline, has_weights)
+    policy, _ = build_policy(pipeline, family, args, None, dtype)
+    assert {it.device for it in policy.parameters()} == {device}
+    lengths = {"lengths": tuple(prompt["mask"].sum(1).tolist())} if family.reads_lengths else {}
+    noise = torch.zeros(1, *family.latent_shape(image), device=device)
+    placed = {name: it.to(device) for name, it in prompt.items()}
+    denoiser = load_for_training(pipeline, args, dtype).denoiser
+    corrupted = denoiser.corrupt(image, placed | lengths, Draw(torch.full((1,), 0.5), noise, noise))
+    with torch.autocast("cpu", dtype):
+        return parts, shapes(image), shapes(prompt), footprint(policy, policy.networks.values(), corrupted, 1)
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_what_has_no_weights_takes_as_much_as_what_has(case, tmp_path):
+    whole = case.build()
+    if case.family(whole).prompts_see_sources:
+        pytest.skip("prompts that are encoded beside images have no shape without weights")
+    whole.save_pretrained(tmp_path)
+    lacking = dict.fromkeys(name for name in ("text_encoder_3", "tokenizer_3") if whole.components.get(name, 0) is None)
+    skeleton = load_pipeline(str(tmp_path), lacking, None, None, weights=False)
+    args = case.config(tmp_path, gradient_checkpointing=False)
+    assert account_of(case, skeleton, args, False) == account_of(case, whole, args, True)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A pipeline's folder, and a data set of 10 rows."""
+    folder = tmp_path_factory.mktemp("plan")
+    stable_diffusion().save_pretrained(folder / "base")
+    scored_rows(10).to_parquet(folder / "rows.parquet")
+    return folder
+
+
+def settings_of(base, **settings):
+    chosen = {"resolution": 16, "max_steps": -1, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+    arguments = TrainArguments(str(base / "base"), str(base / "rows.parquet"))
+    return arguments, config(base, **{**chosen, **settings})
+
+
+def test_a_run_takes_what_its_plan_says(base, monkeypatch, capsys):
+    arguments, args = settings_of(
+        base, positive_ratio=0.4, gradient_accumulation_steps=2, per_device_train_batch_size=2
+    )
+    before = plan(arguments, args)
+    assert not (base / "cache").exists()
+    assert not (base / "out").exists()
+    assert before.encodings.missing is None  # nobody knows the encoders yet
+
+    monkeypatch.chdir(base)
+    trainer = TGOTrainer(arguments.model_name_or_path, args, scored_rows(10))
+    trainer.train()
+    after = plan(arguments, args)
+    # 5 positive rows for 8 negative ones, of which there are 5: 3 of the former
+    assert (before.updates, before.updates_per_epoch) == (trainer.state.max_steps, 2) == (4, 2)
+    assert before.checkpoints == len(list((base / "out").glob("checkpoint-*"))) == 2
+    weights = (base / "out" / "checkpoint-2" / "pytorch_lora_weights.safetensors").stat().st_size
+    assert before.checkpoint_bytes == 3 * sum(it.nbytes for it in trainer.policy.trained_weights())
+    assert before.checkpoint_bytes / 3 == pytest.approx(weights, rel=0.5)  # whose header is large beside tiny weights
+    assert after.encodings.missing == (0, 0)
+    on_disk = sum(path.stat().st_size for path in (base / "cache").glob("*.safetensors"))
+    assert f"Encodings of the training data set: {on_disk:,} bytes in {base / 'cache'}" in capsys.readouterr().out
+    assert before.encodings.image_bytes + before.encodings.prompt_bytes == pytest.approx(on_disk, rel=0.1)
+    assert before.memory.fixed == fixed_bytes(trainer.policy.networks.values(), 1)
+    assert dict(plan_lines(after, args))["goes on"].startswith("after update 4")
+
+    # other rows and another size have other encodings
+    other = settings_of(base, resolution=32)
+    assert plan(*other).encodings.missing == (10, 0)
+
+
+def test_what_a_quantised_base_saves():
+    network = nn.ModuleList([nn.Linear(64, 32, dtype=torch.bfloat16), nn.Linear(64, 32), nn.Conv2d(3, 4, 1)])
+    network.requires_grad_(False)
+    network[1].requires_grad_(True)
+    assert quantization_saves([network], 4) == 64 * 32 * 2 - (64 * 32 // 2 + 64 * 32 // 64 * 4)
+    assert quantization_saves([network], 8) == 64 * 32
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"score_column": "scroe"}, "has no column 'scroe'"),
+        ({"resolution": 15}, "multiple of"),
+        ({"loss_type": "sft", "threshold_type": "value", "threshold_value": 1e9}, "positive"),
+        ({"lora_target_modules": ["to_x"]}, "to_x"),
+    ],
+)
+def test_what_training_refuses_is_refused_alike(base, settings, words):
+    arguments, args = settings_of(base, **settings)
+    with pytest.raises(ValueError, match=words) as planned:
+        plan(arguments, args)
+    with pytest.raises(ValueError, match=words) as trained:
+        TGOTrainer(arguments.model_name_or_path, args, scored_rows(10))
+    assert str(planned.value) == str(trained.value)
+
+
+def test_the_command_says_what_is_next(base, capsys, caplog):
+    words = [
+        "--model_name_or_path", str(base / "base"), "--dataset_name", str(base / "rows.parquet"), "--use_cpu", "true",
+        "--output_dir", str(base / "new"), "--resolution", "16", "--max_steps", "7", "--report_to", "none",
+        "--encoding_cache_dir", str(base / "none"),
+    ]  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        assert main(["plan", *words]) == 0
+    printed = capsys.readouterr().out
+    assert "7 of 8 rows each" in printed
+    assert printed.splitlines()[-1] == f"Next: tgo-trl train {' '.join(words)}"
+    assert main(["plan", *words, "--score_column", "scroe"]) == 1
+    assert "scroe" in capsys.readouterr().err
+    assert not Path(base / "new").exists()
+    assert TGOConfig(str(base / "new")).output_dir  # making settings writes nothing either
+
+
+def test_a_speed_is_that_of_a_run_with_the_same_settings(base, tmp_path):
+    folders = {"output_dir": str(tmp_path / "out"), "encoding_cache_dir": str(tmp_path / "cache")}
+    arguments, args = settings_of(base, save_strategy="no", max_steps=3, **folders)
+    text = dict(plan_lines(plan(arguments, args), args))["time"]
+    assert text.startswith("not known before updates were made on this machine: train with `--max_steps 20 ")
+    train(arguments, args)
+    longer = replace(args, max_steps=30)
+    speed = plan(arguments, longer).speed
+    assert speed.updates == 3
+    minutes = 30 * speed.seconds / 3 / 60
+    assert dict(plan_lines(plan(arguments, longer), longer))["time"].startswith(
+        f"about {minutes:,.1f} minutes, at the "
+    )
+    assert plan(arguments, replace(args, per_device_train_batch_size=2)).speed is None
+
+
+@pytest.mark.parametrize("name", ["load_in_4bit", "load_in_8bit"])
+def test_a_quantisation_that_is_not_installed_is_named(base, monkeypatch, name):
+    monkeypatch.setattr("tgo_trl.commands.train.run.is_bitsandbytes_available", lambda: False)
+    arguments, args = settings_of(base)
+    with pytest.raises(ValueError, match=rf"`{name}` is set, .* Run `pip install bitsandbytes`"):
+        plan(replace(arguments, **{name: True}), args)

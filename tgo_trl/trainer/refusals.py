@@ -1,0 +1,85 @@
+"""What a run is refused for, in the order in which it can be known: of its settings, its data sets, its pipeline.
+
+`TGOTrainer` and `tgo-trl plan` ask the same, so that what the one accepts the other does.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from peft import PeftConfig
+
+from ..families import Family
+from ..policy.adapters import check_policy
+from ..policy.launch import check_shardable
+from ..policy.loading import find_family_class
+from ..rewards.base import Reward
+from .arguments import check_arguments, check_loss, check_samples_of_loss, named_datasets, warn_of_distilled_steps
+from .callbacks import check_callbacks
+from .eval_samples import load_eval_rewards
+from .feasibility import check_best_metric_for, check_feasible
+from .loading import TrainedPipeline
+from .pair_sources import check_all_columns
+from .sources import SampleSources, of_evaluations, read_sample_sources
+from .tgo_config import TGOConfig
+
+
+def check_settings(
+    args: TGOConfig, model: Any, ref_model: Any, train_dataset: Any, eval_dataset: Any, quantization_config: Any = None,
+    compute_metrics: Callable[..., Any] | None = None, callbacks: Any = None, optimizers: Sequence[Any] = (None, None),
+    optimizer_cls_and_kwargs: Any = None,
+) -> dict[str, Reward]:  # fmt: skip
+    """The rewards of evaluations; raises a TypeError or ValueError for arguments of `TGOTrainer` that cannot work."""
+    check_arguments(args, model, ref_model, train_dataset, eval_dataset)
+    check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
+    check_shardable(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"))
+    check_callbacks(args, callbacks)
+    return load_eval_rewards(args.eval_rewards, getattr(args, of_evaluations(args)) is not None)
+
+
+def check_datasets(
+    args: TGOConfig, model: str | DiffusionPipeline, family: Family | None, train_dataset: Any, eval_dataset: Any
+) -> SampleSources | None:
+    """The source images of samples; None where the pipeline's family is not known before anything is loaded.
+
+    Raises:
+        ValueError: if no family is known, or the data sets lack a column that it or the loss reads.
+    """
+    try:
+        family_class = find_family_class(model, args.model_init_dict, family)
+    except OSError:  # loading says more of what is wrong
+        family_class = None
+    is_video = family_class is not None and family_class.task.endswith("-to-video")
+    check_all_columns(args, train_dataset, eval_dataset, "video" if is_video else None)
+    if family_class is None:
+        return None
+    return read_sample_sources(args, family_class, named_datasets(train_dataset, eval_dataset))
+
+
+def check_pipeline(
+    args: TGOConfig, trained: TrainedPipeline, sources: SampleSources | None, train_dataset: Any, eval_dataset: Any,
+    peft_config: PeftConfig | None = None,
+) -> SampleSources:  # fmt: skip
+    """The source images of samples; warns of a distilled pipeline.
+
+    Args:
+        args: the run's settings.
+        trained: the pipeline, with or without weights.
+        sources: what [`check_datasets`] returned.
+        train_dataset: of `TGOTrainer`.
+        eval_dataset: likewise.
+        peft_config: of the adapter.
+
+    Raises:
+        ValueError: if the pipeline does not go with settings and data sets.
+    """
+    pipeline, family, process = trained.pipeline, trained.family, trained.denoiser.noise_process
+    if sources is None:  # of a single file, too
+        sources = read_sample_sources(args, type(family), named_datasets(train_dataset, eval_dataset))
+    check_shardable(args, None, family.networks(pipeline))
+    check_loss(args, process)
+    check_samples_of_loss(args, pipeline)
+    warn_of_distilled_steps(family, pipeline)
+    check_best_metric_for(args, eval_dataset, process)
+    check_policy(pipeline, family, args, peft_config)
+    return sources
