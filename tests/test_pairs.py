@@ -467,14 +467,15 @@ EXAMPLES = re.findall(r"```json\n(.*?)```", (Path(__file__).parents[1] / "docs" 
         (5, "imagerewarddb_rank", {"a": 0.5, "b": 1, "c": 0}),
         (6, "labels", {"a": 1, "b": 0}),
         (7, "ratings", {"a": 4.5, "b": 1}),
+        (8, "preference", {"a": 1, "b": 0}),
     ],
 )
 def test_the_rows_of_the_docs(tmp_path, capsys, example, layout, scores):
-    for i, name in enumerate("abc"):
+    for i, name in enumerate(("a", "b", "c", "fox")):
         picture(i).save(tmp_path / f"{name}.png")
     (tmp_path / "rows.jsonl").write_text(EXAMPLES[example])
     output = convert(ConvertConfig(str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), disable_tqdm=True))
     scored = load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
     assert dict(zip([name[0] for name in scored["image_uid"]], scored["score"], strict=True)) == scores
     assert f"Layout: {layout}" in capsys.readouterr().out
-    assert len(EXAMPLES) == 8
+    assert len(EXAMPLES) == 9

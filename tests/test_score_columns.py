@@ -198,7 +198,7 @@ def test_units_are_those_of_each_column_unless_someone_says_otherwise(tmp_path):
 
 def test_missing_columns_and_classes_are_named_before_a_model_is_loaded(tmp_path):
     args = config(tmp_path, score_columns=["other", "third", "second"])
-    with pytest.raises(ValueError, match=r"has no column 'second', 'third'; it has .*set `score_columns` in the"):
+    with pytest.raises(ValueError, match=r"has no column 'second', 'third'; it has .*set `score_columns`"):
         check_all_columns(args, two_columns(), None)
     classes = two_columns().class_encode_column("prompt").rename_columns({"prompt": "label"})
     with pytest.raises(ValueError, match="`score_columns` is 'label', a column of classes"):
