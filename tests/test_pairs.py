@@ -467,7 +467,7 @@ EXAMPLES = re.findall(r"```json\n(.*?)```", (Path(__file__).parents[1] / "docs" 
         (5, "imagerewarddb_rank", {"a": 0.5, "b": 1, "c": 0}),
         (6, "labels", {"a": 1, "b": 0}),
         (7, "ratings", {"a": 4.5, "b": 1}),
-        (8, "preference", {"a": 1, "b": 0}),
+        (8, "pairs", {"a": 1, "b": 0}),
     ],
 )
 def test_the_rows_of_the_docs(tmp_path, capsys, example, layout, scores):
