@@ -568,7 +568,7 @@ def test_long_prompts_are_counted(tmp_path):
 def test_good_data_gets_no_suggestion_but_its_size(tmp_path, capsys):
     report = report_on(dataset(normal(40).tolist()).remove_columns("image"), tmp_path, skip_images=True)
     assert report.suggestions == []
-    assert "Nothing speaks against the defaults" in capsys.readouterr().out
+    assert "Nothing speaks against training with the defaults" in capsys.readouterr().out
 
 
 def test_what_cannot_be_inspected(tmp_path):

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -30,20 +30,19 @@ def command_pages(docs: Path) -> dict[str, str]:
     pages = {
         "command_line/index.md": "\n".join(["# Commands", "", "| command | what it does |", "|---|---|", *rows, ""])
     }
-    documented: set[type] = set()
+    shared = settings_parser("train").dataclass_types
     for name in COMMANDS:
-        pages[f"command_line/{name}.md"] = "\n".join(_page(name, docs, documented))
-        documented.update(settings_parser(name).dataclass_types)
+        pages[f"command_line/{name}.md"] = "\n".join(_page(name, docs, () if name == "train" else shared))
     return pages
 
 
-def _page(name: str, docs: Path, documented: set[type]) -> Iterator[str]:
-    """The parts of a command's page, but for settings that are on another page already, and seldom set."""
+def _page(name: str, docs: Path, of_train: Sequence[type]) -> Iterator[str]:
+    """The parts of a command's page, but for settings that are on the page of `train`, and seldom set."""
     parser = settings_parser(name)
     yield f"# {parser.prog}\n"
     yield f"{COMMANDS[name].purpose[0].upper()}{COMMANDS[name].purpose[1:]}.{_see(name, docs)}\n"
     yield f"```bash\n{parser.prog} [--config FILE] [settings]\n```\n"
-    elsewhere = [config for config in parser.dataclass_types if config in documented]
+    elsewhere = [config for config in parser.dataclass_types if config in of_train]
     left_out = {field.name for config in elsewhere for field in fields(config)} - set(parser.usual)
     for title, actions in _groups(parser).items():
         here = [action for action in actions if action.dest not in left_out]
