@@ -88,7 +88,12 @@ def test_a_threshold_of_each_prompt_in_each_column():
     scores, prompts = {"x": [1.0, 3.0, 10.0, 14.0], "y": [0.0, 4.0, 2.0, 0.0]}, ["a", "a", "b", "b"]
     rule = fit_combined_rule(scores, prompts, threshold_type="prompt_mean")
     # means 2 and 12, 2 and 1
-    assert rule.apply(rows_of(scores), prompts).scores.tolist() == [-3, 3, -1, 1]
+    labels = rule.apply(rows_of(scores), prompts)
+    assert labels.scores.tolist() == [-3, 3, -1, 1]
+    # of which the threshold is 0, of all prompts: what is relative to a prompt is in the scores
+    assert labels.is_positive.tolist() == [False, True, False, True]
+    assert labels.weights.tolist() == [16, 16, 6, 6]
+    assert rule.apply([(5.0, 2.0)], ["a"]).is_positive.tolist() == [True]  # one image of a prompt that is known
     assert rule.is_per_prompt
     new = rule.apply([(5.0, 0.0), (7.0, 0.0)], ["new", "new"])
     assert new.scores.tolist() == [-1, 1]

@@ -205,12 +205,12 @@ class LabelRule:
 
     def _unseen(self, prompts: Sequence[str]) -> list[int]:
         """The rows that need a threshold of their own and have none yet."""
-        if not self.is_per_prompt:
+        if self.threshold_type not in PER_PROMPT:
             return []
         return [i for i, prompt in enumerate(prompts) if prompt not in self.prompt_thresholds]
 
     def _row_thresholds(self, scores: Tensor, prompts: Sequence[str]) -> Tensor:
-        if not self.is_per_prompt:
+        if self.threshold_type not in PER_PROMPT:
             return torch.tensor(self.threshold, dtype=torch.float64)
         unseen, beta = self._unseen(prompts), self.beta * self.scale
         own = prompt_thresholds(scores, prompts, unseen, self.threshold_type, beta) if unseen else {}

@@ -86,7 +86,9 @@ def build_report(rows: Rows, config: InspectConfig, columns: ColumnSummary | Non
             threshold = split.settings["threshold_value"]
         weights = weight_rows(scores, threshold, normalizations=NORMALIZATIONS if columns is None else ["none"])
         prompts = summarize_prompts(scores, rows.tasks, threshold, config.beta)
-        per_prompt = suggest_prompt_mean(prompts)
+        is_vote = columns is not None and config.score_combination == "vote"
+        # of a vote, whose columns would each have other thresholds, the leads do not tell what these would change
+        per_prompt = None if is_vote else suggest_prompt_mean(prompts)
         units = suggest_weights(scores, summary, threshold) if weights and columns is None else None
         balance = None
         if weights and not (per_prompt and per_prompt.settings):  # around a mean, both sides lie equally far

@@ -26,7 +26,7 @@ def plan_lines(plan: RunPlan, args: TGOConfig) -> list[tuple[str, str]]:
         ("checkpoints", _checkpoints(plan, args)),
     ]
     last = last_checkpoint(args.output_path)
-    if last is not None:
+    if last is not None and str(args.resume_from_checkpoint).lower() != "false":
         lines.append(
             ("goes on", f"after update {checkpoint_step(last):,}, if it began with the same settings and data")
         )

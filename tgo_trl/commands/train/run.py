@@ -1,6 +1,7 @@
 """Trains on a scored data set, as `tgo-trl train` does."""
 
 import copy
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -48,14 +49,15 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
     if resume is None:  # the same command goes on where it stopped, as all of them do
         resume = last_checkpoint(args.output_path)
     output = trainer.train(resume_from_checkpoint=resume if isinstance(resume, bool) or resume is None else str(resume))
-    if not resume and args.process_index == 0 and output.global_step:
-        speed = Speed(output.global_step, output.metrics["train_runtime"])
-        key = speed_key(given, arguments.model_name_or_path, bits_of(arguments), trainer.size)
-        remember_speed(shard_writer(args).folder, key, speed)
     trainer.save_model(_internal_call=True)  # it is pushed below, once and with its card
     name = arguments.dataset_name
     dataset_id = name if source_folder(name) is None else None  # the card links to the Hub
     trainer.create_model_card(dataset_name=dataset_id)
+    if not resume and args.process_index == 0 and output.global_step:
+        speed = Speed(output.global_step, output.metrics["train_runtime"])
+        key = speed_key(given, arguments.model_name_or_path, bits_of(arguments), trainer.size)
+        with suppress(OSError):  # a plan then knows no minutes, which is no fault of the run
+            remember_speed(shard_writer(args).folder, key, speed)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_id)
         trainer.check_pushed()
