@@ -3,7 +3,7 @@
 import functools
 import inspect
 from abc import ABC
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
@@ -30,15 +30,14 @@ class FrozenEncoders:
         pipeline: the user's pipeline.
         device: where to encode.
         dtype: of the prompt encoders; image encoders run in float32, where no autoencoder overflows.
+
+    Attributes:
         digests: of encoders by name, for those without weights.
     """
 
-    def __init__(
-        self, family: Family, pipeline: DiffusionPipeline, device: torch.device, dtype: torch.dtype,
-        digests: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, family: Family, pipeline: DiffusionPipeline, device: torch.device, dtype: torch.dtype) -> None:
         self.family = family
-        self.digests = dict(digests or {})
+        self.digests: dict[str, str] = {}
         self.pipeline = pipeline
         self.device = device
         for names, dtype_ in ((family.image_encoders, torch.float32), (family.prompt_encoders, dtype)):
