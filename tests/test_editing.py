@@ -25,6 +25,7 @@ from tgo_trl.commands.strength.config import StrengthConfig
 from tgo_trl.commands.strength.drift import encode_drift_rows, read_drift_rows
 from tgo_trl.commands.strength.run import strength
 from tgo_trl.data.columns import Columns
+from tgo_trl.data.sources import check_same_number
 from tgo_trl.families import FluxKontextFamily
 from tgo_trl.media.images import image_to_tensor, load_image
 from tgo_trl.storage.fingerprints import fingerprint, task_of
@@ -331,6 +332,13 @@ def test_rows_that_drift_is_measured_on_have_their_sources(prompts_file, tmp_pat
 
 
 @pytest.mark.slow
+def test_rows_of_other_numbers_of_sources_are_refused():
+    check_same_number("Prompts", [["a"], ("b",)])
+    check_same_number("Prompts", [(), ()])
+    with pytest.raises(ValueError, match="Prompts have 1, 2 source images, and those of a batch must have as many"):
+        check_same_number("Prompts", [["a"], ["b", "c"]])
+
+
 def test_each_round_of_edits_draws_and_trains_with_their_sources(folder, tmp_path):
     rewards = {"rewards": [f"{folder / 'reward.py'}:nearness"], "held_out_rewards": [f"{folder / 'reward.py'}:farness"]}
     settings = RoundsConfig(

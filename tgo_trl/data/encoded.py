@@ -24,7 +24,7 @@ from .columns import undecoded
 from .pairs import Pairs
 from .rows import BadRows, RowSource, Score
 from .sampler import Index, padding_like
-from .sources import Places, encode_edits, encode_sources, scan_sources
+from .sources import Places, check_same_number, encode_edits, encode_sources, scan_sources
 
 READABLE = "readable"
 
@@ -88,13 +88,9 @@ def scan_rows(source: RowSource, bad: BadRows, progress: bool = False, most_sour
         return scanned
     sources = scan_sources(source, scanned.rows, bad, most_sources)
     kept = [i for i, keys in enumerate(sources) if keys is not None]
-    numbers = sorted({len(sources[i] or ()) for i in kept})
-    if len(numbers) > 1:
-        raise ValueError(
-            f"Rows of the {source.name} data set have {', '.join(map(str, numbers))} source images, and those of a "
-            "batch must have as many. Train on the rows of one number at a time."
-        )
-    return replace(scanned.take(kept), sources=[sources[i] or () for i in kept])
+    scanned = replace(scanned.take(kept), sources=[sources[i] or () for i in kept])
+    check_same_number(f"Rows of the {source.name} data set", scanned.sources)
+    return scanned
 
 
 def _identify(source: RowSource, images: Sequence[tuple[str, Any, Score]]) -> list[tuple[str, Size]]:

@@ -23,6 +23,21 @@ Places = dict[int, tuple[Shards, int]]
 """Where each scanned row has its encoded source, by position."""
 
 
+def check_same_number(subject: str, sources: Iterable[Sequence[Any]]) -> None:
+    """Raises a ValueError if rows have different numbers of source images, which no batch can have.
+
+    Args:
+        subject: what has them, such as `"Rows of the training data set"`.
+        sources: of each row.
+    """
+    numbers = sorted(set(map(len, sources)))
+    if len(numbers) > 1:
+        raise ValueError(
+            f"{subject} have {', '.join(map(str, numbers))} source images, and those of a batch must have as many. "
+            "Take the rows of one number at a time."
+        )
+
+
 def locate_sources(cell: Any, origin: Origin, most: int | None = None) -> list[Any]:
     """The source images of a cell, one or a list, each as it is read; raises a ValueError, with a clause.
 

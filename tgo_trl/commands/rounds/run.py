@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from ...cards.model_card import shown_path
 from ...cards.sections import with_section, with_sections_of
 from ...data.columns import Columns
+from ...data.sources import check_same_number
 from ...losses import LOSSES
 from ...measures import Estimate
 from ...messages.public import public_name, public_value
@@ -166,6 +167,7 @@ class _Rounds:
         generation = self.generation(1)
         kind = find_kind(generation)
         tasks = find_tasks(generation, kind)
+        check_same_number("Prompts", (task.sources for task in tasks))
         scoring: Any = config.scoring("", "").reward_kwargs
         remedy = "The pipeline makes images from prompts alone: take another reward."
         specs = (*config.rewards, *(config.held_out_rewards or ()))

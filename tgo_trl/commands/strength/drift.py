@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...data.columns import Columns, check_columns, undecoded
 from ...data.rows import check_prompt, read_cell
-from ...data.sources import READER, locate_sources, read_pixels
+from ...data.sources import READER, check_same_number, locate_sources, read_pixels
 from ...families import Family
 from ...families.base import present
 from ...media.embedding import ColumnError
@@ -96,6 +96,7 @@ def read_drift_rows(name: str, split: str, columns: Columns, num_rows: int, fami
                 rows.sources[-1] = located
         except ColumnError as error:
             raise ValueError(f"Row {index} of {name!r}, column {error.column!r}: {error}.") from error
+    check_same_number(f"Rows of {name!r}", rows.sources)
     return rows
 
 
