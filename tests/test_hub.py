@@ -390,7 +390,8 @@ def test_an_adapter_is_trained_on_a_data_set_of_the_hub(folder, tmp_path, hub):
 
 @pytest.mark.slow
 def test_several_processes_push_once(folder, tmp_path, hub):
-    arguments = train_arguments(folder, tmp_path, "--hub_strategy", "end", "--num_processes", "2")
+    several = ("--accelerate_config", "multi_gpu", "--num_processes", "2")
+    arguments = train_arguments(folder, tmp_path, "--hub_strategy", "end", *several)
     done = in_a_process(hub, tmp_path, sys.executable, "-m", "tgo_trl.cli", *arguments)
     assert done.returncode == 0, done.stderr
     [commit] = hub.model("me/mine").commits
