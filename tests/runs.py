@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
+from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
 from tgo_trl import TGOConfig, TGOTrainer
@@ -158,6 +159,7 @@ CASES: dict[str, dict[str, Any]] = {
     "qrpo": {"max_steps": 2, "loss_type": "qrpo", "num_likelihood_samples": 2},
     "resumed": {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "stop": 3, "sync_ref_model": True},
     "reference remembered": {"max_steps": 3, "precompute_ref_log_probs": True, "num_ref_draws": 1},
+    "compiled": {"max_steps": 3, "compile_repeated_blocks": True, "torch_compile_backend": "eager"},
     "averaged": {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "stop": 3, "ema_decay": 0.3},
     "evaluated before": {"max_steps": 2, "eval_first": True},
     # the drift is 1.0038 after one update, and 1.0050 after two
@@ -173,6 +175,11 @@ CASES: dict[str, dict[str, Any]] = {
 def brightness(prompts: list[str], images: list[Any]) -> list[float]:
     """A reward: the mean pixel of each image."""
     return [float(np.asarray(image).mean()) for image in images]
+
+
+def num_graphs() -> tuple[int, int]:
+    """How many graphs dynamo made in this process, and how many breaks it found."""
+    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
 
 
 def run_case(name: str, folder: Path, **layout: Any) -> dict[str, Any]:
@@ -212,6 +219,7 @@ def run_case(name: str, folder: Path, **layout: Any) -> dict[str, Any]:
         "log": metrics(trainer.state.log_history),
         "evaluations": metrics(evaluations),
         "predictions": seen,
+        "graphs": num_graphs(),
     }
 
 

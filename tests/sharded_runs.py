@@ -27,7 +27,7 @@ from tgo_trl.policy import launch
 
 from .cases import CASES as FAMILIES
 from .devices import cpu_environment
-from .runs import Stop, StopAt, assert_close, assert_equal, make_trainer, metrics
+from .runs import Stop, StopAt, assert_close, assert_equal, make_trainer, metrics, num_graphs
 
 ROOT = Path(__file__).parent.parent
 WAYS: dict[str, dict[str, Any]] = {
@@ -99,6 +99,7 @@ CASES: dict[str, dict[str, Any]] = {
         "load_best_model_at_end": True, "eval_rewards": ["tests.runs:brightness"], "max_drift": 1.0045,
         "eval_prompts": ["a red cat", "a blue dog"],
     },
+    "compiled": {"max_steps": 2, "compile_repeated_blocks": True, "torch_compile_backend": "eager"},
     "kto": {"max_steps": 2, "loss_type": "diffusion_kto", "temperature": 0.01},
     "flux": {"max_steps": 2, "family": "flux"},
     "stable_diffusion_3": {"max_steps": 2, "family": "stable_diffusion_3"},
@@ -168,6 +169,7 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
         "evaluations": metrics(evaluations),
         "samples": torch.tensor(np.array([np.asarray(picture) for picture in samples], dtype=np.float32)),
         "is sharded": is_sharded(trainer),
+        "graphs": num_graphs(),
     }
 
 

@@ -489,7 +489,6 @@ ZERO2 = {
         ({"bf16": {"enabled": True}}, {}, "`bf16.enabled` .* is True, and `bf16` False"),
         ({"train_micro_batch_size_per_gpu": 3}, {}, "is 3, and `per_device_train_batch_size` 4"),
         ({}, {"optim": "adafactor"}, "DeepSpeed is asked for, and `optim` is .*adafactor.*: it was not tried"),
-        ({}, {"compile_repeated_blocks": True}, "`compile_repeated_blocks` is True: compiled blocks were not sharded"),
         ({}, {}, "DeepSpeed is asked for, and the run is on the CPU, where accelerate would replicate"),
     ],
 )  # fmt: skip
@@ -536,7 +535,6 @@ FSDP2 = {"VERSION": "2", "AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "STATE_DI
             "`fsdp_state_dict_type` .* is 'SHARDED_STATE_DICT', and `save_only_model` is on",
         ),
         ({}, {"optim": "adafactor"}, "`optim` is .*adafactor.*: it was not tried on shards"),
-        ({}, {"compile_repeated_blocks": True}, "`compile_repeated_blocks` is True: compiled blocks were not sharded"),
         ({}, {"ema_decay": 0.9}, "`ema_decay` is 0.9: the average of shards was not saved yet"),
         ({}, {"push_to_hub": True}, "`hub_strategy` is .*every_save.*: only the main process pushes"),
         ({}, {}, "the run is on the CPU, where accelerate would replicate all weights without a word"),

@@ -16,7 +16,7 @@ from tgo_trl.policy.loading import network_classes
 
 from . import tiny
 from .cases import CASES, perturb
-from .runs import assert_close, assert_equal, config, logged, make_trainer, trained_weights
+from .runs import assert_close, assert_equal, config, logged, make_trainer, num_graphs, trained_weights
 from .test_alignprop import make_trainer as alignprop_trainer
 
 BY_NAME = {case.name: case for case in CASES}
@@ -31,10 +31,6 @@ def _anew(monkeypatch):
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # a record of each tensor, for pytest
 
 
-def num_graphs():
-    return counters["stats"]["unique_graphs"]
-
-
 def own(caplog):
     """The messages of the package."""
     return [it.message for it in caplog.records if it.name.startswith("tgo_trl")]
@@ -47,13 +43,13 @@ class Graphs(TrainerCallback):
         self.at = []
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.at.append(num_graphs())
+        self.at.append(num_graphs()[0])
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.at.append(num_graphs())
+        self.at.append(num_graphs()[0])
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.at.append(num_graphs())
+        self.at.append(num_graphs()[0])
 
 
 def run(folder, resumes=False, **settings):
@@ -114,7 +110,7 @@ def test_runs_of_all_kinds_are_equal_bit_for_bit(tmp_path, name, settings):
         trainer = make_trainer(args, model=case.build(), train_dataset=case.rows(8))
         trainer.train()
         found.append((logged(trainer), trained_weights(trainer)))
-        assert (num_graphs() > 0) == (more is EAGER)
+        assert (num_graphs()[0] > 0) == (more is EAGER)
     assert_equal(found[1], found[0])
 
 
@@ -125,7 +121,7 @@ def test_samples_with_gradient_are_compiled_too(tmp_path):
         trainer = alignprop_trainer(tmp_path / name, max_steps=3, **settings)
         trainer.train()
         runs.append((logged(trainer, "reward"), trained_weights(trainer)))
-        assert (num_graphs() > 0) == (settings is EAGER)
+        assert (num_graphs()[0] > 0) == (settings is EAGER)
     assert_equal(runs[1], runs[0])
 
 
@@ -163,12 +159,12 @@ def test_every_size_of_rows_has_the_same_graphs_where_there_are_several(tmp_path
         blocks = RepeatedBlocks([unet], "eager", None, dynamic=True)
         with blocks.compiled():
             some = outputs(samples[:1])
-            first = num_graphs()
+            first = num_graphs()[0]
             assert_equal(some + outputs(samples[1:]), expected)
-            assert num_graphs() == first
+            assert num_graphs()[0] == first
             with blocks.eager():
                 unet(torch.randn(1, 4, 20, 20), 3, text[:1], return_dict=False)
-            assert num_graphs() == first
+            assert num_graphs()[0] == first
 
 
 class Broken(nn.Module):
@@ -229,12 +225,12 @@ def test_more_graphs_than_dynamo_takes_are_made_and_too_many_are_warned_of(caplo
 
     limit = torch._dynamo.config.recompile_limit
     call()
-    assert num_graphs() == 12 > limit == torch._dynamo.config.recompile_limit
+    assert num_graphs()[0] == 12 > limit == torch._dynamo.config.recompile_limit
     assert not own(caplog)
     torch._dynamo.reset()
     monkeypatch.setattr("tgo_trl.policy.compilation.MOST_GRAPHS", 10)
     call()
-    assert num_graphs() == 12 + 10
+    assert num_graphs()[0] == 12 + 10
     assert [message.endswith("Dynamo recompile limit exceeded") for message in own(caplog)] == [True]
 
 
@@ -282,6 +278,14 @@ def test_networks_without_repeated_blocks_are_refused_before_their_weights_are_r
         file.unlink()
     with pytest.raises(ValueError, match=r"`SD3Transformer2DModel` .* Leave `compile_repeated_blocks` out, or set"):
         make_trainer(args, model=str(tmp_path / "sd3"))
+
+
+def test_a_network_without_the_blocks_that_its_class_names_is_refused():
+    unet = tiny.stable_diffusion().unet
+    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        block.attentions = nn.ModuleList()
+    with pytest.raises(ValueError, match="this `UNet2DConditionModel` has no BasicTransformerBlock"):
+        RepeatedBlocks([unet], "eager", None, False)
 
 
 @pytest.mark.parametrize(("name", "number"), [("stable_diffusion", 1), ("flux", 1), ("wan-two_stage", 2)])

@@ -102,6 +102,10 @@ def test_two_processes_equal_one(two_processes, one_process, name):
             torch.testing.assert_close(log_ratios, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_blocks_are_compiled_whole_in_each_process(two_processes):
+    assert [it["graphs"] for it in two_processes["compiled"]] == [(5, 0), (5, 0)]
+
+
 @pytest.mark.slow
 def test_eight_processes_that_share_four_lanes_equal_one(tmp_path, one_process):
     run_in_processes(8, ["lanes"], tmp_path / "eight")

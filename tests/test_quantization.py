@@ -12,7 +12,7 @@ from tgo_trl.precision import compute_dtype
 from tgo_trl.storage.fingerprints import component_fingerprint
 
 from .cases import CASES, perturb
-from .runs import config, first_log, logged, make_trainer
+from .runs import assert_equal, config, first_log, logged, make_trainer, num_graphs, trained_weights
 from .tiny import scored_rows, stable_diffusion
 
 
@@ -68,6 +68,17 @@ def test_an_adapter_trains_on_it_without_autocast(folder, tmp_path):
         logs.append(logged(trainer))
         assert {weight.dtype for weight in trainer.policy.trained_weights()} == {torch.float32}
     assert logs[1] == pytest.approx(logs[0], rel=1e-2)
+
+
+def test_compiled_blocks_of_an_8_bit_base_give_the_same_bit_for_bit(folder, tmp_path):
+    compiled = {"compile_repeated_blocks": True, "torch_compile_backend": "eager"}
+    runs = [trainer_of(folder, tmp_path / str(i), settings=it) for i, it in enumerate(({}, compiled))]
+    before = num_graphs()
+    for trainer in runs:
+        trainer.train()
+    assert num_graphs() == (before[0] + 3, before[1])
+    assert logged(runs[1]) == logged(runs[0])
+    assert_equal(trained_weights(runs[1]), trained_weights(runs[0]))
 
 
 def test_gradients_are_those_of_the_network_that_is_not_quantised(tmp_path):

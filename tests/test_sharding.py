@@ -72,6 +72,12 @@ def test_sharded_runs_equal_one_process(slow_cases, one_process, name):
 
 
 @pytest.mark.slow
+def test_blocks_are_compiled_whole_on_shards(slow_cases):
+    """Hooks that gather weights stand outside: one graph for each of the calls that one process makes, and no break."""
+    assert [it["graphs"] for it in slow_cases["compiled"]] == [(5, 0), (5, 0)]
+
+
+@pytest.mark.slow
 def test_all_weights_are_saved_as_a_pipeline_of_stock_diffusers(slow_cases, one_process, folder):
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "slow" / "run-all weights" / "out")
     saved = {f"networks.unet.{name}": weight for name, weight in pipeline.unet.named_parameters()}

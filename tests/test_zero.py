@@ -19,7 +19,7 @@ pytestmark = [
 
 CASES = [
     "adapter", "all weights", "moving reference", "accumulated", "evaluated before", "held to bounds", "resumed", "kto",
-    "flux", *OF_WHOLE_WEIGHTS,
+    "compiled", "flux", *OF_WHOLE_WEIGHTS,
 ]  # fmt: skip
 ROUNDED = ["bfloat16", "without autocast"]
 RESUMED = ["resumed", "all weights, resumed"]

@@ -37,25 +37,22 @@ class RepeatedBlocks:
             its own, which are faster.
 
     Raises:
-        ValueError: if diffusers names no repeated blocks of a network.
+        ValueError: if diffusers names no repeated blocks of a network, or it has none of them.
     """
 
     def __init__(self, networks: Iterable[Any], backend: str, mode: str | None, dynamic: bool) -> None:
         self._compiled: dict[nn.Module, Callable[..., Any] | None] = {}
         for network in networks:
             check_repeated(type(network))
-            before = {module: module._compiled_call_impl for module in network.modules()}
-            network.compile_repeated_blocks(backend=backend, mode=mode, dynamic=dynamic)
-            for module, call in before.items():
-                if module._compiled_call_impl is not call:
-                    self._compiled[module] = module._compiled_call_impl
-                    module._compiled_call_impl = call
+            for block in _repeated(network):
+                forward = torch.compile(block.forward, backend=backend, mode=mode, dynamic=dynamic)
+                self._compiled[block] = _with_forward(block, forward)
         self._known = _given_up()
 
     @property
     def description(self) -> str:
         """How many there are of each kind."""
-        kinds = Counter(type(block).__name__ for block in self._compiled)
+        kinds = Counter(type(block).__name__.removeprefix("FSDP") for block in self._compiled)
         return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
 
     @contextmanager
@@ -125,7 +122,7 @@ def accelerate_compiles() -> bool:
 
 @contextmanager
 def _calling(calls: Mapping[nn.Module, Callable[..., Any] | None]) -> Iterator[None]:
-    """Within, modules are called by what `nn.Module.compile` made of them, which it cannot undo, or as they are."""
+    """Within, modules are called by these functions, or as they are where there is none."""
     before = {module: module._compiled_call_impl for module in calls}
     for module, call in calls.items():
         module._compiled_call_impl = call
@@ -134,6 +131,34 @@ def _calling(calls: Mapping[nn.Module, Callable[..., Any] | None]) -> Iterator[N
     finally:
         for module, call in before.items():
             module._compiled_call_impl = call
+
+
+def _with_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Calls a module with another `forward`, between its hooks, at which a graph would break where they gather shards.
+
+    The module has the other one while it is called, and no longer.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        module.forward = forward
+        try:
+            return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+        finally:
+            del module.forward
+
+    return call
+
+
+def _repeated(network: nn.Module) -> list[nn.Module]:
+    """The blocks that diffusers names, also where `fully_shard` made them a class of its own, derived from theirs."""
+    names = set(network._repeated_blocks)  # type: ignore[arg-type]
+    blocks = [it for it in network.modules() if names & {kind.__name__ for kind in type(it).__mro__}]
+    if not blocks:
+        raise ValueError(
+            f"`compile_repeated_blocks` is True, and this `{type(network).__name__}` has no "
+            f"{' or '.join(sorted(names))}, which are the blocks that diffusers says are repeated. {INSTEAD}"
+        )
+    return blocks
 
 
 def _given_up() -> Counter[str]:

@@ -180,10 +180,6 @@ def _refused_settings(args: TrainingArguments, sharding: str) -> dict[str, tuple
             args.torch_compile or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no",
             "compiled networks were not sharded yet. Leave it out, also of accelerate's configuration.",
         ),
-        "compile_repeated_blocks": (
-            bool(getattr(args, "compile_repeated_blocks", None)),
-            "compiled blocks were not sharded yet. Leave it out.",
-        ),
         "speed": (
             getattr(args, "speed", None) is not None, "what a shard takes was not measured. Leave it out.",
         ),
