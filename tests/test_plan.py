@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset, Features, Image, List, concatenate_datasets
+from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from tgo_trl import TGOConfig, TGOTrainer
@@ -21,8 +23,9 @@ from tgo_trl.policy.memory import fixed_bytes, footprint, quantization_saves
 from tgo_trl.policy.policy import build_policy
 from tgo_trl.policy.skeleton import encoded_shapes
 from tgo_trl.trainer.loading import load_for_training
+from tgo_trl.trainer.plan import plan_run
 
-from .cases import KINDS, PROMPTS
+from .cases import CASES, KINDS, PROMPTS
 from .runs import config
 from .tiny import scored_rows, stable_diffusion
 
@@ -139,6 +142,71 @@ def test_what_training_refuses_is_refused_alike(base, settings, words):
     with pytest.raises(ValueError, match=words) as trained:
         TGOTrainer(arguments.model_name_or_path, args, scored_rows(10))
     assert str(planned.value) == str(trained.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "prompts", "words"),
+    [
+        ({"threshold_type": "prompt_mean"}, "aabb", "needs all images of a prompt at once"),
+        ({"loss_type": "qrpo", "quantile_scope": "prompt"}, "aabb", "each prompt's own scores"),
+    ],
+)
+def test_what_training_refuses_of_a_streamed_evaluation_is_refused_alike(base, settings, prompts, words):
+    arguments, args = settings_of(base, max_steps=2, eval_strategy="steps", **settings)
+    rows = scored_rows(4).remove_columns("prompt").add_column("prompt", [*prompts])
+    data = (rows, rows.to_iterable_dataset())
+    with pytest.raises(ValueError, match=words) as planned:
+        plan_run(arguments.model_name_or_path, arguments.model_name_or_path, args, *data, None, 0)
+    with pytest.raises(ValueError, match=words) as trained:
+        TGOTrainer(arguments.model_name_or_path, args, *data)
+    assert str(planned.value) == str(trained.value)
+
+
+def test_quantiles_of_single_images_are_refused_of_evaluations_alike(base):
+    arguments, args = settings_of(base, max_steps=2, eval_strategy="steps", loss_type="qrpo", quantile_scope="prompt")
+    data = [scored_rows(4).remove_columns("prompt").add_column("prompt", [*prompts]) for prompts in ("aabb", "aacb")]
+    words = "1 of 1 prompts outside the training set have a single image"
+    with pytest.raises(ValueError, match=words) as planned:
+        plan_run(arguments.model_name_or_path, arguments.model_name_or_path, args, *data, None, 0)
+    with pytest.raises(ValueError, match=words) as trained:
+        TGOTrainer(arguments.model_name_or_path, args, *data)
+    assert str(planned.value) == str(trained.value)
+
+
+def test_a_prompt_that_sees_sources_counts_with_each_of_them(tmp_path):
+    """Two texts and two sources in six rows: (a, 0) (b, 0) (a, 1) (b, 0) (a, 0) (b, 1)."""
+    (case,) = (it for it in CASES if it.name == "qwen_image_edit")
+    case.build().save_pretrained(tmp_path / "base")
+    sources = [[case.sources[i][0]] for i in (0, 0, 1, 0, 0, 1)]
+    column = Dataset.from_dict({"source_image": sources}, features=Features({"source_image": List(Image())}))
+    rows = scored_rows(6).remove_columns("prompt").add_column("prompt", [*"ababab"])
+    rows = concatenate_datasets([rows, column], axis=1)
+    args = case.config(tmp_path, gradient_checkpointing=False)
+    encodings = plan_run(str(tmp_path / "base"), "base", args, rows, None, None, 0).encodings
+    assert (encodings.num_images, encodings.num_prompts) == (6, 4)
+
+
+def test_a_pair_that_is_left_out_is_no_row_that_is(base):
+    arguments, args = settings_of(base, loss_type="diffusion_dpo")
+    rows = scored_rows(4).remove_columns(["prompt", "score"])
+    rows = rows.add_column("prompt", [*"aaab"]).add_column("score", [1.0, 1.0, 2.0, 3.0])
+    plan = plan_run(arguments.model_name_or_path, "base", args, rows, None, None, 0)
+    names = [name for name, _ in plan_lines(plan, args)]
+    assert {"left out", "rows left out"} < {*names}
+    assert len({*names}) == len(names)
+
+
+def test_a_dtype_in_words_is_one(base, monkeypatch):
+    """diffusers would warn of a string, and take float32 for it."""
+    asked, load = {}, StableDiffusionPipeline.from_pretrained.__func__
+
+    def record(pipeline_class, *args, **kwargs):
+        asked.update(kwargs)
+        return load(pipeline_class, *args, **kwargs)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", classmethod(record))
+    load_pipeline(str(base / "base"), {"dtype": "bfloat16"}, None, None, weights=False)
+    assert asked["dtype"] is torch.bfloat16
 
 
 def test_the_command_says_what_is_next(base, capsys, caplog):

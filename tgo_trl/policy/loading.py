@@ -104,7 +104,8 @@ def _named_skeleton(model: str, kwargs: dict[str, Any]) -> DiffusionPipeline:
         kwargs.pop("config", None)
     name = _class_name(model, kwargs)
     find_published_family(name)
-    return load_skeleton(model, PUBLISHED_NAMES.get(name, name), _index(model, kwargs), kwargs)
+    options = _with_dtype(kwargs, [], torch.float32)
+    return load_skeleton(model, PUBLISHED_NAMES.get(name, name), _index(model, kwargs), options)
 
 
 def find_family_class(

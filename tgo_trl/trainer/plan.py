@@ -147,7 +147,7 @@ def plan_run(
         if digests.keys() == encoders.networks.keys() and training.source.columns.source is None:
             counts = [num_missing(preparer.reader, it.scanned, it.texts, encoders, writer) for it in surveys]
             missing = (sum(images for images, _ in counts), sum(prompts for _, prompts in counts))
-        encodings = _encodings(writer.folder, surveys, shapes, missing)
+        encodings = _encodings(writer.folder, surveys, shapes, missing, trained.family.prompts_see_sources)
     encoder_bytes = _encoder_bytes(encoders)
     policy = build_policy(trained.pipeline, trained.family, args, None, dtype)[0]
     updates, per_epoch = _updates(args, training, len(trained.sizes))
@@ -166,6 +166,8 @@ def _survey(
         training, rule = None, preparer.training_set(train_dataset)[1]
     else:
         training, rule = preparer.survey(train_dataset, "training")
+    if isinstance(eval_dataset, IterableDataset):
+        preparer.evaluation_set(eval_dataset, rule, "evaluation")  # of which no row is read yet
     if eval_dataset is None or isinstance(eval_dataset, IterableDataset):
         return training, None, rule
     return training, preparer.survey(eval_dataset, "evaluation", rule)[0], rule
@@ -231,19 +233,33 @@ def _shapes(trained: TrainedPipeline, preparer: DataPreparer, surveys: Sequence[
 
 
 def _encodings(
-    folder: Path, surveys: Sequence[SurveyedRows], shapes: _Shapes, missing: tuple[int, int] | None
+    folder: Path, surveys: Sequence[SurveyedRows], shapes: _Shapes, missing: tuple[int, int] | None, sees_sources: bool
 ) -> EncodingsPlan:
     """Of images of other sizes, as many bytes as of the largest in proportion to their pixels."""
     pixels = sum(math.prod(size) for rows in surveys for size in rows.scanned.sizes)
-    of_sources = {key for rows in surveys for key in zip(rows.scanned.sources, rows.scanned.sizes, strict=True)}
+    num_sources = sum(_num_sources(rows) for rows in surveys)
     of_each = sum(it.nbytes for it in shapes.image.values()) + 1  # and whether it could be read
     image_bytes = of_each * pixels // math.prod(shapes.size)
-    image_bytes += sum(it.nbytes for it in shapes.sources.values()) * len(of_sources)
-    num_prompts = sum(len({*rows.texts.values()}) for rows in surveys)
+    image_bytes += sum(it.nbytes for it in shapes.sources.values()) * num_sources
+    num_prompts = sum(_num_prompts(rows, sees_sources) for rows in surveys)
     return EncodingsPlan(
         folder, sum(len(rows.scanned.rows) for rows in surveys), num_prompts, image_bytes,
         num_prompts * sum(it.nbytes for it in shapes.prompt.values()), missing,
     )  # fmt: skip
+
+
+def _num_sources(rows: SurveyedRows) -> int:
+    """Of a data set, different ones, each at each size."""
+    scanned = rows.scanned
+    return len({(scanned.sources[i], scanned.sizes[i]) for i in rows.texts}) if scanned.sources else 0
+
+
+def _num_prompts(rows: SurveyedRows, sees_sources: bool) -> int:
+    """Different prompts of a data set; where they are encoded beside their sources, each with each at each size."""
+    scanned = rows.scanned
+    if not sees_sources:
+        return len({*rows.texts.values()})
+    return len({(text, scanned.sources[i], scanned.sizes[i]) for i, text in rows.texts.items()})
 
 
 # ---- Memory ----

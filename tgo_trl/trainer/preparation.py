@@ -240,9 +240,7 @@ class DataPreparer:
         kept = scanned.take(positions)
         if rule is None and len(positions) < len(scanned.rows):  # without the images that could not be read
             fitted = self._fit(kept.scores, kept.tasks)
-        labels = fitted.apply(kept.scores, kept.tasks)
-        if self.relative_scores is not None:
-            labels = replace(labels, relative_scores=self.relative_scores(labels.scores, kept.tasks))
+        labels = self._labels(fitted, kept)
         if rule is None:
             self._weigh(labels)
         rows = zip(positions, kept.prompts, labels.is_positive.tolist(), strict=True)
@@ -270,13 +268,13 @@ class DataPreparer:
             labels = _labels_of(pairs, compared)
             return SurveyedRows(source, scanned, pairs.flat, labels, pairs, texts, len(bad.rows)), None
         fitted = rule or self._fit(scanned.scores, scanned.tasks)
-        labels = fitted.apply(scanned.scores, scanned.tasks)
+        labels = self._labels(fitted, scanned)
         rows = zip(scanned.prompts, labels.is_positive.tolist(), strict=True)
         texts = {i: self.loss.prompt(*row) for i, row in enumerate(rows)}
         positions = [*range(len(scanned.rows))]
         if self.loss.rows == "positives":
             positions = labels.is_positive.nonzero().flatten().tolist()
-            labels = Labels(*(values[positions] for values in (labels.scores, labels.is_positive, labels.weights)))
+            labels = labels.take(positions)
         if not positions:
             raise ValueError(self._no_positives(name))
         return SurveyedRows(source, scanned, positions, labels, None, texts, len(bad.rows)), fitted
@@ -340,6 +338,12 @@ class DataPreparer:
             f"`loss_type={self.args.loss_type!r}` compares images of one prompt, and no prompt of the {name} data set "
             f"has two of different scores that can be compared.{left_out}"
         )
+
+    def _labels(self, rule: LabelRule, scanned: ScannedRows) -> Labels:
+        labels = rule.apply(scanned.scores, scanned.tasks)
+        if self.relative_scores is None:
+            return labels
+        return replace(labels, relative_scores=self.relative_scores(labels.scores, scanned.tasks))
 
     def _weigh(self, labels: Labels) -> None:
         self.weight_balance = weight_balance(labels.is_positive, labels.weights)
