@@ -27,7 +27,7 @@ from ..policy.skeleton import META, encoded_shapes
 from .arguments import training_dtype
 from .feasibility import check_best_metric_of, check_drift_of
 from .loading import TrainedPipeline, load_for_training
-from .measured_speed import Speed, recall_speed, speed_key
+from .measured_speed import Speed, Subject, recall_speed, speed_key
 from .preparation import DataPreparer, SurveyedRows, shard_writer, training_sampler
 from .refusals import check_datasets, check_pipeline, check_settings
 from .tgo_config import TGOConfig
@@ -107,18 +107,22 @@ class RunPlan:
 
 
 def plan_run(
-    model: Any, name: str, args: TGOConfig, train_dataset: Any, eval_dataset: Any, quantization_config: Any, bits: int
+    model: Any,
+    subject: Subject,
+    args: TGOConfig,
+    train_dataset: Any,
+    eval_dataset: Any,
+    quantization_config: Any = None,
 ) -> RunPlan:
     """The plan of a run of `TGOTrainer`; raises as that does.
 
     Args:
         model: Hub id, folder or file of the pipeline, or a pipeline without weights.
-        name: of the pipeline.
+        subject: what would be trained.
         args: the run's settings.
         train_dataset: of the rows.
         eval_dataset: likewise; None for no evaluation.
         quantization_config: that the networks would be loaded with.
-        bits: that it leaves of each weight; 0 if there is none.
     """
     # What the trainer would refuse, in its order.
     check_settings(args, model, None, train_dataset, eval_dataset, quantization_config)
@@ -131,7 +135,7 @@ def plan_run(
     # Its rows, with encoders that have no weights, and perhaps the digests of some.
     writer = shard_writer(args)
     encoders = FrozenEncoders(trained.family, trained.pipeline, args.device, dtype if args.use_peft else torch.float32)
-    digests = recall_digests(writer.folder, name, args.model_init_dict, encoders.networks)
+    digests = recall_digests(writer.folder, subject.model, args.model_init_dict, encoders.networks)
     encoders.digests.update(digests)
     preparer = DataPreparer(args, encoders, trained.sizes)
     training, evaluation, rule = _survey(preparer, train_dataset, eval_dataset)
@@ -154,8 +158,8 @@ def plan_run(
     return RunPlan(
         None if training is None else len(train_dataset), training, rule, updates, per_epoch,
         _num_checkpoints(args, updates, per_epoch), _checkpoint_bytes(args, policy), encodings,
-        _memory(args, trained, policy, shapes, bits, encoder_bytes, training is None),
-        recall_speed(writer.folder, speed_key(args, name, bits, trained.size)),
+        _memory(args, trained, policy, shapes, subject.bits, encoder_bytes, training is None),
+        recall_speed(writer.folder, speed_key(args, subject, trained.size)),
     )  # fmt: skip
 
 

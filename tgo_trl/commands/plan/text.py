@@ -104,7 +104,7 @@ def _time(plan: RunPlan, args: TGOConfig) -> str:
         each, number = plan.speed.seconds / plan.speed.updates, plan.speed.updates
         return (
             f"about {plan.updates * each / 60:,.1f} minutes, at the {each:.3g} seconds that each of {number:,} updates "
-            "with these settings took here, evaluations and samples among it; encoding comes on top"
+            "with these settings took here; encoding, evaluations, samples and checkpoints come on top"
         )
     return (
         f"not known before updates were made on this machine: train with `--max_steps {TRIAL} --save_strategy no "
