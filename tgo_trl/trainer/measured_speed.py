@@ -99,7 +99,7 @@ class UpdateClock:
 
 def _now() -> float:
     """Seconds, when all that was asked of the GPU is done."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
     return time.perf_counter()
 

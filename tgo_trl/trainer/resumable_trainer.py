@@ -353,7 +353,7 @@ class ResumableTrainer(Trainer):
         self.clock.tick(self.state.global_step)
         is_more = self.control.should_evaluate or self.control.should_save
         with self.clock.aside() if is_more else nullcontext():
-            super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[no-untyped-call]
+            super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of a batch, whose gradient is taken at the weights that steps are taken from."""
