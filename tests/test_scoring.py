@@ -421,6 +421,7 @@ def test_a_scored_data_set_is_scored_again(folder, tmp_path):
         ({"rewards": ["a", "b"], "score_columns": ["x"]}, "`score_columns` has 1 entries for 2 rewards"),
         ({"rewards": ["a"], "ensemble_weights": [1, 2]}, "`ensemble_weights` has 2 entries for 1 rewards"),
         ({"rewards": ["m:f", "n:f"]}, "Two columns of scores would be called 'f'"),
+        ({"rewards": ["a", "b", "a"], "score_columns": ["x", "y", "z"]}, "`rewards` has 'a' twice, and settings of a"),
         ({"rewards": ["a", "score"], "ensemble_weights": [1, 2]}, "called 'score'.*or the sum with `ensemble_column`"),
         ({"rewards": ["a"], "reward_kwargs": {"b": {}}}, "`reward_kwargs` has 'b', but `rewards` are a"),
         ({"rewards": ["a"], "reward_kwargs": {"a": [1]}}, r"`reward_kwargs\['a'\]` is a `list`"),
@@ -433,6 +434,15 @@ def test_a_scored_data_set_is_scored_again(folder, tmp_path):
 def test_settings_that_contradict_each_other(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         config(tmp_path, tmp_path / "out", **settings)
+
+
+def test_a_reward_scores_with_other_settings_what_it_has_scored(folder, tmp_path):
+    spec = f"{folder / 'rewards.py'}:Scaled"
+    score(config(folder, tmp_path / "once", "Scaled", score_columns=["once"]))
+    twice = {"score_columns": ["twice"], "reward_kwargs": {spec: {"factor": 2}}}
+    score(config(folder, tmp_path / "both", "Scaled", dataset_name=str(tmp_path / "once"), **twice))
+    scored = load(tmp_path / "both")
+    assert scored["twice"] == [2 * value for value in scored["once"]]
 
 
 def test_columns_are_named_after_their_rewards():
