@@ -22,6 +22,7 @@ from ..data.rows import BadRows, RowSource
 from ..data.sampler import RowSampler, rows_at_ratio
 from ..data.score_columns import by_name, has_several
 from ..data.stream import StreamDataset, scan_stream
+from ..labels.combination import CombinedRule
 from ..labels.fitting import fit_combined_rule, fit_label_rule
 from ..labels.quantiles import ScoreQuantiles
 from ..labels.rule import LabelRule, Labels
@@ -142,6 +143,7 @@ class DataPreparer:
         weight_balance: of all training rows, see [`~tgo_trl.labels.weights.weight_balance`].
         relative_scores: of scores and prompts, what the loss reads of them; None where it reads labels alone. Fitted on
             the training set too.
+        pair_rule: that the images of pairs are compared by, of several columns of scores; likewise.
     """
 
     def __init__(self, args: TGOConfig, encoders: FrozenEncoders, sizes: Sequence[Size]) -> None:
@@ -153,7 +155,7 @@ class DataPreparer:
         self.loss = unresolved_loss(vars(args))
         self.relative_scores: Callable[[Tensor, Sequence[str]], Tensor] | None = None
         self.weight_balance = 1.0
-        self._pair_rule: LabelRule | None = None
+        self.pair_rule: LabelRule | None = None
 
     def training_set(self, dataset: Dataset | IterableDataset) -> tuple[PreparedDataset, LabelRule | None]:
         """The training set and the rule fitted on it; None of pairs, which need no threshold."""
@@ -315,7 +317,8 @@ class DataPreparer:
         used = sorted({*pairs.flat})
         places = {position: i for i, position in enumerate(used)}
         positions = [(places[better], places[worse]) for better, worse in pairs.positions]
-        return scanned.take(used), [compared[i] for i in used], replace(pairs, positions=positions)
+        pairs = replace(pairs, positions=positions, compared=_compared_by(self.pair_rule))
+        return scanned.take(used), [compared[i] for i in used], pairs
 
     def _no_positives(self, name: str) -> str:
         return f"`loss_type={self.args.loss_type!r}` uses positive rows only, and the {name} data set has none."
@@ -327,9 +330,9 @@ class DataPreparer:
         """
         if selection == "columns" or not has_several(vars(self.args)):
             return scanned.scores
-        if self._pair_rule is None:
-            self._pair_rule = self._fit(scanned.scores, scanned.tasks)
-        compared: list[float] = self._pair_rule.apply(scanned.scores, scanned.tasks).scores.tolist()
+        if self.pair_rule is None:
+            self.pair_rule = self._fit(scanned.scores, scanned.tasks)
+        compared: list[float] = self.pair_rule.apply(scanned.scores, scanned.tasks).scores.tolist()
         return compared
 
     def _no_pairs(self, name: str, pairs: Pairs) -> str:
@@ -371,6 +374,12 @@ class DataPreparer:
 
     def _shows_progress(self) -> bool:
         return shows_progress(self.args)
+
+
+def _compared_by(rule: LabelRule | None) -> dict[str, str]:
+    if not isinstance(rule, CombinedRule):
+        return {}
+    return {"compared by": f"the {rule.combination} of {len(rule.columns)} columns", **rule.details()}
 
 
 def _labels_of(pairs: Pairs, compared: Sequence[float]) -> Labels:

@@ -57,6 +57,7 @@ class ResumableTrainer(Trainer):
         family: how they are called.
         reference: what the policy is compared with; None without one.
         label_rule: fitted on the training set; None without scores.
+        pair_rule: that images of its pairs are compared by, of several columns of scores.
         pairs: of the training set; None if it has none.
         temperature: `T`, resolved; None without a likelihood.
         size, sizes: that images are brought to, in pixels.
@@ -73,6 +74,7 @@ class ResumableTrainer(Trainer):
     family: Family
     reference: Reference | None
     label_rule: LabelRule | None = None
+    pair_rule: LabelRule | None = None
     pairs: Pairs | None = None
     temperature: float | None = None
     size: Size
@@ -150,7 +152,7 @@ class ResumableTrainer(Trainer):
         average = self.optimizer_mode.average
         return checkpoints.RunRecord(
             config=checkpoints.public_config(self.args.to_dict()),
-            rule=self.label_rule,
+            rule=self.label_rule or self.pair_rule,
             temperature=self.temperature,
             size=self.size,
             course=self._course,
