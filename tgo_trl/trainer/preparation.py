@@ -3,25 +3,23 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
 from ..data.encoded import EncodedDataset, ScannedRows, encode_images, encode_with_sources, scan_rows
-from ..data.lanes import MOST_UNEVEN, Share, can_be_divided, choose_lanes, in_lanes, order_of, scan_shards, unevenness
+from ..data.lanes import Share
 from ..data.pairs import Pairs, find_pairs, without_unreadable
 from ..data.prompts import check_prompt_column, read_prompts
 from ..data.rows import BadRows, RowSource
 from ..data.sampler import RowSampler, rows_at_ratio
 from ..data.score_columns import by_name, has_several
-from ..data.stream import StreamDataset, scan_stream
+from ..data.stream import StreamDataset
 from ..labels.combination import CombinedRule
 from ..labels.fitting import fit_combined_rule, fit_label_rule
 from ..labels.quantiles import ScoreQuantiles
@@ -38,10 +36,9 @@ from ..storage.shards import ShardWriter
 from .objective import of_recipe, unresolved_loss
 from .pair_sources import checked_columns, pair_selection
 from .tgo_config import TGOConfig
+from .training_stream import ScannedStream
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 PreparedDataset = EncodedDataset | StreamDataset
 """Both have `labels`, `pairs`, `example_prompt` and `fingerprint`."""
@@ -166,36 +163,18 @@ class DataPreparer:
 
     def _training_stream(self, source: RowSource, stream: IterableDataset) -> tuple[StreamDataset, LabelRule]:
         args, bad = self.args, BadRows(source.skip_bad)
-        num_good: list[int] = []
-        shards: list[int] = []
-        if reads_in_lanes(args, stream):
-            state = PartialState()
-            if len({*_from_all([order_of(stream)])}) > 1:
-                raise ValueError(
-                    "The processes read the stream in different orders: it was shuffled without a seed. Call "
-                    "`shuffle(seed=...)`."
-                )
-            found = scan_shards(stream, source.columns, bad, state.process_index, state.num_processes, _from_all)
-            num_good, shards = [len(shard.scores) for shard in found], [shard.num_rows for shard in found]
-            scores = [*chain.from_iterable(shard.scores for shard in found)]
-            prompts = [*chain.from_iterable(shard.prompts for shard in found)]
-        else:
-            scores, prompts = scan_stream(stream, source.columns, bad)
+        scanned = ScannedStream.of(stream, source.columns, args, bad)
+        scores, prompts = scanned.scores, scanned.prompts
         bad.warn(source.name, len(scores) + len(bad.rows))
         rule = self._fit(scores, prompts)
         labels = rule.apply(scores, prompts)
         self._weigh(labels)
-        num_lanes = 1
-        if shards:
-            is_used = iter(labels.is_positive.tolist() if self.loss.rows == "positives" else [True] * len(scores))
-            usable = [sum(islice(is_used, number)) for number in num_good]
-            num_lanes = args.stream_lanes or choose_lanes(usable, args.rows_per_update)
-            if num_lanes > 1:
-                _check_lanes(in_lanes(usable, num_lanes))
+        is_used = labels.is_positive.tolist() if self.loss.rows == "positives" else [True] * len(scores)
+        num_lanes = scanned.num_lanes(args, is_used)
         block, digest = training_block(args, len(self.sizes)), fingerprint(*scores, *prompts)
         share = Share(args.process_index, args.world_size, args.train_batch_size, args.gradient_accumulation_steps)
         prepared = StreamDataset(
-            source, rule, 0, True, self.loss, block, digest, self.relative_scores, shards, share, num_lanes
+            source, rule, 0, True, self.loss, block, digest, self.relative_scores, scanned.shards, share, num_lanes
         )
         return prepared, rule
 
@@ -385,29 +364,6 @@ def _compared_by(rule: LabelRule | None) -> dict[str, str]:
 def _labels_of(pairs: Pairs, compared: Sequence[float]) -> Labels:
     scores = torch.tensor([compared[i] for i in pairs.flat], dtype=torch.float64)
     return Labels(scores, torch.tensor([True, False]).repeat(len(pairs.positions)), torch.ones(len(scores)))
-
-
-def reads_in_lanes(args: TGOConfig, stream: IterableDataset) -> bool:
-    """Whether a training stream may be read in more than one lane."""
-    return can_be_divided(stream) and not args.aspect_ratio_buckets and args.stream_lanes != 1
-
-
-def _from_all(parts: list[T]) -> list[T]:
-    return gather_object(parts) if PartialState().num_processes > 1 else parts
-
-
-def _check_lanes(usable: Sequence[int]) -> None:
-    if not min(usable):
-        raise ValueError(
-            f"`stream_lanes` is {len(usable)}, and one of these lanes has no row that can be trained on. Set fewer."
-        )
-    if unevenness(usable) > MOST_UNEVEN:
-        logger.warning(
-            "`stream_lanes=%d` makes lanes of %d to %d rows that are trained on, as many of each in an update: the "
-            "rows of the shortest come %.2g times as often as those of the longest. Cut the data set into shards of "
-            "as many rows, or set fewer lanes.",
-            len(usable), min(usable), max(usable), unevenness(usable),
-        )  # fmt: skip
 
 
 def training_prompts(dataset: Dataset, args: TGOConfig) -> dict[int, str]:
