@@ -436,6 +436,23 @@ def test_settings_that_contradict_each_other(tmp_path, settings, message):
         config(tmp_path, tmp_path / "out", **settings)
 
 
+@pytest.mark.parametrize("is_drawn", [False, True])
+def test_a_reward_of_videos_at_another_rate_is_refused(tmp_path, is_drawn):
+    """Frames that are read at 8 a second, or were drawn for 24, and a reward that takes them for 16."""
+    (tmp_path / "rows").mkdir()
+    scored_videos(2).remove_columns("score").to_parquet(tmp_path / "rows" / "train.parquet")
+    if is_drawn:
+        record = {"settings": {"family": {"num_frames": 5, "fps": 24.0}}}
+        (tmp_path / "rows" / "generation.json").write_text(json.dumps(record))
+        (tmp_path / "rows" / "README.md").touch()
+    rate = 24 if is_drawn else 8
+    settings = {"rewards": ["videoreward"], "reward_kwargs": {"videoreward": {"fps": 16}}}
+    settings |= {} if is_drawn else {"fps": 8.0}
+    message = rf"'videoreward' has `fps=16`, and .* {rate} a second. Set its `fps` to {rate}\."
+    with pytest.raises(ValueError, match=message):
+        score(config(tmp_path, tmp_path / "out", **settings))
+
+
 def test_a_reward_scores_with_other_settings_what_it_has_scored(folder, tmp_path):
     spec = f"{folder / 'rewards.py'}:Scaled"
     score(config(folder, tmp_path / "once", "Scaled", score_columns=["once"]))
