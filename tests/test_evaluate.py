@@ -291,6 +291,17 @@ def test_videos(folder, tmp_path):
     assert (tmp_path / "out" / "grid-1.png").is_file()
 
 
+def test_a_reward_of_videos_at_another_rate_is_refused_before_any_is_drawn(folder, tmp_path):
+    [case] = [case for case in CASES if case.name == "wan"]
+    case.build().save_pretrained(tmp_path / "wan")
+    settings = {"num_frames": case.num_frames, "max_sequence_length": 16, "disable_tqdm": True}
+    rewards = {"rewards": ["videoreward"], "reward_kwargs": {"videoreward": {"fps": 24}}}
+    models, prompts = [f"{name}={tmp_path / 'wan'}" for name in "ab"], str(folder / "prompts.jsonl")
+    with pytest.raises(ValueError, match="has `fps=24`, and the videos are drawn for 16 a second"):
+        evaluate(EvaluateConfig(models, prompts, output_dir=str(tmp_path / "out"), **settings, **rewards))
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
 def test_the_command_reads_a_file_of_settings(folder, compared, tmp_path, capsys):
     settings = vars(config(folder, tmp_path / "out", models=("base",), max_prompts=2, category_column=None))
     given = {name: value for name, value in settings.items() if value not in (None, {}, [])}

@@ -211,9 +211,20 @@ def test_few_positive_rows_are_no_matter_of_the_coefficient():
         "0.42 times, and both sides weigh the same; `recipe='robust'` does that too. A threshold at the mean, "
         "`threshold_type='mean'`, would leave them 57.6 % without."
     )
+    assert suggest_balance(wins, 0.5, {}, are_leads=True).reason.endswith("`recipe='robust'` does that too.")
     # One good row of ten, in small units: 1.25 of 12.5, and at the mean 1.45 of 10.9.
     few = suggest_balance(tensor([0.0] * 9 + [0.1]), 0.05, {})
     assert few.reason.endswith("counts 0.11 times, and both sides weigh the same; `recipe='robust'` does that too.")
+
+
+@pytest.mark.parametrize("combination", ["sum", "vote"])
+def test_leads_of_votes_say_nothing_of_a_mean(tmp_path, combination):
+    rows = dataset([1.0] * 3 + [0.0] * 9).remove_columns("image")
+    rows = rows.add_column("other", rows["score"])
+    settings = {"score_columns": ["score", "other"], "score_combination": combination, "threshold_values": [0.5, 0.5]}
+    report = report_on(rows, tmp_path, skip_images=True, **settings)
+    (balance,) = (found.reason for found in report.suggestions if found.settings == {"negative_weight": "balanced"})
+    assert ("`threshold_type='mean'`" in balance) == (combination == "sum")
 
 
 def test_the_balance_is_in_the_report_once(tmp_path):

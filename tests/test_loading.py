@@ -90,6 +90,15 @@ def test_init_kwargs_without_a_string_are_ignored_with_a_warning(caplog):
     assert "You passed `model_init_kwargs` to the `TGOConfig`, but your model is already instantiated" in caplog.text
 
 
+def test_init_kwargs_that_a_pipeline_was_loaded_with_are_not_said_to_be_ignored(folder, caplog):
+    """As where a command loads it, to put an adapter on it, before the trainer gets it."""
+    pipeline = load_pipeline(folder, {"dtype": "bfloat16"}, None, None)
+    load_pipeline(pipeline, {"dtype": "bfloat16"}, None, None)
+    assert caplog.messages == []
+    load_pipeline(pipeline, {"dtype": "float32"}, None, None)
+    assert "The `model_init_kwargs` will be ignored" in caplog.text
+
+
 def test_silence_without_init_kwargs(caplog):
     load_pipeline(stable_diffusion(), None, None, None)
     assert caplog.messages == []

@@ -238,7 +238,7 @@ def test_the_snippet_loads_what_was_trained_in(tmp_path, base, setting, dtype):
     trainer = make_trainer(config(tmp_path), model=str(base))
     setattr(trainer.args, setting, True)
     card = card_of(trainer)
-    assert f'from_pretrained("base", torch_dtype={dtype})' in card
+    assert f'from_pretrained("base", dtype={dtype})' in card
     assert '# "base" was on the machine that trained this: write where yours is' in card
 
 
@@ -369,6 +369,6 @@ def test_an_alpha_that_is_the_rank_needs_no_word(tmp_path):
 
 def test_a_folder_is_named_as_it_is_found_from_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert model_card.shown_path(str(tmp_path / "models" / "base")) == "models/base"
-    assert model_card.shown_path("/srv/someone/base") == "base"
-    assert model_card.shown_path("owner/name") == "owner/name"
+    assert model_card.path_in_card(str(tmp_path / "models" / "base")) == "models/base"
+    assert model_card.path_in_card("/srv/someone/base") == "base"
+    assert model_card.path_in_card("owner/name") == "owner/name"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset, Features, Image, List, concatenate_datasets
+from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from tgo_trl import TGOConfig, TGOTrainer
@@ -13,7 +15,7 @@ from tgo_trl.cli import main
 from tgo_trl.commands.plan.run import plan
 from tgo_trl.commands.plan.text import plan_lines
 from tgo_trl.commands.train.config import TrainArguments
-from tgo_trl.commands.train.run import train
+from tgo_trl.commands.train.run import subject_of, train
 from tgo_trl.policy.draws import Draw
 from tgo_trl.policy.encoders import FrozenEncoders
 from tgo_trl.policy.loading import load_pipeline
@@ -21,8 +23,10 @@ from tgo_trl.policy.memory import fixed_bytes, footprint, quantization_saves
 from tgo_trl.policy.policy import build_policy
 from tgo_trl.policy.skeleton import encoded_shapes
 from tgo_trl.trainer.loading import load_for_training
+from tgo_trl.trainer.measured_speed import Speed, Subject, UpdateClock, speed_key
+from tgo_trl.trainer.plan import plan_run
 
-from .cases import KINDS, PROMPTS
+from .cases import CASES, KINDS, PROMPTS
 from .runs import config
 from .tiny import scored_rows, stable_diffusion
 
@@ -141,6 +145,71 @@ def test_what_training_refuses_is_refused_alike(base, settings, words):
     assert str(planned.value) == str(trained.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "prompts", "words"),
+    [
+        ({"threshold_type": "prompt_mean"}, "aabb", "needs all images of a prompt at once"),
+        ({"loss_type": "qrpo", "quantile_scope": "prompt"}, "aabb", "each prompt's own scores"),
+    ],
+)
+def test_what_training_refuses_of_a_streamed_evaluation_is_refused_alike(base, settings, prompts, words):
+    arguments, args = settings_of(base, max_steps=2, eval_strategy="steps", **settings)
+    rows = scored_rows(4).remove_columns("prompt").add_column("prompt", [*prompts])
+    data = (rows, rows.to_iterable_dataset())
+    with pytest.raises(ValueError, match=words) as planned:
+        plan_run(arguments.model_name_or_path, subject_of(arguments), args, *data)
+    with pytest.raises(ValueError, match=words) as trained:
+        TGOTrainer(arguments.model_name_or_path, args, *data)
+    assert str(planned.value) == str(trained.value)
+
+
+def test_quantiles_of_single_images_are_refused_of_evaluations_alike(base):
+    arguments, args = settings_of(base, max_steps=2, eval_strategy="steps", loss_type="qrpo", quantile_scope="prompt")
+    data = [scored_rows(4).remove_columns("prompt").add_column("prompt", [*prompts]) for prompts in ("aabb", "aacb")]
+    words = "1 of 1 prompts outside the training set have a single image"
+    with pytest.raises(ValueError, match=words) as planned:
+        plan_run(arguments.model_name_or_path, subject_of(arguments), args, *data)
+    with pytest.raises(ValueError, match=words) as trained:
+        TGOTrainer(arguments.model_name_or_path, args, *data)
+    assert str(planned.value) == str(trained.value)
+
+
+def test_a_prompt_that_sees_sources_counts_with_each_of_them(tmp_path):
+    """Two texts and two sources in six rows: (a, 0) (b, 0) (a, 1) (b, 0) (a, 0) (b, 1)."""
+    (case,) = (it for it in CASES if it.name == "qwen_image_edit")
+    case.build().save_pretrained(tmp_path / "base")
+    sources = [[case.sources[i][0]] for i in (0, 0, 1, 0, 0, 1)]
+    column = Dataset.from_dict({"source_image": sources}, features=Features({"source_image": List(Image())}))
+    rows = scored_rows(6).remove_columns("prompt").add_column("prompt", [*"ababab"])
+    rows = concatenate_datasets([rows, column], axis=1)
+    args = case.config(tmp_path, gradient_checkpointing=False)
+    encodings = plan_run(str(tmp_path / "base"), Subject("base"), args, rows, None).encodings
+    assert (encodings.num_images, encodings.num_prompts) == (6, 4)
+
+
+def test_a_pair_that_is_left_out_is_no_row_that_is(base):
+    arguments, args = settings_of(base, loss_type="diffusion_dpo")
+    rows = scored_rows(4).remove_columns(["prompt", "score"])
+    rows = rows.add_column("prompt", [*"aaab"]).add_column("score", [1.0, 1.0, 2.0, 3.0])
+    plan = plan_run(arguments.model_name_or_path, subject_of(arguments), args, rows, None)
+    names = [name for name, _ in plan_lines(plan, args)]
+    assert {"left out", "rows left out"} < {*names}
+    assert len({*names}) == len(names)
+
+
+def test_a_dtype_in_words_is_one(base, monkeypatch):
+    """diffusers would warn of a string, and take float32 for it."""
+    asked, load = {}, StableDiffusionPipeline.from_pretrained.__func__
+
+    def record(pipeline_class, *args, **kwargs):
+        asked.update(kwargs)
+        return load(pipeline_class, *args, **kwargs)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", classmethod(record))
+    load_pipeline(str(base / "base"), {"dtype": "bfloat16"}, None, None, weights=False)
+    assert asked["dtype"] is torch.bfloat16
+
+
 def test_the_command_says_what_is_next(base, capsys, caplog):
     words = [
         "--model_name_or_path", str(base / "base"), "--dataset_name", str(base / "rows.parquet"), "--use_cpu", "true",
@@ -166,12 +235,63 @@ def test_a_speed_is_that_of_a_run_with_the_same_settings(base, tmp_path):
     train(arguments, args)
     longer = replace(args, max_steps=30)
     speed = plan(arguments, longer).speed
-    assert speed.updates == 3
-    minutes = 30 * speed.seconds / 3 / 60
+    assert speed.updates == 2  # without the first
+    minutes = 30 * speed.seconds / 2 / 60
     assert dict(plan_lines(plan(arguments, longer), longer))["time"].startswith(
         f"about {minutes:,.1f} minutes, at the "
     )
     assert plan(arguments, replace(args, per_device_train_batch_size=2)).speed is None
+
+
+def test_another_subject_has_a_speed_of_its_own(base):
+    arguments, args = settings_of(base)
+    subjects = [
+        subject_of(replace(arguments, **changes), ref_model)
+        for changes, ref_model in (
+            ({}, None), ({}, "another"), ({"dataset_streaming": True}, None), ({"adapter_name_or_path": "a"}, None),
+            ({"load_in_4bit": True}, None), ({"model_name_or_path": "another"}, None),
+        )
+    ]  # fmt: skip
+    assert len({speed_key(args, subject, (16, 16)) for subject in subjects}) == len(subjects)
+
+
+def test_time_between_updates_is_none_of_theirs(monkeypatch):
+    """Updates end at 10, 13 and 19; from 14 to 18, and within that from 15 to 16, something else goes on."""
+    times = iter([10.0, 14.0, 18.0, 19.0])
+    monkeypatch.setattr("tgo_trl.trainer.measured_speed._now", lambda: next(times))
+    clock = UpdateClock()
+    assert clock.read(5) is None
+    clock.tick(5)
+    clock.tick(6)
+    with clock.aside(), clock.aside():
+        pass
+    clock.tick(7)
+    assert clock.read(7) == Speed(2, 19 - 10 - 4)
+
+
+def test_a_grid_takes_no_time_of_updates(base, tmp_path, monkeypatch):
+    """A minute a sample, in each of four grids and two evaluations, shows nowhere."""
+    clock = {"now": 0.0}
+    monkeypatch.setattr("tgo_trl.trainer.measured_speed._now", lambda: clock["now"])
+    _, args = settings_of(
+        base, output_dir=str(tmp_path), max_steps=4, eval_strategy="steps", eval_steps=2, sample_prompts=["a"],
+        sample_steps=1, sample_num_inference_steps=1,
+    )  # fmt: skip
+    trainer = TGOTrainer(str(base / "base"), args, scored_rows(8), scored_rows(4))
+    for name in ("sample", "evaluation_loop", "training_step"):
+        monkeypatch.setattr(
+            trainer, name, slowly(getattr(trainer, name), clock, 1.0 if name == "training_step" else 60.0)
+        )
+    trainer.train()
+    assert trainer.speed == Speed(3, 3.0 * args.gradient_accumulation_steps)
+
+
+def slowly(call, clock, seconds):
+    def called(*args, **kwargs):
+        clock["now"] += seconds
+        return call(*args, **kwargs)
+
+    return called
 
 
 @pytest.mark.parametrize("name", ["load_in_4bit", "load_in_8bit"])

@@ -502,7 +502,8 @@ def test_the_aesthetic_score_by_hand(clip_folder, head_folder):
         expected.append(x[0])
     reward = Aesthetic(head_folder, backbone=clip_folder, batch_size=2)
     assert reward(["any", "prompt", ""], images) == pytest.approx(expected, abs=1e-5)
-    assert reward.version == f"{Path(head_folder).name}/aesthetic-model.pth"
+    backbone = Path(clip_folder).name
+    assert reward.version == f"{Path(head_folder).name}/aesthetic-model.pth, backbone {backbone}"
     rounded = Aesthetic(head_folder, backbone=clip_folder, dtype="bfloat16")
     assert rounded([""] * 3, images) == pytest.approx(expected, abs=0.02)
     assert rounded._head[0].weight.dtype == torch.float32

@@ -317,6 +317,14 @@ def test_pairs_are_made_of_the_signed_scores(tmp_path):
     assert {frozenset(pair) for pair in zip(better.tolist(), worse.tolist(), strict=True)} <= expected
     assert torch.equal(trainer.eval_dataset.labels.scores, trainer.train_labels.scores)
     assert trainer.hyperparameters()["score columns"] == "sum of other, score"
+    # what they are compared by stays with the weights
+    trainer.save_model()
+    read = checkpoints.read_label_rule(tmp_path / "out")
+    assert torch.equal(read.apply(rows_of(scores), rows["prompt"][:]).scores, signed)
+    trainer.create_model_card()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| compared by | the sum of 2 columns |" in card
+    assert f"| threshold of other | {rule.columns['other'].describe()}, " in card
 
 
 @pytest.mark.parametrize("loss_type", ["nft", "qrpo"])

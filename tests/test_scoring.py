@@ -421,6 +421,7 @@ def test_a_scored_data_set_is_scored_again(folder, tmp_path):
         ({"rewards": ["a", "b"], "score_columns": ["x"]}, "`score_columns` has 1 entries for 2 rewards"),
         ({"rewards": ["a"], "ensemble_weights": [1, 2]}, "`ensemble_weights` has 2 entries for 1 rewards"),
         ({"rewards": ["m:f", "n:f"]}, "Two columns of scores would be called 'f'"),
+        ({"rewards": ["a", "b", "a"], "score_columns": ["x", "y", "z"]}, "`rewards` has 'a' twice, and settings of a"),
         ({"rewards": ["a", "score"], "ensemble_weights": [1, 2]}, "called 'score'.*or the sum with `ensemble_column`"),
         ({"rewards": ["a"], "reward_kwargs": {"b": {}}}, "`reward_kwargs` has 'b', but `rewards` are a"),
         ({"rewards": ["a"], "reward_kwargs": {"a": [1]}}, r"`reward_kwargs\['a'\]` is a `list`"),
@@ -433,6 +434,32 @@ def test_a_scored_data_set_is_scored_again(folder, tmp_path):
 def test_settings_that_contradict_each_other(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         config(tmp_path, tmp_path / "out", **settings)
+
+
+@pytest.mark.parametrize("is_drawn", [False, True])
+def test_a_reward_of_videos_at_another_rate_is_refused(tmp_path, is_drawn):
+    """Frames that are read at 8 a second, or were drawn for 24, and a reward that takes them for 16."""
+    (tmp_path / "rows").mkdir()
+    scored_videos(2).remove_columns("score").to_parquet(tmp_path / "rows" / "train.parquet")
+    if is_drawn:
+        record = {"settings": {"family": {"num_frames": 5, "fps": 24.0}}}
+        (tmp_path / "rows" / "generation.json").write_text(json.dumps(record))
+        (tmp_path / "rows" / "README.md").touch()
+    rate = 24 if is_drawn else 8
+    settings = {"rewards": ["videoreward"], "reward_kwargs": {"videoreward": {"fps": 16}}}
+    settings |= {} if is_drawn else {"fps": 8.0}
+    message = rf"'videoreward' has `fps=16`, and .* {rate} a second. Set its `fps` to {rate}\."
+    with pytest.raises(ValueError, match=message):
+        score(config(tmp_path, tmp_path / "out", **settings))
+
+
+def test_a_reward_scores_with_other_settings_what_it_has_scored(folder, tmp_path):
+    spec = f"{folder / 'rewards.py'}:Scaled"
+    score(config(folder, tmp_path / "once", "Scaled", score_columns=["once"]))
+    twice = {"score_columns": ["twice"], "reward_kwargs": {spec: {"factor": 2}}}
+    score(config(folder, tmp_path / "both", "Scaled", dataset_name=str(tmp_path / "once"), **twice))
+    scored = load(tmp_path / "both")
+    assert scored["twice"] == [2 * value for value in scored["once"]]
 
 
 def test_columns_are_named_after_their_rewards():

@@ -267,14 +267,17 @@ def test_a_checkpoint_without_adapters_is_read_too():
 def test_weights_are_loaded_at_the_first_call():
     reward = load_reward("videoreward", model_id="nowhere/at-all", fps=16, axes=["VQ", "TA"], device="cpu")
     assert (reward.name, reward.batch_size) == ("videoreward", 4)
-    assert reward.version == "nowhere/at-all@main/checkpoint-11352 (VQ+TA)"
-    assert load_reward("videoreward").version == "KlingTeam/VideoReward@main/checkpoint-11352"
+    assert reward.version == "nowhere/at-all@main/checkpoint-11352 (VQ+TA), base Qwen/Qwen2-VL-2B-Instruct"
+    own = "KlingTeam/VideoReward@main/checkpoint-11352, base Qwen/Qwen2-VL-2B-Instruct"
+    assert load_reward("videoreward").version == own
     assert reward([], []) == []
 
 
 def test_a_local_folder_is_published_by_its_name(tmp_path):
     (tmp_path / "mine").mkdir()
-    assert VideoReward(str(tmp_path / "mine"), checkpoint="c").version == "mine/c"
+    base = tmp_path / "base"
+    base.mkdir()
+    assert VideoReward(str(tmp_path / "mine"), checkpoint="c", base=str(base)).version == "mine/c, base base"
 
 
 @pytest.mark.parametrize("kwargs", [{"fps": 0}, {"fps": math.inf}, {"axes": []}, {"axes": ["VA"]}, {"axes": "VQ"}])

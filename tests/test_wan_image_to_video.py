@@ -16,6 +16,7 @@ from tgo_trl.families import WanImageToVideoFamily
 from tgo_trl.media.types import VideoFormat
 from tgo_trl.policy.encoders import FrozenEncoders
 from tgo_trl.policy.sampling import cpu_generators
+from tgo_trl.storage.shards import VIDEOS_PER_SHARD
 
 from . import tiny
 from .cases import PROMPTS, calls_of
@@ -193,5 +194,7 @@ def test_first_frames_go_from_prompts_to_a_trained_adapter(tmp_path):
     trainer = make_trainer(args, model=wan_image_to_video.build_ti2v(), train_dataset=rows)
     trainer.train()
     assert first_log(trainer)["rewards/margins"] == 0
-    assert len({place[1] for place in trainer.train_dataset.sources._places.values()}) == 3  # each frame once
+    places = trainer.train_dataset.sources._places.values()
+    assert len({row for _, row in places}) == 3  # each frame once
+    assert {shards.rows_per_shard for shards, _ in places} == {VIDEOS_PER_SHARD}  # of Wan 2.1, they are whole videos
     assert list((tmp_path / "run" / "out" / "samples").glob("*.png"))

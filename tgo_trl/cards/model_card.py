@@ -145,7 +145,7 @@ def build_card(content: CardContent) -> ModelCard:
         tags=list(dict.fromkeys(tags)),
     )
     text = _template().render(
-        **{**vars(content), "base_model": shown_path(content.base_model)},
+        **{**vars(content), "base_model": path_in_card(content.base_model)},
         media="image" if content.video_format is None else "video",
         card_data=data.to_yaml(),
         on_hub=on_hub,
@@ -191,7 +191,7 @@ def template_path() -> Path:
     return installed if installed.is_file() else package.parent / TEMPLATE_NAME
 
 
-def shown_path(base_model: str) -> str:
+def path_in_card(base_model: str) -> str:
     """A Hub id or relative folder as it is; of an absolute one, which names a machine, what is below the current one.
 
     Elsewhere, only its last part.

@@ -179,10 +179,7 @@ class EncodedDataset(TorchDataset[PreparedRow]):
 
     def _positives(self) -> "EncodedDataset":
         kept = self.labels.is_positive.nonzero().flatten().tolist()
-        rows, relative = self.labels, self.labels.relative_scores
-        relative = None if relative is None else relative[kept]
-        labels = Labels(rows.scores[kept], rows.is_positive[kept], rows.weights[kept], relative)
-        positions = [self.positions[i] for i in kept]
+        positions, labels = [self.positions[i] for i in kept], self.labels.take(kept)
         return EncodedDataset(self.scanned, self.images, self.prompts, positions, labels, sources=self.sources)
 
     @property

@@ -24,6 +24,7 @@ class Pairs:
         positions: of the better and the worse image of each, among the images that were scanned.
         num_prompts: distinct ones of the pairs.
         left_out: how many were left out, by the reason.
+        compared: what the images are compared by, as name and value of lines for tables; empty of one column of scores.
     """
 
     selection: str
@@ -31,6 +32,7 @@ class Pairs:
     positions: list[tuple[int, int]]
     num_prompts: int
     left_out: dict[str, int] = field(default_factory=dict)
+    compared: dict[str, str] = field(default_factory=dict)
 
     @property
     def flat(self) -> list[int]:

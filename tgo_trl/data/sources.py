@@ -13,7 +13,7 @@ from ..media.readers import ImageReader
 from ..media.types import Size
 from ..policy.encoders import FrozenEncoders
 from ..storage.fingerprints import fingerprint
-from ..storage.shards import Shards, ShardWriter
+from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWriter
 from .columns import undecoded
 from .rows import BadRows, RowSource, read_cell
 
@@ -112,7 +112,7 @@ def encode_sources(
     label = f"Encoding {source.name} sources"
     return _encode_distinct(
         source, rows, sizes, keys, keys, lambda places, pixels: encoders.sources(pixels), recipe, writer, batch_size,
-        label, kept,
+        label, kept, rows_per_shard=ROWS_PER_SHARD if source.reader.kind == "image" else VIDEOS_PER_SHARD,
     )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def encode_edits(
 def _encode_distinct(
     source: RowSource, rows: Sequence[int], sizes: Sequence[Size], keys: Sequence[tuple[str, ...]],
     items: Sequence[Hashable], encode: Any, recipe: str, writer: ShardWriter, batch_size: int, label: str,
-    kept: Iterable[int], are_padded: bool = False,
+    kept: Iterable[int], are_padded: bool = False, rows_per_shard: int = ROWS_PER_SHARD,
 ) -> Places:  # fmt: skip
     """A row of a shard for each distinct item of one size and number of sources."""
     column = str(source.columns.source)
@@ -167,7 +167,7 @@ def _encode_distinct(
 
         shards = writer.write(
             [fingerprint(items[i]) for i in distinct], encode_some, fingerprint(recipe, size, number),
-            batch_size, f"{label} ({size[1]} x {size[0]})", are_padded=are_padded,
+            batch_size, f"{label} ({size[1]} x {size[0]})", rows_per_shard, are_padded,
         )  # fmt: skip
         for row, these in enumerate(positions.values()):
             places.update((i, (shards, row)) for i in these)

@@ -32,6 +32,12 @@ class Labels:
     weights: Tensor
     relative_scores: Tensor | None = None
 
+    def take(self, positions: Sequence[int]) -> "Labels":
+        """Those of the rows at these positions."""
+        rows = list(positions)
+        relative = None if self.relative_scores is None else self.relative_scores[rows]
+        return Labels(self.scores[rows], self.is_positive[rows], self.weights[rows], relative)
+
 
 @dataclass(frozen=True)
 class LabelRule:

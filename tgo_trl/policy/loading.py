@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import diffusers
 import torch
@@ -19,6 +20,9 @@ from .single_file import configuration_of, is_single_file, load_single_file
 from .skeleton import load_skeleton
 
 logger = logging.getLogger(__name__)
+
+_INIT_KWARGS: WeakKeyDictionary[DiffusionPipeline, Mapping[str, Any]] = WeakKeyDictionary()
+"""What pipelines were loaded with that [`load_pipeline`] has loaded."""
 
 
 def load_pipeline(
@@ -45,7 +49,7 @@ def load_pipeline(
     """
     # A pipeline that is there is taken as it is.
     if isinstance(model, DiffusionPipeline):
-        if init_kwargs is not None:
+        if init_kwargs is not None and init_kwargs != _INIT_KWARGS.get(model):
             logger.warning(
                 "You passed `model_init_kwargs` to the `TGOConfig`, but your model is already instantiated. The "
                 "`model_init_kwargs` will be ignored."
@@ -76,10 +80,14 @@ def load_pipeline(
             "the pipeline, and pass that folder."
         )
     if not weights:
-        return _named_skeleton(model, kwargs)
-    if is_single_file(model):
-        return load_single_file(model, _with_dtype(kwargs, [], dtype))
-    return _load_repository(model, kwargs, quantization_config, family, dtype)
+        pipeline = _named_skeleton(model, kwargs)
+    elif is_single_file(model):
+        pipeline = load_single_file(model, _with_dtype(kwargs, [], dtype))
+    else:
+        pipeline = _load_repository(model, kwargs, quantization_config, family, dtype)
+    if init_kwargs is not None:
+        _INIT_KWARGS[pipeline] = dict(init_kwargs)
+    return pipeline
 
 
 def _load_repository(
@@ -104,7 +112,8 @@ def _named_skeleton(model: str, kwargs: dict[str, Any]) -> DiffusionPipeline:
         kwargs.pop("config", None)
     name = _class_name(model, kwargs)
     find_published_family(name)
-    return load_skeleton(model, PUBLISHED_NAMES.get(name, name), _index(model, kwargs), kwargs)
+    options = _with_dtype(kwargs, [], torch.float32)
+    return load_skeleton(model, PUBLISHED_NAMES.get(name, name), _index(model, kwargs), options)
 
 
 def find_family_class(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
+from ..messages.public import public_name
 from .base import ModelReward, load_images, load_pt_file
 from .networks import load_complete, normalize, resized_square
 
@@ -45,8 +46,8 @@ class Aesthetic(ModelReward):
 
     @property
     def version(self) -> str:
-        """Repository, commit and file."""
-        return f"{super().version}/{self.filename}"
+        """Repository, commit and file, and the backbone that it reads, without its path."""
+        return f"{super().version}/{self.filename}, backbone {public_name(self.backbone)}"
 
     def _load(self) -> None:
         self._tower, _ = load_complete(CLIPVisionModelWithProjection, self.backbone, None)
@@ -55,7 +56,7 @@ class Aesthetic(ModelReward):
         width = self._tower.config.projection_dim
         if self._head[0].in_features != width:
             raise ValueError(
-                f"The head {self.version!r} reads {self._head[0].in_features} numbers, but {self.backbone!r} embeds "
+                f"The head {self.filename!r} reads {self._head[0].in_features} numbers, but {self.backbone!r} embeds "
                 f"images in {width}. Name the backbone that the head was trained on."
             )
 

@@ -264,6 +264,26 @@ def check_sources(rewards: Mapping[str, Reward], have_sources: bool, remedy: str
             )
 
 
+DRAWN_FOR = "the videos are drawn for"
+"""Why [`check_rates`] knows of a rate that a pipeline is for."""
+
+
+def check_rates(rewards: Mapping[str, Reward], rate: float | None, known: str) -> None:
+    """Raises a ValueError if a reward takes videos for faster or slower than they are: it would see other frames.
+
+    Args:
+        rewards: by name.
+        rate: of the videos, frames per second; None if it is not known.
+        known: why it is known, a clause that the rate ends.
+    """
+    for name, reward in rewards.items():
+        own = getattr(reward, "fps", None)
+        if rate is not None and own is not None and own != rate:
+            raise ValueError(
+                f"The reward {name!r} has `fps={own:g}`, and {known} {rate:g} a second. Set its `fps` to {rate:g}."
+            )
+
+
 def checked_scores(
     reward: Reward, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None
 ) -> list[float]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import set_seed
 from transformers.trainer_utils import HubStrategy, SchedulerType, TrainOutput
 
-from ..cards.model_card import TGO_PAPER, CardContent, Paper, build_card, shown_path
+from ..cards.model_card import TGO_PAPER, CardContent, Paper, build_card, path_in_card
 from ..cards.sections import MARK, with_sections_of
 from ..families import Family
 from ..families.base_sources import SourceFamily
@@ -492,7 +492,7 @@ class BaseTrainer(ResumableTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         grid = last_grid(folder)
         step = self.state.global_step if self.kept_step is None else self.kept_step
-        weights = self.hub_model_id or self.args.hub_model_id or shown_path(str(folder))
+        weights = self.hub_model_id or self.args.hub_model_id or path_in_card(str(folder))
         dtype, (negative_prompt, call) = training_dtype(self.args), self._example_call()
         content = CardContent(
             model_name=model_name or (self.args.hub_model_id or folder.name).split("/")[-1],
@@ -502,7 +502,7 @@ class BaseTrainer(ResumableTrainer):
             weights=weights,
             loading_code=self.family.loading_code(self.pipeline, weights),
             loading_arguments="".join(f", {name}=None" for name in self.family.left_out(self.pipeline))
-            + ("" if dtype == torch.float32 else f", torch_dtype={dtype}"),
+            + ("" if dtype == torch.float32 else f", dtype={dtype}"),
             video_format=self.family.video_format,
             task=self.family.task,
             is_adapter=self.policy.adapter_name is not None,

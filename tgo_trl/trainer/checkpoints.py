@@ -46,7 +46,8 @@ class RunRecord:
 
     Attributes:
         config: the training arguments, without paths, tokens and names of machines.
-        rule: the fitted threshold and weights; None without scores.
+        rule: the fitted threshold and weights, or what pairs of several columns are compared by; None without scores,
+            and of other pairs.
         temperature: `T`, resolved; None without a likelihood.
         size: height and width, in pixels.
         course: what a run that goes on should share with it.

@@ -27,7 +27,7 @@ from ..policy.skeleton import META, encoded_shapes
 from .arguments import training_dtype
 from .feasibility import check_best_metric_of, check_drift_of
 from .loading import TrainedPipeline, load_for_training
-from .measured_speed import Speed, recall_speed, speed_key
+from .measured_speed import Speed, Subject, recall_speed, speed_key
 from .preparation import DataPreparer, SurveyedRows, shard_writer, training_sampler
 from .refusals import check_datasets, check_pipeline, check_settings
 from .tgo_config import TGOConfig
@@ -107,18 +107,22 @@ class RunPlan:
 
 
 def plan_run(
-    model: Any, name: str, args: TGOConfig, train_dataset: Any, eval_dataset: Any, quantization_config: Any, bits: int
+    model: Any,
+    subject: Subject,
+    args: TGOConfig,
+    train_dataset: Any,
+    eval_dataset: Any,
+    quantization_config: Any = None,
 ) -> RunPlan:
     """The plan of a run of `TGOTrainer`; raises as that does.
 
     Args:
         model: Hub id, folder or file of the pipeline, or a pipeline without weights.
-        name: of the pipeline.
+        subject: what would be trained.
         args: the run's settings.
         train_dataset: of the rows.
         eval_dataset: likewise; None for no evaluation.
         quantization_config: that the networks would be loaded with.
-        bits: that it leaves of each weight; 0 if there is none.
     """
     # What the trainer would refuse, in its order.
     check_settings(args, model, None, train_dataset, eval_dataset, quantization_config)
@@ -131,7 +135,7 @@ def plan_run(
     # Its rows, with encoders that have no weights, and perhaps the digests of some.
     writer = shard_writer(args)
     encoders = FrozenEncoders(trained.family, trained.pipeline, args.device, dtype if args.use_peft else torch.float32)
-    digests = recall_digests(writer.folder, name, args.model_init_dict, encoders.networks)
+    digests = recall_digests(writer.folder, subject.model, args.model_init_dict, encoders.networks)
     encoders.digests.update(digests)
     preparer = DataPreparer(args, encoders, trained.sizes)
     training, evaluation, rule = _survey(preparer, train_dataset, eval_dataset)
@@ -147,15 +151,15 @@ def plan_run(
         if digests.keys() == encoders.networks.keys() and training.source.columns.source is None:
             counts = [num_missing(preparer.reader, it.scanned, it.texts, encoders, writer) for it in surveys]
             missing = (sum(images for images, _ in counts), sum(prompts for _, prompts in counts))
-        encodings = _encodings(writer.folder, surveys, shapes, missing)
+        encodings = _encodings(writer.folder, surveys, shapes, missing, trained.family.prompts_see_sources)
     encoder_bytes = _encoder_bytes(encoders)
     policy = build_policy(trained.pipeline, trained.family, args, None, dtype)[0]
     updates, per_epoch = _updates(args, training, len(trained.sizes))
     return RunPlan(
         None if training is None else len(train_dataset), training, rule, updates, per_epoch,
         _num_checkpoints(args, updates, per_epoch), _checkpoint_bytes(args, policy), encodings,
-        _memory(args, trained, policy, shapes, bits, encoder_bytes, training is None),
-        recall_speed(writer.folder, speed_key(args, name, bits, trained.size)),
+        _memory(args, trained, policy, shapes, subject.bits, encoder_bytes, training is None),
+        recall_speed(writer.folder, speed_key(args, subject, trained.size)),
     )  # fmt: skip
 
 
@@ -166,6 +170,8 @@ def _survey(
         training, rule = None, preparer.training_set(train_dataset)[1]
     else:
         training, rule = preparer.survey(train_dataset, "training")
+    if isinstance(eval_dataset, IterableDataset):
+        preparer.evaluation_set(eval_dataset, rule, "evaluation")  # of which no row is read yet
     if eval_dataset is None or isinstance(eval_dataset, IterableDataset):
         return training, None, rule
     return training, preparer.survey(eval_dataset, "evaluation", rule)[0], rule
@@ -231,19 +237,33 @@ def _shapes(trained: TrainedPipeline, preparer: DataPreparer, surveys: Sequence[
 
 
 def _encodings(
-    folder: Path, surveys: Sequence[SurveyedRows], shapes: _Shapes, missing: tuple[int, int] | None
+    folder: Path, surveys: Sequence[SurveyedRows], shapes: _Shapes, missing: tuple[int, int] | None, sees_sources: bool
 ) -> EncodingsPlan:
     """Of images of other sizes, as many bytes as of the largest in proportion to their pixels."""
     pixels = sum(math.prod(size) for rows in surveys for size in rows.scanned.sizes)
-    of_sources = {key for rows in surveys for key in zip(rows.scanned.sources, rows.scanned.sizes, strict=True)}
+    num_sources = sum(_num_sources(rows) for rows in surveys)
     of_each = sum(it.nbytes for it in shapes.image.values()) + 1  # and whether it could be read
     image_bytes = of_each * pixels // math.prod(shapes.size)
-    image_bytes += sum(it.nbytes for it in shapes.sources.values()) * len(of_sources)
-    num_prompts = sum(len({*rows.texts.values()}) for rows in surveys)
+    image_bytes += sum(it.nbytes for it in shapes.sources.values()) * num_sources
+    num_prompts = sum(_num_prompts(rows, sees_sources) for rows in surveys)
     return EncodingsPlan(
         folder, sum(len(rows.scanned.rows) for rows in surveys), num_prompts, image_bytes,
         num_prompts * sum(it.nbytes for it in shapes.prompt.values()), missing,
     )  # fmt: skip
+
+
+def _num_sources(rows: SurveyedRows) -> int:
+    """Of a data set, different ones, each at each size."""
+    scanned = rows.scanned
+    return len({(scanned.sources[i], scanned.sizes[i]) for i in rows.texts}) if scanned.sources else 0
+
+
+def _num_prompts(rows: SurveyedRows, sees_sources: bool) -> int:
+    """Different prompts of a data set; where they are encoded beside their sources, each with each at each size."""
+    scanned = rows.scanned
+    if not sees_sources:
+        return len({*rows.texts.values()})
+    return len({(text, scanned.sources[i], scanned.sizes[i]) for i, text in rows.texts.items()})
 
 
 # ---- Memory ----

@@ -3,25 +3,24 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
 from ..data.encoded import EncodedDataset, ScannedRows, encode_images, encode_with_sources, scan_rows
-from ..data.lanes import MOST_UNEVEN, Share, can_be_divided, choose_lanes, in_lanes, order_of, scan_shards, unevenness
+from ..data.lanes import Share
 from ..data.pairs import Pairs, find_pairs, without_unreadable
 from ..data.prompts import check_prompt_column, read_prompts
 from ..data.rows import BadRows, RowSource
 from ..data.sampler import RowSampler, rows_at_ratio
 from ..data.score_columns import by_name, has_several
-from ..data.stream import StreamDataset, scan_stream
+from ..data.stream import StreamDataset
+from ..labels.combination import CombinedRule
 from ..labels.fitting import fit_combined_rule, fit_label_rule
 from ..labels.quantiles import ScoreQuantiles
 from ..labels.rule import LabelRule, Labels
@@ -37,10 +36,9 @@ from ..storage.shards import ShardWriter
 from .objective import of_recipe, unresolved_loss
 from .pair_sources import checked_columns, pair_selection
 from .tgo_config import TGOConfig
+from .training_stream import ScannedStream
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 PreparedDataset = EncodedDataset | StreamDataset
 """Both have `labels`, `pairs`, `example_prompt` and `fingerprint`."""
@@ -142,6 +140,7 @@ class DataPreparer:
         weight_balance: of all training rows, see [`~tgo_trl.labels.weights.weight_balance`].
         relative_scores: of scores and prompts, what the loss reads of them; None where it reads labels alone. Fitted on
             the training set too.
+        pair_rule: that the images of pairs are compared by, of several columns of scores; likewise.
     """
 
     def __init__(self, args: TGOConfig, encoders: FrozenEncoders, sizes: Sequence[Size]) -> None:
@@ -153,7 +152,7 @@ class DataPreparer:
         self.loss = unresolved_loss(vars(args))
         self.relative_scores: Callable[[Tensor, Sequence[str]], Tensor] | None = None
         self.weight_balance = 1.0
-        self._pair_rule: LabelRule | None = None
+        self.pair_rule: LabelRule | None = None
 
     def training_set(self, dataset: Dataset | IterableDataset) -> tuple[PreparedDataset, LabelRule | None]:
         """The training set and the rule fitted on it; None of pairs, which need no threshold."""
@@ -164,36 +163,18 @@ class DataPreparer:
 
     def _training_stream(self, source: RowSource, stream: IterableDataset) -> tuple[StreamDataset, LabelRule]:
         args, bad = self.args, BadRows(source.skip_bad)
-        num_good: list[int] = []
-        shards: list[int] = []
-        if reads_in_lanes(args, stream):
-            state = PartialState()
-            if len({*_from_all([order_of(stream)])}) > 1:
-                raise ValueError(
-                    "The processes read the stream in different orders: it was shuffled without a seed. Call "
-                    "`shuffle(seed=...)`."
-                )
-            found = scan_shards(stream, source.columns, bad, state.process_index, state.num_processes, _from_all)
-            num_good, shards = [len(shard.scores) for shard in found], [shard.num_rows for shard in found]
-            scores = [*chain.from_iterable(shard.scores for shard in found)]
-            prompts = [*chain.from_iterable(shard.prompts for shard in found)]
-        else:
-            scores, prompts = scan_stream(stream, source.columns, bad)
+        scanned = ScannedStream.of(stream, source.columns, args, bad)
+        scores, prompts = scanned.scores, scanned.prompts
         bad.warn(source.name, len(scores) + len(bad.rows))
         rule = self._fit(scores, prompts)
         labels = rule.apply(scores, prompts)
         self._weigh(labels)
-        num_lanes = 1
-        if shards:
-            is_used = iter(labels.is_positive.tolist() if self.loss.rows == "positives" else [True] * len(scores))
-            usable = [sum(islice(is_used, number)) for number in num_good]
-            num_lanes = args.stream_lanes or choose_lanes(usable, args.rows_per_update)
-            if num_lanes > 1:
-                _check_lanes(in_lanes(usable, num_lanes))
+        is_used = labels.is_positive.tolist() if self.loss.rows == "positives" else [True] * len(scores)
+        num_lanes = scanned.num_lanes(args, is_used)
         block, digest = training_block(args, len(self.sizes)), fingerprint(*scores, *prompts)
         share = Share(args.process_index, args.world_size, args.train_batch_size, args.gradient_accumulation_steps)
         prepared = StreamDataset(
-            source, rule, 0, True, self.loss, block, digest, self.relative_scores, shards, share, num_lanes
+            source, rule, 0, True, self.loss, block, digest, self.relative_scores, scanned.shards, share, num_lanes
         )
         return prepared, rule
 
@@ -240,9 +221,7 @@ class DataPreparer:
         kept = scanned.take(positions)
         if rule is None and len(positions) < len(scanned.rows):  # without the images that could not be read
             fitted = self._fit(kept.scores, kept.tasks)
-        labels = fitted.apply(kept.scores, kept.tasks)
-        if self.relative_scores is not None:
-            labels = replace(labels, relative_scores=self.relative_scores(labels.scores, kept.tasks))
+        labels = self._labels(fitted, kept)
         if rule is None:
             self._weigh(labels)
         rows = zip(positions, kept.prompts, labels.is_positive.tolist(), strict=True)
@@ -270,13 +249,13 @@ class DataPreparer:
             labels = _labels_of(pairs, compared)
             return SurveyedRows(source, scanned, pairs.flat, labels, pairs, texts, len(bad.rows)), None
         fitted = rule or self._fit(scanned.scores, scanned.tasks)
-        labels = fitted.apply(scanned.scores, scanned.tasks)
+        labels = self._labels(fitted, scanned)
         rows = zip(scanned.prompts, labels.is_positive.tolist(), strict=True)
         texts = {i: self.loss.prompt(*row) for i, row in enumerate(rows)}
         positions = [*range(len(scanned.rows))]
         if self.loss.rows == "positives":
             positions = labels.is_positive.nonzero().flatten().tolist()
-            labels = Labels(*(values[positions] for values in (labels.scores, labels.is_positive, labels.weights)))
+            labels = labels.take(positions)
         if not positions:
             raise ValueError(self._no_positives(name))
         return SurveyedRows(source, scanned, positions, labels, None, texts, len(bad.rows)), fitted
@@ -317,7 +296,8 @@ class DataPreparer:
         used = sorted({*pairs.flat})
         places = {position: i for i, position in enumerate(used)}
         positions = [(places[better], places[worse]) for better, worse in pairs.positions]
-        return scanned.take(used), [compared[i] for i in used], replace(pairs, positions=positions)
+        pairs = replace(pairs, positions=positions, compared=_compared_by(self.pair_rule))
+        return scanned.take(used), [compared[i] for i in used], pairs
 
     def _no_positives(self, name: str) -> str:
         return f"`loss_type={self.args.loss_type!r}` uses positive rows only, and the {name} data set has none."
@@ -329,9 +309,9 @@ class DataPreparer:
         """
         if selection == "columns" or not has_several(vars(self.args)):
             return scanned.scores
-        if self._pair_rule is None:
-            self._pair_rule = self._fit(scanned.scores, scanned.tasks)
-        compared: list[float] = self._pair_rule.apply(scanned.scores, scanned.tasks).scores.tolist()
+        if self.pair_rule is None:
+            self.pair_rule = self._fit(scanned.scores, scanned.tasks)
+        compared: list[float] = self.pair_rule.apply(scanned.scores, scanned.tasks).scores.tolist()
         return compared
 
     def _no_pairs(self, name: str, pairs: Pairs) -> str:
@@ -340,6 +320,12 @@ class DataPreparer:
             f"`loss_type={self.args.loss_type!r}` compares images of one prompt, and no prompt of the {name} data set "
             f"has two of different scores that can be compared.{left_out}"
         )
+
+    def _labels(self, rule: LabelRule, scanned: ScannedRows) -> Labels:
+        labels = rule.apply(scanned.scores, scanned.tasks)
+        if self.relative_scores is None:
+            return labels
+        return replace(labels, relative_scores=self.relative_scores(labels.scores, scanned.tasks))
 
     def _weigh(self, labels: Labels) -> None:
         self.weight_balance = weight_balance(labels.is_positive, labels.weights)
@@ -369,32 +355,15 @@ class DataPreparer:
         return shows_progress(self.args)
 
 
+def _compared_by(rule: LabelRule | None) -> dict[str, str]:
+    if not isinstance(rule, CombinedRule):
+        return {}
+    return {"compared by": f"the {rule.combination} of {len(rule.columns)} columns", **rule.details()}
+
+
 def _labels_of(pairs: Pairs, compared: Sequence[float]) -> Labels:
     scores = torch.tensor([compared[i] for i in pairs.flat], dtype=torch.float64)
     return Labels(scores, torch.tensor([True, False]).repeat(len(pairs.positions)), torch.ones(len(scores)))
-
-
-def reads_in_lanes(args: TGOConfig, stream: IterableDataset) -> bool:
-    """Whether a training stream may be read in more than one lane."""
-    return can_be_divided(stream) and not args.aspect_ratio_buckets and args.stream_lanes != 1
-
-
-def _from_all(parts: list[T]) -> list[T]:
-    return gather_object(parts) if PartialState().num_processes > 1 else parts
-
-
-def _check_lanes(usable: Sequence[int]) -> None:
-    if not min(usable):
-        raise ValueError(
-            f"`stream_lanes` is {len(usable)}, and one of these lanes has no row that can be trained on. Set fewer."
-        )
-    if unevenness(usable) > MOST_UNEVEN:
-        logger.warning(
-            "`stream_lanes=%d` makes lanes of %d to %d rows that are trained on, as many of each in an update: the "
-            "rows of the shortest come %.2g times as often as those of the longest. Cut the data set into shards of "
-            "as many rows, or set fewer lanes.",
-            len(usable), min(usable), max(usable), unevenness(usable),
-        )  # fmt: skip
 
 
 def training_prompts(dataset: Dataset, args: TGOConfig) -> dict[int, str]:

@@ -34,6 +34,7 @@ from ..storage.locks import sole_writer
 from . import checkpoints
 from .course import Course
 from .interruption import Interruption, Terminated
+from .measured_speed import Speed, UpdateClock
 from .nonfinite import UpdateGuard, check_finite_tensors
 from .optimizer_modes import OptimizerMode
 from .preparation import training_block
@@ -56,12 +57,15 @@ class ResumableTrainer(Trainer):
         family: how they are called.
         reference: what the policy is compared with; None without one.
         label_rule: fitted on the training set; None without scores.
+        pair_rule: that images of its pairs are compared by, of several columns of scores.
         pairs: of the training set; None if it has none.
         temperature: `T`, resolved; None without a likelihood.
         size, sizes: that images are brought to, in pixels.
         changes: what was set otherwise on the way, a sentence each.
         repeated_blocks: that are compiled while it trains and evaluates; None where nothing is.
         levers: the settings that make its steps smaller, for messages.
+        clock: of a run.
+        speed: of the run that has ended; None if there was none, or it was of one update.
     """
 
     args: TGOConfig
@@ -70,17 +74,21 @@ class ResumableTrainer(Trainer):
     family: Family
     reference: Reference | None
     label_rule: LabelRule | None = None
+    pair_rule: LabelRule | None = None
     pairs: Pairs | None = None
     temperature: float | None = None
     size: Size
     sizes: Sequence[Size]
     repeated_blocks: RepeatedBlocks | None = None
     levers = "`learning_rate`"
+    clock: UpdateClock
+    speed: Speed | None = None
     _course: Course
     _guard: UpdateGuard
 
     def _prepare_run(self, args: TGOConfig) -> None:
         self._row_sampler: RowSampler | None = None
+        self.clock = UpdateClock()
         self.optimizer_mode = OptimizerMode(self)
         self._interruption = Interruption()
         self._progress = Progress(block=training_block(args, len(self.sizes)))
@@ -144,7 +152,7 @@ class ResumableTrainer(Trainer):
         average = self.optimizer_mode.average
         return checkpoints.RunRecord(
             config=checkpoints.public_config(self.args.to_dict()),
-            rule=self.label_rule,
+            rule=self.label_rule or self.pair_rule,
             temperature=self.temperature,
             size=self.size,
             course=self._course,
@@ -206,6 +214,7 @@ class ResumableTrainer(Trainer):
             self._begin(checkpoint)
             try:
                 output = super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
+                self.speed = self.clock.read(self.state.global_step)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(self._describe_end("Interrupted")) from None
             finally:
@@ -264,6 +273,8 @@ class ResumableTrainer(Trainer):
         self._guard = UpdateGuard(self.accelerator, self.args.on_bad_row == "skip", self._count_update, self.levers)
         self._progress = Progress(block=training_block(self.args, len(self.sizes)))
         self.policy.put_adapter_on()
+        self.clock.begin()
+        self.speed = None
         self._resumed, self._changes, self.changes, self._last_saved, self._is_over = None, [], [], 0, False
         self.optimizer_mode.average = None
         stream = self.train_dataset if isinstance(self.train_dataset, StreamDataset) else None
@@ -339,6 +350,12 @@ class ResumableTrainer(Trainer):
         average = self.optimizer_mode.average
         if average is not None and not self.accelerator.optimizer_step_was_skipped:  # by the gradient scaler
             average.update()
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self.clock.tick(self.state.global_step)
+        is_more = self.control.should_evaluate or self.control.should_save
+        with self.clock.aside() if is_more else nullcontext():
+            super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of a batch, whose gradient is taken at the weights that steps are taken from."""

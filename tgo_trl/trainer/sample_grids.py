@@ -12,6 +12,7 @@ from ..media.types import Sample
 from ..policy.draws import stable_seed
 from ..policy.reference import Reference
 from ..policy.replication import Replication
+from .measured_speed import UpdateClock
 from .optimizer_modes import OptimizerMode
 from .plots import film_strip, plot_grid
 from .trackers import log_picture
@@ -25,6 +26,7 @@ class SamplingTrainer(Protocol):
     sampled_reference: Reference | None
     optimizer_mode: OptimizerMode
     callback_handler: CallbackHandler
+    clock: UpdateClock
     kept_step: int | None
 
     @property
@@ -91,7 +93,7 @@ class SampleGridCallback(TrainerCallback):
 
     def _show(self, args: TrainingArguments, state: TrainerState, kept_step: int | None = None) -> None:
         self._last_step = state.global_step
-        with self.trainer.optimizer_mode.averaged():  # in every process
+        with self.trainer.clock.aside(), self.trainer.optimizer_mode.averaged():  # in every process
             if not self.trainer.strategy.samples_here or args.output_dir is None:
                 return
             rows = [self._base or self._samples(from_reference=True), self._samples()]

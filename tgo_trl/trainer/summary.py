@@ -53,8 +53,8 @@ def rule_rows(rule: LabelRule) -> list[tuple[str, str]]:
 
 
 def found_rows(pairs: Pairs) -> list[tuple[str, str]]:
-    """Those of pairs: how many, of what, and what was left out."""
-    lines = [("pairs", pairs.describe()), ("prompts", f"{pairs.num_prompts:,}")]
+    """Those of pairs: how many, of what, compared by what, and what was left out."""
+    lines = [("pairs", pairs.describe()), ("prompts", f"{pairs.num_prompts:,}"), *pairs.compared.items()]
     return [*lines, ("left out", pairs.describe_left_out())] if pairs.left_out else lines
 
 

@@ -175,6 +175,7 @@ class TGOTrainer(BaseTrainer):
         self.encoders = FrozenEncoders(self.family, self.pipeline, args.device, encoder_dtype)
         self.preparer = DataPreparer(args, self.encoders, self.sizes)
         train_set, self.label_rule = self.preparer.training_set(train_dataset)
+        self.pair_rule = self.preparer.pair_rule
         self.train_labels: Labels | None = train_set.labels
         self.pairs = train_set.pairs
         self.temperature = self._resolve_temperature(args, train_set)

@@ -19,7 +19,7 @@ from ...messages.public import public_name
 from ...messages.values import shown_path
 from ...policy.loading import check_pipeline, set_adapter_scale
 from ...rewards import load_rewards
-from ...rewards.base import Reward
+from ...rewards.base import DRAWN_FOR, Reward, check_rates
 from ...settings import shown
 from ...storage.files import replace_file, sweep, write_json
 from ...storage.processes import process_state
@@ -80,7 +80,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport | None:
     samples = {}
     for contestant in config.contestants():
         _say(config, f"Model {contestant.label}")
-        samples[contestant.label] = _draw(config, contestant, list(tasks), folder / MODELS / contestant.folder)
+        samples[contestant.label] = _draw(config, contestant, list(tasks), folder / MODELS / contestant.folder, rewards)
     for spec, reward in rewards.items():
         for label, found in samples.items():
             _say(config, f"Reward {config.reward_names()[spec]}, model {label}")
@@ -144,10 +144,13 @@ def _claim(folder: Path, config: EvaluateConfig) -> None:
 # ---- Samples and scores ----
 
 
-def _draw(config: EvaluateConfig, contestant: Contestant, tasks: Sequence[Task], folder: Path) -> Samples:
+def _draw(
+    config: EvaluateConfig, contestant: Contestant, tasks: Sequence[Task], folder: Path, rewards: Mapping[str, Reward]
+) -> Samples:
     """Draws what is missing of a model's samples, and makes room for the next."""
     generation = config.generation(contestant, str(folder / "drawn"))
     sampler = build_sampler(generation, None, None, bool(tasks[0].sources))
+    check_rates(rewards, sampler.fps, DRAWN_FOR)
     if generation.adapter_scale != 1:
         set_adapter_scale(sampler.pipeline, generation.adapter_scale)
     write_samples(generation, tasks, sampler, process_state().device)

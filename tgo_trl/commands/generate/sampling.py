@@ -60,6 +60,12 @@ class Sampler:
         """`"image"` or `"video"`, and the column of either."""
         return self.family.medium
 
+    @property
+    def fps(self) -> float | None:
+        """Frames per second of its videos; None of images."""
+        video_format = self.family.video_format
+        return None if video_format is None else video_format.fps
+
     def rows(self, requests: Iterable[Request]) -> Iterator[dict[str, Any]]:
         """A row of each request, as it is sampled, with PIL images."""
         call = dict(self.call)

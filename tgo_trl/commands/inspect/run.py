@@ -92,7 +92,7 @@ def build_report(rows: Rows, config: InspectConfig, columns: ColumnSummary | Non
         units = suggest_weights(scores, summary, threshold) if weights and columns is None else None
         balance = None
         if weights and not (per_prompt and per_prompt.settings):  # around a mean, both sides lie equally far
-            balance = suggest_balance(scores, threshold, {} if units is None else units.settings)
+            balance = suggest_balance(scores, threshold, {} if units is None else units.settings, is_vote)
         suggestions += [found for found in (split, units, balance, per_prompt) if found is not None]
 
     # What does not depend on the scores.

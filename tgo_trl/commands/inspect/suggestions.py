@@ -183,7 +183,9 @@ def _suggest_lighter_tail(scores: Tensor, threshold: float, standard: WeightRow)
     )
 
 
-def suggest_balance(scores: Tensor, threshold: float, settings: Mapping[str, Any]) -> Suggestion | None:
+def suggest_balance(
+    scores: Tensor, threshold: float, settings: Mapping[str, Any], are_leads: bool = False
+) -> Suggestion | None:
     """A smaller `confidence_coef`, or balanced negative rows, if these have far more of the weight than positive ones.
 
     Near the reference, the curvature of the loss is about `beta / T` times the positives' weight less the negatives'.
@@ -192,6 +194,7 @@ def suggest_balance(scores: Tensor, threshold: float, settings: Mapping[str, Any
         scores: float64 `[N]`, not all equal.
         threshold: in score units, with rows on both sides.
         settings: what is suggested already, by name.
+        are_leads: whether the scores are leads of votes, which do not tell what thresholds at the means would change.
     """
     kind = settings.get("score_normalization", "none")
     coefficient = settings.get("confidence_coef", DEFAULT_COEFFICIENT)
@@ -212,7 +215,7 @@ def suggest_balance(scores: Tensor, threshold: float, settings: Mapping[str, Any
     )
     mean = mean_threshold(scores).item()
     around = weight_rows(scores, mean, [coefficient], [kind])  # distances to the mean sum to the same on both sides
-    if around and around[0].positive_share >= LOPSIDED:
+    if not are_leads and around and around[0].positive_share >= LOPSIDED:
         left = _percent(1 - around[0].positive_share)
         reason += f". A threshold at the mean, `threshold_type='mean'`, would leave them {left} without"
     return Suggestion({"negative_weight": "balanced"}, f"{reason}.")

@@ -5,7 +5,7 @@ from ...trainer.plan import RunPlan, plan_run
 from ...trainer.summary import print_summary
 from ...trainer.tgo_config import TGOConfig
 from ..train.config import TrainArguments
-from ..train.run import bits_of, named_pipeline, open_datasets, quantization_of
+from ..train.run import named_pipeline, open_datasets, quantization_of, subject_of
 from .text import plan_lines
 
 
@@ -22,12 +22,11 @@ def plan(arguments: TrainArguments, args: TGOConfig) -> RunPlan:
     datasets = open_datasets(arguments, args)
     found = plan_run(
         named_pipeline(arguments, args, weights=False),
-        arguments.model_name_or_path,
+        subject_of(arguments),
         args,
         datasets[0],
         datasets[1] if len(datasets) > 1 else None,
         quantization_of(arguments),
-        bits_of(arguments),
     )
     if process_state().is_main_process:
         print_summary(plan_lines(found, args), "Plan: nothing is loaded or written yet")

@@ -41,7 +41,7 @@ def _rows(plan: RunPlan, args: TGOConfig) -> list[tuple[str, str]]:
         return rule_rows(plan.rule)
     pairs = plan.training.pairs
     lines = rule_rows(plan.rule) if plan.rule is not None else [] if pairs is None else found_rows(pairs)
-    lines.insert(1, ("left out", f"{plan.training.num_bad:,} of {plan.num_rows:,} rows of the data set"))
+    lines.insert(1, ("rows left out", f"{plan.training.num_bad:,} of {plan.num_rows:,} rows of the data set"))
     if plan.rule is not None and len(plan.training.positions) < plan.rule.num_rows:
         lines.append(("trained on", f"{len(plan.training.positions):,} rows (`loss_type={args.loss_type!r}`)"))
     return lines
@@ -104,7 +104,7 @@ def _time(plan: RunPlan, args: TGOConfig) -> str:
         each, number = plan.speed.seconds / plan.speed.updates, plan.speed.updates
         return (
             f"about {plan.updates * each / 60:,.1f} minutes, at the {each:.3g} seconds that each of {number:,} updates "
-            "with these settings took here, evaluations and samples among it; encoding comes on top"
+            "with these settings took here; encoding, evaluations, samples and checkpoints come on top"
         )
     return (
         f"not known before updates were made on this machine: train with `--max_steps {TRIAL} --save_strategy no "

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ...cards.model_card import shown_path
+from ...cards.model_card import path_in_card
 from ...cards.sections import with_section, with_sections_of
 from ...data.columns import Columns
 from ...data.sources import check_same_number
 from ...losses import LOSSES
 from ...measures import Estimate
 from ...messages.public import public_name, public_value
-from ...messages.values import shown
+from ...messages.values import shown, shown_path
 from ...policy.draws import stable_seed
 from ...policy.loading import check_pipeline, set_adapter_scale
 from ...rewards import load_rewards
@@ -380,7 +380,7 @@ class _Rounds:
             shutil.copytree(source / "samples", target / "samples", dirs_exist_ok=True)
         picture = self.args.output_path / PICTURE_NAME
         replace_file(target / PICTURE_NAME, partial(shutil.copyfile, picture))
-        card = (source / CARD_NAME).read_text("utf-8").replace(shown_path(str(source)), shown_path(str(target)))
+        card = (source / CARD_NAME).read_text("utf-8").replace(path_in_card(str(source)), path_in_card(str(target)))
         digest = weights_fingerprint(target)
         card = with_sections_of(previous, card, digest)  # what `tgo-trl strength` has found of the same weights
         card = with_section(card, "rounds", card_section(report, PICTURE_NAME), digest)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...labels import NORMALIZATIONS
+from ...messages.values import shown
 from ...settings import as_dictionary, check_choice
 from ..settings import DatasetSettings, as_list, check_at_least
 
@@ -77,6 +78,13 @@ class ScoreConfig(DatasetSettings):
         self.ensemble_weights = as_list(self.ensemble_weights)
         if not self.rewards:
             raise ValueError("`rewards` is empty. Name at least one reward.")
+        twice = next((spec for i, spec in enumerate(self.rewards) if spec in self.rewards[:i]), None)
+        if twice is not None:
+            raise ValueError(
+                f"`rewards` has {shown(twice)} twice, and settings of a reward are by its name (`reward_kwargs`), so "
+                "that both columns would hold the same. Name it once; for other settings of it, score what this run "
+                "writes once more, with another name in `score_columns`."
+            )
         for name in ("batch_size", "num_frames"):
             check_at_least(name, getattr(self, name))
         if self.fps is not None and not self.fps > 0:

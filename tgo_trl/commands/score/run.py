@@ -19,7 +19,15 @@ from ...media.embedding import ColumnError
 from ...media.origin import find_origin, named_origin
 from ...messages.public import public_name, public_value
 from ...rewards import REWARDS, load_reward
-from ...rewards.base import NoScore, Reward, check_sources, reads_sources, reward_name, scores_or_none
+from ...rewards.base import (
+    NoScore,
+    Reward,
+    check_rates,
+    check_sources,
+    reads_sources,
+    reward_name,
+    scores_or_none,
+)
 from ...rewards.ensemble import Ensemble, Member
 from ...storage.files import replace_file
 from ...storage.fingerprints import fingerprint
@@ -74,6 +82,8 @@ def score(
         origin, is_copied=True,
     )  # fmt: skip
     reader = with_sources(reader, features, config.source_column, models)
+    if reader.is_video:
+        _check_rates(dict(zip(config.rewards, models.values(), strict=True)), config)
     rows = RowBlocks(dataset, features, rows_per_shard(config.rows_per_shard, reader.is_video))
     run = _Scoring(config, models, reader, rows, _with_scores(features, config.new_columns()))
     try_rewards(models, reader, rows.first)
@@ -315,6 +325,16 @@ def with_sources(reader: RowReader, features: Features, column: str, rewards: Ma
     """
     check_sources(rewards, column in features, f"Set `source_column`: there is no {column!r} in {', '.join(features)}.")
     return replace(reader, source_column=column) if any(map(reads_sources, rewards.values())) else reader
+
+
+def _check_rates(rewards: Mapping[str, Reward], config: ScoreConfig) -> None:
+    """As [`check_rates`], of files that are read at `fps`, and of frames that `generate` has drawn."""
+    if config.fps is not None:
+        check_rates(rewards, config.fps, "frames are read at `fps`")
+        return
+    drawn = read_record(Path(config.dataset_name), GENERATION_NAME)
+    rate = None if drawn is None else drawn["settings"].get("family", {}).get("fps")
+    check_rates(rewards, rate, f"{GENERATION_NAME} says that the videos were drawn for")
 
 
 def _load_rewards(config: ScoreConfig, rewards: Mapping[str, Reward] | None) -> list[Reward]:

@@ -23,7 +23,7 @@ from ...measures import interval, resampled_means, variety
 from ...messages.public import public_name
 from ...policy.loading import set_adapter_scale
 from ...rewards import load_rewards
-from ...rewards.base import Reward
+from ...rewards.base import DRAWN_FOR, Reward, check_rates
 from ...storage.files import sweep, write_json
 from ...storage.fingerprints import fingerprint
 from ...storage.processes import process_state
@@ -97,6 +97,7 @@ def strength(
     is_ours = pipeline is None
     sampler = build_sampler(generation, pipeline, family, has_sources)
     sampler.family.check(sampler.pipeline)
+    check_rates(rewards, sampler.fps, DRAWN_FOR)
     run = _Strength(config, model, tasks, rewards, sampler, state.device if is_ours else None)
     if state.is_main_process:
         if config.drift_dataset_name is not None:

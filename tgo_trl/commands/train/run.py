@@ -15,7 +15,7 @@ from ...policy.loading import attach_adapter, load_pipeline
 from ...storage.sources import open_dataset
 from ...trainer.arguments import training_dtype
 from ...trainer.checkpoints import last_checkpoint
-from ...trainer.measured_speed import Speed, remember_speed, speed_key
+from ...trainer.measured_speed import Subject, remember_speed, speed_key
 from ...trainer.preparation import shard_writer
 from ...trainer.tgo_config import TGOConfig
 from ...trainer.tgo_trainer import TGOTrainer
@@ -48,16 +48,15 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
     resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
     if resume is None:  # the same command goes on where it stopped, as all of them do
         resume = last_checkpoint(args.output_path)
-    output = trainer.train(resume_from_checkpoint=resume if isinstance(resume, bool) or resume is None else str(resume))
+    trainer.train(resume_from_checkpoint=resume if isinstance(resume, bool) or resume is None else str(resume))
     trainer.save_model(_internal_call=True)  # it is pushed below, once and with its card
     name = arguments.dataset_name
     dataset_id = name if source_folder(name) is None else None  # the card links to the Hub
     trainer.create_model_card(dataset_name=dataset_id)
-    if not resume and args.process_index == 0 and output.global_step:
-        speed = Speed(output.global_step, output.metrics["train_runtime"])
-        key = speed_key(given, arguments.model_name_or_path, bits_of(arguments), trainer.size)
+    if not resume and args.process_index == 0 and trainer.speed is not None:
+        key = speed_key(given, subject_of(arguments, ref_model), trainer.size)
         with suppress(OSError):  # a plan then knows no minutes, which is no fault of the run
-            remember_speed(shard_writer(args).folder, key, speed)
+            remember_speed(shard_writer(args).folder, key, trainer.speed)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_id)
         trainer.check_pushed()
@@ -91,6 +90,12 @@ def named_pipeline(arguments: TrainArguments, args: TGOConfig, weights: bool = T
     pipeline = load_pipeline(arguments.model_name_or_path, args.model_init_dict, quantization, None, dtype, weights)
     attach_adapter(pipeline, find_family(type(pipeline))(), arguments.adapter_name_or_path)
     return pipeline
+
+
+def subject_of(arguments: TrainArguments, ref_model: str | None = None) -> Subject:
+    """What is trained, for its speed; arguments as of [`train`]."""
+    adapter, is_streamed = arguments.adapter_name_or_path, arguments.dataset_streaming
+    return Subject(arguments.model_name_or_path, bits_of(arguments), adapter, ref_model, is_streamed)
 
 
 def bits_of(arguments: TrainArguments) -> int:
