@@ -1,7 +1,6 @@
 """What the flow-matching families share: their process, and its settings."""
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -65,7 +64,7 @@ class FlowMatchingFamily(LatentFamily):
         if self.own_sigmas:
             arguments = {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps)}
         if config.get("use_dynamic_shifting"):
-            arguments["mu"] = self.shift(config, self.num_tokens(pipeline, shape), num_steps)
+            arguments["mu"] = self.shift(pipeline, self.num_tokens(pipeline, shape), num_steps)
         scheduler.set_timesteps(device=device, **arguments)
         return scheduler
 
@@ -73,8 +72,9 @@ class FlowMatchingFamily(LatentFamily):
         """The size of an image that the scheduler shifts by, of the shape of its latents."""
         return shape[-2] * shape[-1] // self.latent_patch**2
 
-    def shift(self, config: Mapping[str, Any], num_tokens: int, num_steps: int) -> float:
+    def shift(self, pipeline: DiffusionPipeline, num_tokens: int, num_steps: int) -> float:
         """The scheduler's `mu` for an image of so many tokens, drawn in so many steps: linear in the tokens."""
+        config = pipeline.scheduler.config
         few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
         return float(least + (num_tokens - few) * (most - least) / (many - few))
