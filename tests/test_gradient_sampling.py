@@ -87,7 +87,7 @@ def test_so_they_are_with_other_schedulers(scheduler):
     assert (ours - theirs).abs().max() < 2e-6
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion_3", "lumina2", "z_image", "qwen_image", "krea2"])
+@pytest.mark.parametrize("name", ["stable_diffusion_3", "lumina2", "z_image", "qwen_image", "krea2", "qwen_image21"])
 def test_so_they_are_where_the_size_of_the_image_shifts_the_steps(name):
     case = next(case for case in CASES if case.name == name)
     pipeline = case.build()
@@ -101,6 +101,12 @@ def test_so_they_are_where_the_size_of_the_image_shifts_the_steps(name):
 def test_so_they_are_of_a_pipeline_distilled_to_do_without_guidance(name, scale):
     case = next(case for case in CASES if case.name == name)
     ours, theirs = drawn(case, case.build(is_distilled=True), guidance_scale=scale)
+    assert (ours - theirs).abs().max() < 5e-6
+
+
+def test_so_they_are_at_levels_of_the_pipelines_own():
+    case = next(case for case in CASES if case.name == "qwen_image21")
+    ours, theirs = drawn(case, case.build(sample_sigmas=[1.0, 0.9, 0.5]))
     assert (ours - theirs).abs().max() < 5e-6
 
 

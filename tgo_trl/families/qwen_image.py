@@ -9,19 +9,16 @@ from diffusers import DiffusionPipeline, QwenImagePipeline
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..media.types import Sample, Size
 from ..precision import compute_dtype
 from .base import known_lengths, parts_of_last_block
-from .base_frames import FrameFamily
-
-NO_PROMPT = " "
+from .base_qwen import QwenFamily
 
 Shape = tuple[int, int, int]
 """Frames, rows and columns of tokens."""
 
 
 @dataclass(frozen=True)
-class QwenImageFamily(FrameFamily):
+class QwenImageFamily(QwenFamily):
     """`QwenImagePipeline`.
 
     Attributes:
@@ -68,18 +65,6 @@ class QwenImageFamily(FrameFamily):
         embeds, mask = pipeline.encode_prompt(prompts, device, max_sequence_length=length)
         return padded(embeds, mask, length)
 
-    def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
-        """The scale as [`sample`] takes it: 1, unless one is given, as the pipeline guides nothing by itself."""
-        return 1.0 if scale is None else scale
-
-    def guidance_options(self, scale: float) -> dict[str, Any]:
-        """Nothing, where samples are not guided."""
-        return super().guidance_options(scale) if scale > 1 else {}
-
-    def encode_nothing(self, pipeline: DiffusionPipeline) -> dict[str, Tensor]:
-        """The negative prompt of [`sample`], a space."""
-        return self.encode_prompts(pipeline, [NO_PROMPT])
-
     def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
         """As long as the prediction with a prompt, in each token: the channels of two by two latents."""
         guided = super().guided(with_prompt, without, scale)
@@ -109,25 +94,6 @@ class QwenImageFamily(FrameFamily):
     def image_tokens(self, latents: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, list[Shape]]:
         """Tokens `[B, n, 4 C]` and the shapes they lie in: of the latents `[B, C, H, W]`, and of what comes behind."""
         return packed(latents)
-
-    def sample(
-        self, pipeline: DiffusionPipeline, prompts: Sequence[str], generators: list[torch.Generator], size: Size,
-        **kwargs: Any,
-    ) -> list[Sample]:  # fmt: skip
-        """One image per prompt, each from its own generator; the pipeline wants a negative prompt for each."""
-        negative = self.call_options(pipeline, size, **kwargs).get("negative_prompt")
-        if isinstance(negative, str):
-            kwargs["negative_prompt"] = [negative] * len(prompts)
-        return super().sample(pipeline, prompts, generators, size, **kwargs)
-
-    def call_options(self, pipeline: DiffusionPipeline, size: Size, **kwargs: Any) -> dict[str, Any]:
-        """With `guidance_scale` as the classifier-free one, as everywhere.
-
-        The pipeline calls it `true_cfg_scale`, and heeds it only beside a negative prompt.
-        """
-        if "guidance_scale" in kwargs:
-            kwargs = {"true_cfg_scale": kwargs.pop("guidance_scale"), "negative_prompt": NO_PROMPT, **kwargs}
-        return super().call_options(pipeline, size, **kwargs)
 
 
 def packed(latents: Tensor) -> tuple[Tensor, list[Shape]]:
