@@ -162,8 +162,8 @@ def error(output: Any) -> Tensor:
 ENCODERS = {  # parameters, counted on the meta device from the published configurations
     "CLIP-L": 123_650_304, "CLIP-H": 354_032_640, "CLIP-bigG": 694_659_840, "T5-XXL": 4_762_310_656,
     "UMT5-XXL": 5_680_910_336, "Gemma-2-2B": 2_614_341_888, "Qwen2.5-VL-7B": 8_292_166_656, "Qwen3-4B": 4_022_468_096,
-    "CLIP-H vision": 630_766_080, "KL": 83_653_863, "KL-16": 83_819_683, "Wan VAE": 126_892_531,
-    "Wan 2.2 VAE": 704_688_668, "DC-AE": 312_250_275, "VQ": 146_244_675,
+    "Qwen3-VL-4B": 4_437_815_808, "CLIP-H vision": 630_766_080, "KL": 83_653_863, "KL-16": 83_819_683,
+    "Wan VAE": 126_892_531, "Wan 2.2 VAE": 704_688_668, "DC-AE": 312_250_275, "VQ": 146_244_675,
 }  # fmt: skip
 IMAGE_ENCODERS = ("CLIP-H vision", "KL", "KL-16", "Wan VAE", "Wan 2.2 VAE", "DC-AE", "VQ")
 """Those of float32."""
@@ -234,6 +234,10 @@ def call_chroma(network: nn.Module) -> Any:
     return network(of(1, 4096, 64), of(1, 512, 4096), of(1), *positions, attention_mask=of(1, 4608))
 
 
+def call_krea2(network: nn.Module) -> Any:
+    return network(of(1, 4096, 64), of(1, 512, 12, 2560), of(1), of(4608, 3), of(1, 512, dtype=torch.bool))
+
+
 def call_wan(network: nn.Module) -> Any:
     return network(of(1, 16, 21, 60, 104), of(1, dtype=torch.float32), of(1, 512, 4096))
 
@@ -286,6 +290,7 @@ CASES = {
     "chroma": Case(  # lodestones/Chroma1-HD
         "Chroma", "ChromaPipeline", diffusers.ChromaTransformer2DModel, call_chroma, ("T5-XXL", "KL-16"),
     ),
+    "krea2": Case("Krea 2", "Krea2Pipeline", diffusers.Krea2Transformer2DModel, call_krea2, ("Qwen3-VL-4B", "Wan VAE")),
     "wan-1.3b": Case(  # Wan-AI/Wan2.1-T2V-1.3B-Diffusers
         "Wan 2.1 1.3B", **WAN,
         build=lambda: diffusers.WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30),

@@ -23,9 +23,10 @@ from .test_generation import save_adapter
 SCALE = 0.5
 PREFIXES = {
     "stable_diffusion": "lora_unet_", "stable_diffusion_xl": "lora_unet_", "flux": "transformer.",
-    "flux_kontext": "transformer.", "chroma": "transformer.",
+    "flux_kontext": "transformer.", "chroma": "transformer.", "krea2": "transformer.",
     "qwen_image_edit": "transformer.", "qwen_image_edit_plus": "transformer.",
     "stable_diffusion_3": "transformer.", "qwen_image": "transformer.", "z_image": "transformer.",
+    "qwen_image21": "transformer.",
     "wan": "diffusion_model.", "wan_image_to_video": "diffusion_model.",
 }  # fmt: skip
 

@@ -140,9 +140,9 @@ def test_drawing_leaves_the_pipeline_and_torch_as_they_were():
 
 
 GUIDED = {
-    **{name: {"true_cfg_scale": 4.0} for name in ("qwen_image", "qwen_image_edit", "qwen_image_edit_plus")},
-    "flux": {"true_cfg_scale": 4.0}, "flux_kontext": {"true_cfg_scale": 4.0},
-}  # fmt: skip
+    name: {"true_cfg_scale": 4.0}
+    for name in ("qwen_image", "qwen_image21", "qwen_image_edit", "qwen_image_edit_plus", "flux", "flux_kontext")
+}
 
 
 def png(image):

@@ -87,7 +87,7 @@ def test_so_they_are_with_other_schedulers(scheduler):
     assert (ours - theirs).abs().max() < 2e-6
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion_3", "lumina2", "z_image", "qwen_image"])
+@pytest.mark.parametrize("name", ["stable_diffusion_3", "lumina2", "z_image", "qwen_image", "krea2", "qwen_image21"])
 def test_so_they_are_where_the_size_of_the_image_shifts_the_steps(name):
     case = next(case for case in CASES if case.name == name)
     pipeline = case.build()
@@ -97,9 +97,16 @@ def test_so_they_are_where_the_size_of_the_image_shifts_the_steps(name):
     assert (ours - theirs).abs().max() < 5e-6
 
 
-def test_so_they_are_of_a_pipeline_distilled_to_do_without_guidance():
-    case = next(case for case in CASES if case.name == "flux2")
-    ours, theirs = drawn(case, case.build(is_distilled=True))
+@pytest.mark.parametrize(("name", "scale"), [("flux2", None), ("krea2", 0.0)])
+def test_so_they_are_of_a_pipeline_distilled_to_do_without_guidance(name, scale):
+    case = next(case for case in CASES if case.name == name)
+    ours, theirs = drawn(case, case.build(is_distilled=True), guidance_scale=scale)
+    assert (ours - theirs).abs().max() < 5e-6
+
+
+def test_so_they_are_at_levels_of_the_pipelines_own():
+    case = next(case for case in CASES if case.name == "qwen_image21")
+    ours, theirs = drawn(case, case.build(sample_sigmas=[1.0, 0.9, 0.5]))
     assert (ours - theirs).abs().max() < 5e-6
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tgo_trl.cards import model_card
 from tgo_trl.cli import main
+from tgo_trl.media.images import load_image
 from tgo_trl.policy.draws import stable_seed
 
 from . import tiny
@@ -218,7 +219,7 @@ def test_the_snippet_draws_the_first_sample_of_the_grid(tmp_path, base, monkeypa
         assert np.abs(np.asarray(image, int) - np.asarray(drawn, int)).max() <= 1
 
 
-@pytest.mark.parametrize("name", ["qwen_image", "sana"])
+@pytest.mark.parametrize("name", ["qwen_image", "sana", "krea2", "qwen_image21"])
 def test_the_snippet_calls_a_pipeline_as_its_family_does(tmp_path, monkeypatch, name):
     """Where guidance has another name, and where a size would be brought to another one."""
     (case,) = (case for case in CASES if case.name == name)
@@ -230,7 +231,7 @@ def test_the_snippet_calls_a_pipeline_as_its_family_does(tmp_path, monkeypatch, 
     exec(compile(snippet(card_of(trainer)), "snippet", "exec"), {})
     [drawn] = trainer.sample(["a cat"], [stable_seed(args.seed, 0)], num_inference_steps=2, guidance_scale=3.0)
     with Image.open(tmp_path / "sample.png") as image:
-        assert np.abs(np.asarray(image, int) - np.asarray(drawn, int)).max() <= 1
+        assert np.abs(np.asarray(load_image(image), int) - np.asarray(drawn, int)).max() <= 1
 
 
 @pytest.mark.parametrize(("setting", "dtype"), [("bf16", "torch.bfloat16"), ("fp16", "torch.float16")])

@@ -20,8 +20,10 @@ from .runs import make_trainer
 
 DEVICE = torch.device("meta")
 
-FAMILIES = [case for case in CASES if "-" not in case.name or case.name == "wan-two_stage"]
-"""Of each a case, and the two networks of which the times of the rows choose."""
+WAITING = [case for case in CASES if case.name == "qwen_image21"]
+"""Whose network asks the device itself where images lie in its sequence."""
+FAMILIES = [case for case in CASES if case not in WAITING and ("-" not in case.name or case.name == "wan-two_stage")]
+"""Of each other a case, and the two networks of which the times of the rows choose."""
 
 # `compute_text_seq_len_from_mask` of diffusers brings a number to the device where prompts of a batch have different
 # lengths, in the forward pass of the reference and in that of the policy. It is not read.
@@ -106,15 +108,29 @@ def test_what_is_an_error(read):
         read(torch.zeros(2, device=DEVICE))
 
 
-@pytest.mark.parametrize("case", FAMILIES, ids=lambda case: case.name)
-def test_no_micro_step_waits(case, tmp_path):
-    args = case.config(tmp_path, gradient_checkpointing=False, dataloader_pin_memory=False)
+def on_the_device(case, folder):
+    args = case.config(folder, gradient_checkpointing=False, dataloader_pin_memory=False)
     trainer = make_trainer(args, model=case.build(), train_dataset=case.rows(4))
     batch = next(iter(trainer.get_train_dataloader()))
     if "prompt_length" in batch:
         assert batch["prompt_length"] == batch["prompt"]["mask"].sum(1).tolist()
     batch = tree_map_only(torch.Tensor, lambda tensor: tensor.to(DEVICE), batch)
     trainer.model.to(DEVICE).train()
+    return trainer, batch
+
+
+@pytest.mark.parametrize("case", WAITING, ids=lambda case: case.name)
+def test_a_network_that_waits_by_itself_is_said_to(case, tmp_path):
+    trainer, batch = on_the_device(case, tmp_path)
+    assert trainer.family.waits_for_device
+    with pytest.raises(RuntimeError, match="meta"):
+        micro_step(trainer, batch)
+
+
+@pytest.mark.parametrize("case", FAMILIES, ids=lambda case: case.name)
+def test_no_micro_step_waits(case, tmp_path):
+    trainer, batch = on_the_device(case, tmp_path)
+    assert not trainer.family.waits_for_device
     micro_step(trainer, batch)  # which brings to the device what stays there
     with waits() as found:
         micro_step(trainer, batch)

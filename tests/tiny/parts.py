@@ -24,6 +24,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -171,6 +173,20 @@ def qwen_vl_encoder(tokenizer: Qwen2Tokenizer, **ids: int) -> Qwen2_5_VLForCondi
         **ids,
     )
     return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def qwen3_vl_lm(tokenizer: Qwen2Tokenizer, **ids: int) -> Qwen3VLForConditionalGeneration:
+    """16 wide, two layers of text and two of vision; `ids` are those of the tokens around pictures."""
+    rope = {"mrope_section": [2, 1, 1], "mrope_interleaved": True, "rope_type": "default", "rope_theta": 5e6}
+    config = Qwen3VLConfig(
+        text_config={**DECODER, **_vocabulary(tokenizer), "head_dim": 8, "rope_parameters": rope},
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 16,
+            "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
+        },
+        **ids,
+    )  # fmt: skip
+    return Qwen3VLForConditionalGeneration(config).eval()
 
 
 def gemma2_encoder(tokenizer: GemmaTokenizer) -> Gemma2Model:

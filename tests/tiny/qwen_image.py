@@ -45,16 +45,7 @@ def build(seed: int = 0, **network_kwargs) -> QwenImagePipeline:
             **network_kwargs,
         }
     )
-    vae = AutoencoderKLQwenImage(
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 2, 4],
-        num_res_blocks=1,
-        temperal_downsample=[False, True],
-        latents_mean=[-0.75, 0.25, 0.5, 1.5],
-        latents_std=[2.5, 1.5, 2.0, 3.0],
-    )
-    sharpen(vae, vae.quant_conv, torch.rand(4, 3, 1, RESOLUTION, RESOLUTION) * 2 - 1, std=2.0)
+    vae = autoencoder()
     scheduler = FlowMatchEulerDiscreteScheduler(
         shift=1.0, use_dynamic_shifting=True, max_image_seq_len=8192, max_shift=0.9, shift_terminal=0.02
     )
@@ -67,6 +58,21 @@ def build(seed: int = 0, **network_kwargs) -> QwenImagePipeline:
             transformer=transformer,
         )
     )
+
+
+def autoencoder() -> AutoencoderKLQwenImage:
+    """With four channels, an image four times as wide as its latents."""
+    vae = AutoencoderKLQwenImage(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[-0.75, 0.25, 0.5, 1.5],
+        latents_std=[2.5, 1.5, 2.0, 3.0],
+    )
+    sharpen(vae, vae.quant_conv, torch.rand(4, 3, 1, RESOLUTION, RESOLUTION) * 2 - 1, std=2.0)
+    return vae
 
 
 def denoising_error(pipeline, pixels, prompts, draw):

@@ -15,9 +15,11 @@ from .chroma import ChromaFamily
 from .flux import FluxFamily
 from .flux2 import Flux2KleinFamily
 from .flux_kontext import FluxKontextFamily
+from .krea2 import Krea2Family
 from .lumina2 import Lumina2Family
 from .meissonic import MeissonicFamily
 from .qwen_image import QwenImageFamily
+from .qwen_image21 import QwenImage21Family
 from .qwen_image_edit import QwenImageEditFamily, QwenImageEditPlusFamily
 from .sana import SanaFamily
 from .stable_diffusion import StableDiffusionFamily
@@ -36,8 +38,10 @@ FAMILIES: dict[str, type[Family]] = {
     "Flux2KleinPipeline": Flux2KleinFamily,
     "FluxKontextPipeline": FluxKontextFamily,
     "FluxPipeline": FluxFamily,
+    "Krea2Pipeline": Krea2Family,
     "Lumina2Pipeline": Lumina2Family,
     "MeissonicPipeline": MeissonicFamily,
+    "QwenImage21Pipeline": QwenImage21Family,
     "QwenImageEditPipeline": QwenImageEditFamily,
     "QwenImageEditPlusPipeline": QwenImageEditPlusFamily,
     "QwenImagePipeline": QwenImageFamily,
@@ -103,8 +107,8 @@ def build_family(pipeline_class: type[DiffusionPipeline], settings: Mapping[str,
 
 __all__ = [
     "FAMILIES", "AmusedFamily", "ChromaFamily", "Clip", "Family", "Flux2KleinFamily", "FluxFamily", "FluxKontextFamily",
-    "Lumina2Family", "MeissonicFamily", "QwenImageEditFamily", "QwenImageEditPlusFamily", "QwenImageFamily", "Sample",
-    "SanaFamily", "Size", "SourceFamily", "StableDiffusion3Family", "StableDiffusionFamily", "StableDiffusionXLFamily",
-    "VideoFormat", "WanFamily", "WanImageToVideoFamily", "ZImageFamily", "build_family", "find_family",
-    "find_published_family",
+    "Krea2Family", "Lumina2Family", "MeissonicFamily", "QwenImage21Family", "QwenImageEditFamily",
+    "QwenImageEditPlusFamily", "QwenImageFamily", "Sample", "SanaFamily", "Size", "SourceFamily",
+    "StableDiffusion3Family", "StableDiffusionFamily", "StableDiffusionXLFamily", "VideoFormat", "WanFamily",
+    "WanImageToVideoFamily", "ZImageFamily", "build_family", "find_family", "find_published_family",
 ]  # fmt: skip

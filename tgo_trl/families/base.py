@@ -71,6 +71,8 @@ class Family(ABC):
     least, and are [`~tgo_trl.families.base_sources.SourceFamily`]."""
     prompts_see_sources: ClassVar[bool] = False
     """Whether prompts are encoded beside their sources, by [`encode_edits`]."""
+    waits_for_device: ClassVar[bool] = False
+    """Whether a network reads numbers of the device in each call, which it cannot where it has shapes alone."""
     undistilled: ClassVar[str | None] = None
     """What to train in place of few-step versions of this family, by its name on the Hub; None if there are several."""
     has_sampler: ClassVar[bool] = False

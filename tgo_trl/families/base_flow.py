@@ -1,7 +1,7 @@
 """What the flow-matching families share: their process, and its settings."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -61,20 +61,24 @@ class FlowMatchingFamily(LatentFamily):
         """As of any latents, shifted by the image's size where the scheduler asks for it."""
         scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
         config = scheduler.config
-        arguments: dict[str, Any] = {"num_inference_steps": num_steps}
-        if self.own_sigmas:
-            arguments = {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps)}
+        levels = self.noise_levels(pipeline, num_steps)
+        arguments: dict[str, Any] = {"num_inference_steps": num_steps} if levels is None else {"sigmas": levels}
         if config.get("use_dynamic_shifting"):
-            arguments["mu"] = self.shift(config, self.num_tokens(pipeline, shape), num_steps)
+            arguments["mu"] = self.shift(pipeline, self.num_tokens(pipeline, shape), num_steps)
         scheduler.set_timesteps(device=device, **arguments)
         return scheduler
+
+    def noise_levels(self, pipeline: DiffusionPipeline, num_steps: int) -> Sequence[float] | None:
+        """What the pipeline gives its scheduler to be shifted, from noise to data; None if that chooses itself."""
+        return [*np.linspace(1.0, 1 / num_steps, num_steps)] if self.own_sigmas else None
 
     def num_tokens(self, pipeline: DiffusionPipeline, shape: tuple[int, ...]) -> int:
         """The size of an image that the scheduler shifts by, of the shape of its latents."""
         return shape[-2] * shape[-1] // self.latent_patch**2
 
-    def shift(self, config: Mapping[str, Any], num_tokens: int, num_steps: int) -> float:
+    def shift(self, pipeline: DiffusionPipeline, num_tokens: int, num_steps: int) -> float:
         """The scheduler's `mu` for an image of so many tokens, drawn in so many steps: linear in the tokens."""
+        config = pipeline.scheduler.config
         few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
         return float(least + (num_tokens - few) * (most - least) / (many - few))

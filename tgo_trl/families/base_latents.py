@@ -21,6 +21,8 @@ class LatentFamily(Family):
     image_encoders: ClassVar[tuple[str, ...]] = ("vae",)
     latent_patch: ClassVar[int] = 1
     """Latents on each side of what the network sees as one."""
+    guides_from_prompt: ClassVar[bool] = False
+    """Whether the pipeline's scale is `s` in `f_c + s (f_c - f_0)`, which is 0 for no guidance."""
 
     def default_size(self, pipeline: DiffusionPipeline) -> Size:
         """The pipeline's default, or else its network's sample size, in pixels."""
@@ -80,11 +82,13 @@ class LatentFamily(Family):
     def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
         """The scale of classifier-free guidance, the pipeline's own for None; there is none at 1 and below.
 
+        It is 1 more than the pipeline's scale where that [`guides_from_prompt`].
+
         Raises:
             ValueError: if a scale is given, and the pipeline guides in another way.
         """
         own = inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default
-        return float(own if scale is None else scale)
+        return float(own if scale is None else scale) + self.guides_from_prompt
 
     def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
         """The guided prediction `f_0 + s (f_c - f_0)`, of predictions `[B, C, H, W]` with a prompt and without."""
@@ -92,7 +96,7 @@ class LatentFamily(Family):
 
     def guidance_options(self, scale: float) -> dict[str, Any]:
         """What the pipeline is called with to guide by a scale that [`guidance`] returned."""
-        return {"guidance_scale": scale}
+        return {"guidance_scale": scale - self.guides_from_prompt}
 
     def encode_nothing(self, pipeline: DiffusionPipeline) -> dict[str, Tensor]:
         """What the networks take in place of a prompt, to be guided away from, as [`encode_prompts`], `[1, ...]`."""

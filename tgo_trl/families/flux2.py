@@ -75,7 +75,7 @@ class Flux2KleinFamily(FlowMatchingFamily):
         """One for each of the latents, which are two by two already."""
         return shape[-2] * shape[-1]
 
-    def shift(self, config: Mapping[str, Any], num_tokens: int, num_steps: int) -> float:
+    def shift(self, pipeline: DiffusionPipeline, num_tokens: int, num_steps: int) -> float:
         """The pipeline's own, which was fitted to sizes and numbers of steps."""
         return float(compute_empirical_mu(num_tokens, num_steps))
 

@@ -9,20 +9,16 @@ from diffusers import DiffusionPipeline, QwenImagePipeline
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..media.types import Sample, Size
 from ..precision import compute_dtype
-from .base import known_lengths, parts_of_last_block, posterior_sample
-from .base_flow import FlowMatchingFamily
-from .base_latents import not_standardized, standardized
-
-NO_PROMPT = " "
+from .base import known_lengths, parts_of_last_block
+from .base_qwen import QwenFamily
 
 Shape = tuple[int, int, int]
 """Frames, rows and columns of tokens."""
 
 
 @dataclass(frozen=True)
-class QwenImageFamily(FlowMatchingFamily):
+class QwenImageFamily(QwenFamily):
     """`QwenImagePipeline`.
 
     Attributes:
@@ -63,40 +59,11 @@ class QwenImageFamily(FlowMatchingFamily):
         """The last block's own way of the text, which ends there, and with it what the text asks of the image."""
         return parts_of_last_block(network, ["attn.to_add_out", "attn.add_q_proj", "attn.norm_added_q", "txt_mlp"])
 
-    def encode_images(self, pipeline: DiffusionPipeline, pixels: Tensor, geometry: Tensor) -> dict[str, Tensor]:
-        """Mean and standard deviation of the posterior, float32 `[B, C, H, W]` each; to the autoencoder, of videos."""
-        encoded = super().encode_images(pipeline, pixels.unsqueeze(2), geometry)
-        return {name: tensor.squeeze(2) for name, tensor in encoded.items()}
-
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
         """Qwen's hidden states `[B, max_sequence_length, features]`, and int64 `mask`: 1 for tokens, 0 for padding."""
         length, device = self.max_sequence_length, pipeline.text_encoder.device
         embeds, mask = pipeline.encode_prompt(prompts, device, max_sequence_length=length)
         return padded(embeds, mask, length)
-
-    def clean(self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], posterior_noise: Tensor) -> Tensor:
-        """`z = (mean + std * noise - latents_mean) / latents_std`, float32 `[B, C, H, W]`."""
-        return standardized(posterior_sample(image, posterior_noise), pipeline.vae.config)
-
-    def decode(self, pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
-        """Pixels `[B, 3, H, W]`, about -1 to 1, with gradient; to the autoencoder, of videos."""
-        return super().decode(pipeline, latents).squeeze(2)
-
-    def unscaled(self, pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
-        """Also one frame of a video, `[B, C, 1, H, W]`."""
-        return not_standardized(latents, pipeline.vae.config).unsqueeze(2)
-
-    def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
-        """The scale as [`sample`] takes it: 1, unless one is given, as the pipeline guides nothing by itself."""
-        return 1.0 if scale is None else scale
-
-    def guidance_options(self, scale: float) -> dict[str, Any]:
-        """Nothing, where samples are not guided."""
-        return super().guidance_options(scale) if scale > 1 else {}
-
-    def encode_nothing(self, pipeline: DiffusionPipeline) -> dict[str, Tensor]:
-        """The negative prompt of [`sample`], a space."""
-        return self.encode_prompts(pipeline, [NO_PROMPT])
 
     def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
         """As long as the prediction with a prompt, in each token: the channels of two by two latents."""
@@ -122,39 +89,24 @@ class QwenImageFamily(FlowMatchingFamily):
             img_shapes=[shapes] * batch,
             return_dict=False,
         )[0]
-        prediction = prediction[:, : (height // 2) * (width // 2)]
-        # with a scale factor of 1, pixels and latents are as large as each other
-        unpacked: Tensor = QwenImagePipeline._unpack_latents(prediction, height, width, 1)
-        return unpacked.squeeze(2)
+        return unpacked(prediction[:, : (height // 2) * (width // 2)], height, width)
 
     def image_tokens(self, latents: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, list[Shape]]:
         """Tokens `[B, n, 4 C]` and the shapes they lie in: of the latents `[B, C, H, W]`, and of what comes behind."""
         return packed(latents)
-
-    def sample(
-        self, pipeline: DiffusionPipeline, prompts: Sequence[str], generators: list[torch.Generator], size: Size,
-        **kwargs: Any,
-    ) -> list[Sample]:  # fmt: skip
-        """One image per prompt, each from its own generator; the pipeline wants a negative prompt for each."""
-        negative = self.call_options(pipeline, size, **kwargs).get("negative_prompt")
-        if isinstance(negative, str):
-            kwargs["negative_prompt"] = [negative] * len(prompts)
-        return super().sample(pipeline, prompts, generators, size, **kwargs)
-
-    def call_options(self, pipeline: DiffusionPipeline, size: Size, **kwargs: Any) -> dict[str, Any]:
-        """With `guidance_scale` as the classifier-free one, as everywhere.
-
-        The pipeline calls it `true_cfg_scale`, and heeds it only beside a negative prompt.
-        """
-        if "guidance_scale" in kwargs:
-            kwargs = {"true_cfg_scale": kwargs.pop("guidance_scale"), "negative_prompt": NO_PROMPT, **kwargs}
-        return super().call_options(pipeline, size, **kwargs)
 
 
 def packed(latents: Tensor) -> tuple[Tensor, list[Shape]]:
     """Latents `[B, C, H, W]` as tokens `[B, n, 4 C]`, two by two in one, and the one shape that these lie in."""
     height, width = latents.shape[-2:]
     return QwenImagePipeline._pack_latents(latents, *latents.shape), [(1, height // 2, width // 2)]
+
+
+def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Latents `[B, C, height, width]` of tokens `[B, n, 4 C]`, the inverse of [`packed`]."""
+    # with a scale factor of 1, pixels and latents are as large as each other
+    latents: Tensor = QwenImagePipeline._unpack_latents(tokens, height, width, 1)
+    return latents.squeeze(2)
 
 
 def padded(embeds: Tensor, mask: Tensor | None, length: int) -> dict[str, Tensor]:

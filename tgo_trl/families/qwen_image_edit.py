@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..media.types import Size
 from .base_latents import standardized
+from .base_qwen import check_length
 from .base_sources import SourceFamily, as_images
 from .qwen_image import QwenImageFamily, Shape, packed, padded
 
@@ -75,12 +76,7 @@ class QwenImageEditFamily(SourceFamily, QwenImageFamily):
             embeds, mask = pipeline.encode_prompt(
                 prompt, pictures, pipeline.text_encoder.device, max_sequence_length=limit
             )
-            length = embeds.shape[1] - of_pictures
-            if length > limit:
-                raise ValueError(
-                    f"The prompt {prompt!r} has {length} tokens, and `max_sequence_length` is {limit}: this pipeline "
-                    "cuts no prompts. Set it higher, or shorten the prompt."
-                )
+            check_length(prompt, embeds.shape[1] - of_pictures, limit)
             rows.append(padded(embeds, mask, limit + of_pictures))
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 

@@ -28,6 +28,7 @@ class ZImageFamily(FlowMatchingFamily):
 
     network_names = ("transformer",)
     has_sampler = True
+    guides_from_prompt = True
     own_sigmas = True
     latent_patch = 2
     prompt_encoders = ("text_encoder", "tokenizer")
@@ -68,14 +69,6 @@ class ZImageFamily(FlowMatchingFamily):
         embeds = torch.stack([F.pad(tokens, (0, 0, 0, length - len(tokens))) for tokens in encoded])
         lengths = torch.tensor([len(tokens) for tokens in encoded], device=device)
         return {"embeds": embeds, "mask": torch.arange(length, device=device) < lengths[:, None]}
-
-    def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
-        """1 more than the pipeline's scale, which is `s` in `f_c + s (f_c - f_0)`: 0 for none."""
-        return 1 + super().guidance(pipeline, scale)
-
-    def guidance_options(self, scale: float) -> dict[str, Any]:
-        """The pipeline's scale again."""
-        return super().guidance_options(scale - 1)
 
     def clean(self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], posterior_noise: Tensor) -> Tensor:
         """`z = (mean - shift_factor) * scaling_factor`, float32 `[B, C, H, W]`.

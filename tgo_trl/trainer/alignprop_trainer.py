@@ -171,9 +171,11 @@ class AlignPropTrainer(BaseTrainer):
         step_options(self.pipeline.scheduler, args.sample_eta, [])
         pixels, geometry = ImageReader().blank(self.size)
         image = self.encoders.images(pixels[None], geometry[None])
-        return GradientSampler(
+        sampler = GradientSampler(
             self.encoders, image, self.encoders.nothing(), args.sample_num_steps, scale, args.sample_eta
         )
+        self.family.schedule(self.pipeline, sampler.num_steps, sampler.shape, torch.device("cpu"))  # which may refuse
+        return sampler
 
     def _try_reward(self, prompt: str) -> None:
         """Raises a ValueError if the reward of a grey image has no gradient: rather now than in the first update."""

@@ -306,6 +306,8 @@ def _memory(
 def _why_unknown(args: TGOConfig, policy: Policy) -> str | None:
     if sharding_of(args) is not None:
         return "weights are sharded"
+    if policy.family.waits_for_device:
+        return "its network reads numbers, which there are none of without weights"
     if args.ema_decay is not None or not has_usual_adapter(policy):
         return "it was measured with an adapter on the usual modules alone, without `ema_decay`"
     return None

@@ -1,0 +1,59 @@
+"""What Qwen-Image and Qwen-Image 2.1 share: guidance that is heeded beside a negative prompt alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from ..media.types import Sample, Size
+from .base_frames import FrameFamily
+
+NO_PROMPT = " "
+
+
+@dataclass(frozen=True)
+class QwenFamily(FrameFamily):
+    """A family whose pipeline calls the scale of classifier-free guidance `true_cfg_scale`, which is 1 by default."""
+
+    def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
+        """The scale as [`sample`] takes it: 1, unless one is given, as the pipeline guides nothing by itself."""
+        return 1.0 if scale is None else scale
+
+    def guidance_options(self, scale: float) -> dict[str, Any]:
+        """Nothing, where samples are not guided."""
+        return super().guidance_options(scale) if scale > 1 else {}
+
+    def encode_nothing(self, pipeline: DiffusionPipeline) -> dict[str, Tensor]:
+        """The negative prompt of [`sample`], a space."""
+        return self.encode_prompts(pipeline, [NO_PROMPT])
+
+    def sample(
+        self, pipeline: DiffusionPipeline, prompts: Sequence[str], generators: list[torch.Generator], size: Size,
+        **kwargs: Any,
+    ) -> list[Sample]:  # fmt: skip
+        """One image per prompt, each from its own generator; the pipeline wants a negative prompt for each."""
+        negative = self.call_options(pipeline, size, **kwargs).get("negative_prompt")
+        if isinstance(negative, str):
+            kwargs["negative_prompt"] = [negative] * len(prompts)
+        return super().sample(pipeline, prompts, generators, size, **kwargs)
+
+    def call_options(self, pipeline: DiffusionPipeline, size: Size, **kwargs: Any) -> dict[str, Any]:
+        """With `guidance_scale` as the classifier-free one, as everywhere.
+
+        The pipeline calls it `true_cfg_scale`, and heeds it only beside a negative prompt.
+        """
+        if "guidance_scale" in kwargs:
+            kwargs = {"true_cfg_scale": kwargs.pop("guidance_scale"), "negative_prompt": NO_PROMPT, **kwargs}
+        return super().call_options(pipeline, size, **kwargs)
+
+
+def check_length(prompt: str, length: int, limit: int) -> None:
+    """Raises a ValueError for a prompt of more tokens than `max_sequence_length`, of a pipeline that cuts none."""
+    if length > limit:
+        raise ValueError(
+            f"The prompt {prompt!r} has {length} tokens, and `max_sequence_length` is {limit}: this pipeline "
+            "cuts no prompts. Set it higher, or shorten the prompt."
+        )
