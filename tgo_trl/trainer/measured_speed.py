@@ -18,8 +18,8 @@ OF_A_STEP = (
     "negatives", "trust_region", "precompute_ref_log_probs", "use_peft", "lora_r", "lora_target_modules", "ema_decay",
     "optim", "bf16", "fp16", "bf16_autocast", "speed", "gradient_checkpointing", "gradient_checkpointing_kwargs",
     "compile_repeated_blocks", "torch_compile", "torch_compile_mode", "attention_backend", "aspect_ratio_buckets",
-    "dataloader_num_workers", "model_init_kwargs", "family_settings", "fsdp", "deepspeed", "sync_ref_model",
-    "eval_strategy", "eval_steps", "eval_prompts", "eval_rewards", "sample_prompts", "sample_steps",
+    "dataloader_num_workers", "model_init_kwargs", "pipeline_class", "family_settings", "fsdp", "deepspeed",
+    "sync_ref_model", "eval_strategy", "eval_steps", "eval_prompts", "eval_rewards", "sample_prompts", "sample_steps",
 )  # fmt: skip
 """Settings that decide how long an update takes, with what is evaluated and sampled on the way."""
 
