@@ -180,6 +180,23 @@ def as_dictionary(name: str, value: Mapping[str, Any] | str | None) -> dict[str,
 
 
 EXAMPLE = """'{"name": "value"}'"""
+PIPELINE_CLASS = "pipeline_class"
+"""The setting, and the keyword argument that it becomes where a pipeline is loaded."""
+
+
+def with_pipeline_class(init_kwargs: Mapping[str, Any] | None, name: str | None) -> dict[str, Any] | None:
+    """Keyword arguments for a pipeline that is loaded under a class; as they are if it is None.
+
+    Raises:
+        ValueError: if they name the class themselves.
+    """
+    if init_kwargs is not None and PIPELINE_CLASS in init_kwargs:
+        raise ValueError(
+            "`model_init_kwargs` has `pipeline_class`, which is a setting of its own. Set `pipeline_class`."
+        )
+    if name is None:
+        return None if init_kwargs is None else dict(init_kwargs)
+    return {**(init_kwargs or {}), PIPELINE_CLASS: name}
 
 
 def check_types(settings: object, names: Iterable[str]) -> None:

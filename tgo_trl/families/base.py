@@ -80,9 +80,17 @@ class Family(ABC):
     `guidance` and `encode_nothing` of a [`~tgo_trl.families.base_latents.LatentFamily`]."""
 
     @classmethod
-    def load(cls, model: str, **kwargs: Any) -> DiffusionPipeline:
-        """The pipeline of a Hub id or folder; takes the keyword arguments of `DiffusionPipeline.from_pretrained`."""
-        return DiffusionPipeline.from_pretrained(model, **kwargs)
+    def load(
+        cls, model: str, *, pipeline_class: type[DiffusionPipeline] = DiffusionPipeline, **kwargs: Any
+    ) -> DiffusionPipeline:
+        """The pipeline of a Hub id or folder; takes the keyword arguments of `DiffusionPipeline.from_pretrained`.
+
+        Args:
+            model: Hub id or folder.
+            pipeline_class: that it is loaded under, where another one is set than the repository names.
+            kwargs: of `from_pretrained`.
+        """
+        return pipeline_class.from_pretrained(model, **kwargs)
 
     @property
     def video_format(self) -> VideoFormat | None:

@@ -50,8 +50,7 @@ class WanImageToVideoFamily(SourceFamily, WanFamily):
             ImportError: if the pipeline could not be called.
         """
         _check_ftfy()
-        pipeline: DiffusionPipeline = WanImageToVideoPipeline.from_pretrained(model, **kwargs)
-        return pipeline
+        return super().load(model, **{"pipeline_class": WanImageToVideoPipeline, **kwargs})
 
     def check(self, pipeline: DiffusionPipeline) -> None:
         """Also refuses pipelines that take no image, and raises an ImportError if this one cannot be called."""

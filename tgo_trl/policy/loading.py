@@ -15,7 +15,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..families import PUBLISHED_NAMES, Family, find_family, find_published_family
+from ..settings import PIPELINE_CLASS
 from .alterations import unwrapped
+from .pipeline_class import check_instance, check_pipeline_class
 from .single_file import configuration_of, is_single_file, load_single_file
 from .skeleton import load_skeleton
 
@@ -37,7 +39,8 @@ def load_pipeline(
 
     Args:
         model: Hub id, folder, `.safetensors` file, or a pipeline, which is returned as it is.
-        init_kwargs: for `from_pretrained`, or for `from_single_file`.
+        init_kwargs: for `from_pretrained`, or for `from_single_file`; with `pipeline_class`, the name of a class of
+            diffusers, it is loaded under that instead of the one that its `model_index.json` names.
         quantization_config: for the whole pipeline (`PipelineQuantizationConfig`), or for the trained networks only.
         family: given by the user, or None to look it up.
         dtype: that training computes in, for the parts that are quantised: those are not cast later.
@@ -49,7 +52,9 @@ def load_pipeline(
     """
     # A pipeline that is there is taken as it is.
     if isinstance(model, DiffusionPipeline):
-        if init_kwargs is not None and init_kwargs != _INIT_KWARGS.get(model):
+        check_instance(model, init_kwargs)
+        settings = {name: it for name, it in (init_kwargs or {}).items() if name != PIPELINE_CLASS}
+        if settings and init_kwargs != _INIT_KWARGS.get(model):
             logger.warning(
                 "You passed `model_init_kwargs` to the `TGOConfig`, but your model is already instantiated. The "
                 "`model_init_kwargs` will be ignored."
@@ -95,6 +100,8 @@ def _load_repository(
 ) -> DiffusionPipeline:
     # The class is known before anything is loaded, and with it the networks to be quantised.
     family_class = type(family) if family is not None else find_published_family(_class_name(model, kwargs))
+    if PIPELINE_CLASS in kwargs:
+        kwargs[PIPELINE_CLASS] = _another_class(model, kwargs, family)
     quantization_config = quantization_config or kwargs.pop("quantization_config", None)
     quantized: list[str] = []
     if quantization_config is not None:
@@ -105,6 +112,18 @@ def _load_repository(
     return family_class.load(model, **_with_dtype(kwargs, quantized, dtype))
 
 
+def _another_class(model: str, kwargs: Mapping[str, Any], family: Family | None) -> type[DiffusionPipeline]:
+    """The class that is set; raises a ValueError, before weights are loaded, if the networks are not of its kind."""
+    found = check_pipeline_class(
+        kwargs[PIPELINE_CLASS], _index(model, kwargs), kwargs, model, None if family is None else type(family)
+    )
+    if family is None:
+        skeleton = _named_skeleton(model, dict(kwargs))
+        usual = find_family(found)()
+        usual.fitted_to(skeleton).check(skeleton)
+    return found
+
+
 def _named_skeleton(model: str, kwargs: dict[str, Any]) -> DiffusionPipeline:
     kwargs.pop("quantization_config", None)
     if is_single_file(model):
@@ -112,6 +131,7 @@ def _named_skeleton(model: str, kwargs: dict[str, Any]) -> DiffusionPipeline:
         kwargs.pop("config", None)
     name = _class_name(model, kwargs)
     find_published_family(name)
+    kwargs.pop(PIPELINE_CLASS, None)
     options = _with_dtype(kwargs, [], torch.float32)
     return load_skeleton(model, PUBLISHED_NAMES.get(name, name), _index(model, kwargs), options)
 
@@ -360,7 +380,10 @@ def _index(model: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _class_name(model: str, kwargs: Mapping[str, Any]) -> str:
-    name = _index(model, kwargs).get("_class_name")
+    index = _index(model, kwargs)
+    if kwargs.get(PIPELINE_CLASS) is not None:
+        return check_pipeline_class(kwargs[PIPELINE_CLASS], index, kwargs, model).__name__
+    name = index.get("_class_name")
     if not isinstance(name, str):
         raise ValueError(
             f"The `model_index.json` of {model!r} names no class of a pipeline (`_class_name`), so that it is none. "

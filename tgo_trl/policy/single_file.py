@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..messages.public import public_text
+from ..settings import PIPELINE_CLASS
+from .pipeline_class import check_pipeline_class
 
 SUFFIX = ".safetensors"
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
@@ -47,7 +49,8 @@ def load_single_file(model: str, kwargs: Mapping[str, Any]) -> DiffusionPipeline
     Args:
         model: path of the file, or its address on the Hub.
         kwargs: for `from_single_file`: `config`, a folder or Hub id with the pipeline's configuration, is found out
-            from the weights if it is not there; components that the file lacks may be passed as objects.
+            from the weights if it is not there; components that the file lacks may be passed as objects; with
+            `pipeline_class`, the name of a class, it is loaded under that.
 
     Raises:
         ValueError: saying how, if it cannot be loaded.
@@ -56,6 +59,7 @@ def load_single_file(model: str, kwargs: Mapping[str, Any]) -> DiffusionPipeline
     kwargs = dict(kwargs)
     config = str(kwargs.pop("config", None) or _default_config(path, model))
     pipeline_class = _pipeline_class(config, kwargs, model)
+    kwargs.pop(PIPELINE_CLASS, None)
     try:
         pipeline = pipeline_class.from_single_file(str(path), config=config, **kwargs)
     except UNFIT as error:
@@ -141,6 +145,8 @@ def _pipeline_class(config: str, kwargs: Mapping[str, Any], model: str) -> Any:
         ) from error
     name = str(index.get("_class_name"))
     pipeline_class = getattr(diffusers, name, None)
+    if kwargs.get(PIPELINE_CLASS) is not None:
+        pipeline_class = check_pipeline_class(kwargs[PIPELINE_CLASS], index, kwargs, config)
     if not hasattr(pipeline_class, "from_single_file"):
         raise ValueError(
             f"diffusers reads no `{name}` from a single file. Load its parts yourself, `save_pretrained(folder)`, and "

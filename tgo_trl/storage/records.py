@@ -8,6 +8,8 @@ CARD_NAME = "README.md"
 GENERATION_NAME = "generation.json"
 SCORING_NAME = "scoring.json"
 CONVERSION_NAME = "conversion.json"
+RUN_NAME = "tgo_config.json"
+"""Of a run of training, beside its weights."""
 RECORD_NAMES = (GENERATION_NAME, SCORING_NAME, CONVERSION_NAME)
 """The settings of whatever the package writes in shards."""
 

@@ -12,9 +12,9 @@ from .tgo_config import TGOConfig
 
 TAKEN = frozenset({
     "learning_rate", "logging_steps", "gradient_checkpointing", "bf16", "bf16_autocast", "logging_nan_inf_filter",
-    "ddp_find_unused_parameters", "model_init_kwargs", "use_peft", "lora_r", "lora_alpha", "lora_dropout",
-    "lora_target_modules", "disable_dropout", "prompt_column", "resolution", "height", "width", "on_bad_row",
-    "encode_batch_size", "encoding_cache_dir", "ema_decay", "resume_with_changes", "max_sequence_length",
+    "ddp_find_unused_parameters", "model_init_kwargs", "pipeline_class", "use_peft", "lora_r", "lora_alpha",
+    "lora_dropout", "lora_target_modules", "disable_dropout", "prompt_column", "resolution", "height", "width",
+    "on_bad_row", "encode_batch_size", "encoding_cache_dir", "ema_decay", "resume_with_changes", "max_sequence_length",
     "train_guidance_scale", "sample_prompts", "sample_steps", "sample_guidance_scale", "eval_rewards", "eval_prompts",
     "eval_samples_per_prompt", "min_variety", "early_stopping_patience", "compile_repeated_blocks",
     "attention_backend",

@@ -28,13 +28,14 @@ from ..policy.policy import Policy
 from ..policy.reference import Reference
 from ..storage.files import flush
 from ..storage.manifest import find_damage, revoke_manifest, write_manifest
+from ..storage.records import RUN_NAME
 from .course import Course
 from .nonfinite import check_finite_tensors
 from .progress import Progress
 
 logger = logging.getLogger(__name__)
 
-CONFIG_NAME = "tgo_config.json"
+CONFIG_NAME = RUN_NAME
 REFERENCE_NAME = "reference.safetensors"
 RAW_WEIGHTS_NAME = "raw_weights"
 TRAINER_STATE_NAME = "trainer_state.json"

@@ -23,8 +23,8 @@ OF_A_STEP = (
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",
     "activation_checkpointing_kwargs", "compile_repeated_blocks", "torch_compile", "torch_compile_mode",
     "torch_compile_backend", "attention_backend", "aspect_ratio_buckets", "dataloader_num_workers",
-    "dataloader_prefetch_factor", "model_init_kwargs", "family_settings", "fsdp", "fsdp_config", "deepspeed",
-    "sync_ref_model", "stream_lanes",
+    "dataloader_prefetch_factor", "model_init_kwargs", "pipeline_class", "family_settings", "fsdp", "fsdp_config",
+    "deepspeed", "sync_ref_model", "stream_lanes",
 )  # fmt: skip
 """Settings that decide how long an update takes."""
 

@@ -23,7 +23,7 @@ from ..messages.public import without_secrets
 from ..noise import DENSITIES
 from ..policy.targets import check_target_names
 from ..precision import has_bfloat16
-from ..settings import as_dictionary, check_choice, check_finite, check_types, shown
+from ..settings import as_dictionary, check_choice, check_finite, check_types, shown, with_pipeline_class
 from .objective import RECIPES, USUAL_DRAWS, check_objective, check_precomputing, negative_weight, recipe_settings
 from .selection import (
     SAMPLES_PER_PROMPT,
@@ -79,6 +79,10 @@ class TGOConfig(TrainingArguments):
         model_init_kwargs (`dict[str, Any]`, *optional*):
             Keyword arguments for `DiffusionPipeline.from_pretrained`, used when the `model` argument of the
             [`TGOTrainer`] is a string.
+        pipeline_class (`str`, *optional*):
+            The diffusers class that the pipeline is loaded under, where it is to be another one than its
+            `model_index.json` names, of the same parts: `"WanImageToVideoPipeline"` for Wan 2.2 TI2V-5B, which says
+            text to video. It is recorded beside the adapter.
         use_peft (`bool`, *optional*, defaults to `True`):
             Train a LoRA adapter. `False` trains all weights of the network and keeps a frozen copy as the reference.
         lora_r (`int`, *optional*, defaults to `16`):
@@ -393,6 +397,9 @@ class TGOConfig(TrainingArguments):
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments for `DiffusionPipeline.from_pretrained`."}
     )
+    pipeline_class: str | None = field(
+        default=None, metadata={"help": "diffusers class to load the pipeline under, if not the one that it names."}
+    )
     use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter instead of all weights."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
     lora_alpha: int = field(default=32, metadata={"help": "The adapter is scaled by `lora_alpha / lora_r`."})
@@ -599,6 +606,7 @@ class TGOConfig(TrainingArguments):
         for name in ("model_init_kwargs", "lr_scheduler_kwargs"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, as_dictionary(name, getattr(self, name)))
+        with_pipeline_class(as_dictionary("model_init_kwargs", self.model_init_kwargs), self.pipeline_class)
         check_score_columns(vars(self))
         if self.score_normalization is None:
             self.score_normalization = usual_normalization(vars(self))
@@ -677,9 +685,9 @@ class TGOConfig(TrainingArguments):
 
     @property
     def model_init_dict(self) -> dict[str, Any] | None:
-        """`model_init_kwargs`, which is no longer a string once the configuration is made."""
+        """`model_init_kwargs`, which is no longer a string once the configuration is made, with `pipeline_class`."""
         assert not isinstance(self.model_init_kwargs, str)
-        return self.model_init_kwargs
+        return with_pipeline_class(self.model_init_kwargs, self.pipeline_class)
 
     @property
     def eval_sample_prompts(self) -> list[str]:

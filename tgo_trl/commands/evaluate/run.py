@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -24,7 +24,7 @@ from ...settings import shown
 from ...storage.files import replace_file, sweep, write_json
 from ...storage.processes import process_state
 from ...storage.records import SCORING_NAME, read_record
-from ..generate.run import build_sampler, find_kind, most_sources, write_samples
+from ..generate.run import build_sampler, find_kind, init_kwargs_of, most_sources, write_samples
 from ..generate.tasks import Task, source_pictures, tasks_fingerprint
 from ..sharded_run import check_own_folder, locks_output_dir
 from ..strength.card import check_adapter
@@ -101,9 +101,9 @@ def _check_model(config: EvaluateConfig, contestant: Contestant) -> type[Family]
     Returns the class of the model's family; None of a single file.
     """
     generation = config.generation(contestant, "")
-    adapter, kwargs = generation.adapter_name_or_path, cast("dict[str, Any]", generation.model_init_kwargs)
+    adapter = generation.adapter_name_or_path
     try:
-        check_pipeline(contestant.model, kwargs)
+        check_pipeline(contestant.model, init_kwargs_of(generation))
         if adapter is not None:
             check_adapter(adapter)
             if not Path(adapter).exists() and (adapter.count("/") > 1 or adapter.startswith((".", "/", "~"))):
@@ -120,7 +120,8 @@ def _shared_sources(config: EvaluateConfig, kinds: Mapping[str, type[Family] | N
     if of_edits and others:
         raise ValueError(
             f"The model {shown(of_edits[0])} makes images from others, and {shown(others[0])} from prompts alone: "
-            "they have no task in common. Compare models of one kind."
+            "they have no task in common. Compare models of one kind, or set `pipeline_class` for all, if they can be "
+            "loaded under one."
         )
     return min(most.values(), default=0)
 

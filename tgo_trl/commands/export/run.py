@@ -20,7 +20,9 @@ from ...families import Family
 from ...messages.failures import writing
 from ...messages.values import shown_path
 from ...policy.loading import attach_adapter, find_family_class, load_pipeline, network_names
+from ...policy.pipeline_class import recorded_class
 from ...precision import cast
+from ...settings import with_pipeline_class
 from ...storage.files import flush, replace_file, sweep
 from ...storage.processes import process_state
 from ..sharded_run import locks_output_dir
@@ -53,7 +55,7 @@ def export(config: ExportConfig) -> list[Path]:
     folder = adapter_folder(config.adapter_name_or_path)
     if Path(config.output_dir).resolve() == folder.resolve():
         raise ValueError("`output_dir` is the folder of the adapter itself, which would then hold two. Name another.")
-    init_kwargs: Any = config.model_init_kwargs
+    init_kwargs = _init_kwargs(config)
     base = config.model_name_or_path or find_base(config.adapter_name_or_path)
     family_class = find_family_class(base, init_kwargs, None)
     if family_class is None:
@@ -66,6 +68,12 @@ def export(config: ExportConfig) -> list[Path]:
         return _export_factors(config, folder, family_class, networks)
     load_weights(folder, family_class(), networks)  # which fails where it does not fit, before the base is loaded
     return [_export_merged(config, folder, family_class(), base)]
+
+
+def _init_kwargs(config: ExportConfig) -> dict[str, Any] | None:
+    assert not isinstance(config.model_init_kwargs, str)
+    name = config.pipeline_class or recorded_class(config.adapter_name_or_path)
+    return with_pipeline_class(config.model_init_kwargs, name)
 
 
 # ---- Factors under other names ----
@@ -187,8 +195,7 @@ def _export_merged(config: ExportConfig, folder: Path, family: Family, base: str
             f"`output_dir` is {shown_path(str(output))}, which is not empty; a pipeline is written into a folder of "
             "its own. Name another one, or delete it."
         )
-    init_kwargs: Any = config.model_init_kwargs
-    pipeline: Any = load_pipeline(base, init_kwargs, None, None)
+    pipeline: Any = load_pipeline(base, _init_kwargs(config), None, None)
     _merge(pipeline, family, folder, config.scale, getattr(torch, config.dtype))
     _publish(pipeline, output)
     print(f"{output}: the pipeline with the adapter in its weights, at a scale of {config.scale:g}")

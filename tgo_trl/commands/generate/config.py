@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...settings import as_dictionary, check_types, shown
+from ...settings import as_dictionary, check_types, shown, with_pipeline_class
 from ..settings import DatasetSettings, check_at_least
 
 SOURCE_COLUMN = "source_image"
@@ -18,6 +18,8 @@ class SamplingSettings:
 
     Attributes:
         model_init_kwargs: keyword arguments for `DiffusionPipeline.from_pretrained`, such as `revision` and `variant`.
+        pipeline_class: the diffusers class that it is loaded under, where it is to be another one than its
+            `model_index.json` names; the one that an adapter's run was set to, if not set.
         dtype: of the pipeline; bfloat16 on a GPU that has it, else float32, if not set.
         enable_model_cpu_offload: keep each part of the pipeline on the CPU while another one works.
         prompt_column: of a source that has columns.
@@ -37,6 +39,9 @@ class SamplingSettings:
 
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments for `from_pretrained`, as JSON."}
+    )
+    pipeline_class: str | None = field(
+        default=None, metadata={"help": "diffusers class to load the pipeline under, if not the one that it names."}
     )
     dtype: str | None = field(
         default=None, metadata={"help": "float32, float16 or bfloat16. Defaults to bfloat16 on GPUs that have it."}
@@ -73,6 +78,7 @@ class SamplingSettings:
             given, missing = ("height", "width") if self.width is None else ("width", "height")
             raise ValueError(f"`{given}` is set and `{missing}` is not. Set both, or neither.")
         self.model_init_kwargs = as_dictionary("model_init_kwargs", self.model_init_kwargs)
+        with_pipeline_class(self.model_init_kwargs, self.pipeline_class)  # which checks them
         self.call_kwargs = as_dictionary("call_kwargs", self.call_kwargs)
         settings = {name: name for name in ("num_inference_steps", "guidance_scale", "negative_prompt", "height",
                                             "width", "num_frames", "max_sequence_length")}  # fmt: skip
@@ -107,7 +113,7 @@ class GenerateConfig(SamplingSettings, DatasetSettings):
     def __post_init__(self) -> None:
         DatasetSettings.__post_init__(self)
         SamplingSettings.__post_init__(self)
-        check_types(self, ["adapter_scale"])
+        check_types(self, ["adapter_scale", "pipeline_class"])
         if self.adapter_scale != 1 and self.adapter_name_or_path is None:
             raise ValueError(
                 f"`adapter_scale` is {shown(self.adapter_scale)}, but there is no adapter. Set `adapter_name_or_path`."

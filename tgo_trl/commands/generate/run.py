@@ -31,7 +31,9 @@ from ...media.sizes import check_size
 from ...media.types import Sample, Size
 from ...messages.public import public_name, without_secrets
 from ...policy.loading import adapter_scales, attach_adapter, find_family_class, load_pipeline, set_adapter_scale
+from ...policy.pipeline_class import check_instance, recorded_class
 from ...precision import as_dtype, default_dtype
+from ...settings import with_pipeline_class
 from ...storage.fingerprints import component_fingerprint, config_fingerprint, fingerprint
 from ...storage.parquet import ParquetFolder
 from ...storage.processes import process_state
@@ -111,11 +113,17 @@ def find_kind(
 ) -> type[Family] | None:
     """The family's class, before anything is loaded; None of a single file, and of what cannot be had."""
     model: Any = config.model_name_or_path if pipeline is None else pipeline
-    init_kwargs = config.model_init_kwargs if isinstance(config.model_init_kwargs, Mapping) else None
     try:
-        return find_family_class(model, init_kwargs, family)
+        return find_family_class(model, init_kwargs_of(config), family)
     except OSError:  # loading says more of what is wrong
         return None
+
+
+def init_kwargs_of(config: GenerateConfig) -> dict[str, Any]:
+    """What the pipeline is loaded with: under the class that is set, or that the adapter's run was set to."""
+    assert not isinstance(config.model_init_kwargs, str)
+    name = config.pipeline_class or recorded_class(config.adapter_name_or_path)
+    return with_pipeline_class(config.model_init_kwargs, name) or {}
 
 
 def build_sampler(
@@ -137,6 +145,8 @@ def build_sampler(
     _check_has_sources(kind, has_sources)
     if pipeline is None:
         pipeline = _load(config, family, process_state())
+    else:
+        check_instance(pipeline, with_pipeline_class(None, config.pipeline_class))
     family = _family(config, family, pipeline)
     if kind is None:  # of a single file, too, which does not say sooner what it is
         _check_has_sources(type(family), has_sources)
@@ -335,7 +345,7 @@ def _is_blank(sample: Sample) -> bool:
 
 
 def _load(config: GenerateConfig, family: Family | None, state: PartialState) -> DiffusionPipeline:
-    kwargs = dict(config.model_init_kwargs or {}) if isinstance(config.model_init_kwargs, Mapping) else {}
+    kwargs = init_kwargs_of(config)
     names = {"dtype", "torch_dtype"} & kwargs.keys()
     if names and config.dtype is not None:
         raise ValueError(f"`dtype` is set, and `model_init_kwargs` has `{names.pop()}`. Set one of them.")

@@ -224,7 +224,8 @@ class _Rounds:
         """How the samples of a round are drawn: by the policy of the round before."""
         args = self.args
         shared = {
-            "model_init_kwargs": args.model_init_dict,
+            "model_init_kwargs": args.model_init_kwargs,
+            "pipeline_class": args.pipeline_class,
             "height": args.height or args.resolution,
             "width": args.width or args.resolution,
             "num_frames": args.num_frames,

@@ -1,0 +1,146 @@
+"""A pipeline loaded under another class of the same parts: what is refused, what is recorded, and what follows it."""
+
+import json
+
+import pytest
+import torch
+from diffusers import FluxKontextPipeline, WanImageToVideoPipeline, WanPipeline
+
+from tgo_trl import AlignPropConfig
+from tgo_trl.commands.evaluate.config import EvaluateConfig
+from tgo_trl.commands.export import ExportConfig
+from tgo_trl.commands.generate import GenerateConfig
+from tgo_trl.commands.generate.run import find_kind, init_kwargs_of
+from tgo_trl.families import FluxKontextFamily, WanFamily, WanImageToVideoFamily
+from tgo_trl.policy.loading import check_pipeline, find_family_class, load_pipeline
+from tgo_trl.policy.pipeline_class import recorded_class
+
+from .runs import config
+from .tiny import flux, qwen_image, wan
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+TO_VIDEO = {"pipeline_class": "WanImageToVideoPipeline"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Wan 2.2 TI2V-5B whose index says text to video, as the published one's does, and others."""
+    folder = tmp_path_factory.mktemp("pipelines")
+    wan.build_ti2v().save_pretrained(folder / "ti2v")
+    wan.build().save_pretrained(folder / "wan")
+    flux.build().save_pretrained(folder / "flux")
+    return folder
+
+
+def test_parts_are_loaded_under_the_class_that_is_set(folder):
+    pipeline = load_pipeline(str(folder / "ti2v"), TO_VIDEO, None, None)
+    stock = WanImageToVideoPipeline.from_pretrained(folder / "ti2v")
+    assert type(pipeline) is WanImageToVideoPipeline
+    assert pipeline.config.expand_timesteps is stock.config.expand_timesteps is True
+    theirs, ours = (it.transformer.state_dict() for it in (stock, pipeline))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert type(load_pipeline(str(folder / "ti2v"), {}, None, None)) is WanPipeline
+    other = load_pipeline(str(folder / "flux"), {"pipeline_class": "FluxKontextPipeline"}, None, None)
+    assert type(other) is FluxKontextPipeline
+
+    skeleton = load_pipeline(str(folder / "ti2v"), TO_VIDEO, None, None, weights=False)
+    assert type(skeleton) is WanImageToVideoPipeline
+    assert skeleton.transformer.device.type == "meta"
+
+
+def test_the_family_is_known_before_anything_is_loaded(folder):
+    assert find_family_class(str(folder / "ti2v"), None, None) is WanFamily
+    assert find_family_class(str(folder / "ti2v"), TO_VIDEO, None) is WanImageToVideoFamily
+    check_pipeline(str(folder / "flux"), {"pipeline_class": "FluxKontextPipeline"})
+    assert find_family_class(str(folder / "flux"), {"pipeline_class": "FluxKontextPipeline"}, None) is FluxKontextFamily
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "message"),
+    [
+        ("ti2v", "WanImageToVideoPipline", r"no pipeline of diffusers .* Did you mean 'WanImageToVideoPipeline'\?"),
+        ("ti2v", "AutoencoderKLWan", "is 'AutoencoderKLWan', which is no pipeline of diffusers"),
+        ("ti2v", "MeissonicPipeline", "which is no pipeline of diffusers"),
+        ("ti2v", "LTXPipeline", r"`pipeline_class` is 'LTXPipeline'\. No model family is known for `LTXPipeline`"),
+        ("flux", "StableDiffusionPipeline", "a `FluxPipeline`, has no `unet`, which that class needs"),
+        ("qwen", "QwenImageEditPipeline", "has no `processor`, which that class needs"),
+        ("flux", "StableDiffusion3Pipeline", "has no `text_encoder_3`, `tokenizer_3`"),
+        ("flux", "ChromaPipeline", "has a `FluxTransformer2DModel` as its `transformer`, which that class does not c"),
+        ("wan_stages", "ChromaPipeline", "has a `transformer_2`, which that class does not take"),
+    ],
+)
+def test_a_class_that_cannot_be_is_refused_by_its_name(folder, tmp_path, model, name, message):
+    indexes = {
+        "qwen": {"_class_name": "QwenImagePipeline", **_parts(qwen_image.build())},
+        "wan_stages": {"_class_name": "WanPipeline", **_parts(wan.build_two_stage())},
+    }
+    if model in indexes:  # of which nothing but the index is looked at
+        (tmp_path / model).mkdir()
+        (tmp_path / model / "model_index.json").write_text(json.dumps(indexes[model]))
+    path = str(tmp_path / model if model in indexes else folder / model)
+    with pytest.raises(ValueError, match=message):
+        find_family_class(path, {"pipeline_class": name}, None)
+
+
+def _parts(pipeline):
+    return {
+        name: [None, None] if part is None else [type(part).__module__.partition(".")[0], type(part).__name__]
+        for name, part in pipeline.components.items()
+    }
+
+
+def test_networks_of_another_task_are_refused_before_weights_are_loaded(folder, monkeypatch):
+    monkeypatch.setattr(WanImageToVideoFamily, "load", None)
+    with pytest.raises(ValueError, match="`transformer` takes 16 channels, and the pipeline gives it 36"):
+        load_pipeline(str(folder / "wan"), TO_VIDEO, None, None)
+
+
+def test_it_is_set_in_one_place(folder, tmp_path):
+    with pytest.raises(ValueError, match="`model_init_kwargs` has `pipeline_class`, which is a setting of its own"):
+        config(tmp_path, model_init_kwargs=TO_VIDEO)
+    with pytest.raises(ValueError, match="`model_init_kwargs` has `pipeline_class`"):
+        GenerateConfig("m", "p", "o", model_init_kwargs=TO_VIDEO)
+    with pytest.raises(ValueError, match="`model_init_kwargs` has `pipeline_class`"):
+        ExportConfig("a", model_init_kwargs='{"pipeline_class": "WanPipeline"}')
+    with pytest.raises(ValueError, match="`pipeline_class` is 3; it must be text"):
+        config(tmp_path, pipeline_class=3)
+    assert AlignPropConfig(str(tmp_path), use_cpu=True, **TO_VIDEO).model_init_dict == TO_VIDEO
+    settings = {"model_init_kwargs": {"revision": "main"}, **TO_VIDEO}
+    assert config(tmp_path, **settings).model_init_dict == {"revision": "main", **TO_VIDEO}
+    assert config(tmp_path).model_init_dict is None
+
+
+def test_a_pipeline_that_is_passed_is_of_the_class(folder, caplog):
+    pipeline = wan.build_ti2v()
+    with pytest.raises(ValueError, match=r"the pipeline that was passed is a `WanPipeline`. Pass one that was loaded"):
+        load_pipeline(pipeline, TO_VIDEO, None, None)
+    assert load_pipeline(pipeline, {"pipeline_class": "WanPipeline"}, None, None) is pipeline
+    assert not caplog.records
+
+
+def test_what_an_adapter_was_trained_under_is_taken_unless_another_is_set(folder, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    assert recorded_class(None) is recorded_class(str(adapter)) is recorded_class("owner/name") is None
+    for content, expected in (
+        ('{"config": {"pipeline_class": "WanImageToVideoPipeline"}}', "WanImageToVideoPipeline"),
+        ('{"config": {"pipeline_class": null}}', None),
+        ('{"config": {}}', None),
+        ("[]", None),
+        ("{", None),
+    ):
+        (adapter / "tgo_config.json").write_text(content)
+        assert recorded_class(str(adapter)) == expected
+    (adapter / "tgo_config.json").write_text('{"config": {"pipeline_class": "WanImageToVideoPipeline"}}')
+    model = str(folder / "ti2v")
+    given = {"model_name_or_path": model, "prompts": "p", "output_dir": "o", "adapter_name_or_path": str(adapter)}
+    assert find_kind(GenerateConfig(**given)) is WanImageToVideoFamily
+    assert find_kind(GenerateConfig(**given, pipeline_class="WanPipeline")) is WanFamily
+    assert init_kwargs_of(GenerateConfig(model, "p", "o")) == {}
+    compared = EvaluateConfig(
+        models=[f"base={model}", f"tgo={model}+{adapter}"], prompts="p", rewards=["hpsv2.1"],
+        model_settings={"base": TO_VIDEO},
+    )  # fmt: skip
+    kinds = [find_kind(compared.generation(it, "")) for it in compared.contestants()]
+    assert kinds == [WanImageToVideoFamily] * 2
