@@ -15,7 +15,8 @@ import yaml
 
 import tgo_trl
 from tgo_trl import RoundsConfig, TGOConfig, cli
-from tgo_trl.cli import COMMANDS, main
+from tgo_trl.cli import main
+from tgo_trl.commands.table import COMMANDS
 from tgo_trl.commands.train.config import USUAL, TrainArguments
 
 from .tiny import scored_rows, stable_diffusion
@@ -105,7 +106,7 @@ def test_training_shows_what_most_set_and_every_setting_if_it_is_asked_to(capsys
     assert len(short.splitlines()) <= 90
     listed = names.findall(short)
     assert listed[:2] == ["model_name_or_path", "dataset_name"]
-    running = {"config", "accelerate_config", "num_processes"}
+    running = {"config", "accelerate_config", "num_processes", "print_config"}
     assert listed[2:-1] == [name for name in USUAL if name in settings | running]
     assert listed[-1] == "help"
     whole = set(names.findall(shown_by(capsys, "train", "--help-all")))
@@ -123,7 +124,12 @@ def test_help_is_help_whatever_else_is_there(capsys, tmp_path):
 
 def test_the_usual_settings_are_settings():
     kinds = (TGOConfig, TrainArguments, RoundsConfig)
-    known = {field.name for kind in kinds for field in fields(kind)} | {"config", "accelerate_config", "num_processes"}
+    known = {field.name for kind in kinds for field in fields(kind)} | {
+        "config",
+        "accelerate_config",
+        "num_processes",
+        "print_config",
+    }
     assert set(USUAL) <= known
     assert len(set(USUAL)) == len(USUAL)
 

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tgo_trl import ConvertConfig, GenerateConfig, InspectConfig, ScoreConfig, TGOConfig, inspect
-from tgo_trl.cli import COMMANDS, _load, main
+from tgo_trl.cli import main
 from tgo_trl.commands.ending import ending
+from tgo_trl.commands.table import COMMANDS, load
 from tgo_trl.commands.train.config import TrainArguments
 
 from .tiny import scored_rows
@@ -28,7 +29,7 @@ def drawn(tmp_path):
 def typed(line):
     """The words after `tgo-trl`, all options of which that command knows."""
     words = shlex.split(line.partition(": tgo-trl ")[2])
-    known = {field.name for name in COMMANDS[words[0]].configs for field in fields(_load(name))}
+    known = {field.name for name in COMMANDS[words[0]].configs for field in fields(load(name))}
     assert {word[2:] for word in words if word.startswith("--")} <= known
     return words
 

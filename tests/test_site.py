@@ -12,7 +12,7 @@ from docs.site.command_line import command_pages
 from docs.site.navigation import navigation
 from docs.site.pages import free_bars, gallery, place, read_repository, rewrite_links, source_page
 from docs.site.reference import API, api_pages, as_markdown
-from tgo_trl.cli import COMMANDS, settings_parser
+from tgo_trl.commands.table import COMMANDS, settings_parser
 
 ROOT = Path(__file__).parents[1]
 EXTENDING = (ROOT / "docs" / "extending.md").read_text()

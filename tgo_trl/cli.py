@@ -4,7 +4,6 @@ Loads nothing heavy until a command runs, so that `--help` is quick.
 """
 
 import argparse
-import importlib
 import importlib.resources
 import importlib.util
 import os
@@ -12,99 +11,19 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
+from .commands.table import COMMANDS, LAUNCH_OPTIONS, PROFILES, load, settings_parser
 from .messages.failures import explain
 from .messages.foreign import leave_out_notes
 from .messages.public import public_text
 from .messages.values import did_you_mean
 
 if TYPE_CHECKING:
-    from .commands.help import SettingsParser
     from .settings import Setting
 
 
-class Command(NamedTuple):
-    """A command: what it is for, and where its parts are, which are loaded when it runs.
-
-    Attributes:
-        purpose: in a few words, for `--help`.
-        configs: its dataclasses of settings, each as `module:class`.
-        function: what takes objects of them, as `module:function`.
-        usual: names of the settings that `--help` shows, as `module:tuple`; all if None.
-    """
-
-    purpose: str
-    configs: tuple[str, ...]
-    function: str
-    usual: str | None = None
-
-
-COMMANDS = {
-    "demo": Command(
-        "run the next commands on a small model that comes with this package",
-        ("commands.demo.config:DemoConfig",),
-        "commands.demo.run:demo",
-    ),
-    "generate": Command(
-        "draw images for prompts", ("commands.generate.config:GenerateConfig",), "commands.generate.run:generate"
-    ),
-    "score": Command("add scores to a data set", ("commands.score.config:ScoreConfig",), "commands.score.run:score"),
-    "convert": Command(
-        "turn pairs, ratings or labels into scores",
-        ("commands.convert.config:ConvertConfig",),
-        "commands.convert.run:convert",
-    ),
-    "inspect": Command(
-        "report on a scored data set before training on it",
-        ("commands.inspect.config:InspectConfig",),
-        "commands.inspect.run:inspect",
-    ),
-    "plan": Command(
-        "tell what training would take, and what it would be refused for",
-        ("commands.train.config:TrainArguments", "trainer.tgo_config:TGOConfig"),
-        "commands.plan.run:plan",
-        "commands.train.config:USUAL",
-    ),
-    "train": Command(
-        "train an adapter on a scored data set",
-        ("commands.train.config:TrainArguments", "trainer.tgo_config:TGOConfig"),
-        "commands.train.run:train",
-        "commands.train.config:USUAL",
-    ),
-    "rounds": Command(
-        "generate, score and train several times, each time from the policy of the time before",
-        ("commands.rounds.config:RoundsConfig", "trainer.tgo_config:TGOConfig"),
-        "commands.rounds.run:rounds",
-        "commands.train.config:USUAL",
-    ),
-    "strength": Command(
-        "find the scale at which a trained adapter is best applied",
-        ("commands.strength.config:StrengthConfig",),
-        "commands.strength.run:strength",
-    ),
-    "export": Command(
-        "write an adapter for ComfyUI, or merged into its base",
-        ("commands.export.config:ExportConfig",),
-        "commands.export.run:export",
-    ),
-    "evaluate": Command(
-        "compare models on the same prompts and seeds, by several rewards",
-        ("commands.evaluate.config:EvaluateConfig",),
-        "commands.evaluate.run:evaluate",
-    ),
-    "judge": Command(
-        "let a model that sees images say whose are better",
-        ("commands.judge.config:JudgeConfig",),
-        "commands.judge.run:judge",
-    ),
-    "env": Command("print versions and devices, for a report of a fault", (), "commands.env.run:env"),
-}
-
-LAUNCH_OPTIONS = ("accelerate_config", "num_processes")
-PROFILES = {"tgo_trl": ("fsdp2", "zero2"), "trl": ("multi_gpu", "single_gpu")}
-"""Configurations of accelerate's that packages bring along, and that training can be launched with."""
 TRAINING = ("plan", "train", "rounds")
 """Commands whose processes share weights; those of others only share work."""
 SHARDING = ("FSDP", "DEEPSPEED")
@@ -141,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     """Parses a command's arguments and its `--config` file, and runs it, through accelerate if that is asked for."""
+    from .commands.config_file import config_text
     from .settings import apply_settings, environment
 
     shows_all = "--help-all" in arguments
@@ -149,36 +69,32 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     typed = [] if LAUNCHED in os.environ else list(arguments)  # what is left there has no options of launching
     path, config = _read_config(arguments)
     # before anything is imported that reads them
-    os.environ.update(environment(path, config.pop("env", None)))
+    variables = environment(path, config.pop("env", None))
+    os.environ.update(variables)
     leave_out_notes()
     parser = settings_parser(command, shows_all)
     classes = parser.dataclass_types
     # only the names that are the launcher's own; the parser has the others
     launch: dict[str, Any] = {name: config.pop(name).value for name in LAUNCH_OPTIONS if name in config}
     launch |= _take_launch_options(arguments)
-    if launch and not {LAUNCHED, "LOCAL_RANK"} & os.environ.keys():
+    printed = _take_print_config(arguments)
+    if launch and printed is None and not {LAUNCHED, "LOCAL_RANK"} & os.environ.keys():
         launch["use_cpu"] = _is_on("use_cpu", arguments, config)
         return _launch(command, [*arguments, *(["--debug"] if debug else [])], launch)
+    defaults = parser.defaults()
     apply_settings(parser, classes, config, path, f"tgo-trl {command}")
     parser.error = _refuse
-    *settings, unknown = parser.parse_args_into_dataclasses(_without_config(arguments), return_remaining_strings=True)
+    arguments = _without_config(arguments)
+    *settings, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     _check_known(unknown, parser)
+    if printed is not None:
+        given = parser.parse_known_args(arguments)[0]
+        print(config_text(command, classes, given, None if printed == "all" else defaults, launch, variables))
+        return 0
     settings = settings[: len(classes)]  # what follows is the launcher's
-    result = _load(COMMANDS[command].function)(*settings)
+    result = load(COMMANDS[command].function)(*settings)
     _say_what_is_next(command, settings, result, typed)
     return 0
-
-
-def settings_parser(command: str, shows_all: bool = False) -> "SettingsParser":
-    """The parser of a command's settings; its help has the usual ones only, if the command says so, or all."""
-    from .commands.help import SettingsParser  # slow to load
-
-    entry = COMMANDS[command]
-    classes = [_load(name) for name in entry.configs]
-    usual = () if entry.usual is None or shows_all else _load(entry.usual)
-    parser = SettingsParser(classes, usual, allow_abbrev=False, prog=f"tgo-trl {command}", description=entry.purpose)
-    _describe_launching(parser)
-    return parser
 
 
 def _say_what_is_next(command: str, settings: Sequence[Any], result: Any, typed: Sequence[str]) -> None:
@@ -188,12 +104,6 @@ def _say_what_is_next(command: str, settings: Sequence[Any], result: Any, typed:
     lines = ending(command, settings, result, typed)
     if lines and process_state().is_main_process:
         print("\n".join(lines), flush=True)
-
-
-def _load(name: str) -> Any:
-    """What a `module:name` of this package stands for."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(f".{module}", __package__), attribute)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -210,7 +120,7 @@ def _check_known(unknown: Sequence[str], parser: Any) -> None:
 
 def _split_own_options(arguments: Sequence[str]) -> list[str]:
     """`--config=x` as `--config x`, and so for the launcher's; the others are argparse's own business."""
-    own = {"--config", *(f"--{name}" for name in LAUNCH_OPTIONS)}
+    own = {"--config", "--print_config", *(f"--{name}" for name in LAUNCH_OPTIONS)}
     split = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -225,22 +135,6 @@ def _take_debug(arguments: list[str]) -> bool:
             del arguments[position]
             return True
     return False
-
-
-def _describe_launching(parser: Any) -> None:
-    group = parser.add_argument_group("running")
-    for name, text in (
-        ("--config", "YAML file of settings, which the command line overrides."),
-        (
-            "--accelerate_config",
-            "Run on several processes: `multi_gpu`, `fsdp2` (weights sharded), `zero2` (moments sharded), or a file of "
-            "accelerate's.",
-        ),
-        ("--num_processes", "How many processes accelerate starts, in place of the number in that file."),
-    ):
-        group.add_argument(name, help=text)
-    if "--debug" not in parser._option_string_actions:
-        group.add_argument("--debug", action="store_true", help="Show where an error comes from.")
 
 
 def _read_config(arguments: Sequence[str]) -> tuple[Path, dict[str, "Setting"]]:
@@ -277,6 +171,24 @@ def _take_launch_options(arguments: list[str]) -> dict[str, str]:
             found[name] = arguments[position + 1]
             del arguments[position : position + 2]
     return found
+
+
+def _take_print_config(arguments: list[str]) -> str | None:
+    """What `--print_config` asks for, which is taken out: `changed` or `all`; None if it is not there.
+
+    Raises:
+        ValueError: if it asks for something else.
+    """
+    option = "--print_config"
+    if option not in arguments:
+        return None
+    position = arguments.index(option)
+    following = arguments[position + 1 : position + 2]
+    value = following[0] if following and not following[0].startswith("-") else "changed"
+    if value not in ("all", "changed"):
+        raise ValueError(f"`{option} {value[:80]}` is not known. Write `{option}`, or `{option} all`.")
+    del arguments[position : position + (1 if value == "changed" and following != ["changed"] else 2)]
+    return value
 
 
 def _is_on(name: str, arguments: Sequence[str], config: dict[str, "Setting"]) -> bool:

@@ -71,6 +71,26 @@ _Loader.add_constructor(f"{_TAG}float", _Loader.construct_yaml_float)
 _Loader.add_constructor(f"{_TAG}str", _Loader.construct_yaml_str)
 
 
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """PyYAML's safe dumper, with quotes around text that either version of YAML would take for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """True: a value that comes twice is written twice."""
+        return True
+
+    def represent_str(self, data: str) -> Any:
+        """Text, with what else ends a line in quotes: unquoted, PyYAML writes it so that it reads as a space."""
+        style = '"' if set(data) & set("\x85\u2028\u2029") else None
+        return self.represent_scalar(f"{_TAG}str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+for _name, (_pattern, _first) in _CORE.items():
+    _Dumper.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})$"), [*_first, *([""] * (_name == "null"))])
+
+
 @dataclass(frozen=True)
 class Setting:
     """A value of a file.
@@ -116,6 +136,11 @@ def read_settings(path: Path) -> dict[str, Setting]:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def yaml_text(settings: Mapping[str, Any]) -> str:
+    """The settings as a file that [`read_settings`] reads as the same values, in their order."""
+    return str(yaml.dump(dict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
 
 
 def apply_settings(

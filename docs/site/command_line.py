@@ -8,15 +8,15 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from tgo_trl.cli import COMMANDS, LAUNCH_OPTIONS, settings_parser
 from tgo_trl.commands.help import SettingsParser
+from tgo_trl.commands.table import COMMANDS, LAUNCH_OPTIONS, settings_parser
 
 from .pages import outside_code
 
 ABOUT = {"generate": "quick_start.md#without-data", "score": "rewards.md", "train": "training.md"}
 """Where a command is explained, if that is not the page of its name."""
 TYPES = {"str": "text", "int": "integer", "float": "number", "dict": "JSON", "string_to_bool": "`true` or `false`"}
-RUNNING = {"config", *LAUNCH_OPTIONS, "debug"}
+RUNNING = {"config", *LAUNCH_OPTIONS, "print_config", "debug"}
 INHERITED = "Of every trainer of transformers"
 
 

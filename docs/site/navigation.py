@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tgo_trl.cli import COMMANDS
+from tgo_trl.commands.table import COMMANDS
 
 from .reference import API, api_pages
 

@@ -31,7 +31,7 @@ API: dict[str, tuple[str, ...]] = {
         "rewards.ensemble.Ensemble", "rewards.ensemble.Member",
     ),
     "Commands of your own": (
-        "cli.Command", "commands.sharded_run.ShardedRun", "commands.sharded_run.write_dataset",
+        "commands.table.Command", "commands.sharded_run.ShardedRun", "commands.sharded_run.write_dataset",
         "commands.sharded_run.check_destination", "commands.sharded_run.locks_output_dir",
         "commands.settings.DatasetSettings", "commands.generate.prompts.read_prompts", "cards.dataset_card.card_head",
         "cards.dataset_card.dataset_info", "storage.processes.process_state", "data.rows.RowSource",

@@ -33,6 +33,15 @@ class SettingsParser(TrlParser):  # type: ignore[misc]
             message = f"{error.message}.{did_you_mean(value, action.choices or ())}"
             raise argparse.ArgumentError(action, message) from None
 
+    def defaults(self) -> dict[str, Any]:
+        """What each setting is if nobody sets it, as argparse hands it on."""
+        first = {action.dest: action for action in reversed(self._actions)}  # not that of `--no_...`
+        return {
+            name: self._get_value(action, action.default) if isinstance(action.default, str) else action.default
+            for name, action in first.items()
+            if action.default is not argparse.SUPPRESS
+        }
+
     def format_help(self) -> str:
         """Usage, purpose, and the settings in groups."""
         settings = [action for action in self._actions if action.nargs != 0]

@@ -10,7 +10,7 @@ USUAL = (
     "gradient_checkpointing", "lora_r", "lora_alpha", "use_peft", "bf16", "seed", "logging_steps", "save_steps",
     "report_to", "eval_strategy", "eval_rewards", "max_drift", "min_variety", "sample_prompts", "sample_steps",
     "sync_ref_model", "push_to_hub", "hub_model_id", "prompts", "rewards", "num_rounds", "num_images_per_prompt",
-    "config", "accelerate_config", "num_processes",
+    "config", "accelerate_config", "num_processes", "print_config",
 )  # fmt: skip
 """Settings of training, and of rounds of it, that most runs set or read."""
 
