@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 
 from tgo_trl.families import QwenImageEditFamily, QwenImageEditPlusFamily
 from tgo_trl.media.images import image_to_tensor
+from tgo_trl.trainer.measured_speed import Subject
+from tgo_trl.trainer.plan import plan_run
 
 from .cases import CASES, PROMPTS
 from .runs import make_trainer
@@ -94,8 +96,33 @@ def test_prompts_that_are_too_long_are_refused():
     # a token a letter, 2 around the picture, and 5 of the template after the prompt
     fits = QwenImageEditFamily(max_sequence_length=12).encode_edits(pipeline, ["xxxxx"], pixels)
     assert fits["mask"].tolist() == [[1] * (4 + 12)]
-    with pytest.raises(ValueError, match="The prompt 'xxxxxx' has 13 tokens, and `max_sequence_length` is 12"):
+    message = "The prompt 'xxxxxx' has 13 tokens, and `max_sequence_length` is 12"
+    with pytest.raises(ValueError, match=message):
         QwenImageEditFamily(max_sequence_length=12).encode_edits(pipeline, ["xxxxxx"], pixels)
+    with pytest.raises(ValueError, match=message):  # of the tokenizer alone
+        QwenImageEditFamily(max_sequence_length=12).check_prompts(pipeline, ["xxxxx", "xxxxxx"], 1)
+    QwenImageEditFamily(max_sequence_length=12).check_prompts(pipeline, ["xxxxx"], 1)
+
+
+def test_prompts_that_name_pictures_are_as_long_as_the_pipeline_makes_them():
+    pipeline, pixels = PLUS.build(), PLUS.source_pixels(1)
+    whole = QwenImageEditPlusFamily(max_sequence_length=64)
+    of_pictures = whole.encode_edits(pipeline, ["x {} y"], pixels)["mask"].shape[1] - 64
+    length = int(whole.encode_edits(pipeline, ["x {} y"], pixels)["mask"].sum()) - of_pictures
+    QwenImageEditPlusFamily(max_sequence_length=length).check_prompts(pipeline, ["x {} y"], pixels.shape[1])
+    with pytest.raises(ValueError, match=f"has {length} tokens, and `max_sequence_length` is {length - 1}"):
+        QwenImageEditPlusFamily(max_sequence_length=length - 1).check_prompts(pipeline, ["x {} y"], pixels.shape[1])
+
+
+def test_a_long_prompt_is_refused_before_anything_is_encoded(tmp_path):
+    rows = EDIT.rows(4).remove_columns("prompt").add_column("prompt", ["a", "b", "c", "long " * 40])
+    for refuse in (
+        lambda args: make_trainer(args, model=EDIT.build(), train_dataset=rows),
+        lambda args: plan_run(EDIT.build(), Subject("edit"), args, rows, None),
+    ):
+        with pytest.raises(ValueError, match="this pipeline cuts no prompts"):
+            refuse(EDIT.config(tmp_path))
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_row_has_its_prompt_as_it_is_encoded_beside_its_sources(tmp_path):

@@ -4,7 +4,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -182,6 +182,16 @@ class Family(ABC):
 
         Their shapes do not depend on the prompts, and their names differ from those of [`encode_images`].
         """
+
+    def check_prompts(self, pipeline: DiffusionPipeline, prompts: Iterable[str], num_sources: int = 0) -> None:
+        """Raises a ValueError for a prompt that will not be encoded, as far as tokenizers tell.
+
+        Args:
+            pipeline: of which no network is called.
+            prompts: in any number.
+            num_sources: source images that each comes with.
+        """
+        return
 
     def encode_sources(self, pipeline: DiffusionPipeline, pixels: Tensor) -> dict[str, Tensor]:
         """Everything that the networks take of source images, to be cached, if [`most_sources`] is not 0.

@@ -1,6 +1,6 @@
 """Qwen-Image-Edit: Qwen-Image with source images, as tokens behind those of the sample and before Qwen2.5-VL's eyes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -59,6 +59,17 @@ class QwenImageEditFamily(SourceFamily, QwenImageFamily):
         """Refused: no prompt is read without sources, beside which [`encode_edits`] encodes it."""
         raise NotImplementedError("prompts are encoded beside their sources")
 
+    def pictures(self, number: int) -> str:
+        """What stands for pictures at the beginning of a prompt, where the template has nothing for them."""
+        return ""
+
+    def check_prompts(self, pipeline: DiffusionPipeline, prompts: Iterable[str], num_sources: int = 0) -> None:
+        """Refuses those that [`encode_edits`] would, before anything is encoded."""
+        template, before = pipeline.prompt_template_encode, pipeline.prompt_template_encode_start_idx
+        for prompt in dict.fromkeys(prompts):
+            tokens = pipeline.processor.tokenizer(template.format(self.pictures(num_sources) + prompt))["input_ids"]
+            check_length(prompt, len(tokens) - before - num_sources, self.max_sequence_length)
+
     def encode_edits(self, pipeline: DiffusionPipeline, prompts: list[str], pixels: Tensor) -> dict[str, Tensor]:
         """Qwen's hidden states `[B, tokens, features]`, and int64 `mask`: 1 for tokens, 0 for padding.
 
@@ -105,6 +116,10 @@ class QwenImageEditPlusFamily(QwenImageEditFamily):
     most_sources = 3  # which the models were published for; the pipeline takes any number
     undistilled = None
 
+    def pictures(self, number: int) -> str:
+        """As the pipeline names them, without a name for it."""
+        return "".join(f"Picture {i + 1}: <|vision_start|><|image_pad|><|vision_end|>" for i in range(number))
+
     def encoded_size(self, size: Size) -> Size:
         """About a million pixels too."""
         width, height = edit_plus.calculate_dimensions(edit_plus.VAE_IMAGE_SIZE, size[1] / size[0])
@@ -114,6 +129,15 @@ class QwenImageEditPlusFamily(QwenImageEditFamily):
         """Smaller: about 384 x 384."""
         width, height = edit_plus.calculate_dimensions(edit_plus.CONDITION_IMAGE_SIZE, size[1] / size[0])
         return height, width
+
+
+def check_length(prompt: str, length: int, limit: int) -> None:
+    """Raises a ValueError for a prompt of more tokens than `max_sequence_length`, of a pipeline that cuts none."""
+    if length > limit:
+        raise ValueError(
+            f"The prompt {prompt!r} has {length} tokens, and `max_sequence_length` is {limit}: this pipeline "
+            "cuts no prompts. Set it higher, or shorten the prompt."
+        )
 
 
 def _num_picture_tokens(pipeline: DiffusionPipeline, size: Size) -> int:

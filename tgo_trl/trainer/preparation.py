@@ -1,7 +1,7 @@
 """From the user's data sets to what the trainer reads: checks, threshold, encoding."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -214,6 +214,7 @@ class DataPreparer:
             return self._encode_pairs(source, scanned, bad), None
         # fails before hours of encoding, if it fails
         fitted = rule or self._fit(scanned.scores, scanned.tasks)
+        self._check_prompts(self._texts(scanned, fitted.apply(scanned.scores, scanned.tasks)), scanned)
         writer, batch_size = shard_writer(self.args), self.args.encode_batch_size
         images, positions = encode_images(source, scanned, bad, self.encoders, writer, batch_size)
         bad.warn(name, len(source.dataset))
@@ -246,12 +247,13 @@ class DataPreparer:
         if self.loss.rows == "pairs":
             scanned, compared, pairs = self._find_pairs(source, scanned)
             texts = {i: self.loss.prompt(scanned.prompts[i], True) for i in pairs.flat}
+            self._check_prompts(texts, scanned)
             labels = _labels_of(pairs, compared)
             return SurveyedRows(source, scanned, pairs.flat, labels, pairs, texts, len(bad.rows)), None
         fitted = rule or self._fit(scanned.scores, scanned.tasks)
         labels = self._labels(fitted, scanned)
-        rows = zip(scanned.prompts, labels.is_positive.tolist(), strict=True)
-        texts = {i: self.loss.prompt(*row) for i, row in enumerate(rows)}
+        texts = self._texts(scanned, labels)
+        self._check_prompts(texts, scanned)
         positions = [*range(len(scanned.rows))]
         if self.loss.rows == "positives":
             positions = labels.is_positive.nonzero().flatten().tolist()
@@ -271,6 +273,7 @@ class DataPreparer:
         """The pairs among scanned images; no others are encoded."""
         args, name = self.args, source.name
         scanned, compared, pairs = self._find_pairs(source, scanned)
+        self._check_prompts({i: self.loss.prompt(scanned.prompts[i], True) for i in pairs.flat}, scanned)
         writer, batch_size = shard_writer(args), args.encode_batch_size
         images, readable = encode_images(source, scanned, bad, self.encoders, writer, batch_size)
         bad.warn(name, len(source.dataset))
@@ -320,6 +323,15 @@ class DataPreparer:
             f"`loss_type={self.args.loss_type!r}` compares images of one prompt, and no prompt of the {name} data set "
             f"has two of different scores that can be compared.{left_out}"
         )
+
+    def _texts(self, scanned: ScannedRows, labels: Labels) -> dict[int, str]:
+        """The prompt that each of the rows is trained with."""
+        rows = zip(scanned.prompts, labels.is_positive.tolist(), strict=True)
+        return {i: self.loss.prompt(*row) for i, row in enumerate(rows)}
+
+    def _check_prompts(self, texts: Mapping[int, str], scanned: ScannedRows) -> None:
+        num_sources = len(scanned.sources[0]) if scanned.sources else 0
+        self.encoders.family.check_prompts(self.encoders.pipeline, texts.values(), num_sources)
 
     def _labels(self, rule: LabelRule, scanned: ScannedRows) -> Labels:
         labels = rule.apply(scanned.scores, scanned.tasks)
