@@ -17,11 +17,10 @@ from ..data.lanes import Share
 from ..data.pairs import Pairs, find_pairs, without_unreadable
 from ..data.prompts import check_prompt_column, read_prompts
 from ..data.rows import BadRows, RowSource
-from ..data.sampler import RowSampler, rows_at_ratio
-from ..data.score_columns import by_name, has_several
+from ..data.sampler import RowSampler
+from ..data.score_columns import has_several
 from ..data.stream import StreamDataset
 from ..labels.combination import CombinedRule
-from ..labels.fitting import fit_combined_rule, fit_label_rule
 from ..labels.quantiles import ScoreQuantiles
 from ..labels.rule import LabelRule, Labels
 from ..labels.weights import weight_balance
@@ -33,7 +32,8 @@ from ..policy.draws import EVALUATION_EPOCH
 from ..policy.encoders import FrozenEncoders
 from ..storage.fingerprints import fingerprint
 from ..storage.shards import ShardWriter
-from .objective import of_recipe, unresolved_loss
+from .label_rules import check_ratio, fit_rule
+from .objective import unresolved_loss
 from .pair_sources import checked_columns, pair_selection
 from .tgo_config import TGOConfig
 from .training_stream import ScannedStream
@@ -99,33 +99,6 @@ def training_sampler(args: TGOConfig, rows: EncodedDataset | SurveyedRows, num_s
         rows_per_item=1 if rows.pairs is None else 2, is_positive=rows.labels.is_positive.tolist(),
         positive_ratio=args.positive_ratio,
     )  # fmt: skip
-
-
-def fit_rule(args: TGOConfig, scores: Sequence[Any], prompts: Sequence[str]) -> LabelRule:
-    """The rule of a training set, fitted as the settings say; as [`fit_label_rule`], also in what it raises.
-
-    Args:
-        args: the run's settings.
-        scores: of each row, or its scores in the order of `args.score_names`, if these are several.
-        prompts: of each row.
-    """
-    settings: dict[str, Any] = {
-        "threshold_type": args.threshold_type,
-        "percentile": args.threshold_percentile,
-        "beta": args.beta,
-        "confidence_coef": args.confidence_coef,
-        "normalization": args.score_normalization,
-    }
-    if not has_several(vars(args)):
-        return fit_label_rule(scores, prompts, value=args.threshold_value, **settings)
-    return fit_combined_rule(
-        {name: [row[i] for row in scores] for i, name in enumerate(args.score_names)},
-        prompts,
-        combination=args.score_combination,
-        weights=by_name(vars(args), "score_weights"),
-        values=by_name(vars(args), "threshold_values"),
-        **settings,
-    )
 
 
 class DataPreparer:
@@ -342,20 +315,10 @@ class DataPreparer:
     def _weigh(self, labels: Labels) -> None:
         self.weight_balance = weight_balance(labels.is_positive, labels.weights)
 
-    def _check_ratio(self, ratio: float, rule: LabelRule) -> None:
-        positive, negative = rule.num_positive, rule.num_rows - rule.num_positive
-        if 0 in rows_at_ratio(positive, negative, ratio):
-            raise ValueError(
-                f"`positive_ratio` is {ratio}{of_recipe(vars(self.args), 'positive_ratio')}, which takes rows of one "
-                f"side only from the {positive} positive and {negative} negative rows. Set one nearer to 0.5, or "
-                "another threshold."
-            )
-
     def _fit(self, scores: Sequence[Any], prompts: list[str]) -> LabelRule:
         args = self.args
         rule = fit_rule(args, scores, prompts)
-        if args.positive_ratio is not None:
-            self._check_ratio(args.positive_ratio, rule)
+        check_ratio(args, rule)
         if self.loss.relative_score == "advantage":
             self.relative_scores = rule.advantages
         elif self.loss.relative_score == "quantile":

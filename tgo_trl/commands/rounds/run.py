@@ -39,7 +39,7 @@ from ...storage.records import CARD_NAME, SCORING_NAME, read_record
 from ...trainer.arguments import check_launch
 from ...trainer.checkpoints import RunRecord, public_config
 from ...trainer.course import OF_THE_BASE, WITHOUT_EFFECT, Course
-from ...trainer.preparation import fit_rule
+from ...trainer.label_rules import fit_rule
 from ...trainer.selection import OutsideBoundsError
 from ...trainer.tgo_config import DEFAULTS, TGOConfig
 from ..evaluate.prompt_sets import read_prompt_set
