@@ -45,8 +45,11 @@ def test_prompts_are_encoded_as_each_alone(pipeline):
 
 
 def test_longer_prompts_are_refused_as_nothing_would_cut_them(pipeline):
-    with pytest.raises(ValueError, match="'a dog on a hill' has 23 tokens, and `max_sequence_length` is 22: this pipe"):
-        QwenImage21Family(max_sequence_length=22).encode_prompts(pipeline, [SHORT, LONG])
+    short = QwenImage21Family(max_sequence_length=22)
+    for refuse in (short.encode_prompts, short.check_prompts):
+        with pytest.raises(ValueError, match="'a dog on a hill' has 23 tokens, and `max_sequence_length` is 22: this"):
+            refuse(pipeline, [SHORT, LONG])
+    QwenImage21Family(max_sequence_length=23).check_prompts(pipeline, [SHORT, LONG])
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,12 @@ class QwenImage21Family(QwenFamily):
     def encode_images(self, pipeline: DiffusionPipeline, pixels: Tensor, geometry: Tensor) -> dict[str, Tensor]:
         """Mean and standard deviation of the posterior, float32 `[B, C, H, W]` each, of pixels that are opaque."""
         return super().encode_images(pipeline, F.pad(pixels, (0, 0, 0, 0, 0, 1), value=OPAQUE), geometry)
+
+    def check_prompts(self, pipeline: DiffusionPipeline, prompts: Iterable[str], num_sources: int = 0) -> None:
+        """Refuses those that [`encode_prompts`] would, before anything is encoded."""
+        for prompt in dict.fromkeys(prompts):
+            tokens = pipeline.processor.tokenizer(pipeline.prompt_template_t2i.format(prompt))["input_ids"]
+            check_length(prompt, len(tokens) - pipeline._drop_idx, self.max_sequence_length)
 
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
         """Qwen's hidden states `[B, max_sequence_length, features]`, and int64 `mask`: 1 for tokens, 0 for padding.

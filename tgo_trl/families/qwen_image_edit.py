@@ -131,15 +131,6 @@ class QwenImageEditPlusFamily(QwenImageEditFamily):
         return height, width
 
 
-def check_length(prompt: str, length: int, limit: int) -> None:
-    """Raises a ValueError for a prompt of more tokens than `max_sequence_length`, of a pipeline that cuts none."""
-    if length > limit:
-        raise ValueError(
-            f"The prompt {prompt!r} has {length} tokens, and `max_sequence_length` is {limit}: this pipeline "
-            "cuts no prompts. Set it higher, or shorten the prompt."
-        )
-
-
 def _num_picture_tokens(pipeline: DiffusionPipeline, size: Size) -> int:
     """Tokens that stand for a picture of a size in what the text encoder reads."""
     processor = pipeline.processor.image_processor
