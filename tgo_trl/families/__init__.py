@@ -16,6 +16,7 @@ from .flux import FluxFamily
 from .flux2 import Flux2KleinFamily
 from .flux_kontext import FluxKontextFamily
 from .krea2 import Krea2Family
+from .longcat_image import LongCatImageFamily
 from .lumina2 import Lumina2Family
 from .meissonic import MeissonicFamily
 from .qwen_image import QwenImageFamily
@@ -39,6 +40,7 @@ FAMILIES: dict[str, type[Family]] = {
     "FluxKontextPipeline": FluxKontextFamily,
     "FluxPipeline": FluxFamily,
     "Krea2Pipeline": Krea2Family,
+    "LongCatImagePipeline": LongCatImageFamily,
     "Lumina2Pipeline": Lumina2Family,
     "MeissonicPipeline": MeissonicFamily,
     "QwenImage21Pipeline": QwenImage21Family,
@@ -107,7 +109,7 @@ def build_family(pipeline_class: type[DiffusionPipeline], settings: Mapping[str,
 
 __all__ = [
     "FAMILIES", "AmusedFamily", "ChromaFamily", "Clip", "Family", "Flux2KleinFamily", "FluxFamily", "FluxKontextFamily",
-    "Krea2Family", "Lumina2Family", "MeissonicFamily", "QwenImage21Family", "QwenImageEditFamily",
+    "Krea2Family", "LongCatImageFamily", "Lumina2Family", "MeissonicFamily", "QwenImage21Family", "QwenImageEditFamily",
     "QwenImageEditPlusFamily", "QwenImageFamily", "Sample", "SanaFamily", "Size", "SourceFamily",
     "StableDiffusion3Family", "StableDiffusionFamily", "StableDiffusionXLFamily", "VideoFormat", "WanFamily",
     "WanImageToVideoFamily", "ZImageFamily", "build_family", "find_family", "find_published_family",

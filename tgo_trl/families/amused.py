@@ -3,24 +3,21 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..media.types import Sample, Size
 from ..precision import compute_dtype
-from .base import adapter_header
+from .base_adapters import NetworkAdapterFamily
 from .base_tokens import MaskedTokenFamily, as_grid, token_logits
 
 
 @dataclass(frozen=True)
-class AmusedFamily(MaskedTokenFamily):
+class AmusedFamily(NetworkAdapterFamily, MaskedTokenFamily):
     """`AmusedPipeline`, of 256 or 512 pixels."""
 
     lora_target_modules = ("to_q", "to_k", "to_v")
@@ -76,31 +73,6 @@ class AmusedFamily(MaskedTokenFamily):
             pipeline(prompt, generator=generator, height=height, width=width, **kwargs).images[0]
             for prompt, generator in zip(prompts, generators, strict=True)
         ]
-
-    def save_adapter(self, pipeline: DiffusionPipeline, adapter_name: str, folder: Path) -> None:
-        """Writes the adapter for the network's own `load_lora_adapter`; the pipeline has no `load_lora_weights`."""
-        pipeline.transformer.save_lora_adapter(folder, adapter_name)
-
-    def load_adapter(self, folder: Path) -> dict[str, dict[str, Tensor]]:
-        """Weights of an adapter that [`save_adapter`] wrote, by network, as `set_peft_model_state_dict` takes them."""
-        return {"transformer": load_file(folder / LORA_WEIGHT_NAME_SAFE)}
-
-    def load_adapter_configs(self, folder: Path) -> dict[str, dict[str, Any]]:
-        """The configuration of an adapter that [`save_adapter`] wrote."""
-        return {"transformer": adapter_header(folder / LORA_WEIGHT_NAME_SAFE)}
-
-    def attach_adapter(self, pipeline: DiffusionPipeline, weights: str) -> None:
-        """Loads the adapter into the network: the pipeline has no `load_lora_weights`."""
-        pipeline.transformer.load_lora_adapter(weights, prefix=None, weight_name=LORA_WEIGHT_NAME_SAFE)
-
-    def loading_code(self, pipeline: DiffusionPipeline, weights: str) -> str:
-        """A call of the network's `load_lora_adapter`, which has to be told the file."""
-        file = LORA_WEIGHT_NAME_SAFE
-        return f'pipeline.transformer.load_lora_adapter("{weights}", prefix=None, weight_name="{file}")'
-
-    def scaling_code(self, scale: float) -> str:
-        """A call of the network's `set_adapters`."""
-        return f"pipeline.transformer.set_adapters(pipeline.transformer.active_adapters(), {scale:g})"
 
 
 def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

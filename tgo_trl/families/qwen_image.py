@@ -68,7 +68,7 @@ class QwenImageFamily(QwenFamily):
     def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
         """As long as the prediction with a prompt, in each token: the channels of two by two latents."""
         guided = super().guided(with_prompt, without, scale)
-        lengths = [_token_lengths(it) for it in (with_prompt, guided)]
+        lengths = [token_lengths(it) for it in (with_prompt, guided)]
         return guided * (lengths[0] / lengths[1])
 
     def predict(
@@ -126,7 +126,7 @@ def _without_padding(embeds: Tensor, mask: Tensor, lengths: Sequence[int]) -> tu
     return embeds[:, :longest], None if min(lengths) == longest else mask[:, :longest]
 
 
-def _token_lengths(latents: Tensor) -> Tensor:
+def token_lengths(latents: Tensor) -> Tensor:
     """The norm of each token, at all of its latents, `[B, 1, H, W]`, of latents `[B, C, H, W]`."""
     squares = F.avg_pool2d(latents.square().sum(1, keepdim=True), 2) * 4
     return squares.sqrt().repeat_interleave(2, -2).repeat_interleave(2, -1)
