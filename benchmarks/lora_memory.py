@@ -162,10 +162,11 @@ def error(output: Any) -> Tensor:
 ENCODERS = {  # parameters, counted on the meta device from the published configurations
     "CLIP-L": 123_650_304, "CLIP-H": 354_032_640, "CLIP-bigG": 694_659_840, "T5-XXL": 4_762_310_656,
     "UMT5-XXL": 5_680_910_336, "Gemma-2-2B": 2_614_341_888, "Qwen2.5-VL-7B": 8_292_166_656, "Qwen3-4B": 4_022_468_096,
-    "Qwen3-VL-4B": 4_437_815_808, "CLIP-H vision": 630_766_080, "KL": 83_653_863, "KL-16": 83_819_683,
-    "Wan VAE": 126_892_531, "Wan 2.2 VAE": 704_688_668, "DC-AE": 312_250_275, "VQ": 146_244_675,
+    "Qwen3-VL-4B": 4_437_815_808, "Mistral-Small-3.1": 24_011_361_280, "CLIP-H vision": 630_766_080, "KL": 83_653_863,
+    "KL-16": 83_819_683, "KL-32": 84_046_115, "Wan VAE": 126_892_531, "Wan 2.2 VAE": 704_688_668, "DC-AE": 312_250_275,
+    "VQ": 146_244_675,
 }  # fmt: skip
-IMAGE_ENCODERS = ("CLIP-H vision", "KL", "KL-16", "Wan VAE", "Wan 2.2 VAE", "DC-AE", "VQ")
+IMAGE_ENCODERS = ("CLIP-H vision", "KL", "KL-16", "KL-32", "Wan VAE", "Wan 2.2 VAE", "DC-AE", "VQ")
 """Those of float32."""
 
 
@@ -229,6 +230,11 @@ def call_flux(network: nn.Module) -> Any:
     return network(of(1, 4096, 64), of(1, 512, 4096), of(1, 768), of(1), *positions, guidance=of(1))
 
 
+def call_flux2(network: nn.Module) -> Any:
+    positions = of(4096, 4), of(512, 4)
+    return network(of(1, 4096, 128), of(1, 512, 15360), of(1), *positions, guidance=of(1))
+
+
 def call_chroma(network: nn.Module) -> Any:
     positions = of(4096, 3), of(512, 3)
     return network(of(1, 4096, 64), of(1, 512, 4096), of(1), *positions, attention_mask=of(1, 4608))
@@ -286,6 +292,9 @@ CASES = {
     "flux": Case(  # black-forest-labs/FLUX.1-dev
         "FLUX.1 dev", "FluxPipeline", lambda: diffusers.FluxTransformer2DModel(guidance_embeds=True), call_flux,
         ("CLIP-L", "T5-XXL", "KL-16"),
+    ),
+    "flux2": Case(  # black-forest-labs/FLUX.2-dev
+        "FLUX.2 dev", "Flux2Pipeline", diffusers.Flux2Transformer2DModel, call_flux2, ("Mistral-Small-3.1", "KL-32"),
     ),
     "chroma": Case(  # lodestones/Chroma1-HD
         "Chroma", "ChromaPipeline", diffusers.ChromaTransformer2DModel, call_chroma, ("T5-XXL", "KL-16"),

@@ -187,7 +187,10 @@ def test_a_family_takes_the_settings_that_are_its_own():
 def test_a_setting_that_changes_nothing_is_refused():
     with pytest.raises(ValueError, match="`timestep_shift` is set, but `StableDiffusionPipeline` has nothing that it"):
         build_family(StableDiffusionPipeline, {"timestep_shift": 3.0})
-    with pytest.raises(ValueError, match=r"`FluxFamily` has `timestep_density`, .*`train_guidance_scale`. Leave `fps`"):
+    with pytest.raises(
+        ValueError,
+        match=r"`FluxFamily` has `timestep_density`, .*`train_guidance_scale`, `max_sequence_length`. Leave `fps`",
+    ):
         build_family(FluxPipeline, {"fps": 3.0})
 
 

@@ -30,6 +30,8 @@ SCHEDULERS = {
     EulerDiscreteScheduler: {}, EulerAncestralDiscreteScheduler: {}, DPMSolverMultistepScheduler: {},
     PNDMScheduler: {"skip_prk_steps": True},
 }  # fmt: skip
+PACKING = (tiny.flux2, tiny.flux2_dev)
+TOLD = (tiny.flux, tiny.flux2_dev)
 SAMPLED = [case for case in CASES if case.family(case.build()).has_sampler]
 
 
@@ -57,7 +59,7 @@ def drawn(case, pipeline, **settings):
     options |= {name: value for name, value in settings.items() if name == "eta"}
     again = make_draw(sampler)  # the generators of the first are spent
     latents = again.noise
-    if hasattr(pipeline, "_pack_latents") and case.module is not tiny.flux2:  # which packs what it is given
+    if hasattr(pipeline, "_pack_latents") and case.module not in PACKING:  # which pack what they are given
         latents = pipeline._pack_latents(latents, 2, *sampler.shape)
     theirs = family.sample(
         pipeline, PROMPTS, again.generators, (size, size), latents=latents, output_type="pt", **options
@@ -67,11 +69,11 @@ def drawn(case, pipeline, **settings):
 
 @pytest.mark.parametrize(
     ("case", "scale"),
-    [(case, scale) for case in SAMPLED for scale in ([None] if case.module is tiny.flux else [None, 3.0, 1.0])],
+    [(case, scale) for case in SAMPLED for scale in ([None] if case.module in TOLD else [None, 3.0, 1.0])],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_samples_are_those_of_the_stock_pipeline(case, scale):
-    """At the pipeline's own guidance, at another, and at one that is none to most; FLUX.1's is an input."""
+    """At the pipeline's own guidance, at another, and at one that is none to most; that of [dev] is an input."""
     ours, theirs = drawn(case, case.build(), guidance_scale=scale)
     assert ours.shape == theirs.shape
     assert theirs.std() > 0.01

@@ -26,7 +26,22 @@ def build(seed: int = 0, is_distilled: bool = False, **network_kwargs) -> Flux2K
     """The pipeline; `network_kwargs` go to its transformer."""
     torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
-    transformer = Flux2Transformer2DModel(
+    transformer = tiny_transformer({"guidance_embeds": False, **network_kwargs})
+    return ready(
+        Flux2KleinPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+            vae=tiny_autoencoder(),
+            text_encoder=qwen3_lm(tokenizer, num_layers=28),  # the pipeline reads the 9th, 18th and 27th
+            tokenizer=tokenizer,
+            transformer=transformer,
+            is_distilled=is_distilled,
+        )
+    )
+
+
+def tiny_transformer(network_kwargs: dict) -> Flux2Transformer2DModel:
+    """Of two blocks, one of each kind."""
+    return Flux2Transformer2DModel(
         **{
             "in_channels": 16,
             "num_layers": 1,
@@ -36,23 +51,12 @@ def build(seed: int = 0, is_distilled: bool = False, **network_kwargs) -> Flux2K
             "joint_attention_dim": 48,
             "timestep_guidance_channels": 16,
             "axes_dims_rope": (2, 2, 2, 2),
-            "guidance_embeds": False,
             **network_kwargs,
         }
     )
-    return ready(
-        Flux2KleinPipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-            vae=_autoencoder(),
-            text_encoder=qwen3_lm(tokenizer, num_layers=28),  # the pipeline reads the 9th, 18th and 27th
-            tokenizer=tokenizer,
-            transformer=transformer,
-            is_distilled=is_distilled,
-        )
-    )
 
 
-def _autoencoder() -> AutoencoderKLFlux2:
+def tiny_autoencoder() -> AutoencoderKLFlux2:
     """Halves, with statistics of two by two latents that are not those of a normal distribution."""
     vae = AutoencoderKLFlux2(
         block_out_channels=[4, 8],
@@ -71,9 +75,9 @@ def _autoencoder() -> AutoencoderKLFlux2:
     return vae
 
 
-def denoising_error(pipeline, pixels, prompts, draw):
-    """As train_dreambooth_lora_flux2_klein.py computes it."""
-    embeds, text_ids = pipeline.encode_prompt(list(prompts), max_sequence_length=16)
+def denoising_error(pipeline, pixels, prompts, draw, max_sequence_length=16, guidance=None):
+    """As train_dreambooth_lora_flux2_klein.py computes it, and train_dreambooth_lora_flux2.py with a guidance."""
+    embeds, text_ids = pipeline.encode_prompt(list(prompts), max_sequence_length=max_sequence_length)
     statistics = pipeline.vae.bn
     std = torch.sqrt(statistics.running_var.view(1, -1, 1, 1) + pipeline.vae.config.batch_norm_eps)
     model_input = pipeline._patchify_latents(pipeline.vae.encode(pixels).latent_dist.mode())
@@ -86,7 +90,7 @@ def denoising_error(pipeline, pixels, prompts, draw):
     prediction = pipeline.transformer(
         hidden_states=pipeline._pack_latents(noisy),
         timestep=timesteps / 1000,
-        guidance=None,
+        guidance=guidance,
         encoder_hidden_states=embeds,
         txt_ids=text_ids,
         img_ids=ids,

@@ -17,6 +17,8 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     PreTrainedTokenizerBase,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -187,6 +189,19 @@ def qwen3_vl_lm(tokenizer: Qwen2Tokenizer, **ids: int) -> Qwen3VLForConditionalG
         **ids,
     )  # fmt: skip
     return Qwen3VLForConditionalGeneration(config).eval()
+
+
+def mistral3_lm(tokenizer: Qwen2Tokenizer, num_layers: int) -> Mistral3ForConditionalGeneration:
+    """16 wide, with a head of the vocabulary, and two layers of vision, which nothing reads."""
+    text = {**DECODER, **_vocabulary(tokenizer), "num_hidden_layers": num_layers, "head_dim": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return Mistral3ForConditionalGeneration(
+        Mistral3Config(
+            text_config={**text, "model_type": "mistral", "sliding_window": None},
+            vision_config={**vision, "model_type": "pixtral", "head_dim": 8, "image_size": 28, "patch_size": 14},
+            image_token_index=len(tokenizer) - 1,
+        )
+    ).eval()
 
 
 def gemma2_encoder(tokenizer: GemmaTokenizer) -> Gemma2Model:

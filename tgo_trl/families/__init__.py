@@ -13,7 +13,7 @@ from .base import Family
 from .base_sources import SourceFamily
 from .chroma import ChromaFamily
 from .flux import FluxFamily
-from .flux2 import Flux2KleinFamily
+from .flux2 import Flux2DevFamily, Flux2KleinFamily
 from .flux_kontext import FluxKontextFamily
 from .krea2 import Krea2Family
 from .longcat_image import LongCatImageFamily
@@ -37,6 +37,7 @@ FAMILIES: dict[str, type[Family]] = {
     "AmusedPipeline": AmusedFamily,
     "ChromaPipeline": ChromaFamily,
     "Flux2KleinPipeline": Flux2KleinFamily,
+    "Flux2Pipeline": Flux2DevFamily,
     "FluxKontextPipeline": FluxKontextFamily,
     "FluxPipeline": FluxFamily,
     "Krea2Pipeline": Krea2Family,
@@ -108,9 +109,35 @@ def build_family(pipeline_class: type[DiffusionPipeline], settings: Mapping[str,
 
 
 __all__ = [
-    "FAMILIES", "AmusedFamily", "ChromaFamily", "Clip", "Family", "Flux2KleinFamily", "FluxFamily", "FluxKontextFamily",
-    "Krea2Family", "LongCatImageFamily", "Lumina2Family", "MeissonicFamily", "QwenImage21Family", "QwenImageEditFamily",
-    "QwenImageEditPlusFamily", "QwenImageFamily", "Sample", "SanaFamily", "Size", "SourceFamily",
-    "StableDiffusion3Family", "StableDiffusionFamily", "StableDiffusionXLFamily", "VideoFormat", "WanFamily",
-    "WanImageToVideoFamily", "ZImageFamily", "build_family", "find_family", "find_published_family",
-]  # fmt: skip
+    "FAMILIES",
+    "AmusedFamily",
+    "ChromaFamily",
+    "Clip",
+    "Family",
+    "Flux2DevFamily",
+    "Flux2KleinFamily",
+    "FluxFamily",
+    "FluxKontextFamily",
+    "Krea2Family",
+    "LongCatImageFamily",
+    "Lumina2Family",
+    "MeissonicFamily",
+    "QwenImage21Family",
+    "QwenImageEditFamily",
+    "QwenImageEditPlusFamily",
+    "QwenImageFamily",
+    "Sample",
+    "SanaFamily",
+    "Size",
+    "SourceFamily",
+    "StableDiffusion3Family",
+    "StableDiffusionFamily",
+    "StableDiffusionXLFamily",
+    "VideoFormat",
+    "WanFamily",
+    "WanImageToVideoFamily",
+    "ZImageFamily",
+    "build_family",
+    "find_family",
+    "find_published_family",
+]

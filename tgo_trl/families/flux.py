@@ -10,13 +10,11 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor
 
 from ..precision import compute_dtype
-from .base_flow import FlowMatchingFamily
-
-DEFAULT_GUIDANCE = 3.5
+from .base_guidance import ToldGuidanceFamily
 
 
 @dataclass(frozen=True)
-class FluxFamily(FlowMatchingFamily):
+class FluxFamily(ToldGuidanceFamily):
     """`FluxPipeline`: FLUX.1 [dev], which takes the guidance scale as an input, and FLUX.1 [schnell].
 
     Attributes:
@@ -25,28 +23,18 @@ class FluxFamily(FlowMatchingFamily):
     """
 
     max_sequence_length: int | None = None
-    train_guidance_scale: float | None = None
 
     network_names = ("transformer",)
     has_sampler = True
     own_sigmas = True
     latent_patch = 2
-    training_settings = (*FlowMatchingFamily.training_settings, "train_guidance_scale")
+    usual_guidance = 3.5
     prompt_encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     comfyui_prefix = "transformer."
     undistilled = "black-forest-labs/FLUX.1-dev"
     lora_target_modules = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
     )  # fmt: skip
-
-    def check(self, pipeline: DiffusionPipeline) -> None:
-        """Also refuses a guidance for a network that takes none."""
-        super().check(pipeline)
-        if self.train_guidance_scale is not None and not pipeline.transformer.config.guidance_embeds:
-            raise ValueError(
-                f"`train_guidance_scale` is {self.train_guidance_scale}, but this network takes no guidance as an "
-                "input (FLUX.1 [schnell] does not). Leave it unset."
-            )
 
     def step_distilled_from(self, pipeline: DiffusionPipeline) -> str | None:
         """Also of [schnell] under another name: no guidance as an input, and a shift that sizes do not change."""
@@ -64,23 +52,6 @@ class FluxFamily(FlowMatchingFamily):
         """512, above which the pipeline refuses to be called."""
         return 512
 
-    def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
-        """1: the scale is an input of the network, if there is any, which [`predict`] gives it."""
-        if scale is not None:
-            raise ValueError(
-                f"`sample_guidance_scale` is {scale}, and this network takes its guidance as an input or has none. "
-                "Leave it out; `train_guidance_scale` is what FLUX.1 [dev] is told."
-            )
-        return 1.0
-
-    def guidance_options(self, scale: float) -> dict[str, Any]:
-        """What the network is told, under the pipeline's name for it; schnell passes it over."""
-        return {"guidance_scale": self._told_guidance}
-
-    @property
-    def _told_guidance(self) -> float:
-        return DEFAULT_GUIDANCE if self.train_guidance_scale is None else self.train_guidance_scale
-
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
         """T5's hidden states `[B, max_sequence_length, features]` and CLIP's pooled one `[B, features]`."""
         device = pipeline.text_encoder_2.device
@@ -96,9 +67,7 @@ class FluxFamily(FlowMatchingFamily):
         batch, _, height, width = corrupted.shape
         embeds = conditions["embeds"].to(dtype)
         tokens, ids = self.image_tokens(corrupted.to(dtype), conditions)
-        guidance = None
-        if transformer.config.guidance_embeds:
-            guidance = torch.full((batch,), self._told_guidance, dtype=torch.float32, device=device)
+        guidance = self.guidance_input(batch, device) if transformer.config.guidance_embeds else None
         prediction = transformer(
             hidden_states=tokens,
             timestep=time / 1000,

@@ -1,4 +1,4 @@
-"""FLUX.2 [klein]: a transformer on packed latents, conditioned on three of the hidden states of Qwen3."""
+"""FLUX.2 [dev] and [klein]: a transformer on packed latents, conditioned on three hidden states of a language model."""
 
 import functools
 from collections.abc import Mapping
@@ -7,19 +7,22 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input
 from torch import Tensor
 
 from ..precision import compute_dtype
 from .base_flow import FlowMatchingFamily
+from .base_guidance import ToldGuidanceFamily
+
+COMFYUI_AROUND_BLOCKS = ("x_embedder", "context_embedder", "proj_out")
 
 
 @dataclass(frozen=True)
-class Flux2KleinFamily(FlowMatchingFamily):
-    """`Flux2KleinPipeline`, from prompts alone: FLUX.2 [klein] base, and what was distilled from it.
+class Flux2Family(FlowMatchingFamily):
+    """What pipelines of FLUX.2 share, from prompts alone.
 
     Attributes:
-        max_sequence_length: Qwen tokens of each prompt, with the chat template around it; longer prompts are cut, and
+        max_sequence_length: tokens of each prompt, with the chat template around it; longer prompts are cut, and
             shorter ones padded, which the network sees.
     """
 
@@ -30,17 +33,12 @@ class Flux2KleinFamily(FlowMatchingFamily):
     own_sigmas = True
     latent_patch = 2
     prompt_encoders = ("text_encoder", "tokenizer")
+    comfyui_prefix = "transformer."
     reads_posterior_noise = False
     # Without the single blocks' `to_out`: to peft that also names the list around `to_out.0`.
     lora_target_modules = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_qkv_mlp_proj",
     )  # fmt: skip
-
-    def step_distilled_from(self, pipeline: DiffusionPipeline) -> str | None:
-        """What the pipelines that say `is_distilled` were distilled from."""
-        if not pipeline.config.get("is_distilled"):
-            return None
-        return "`black-forest-labs/FLUX.2-klein-base-4B` or `black-forest-labs/FLUX.2-klein-base-9B`"
 
     def encode_images(self, pipeline: DiffusionPipeline, pixels: Tensor, geometry: Tensor) -> dict[str, Tensor]:
         """Mean of the posterior as the network sees it, float32 `[B, 4 C, H / 2, W / 2]` of `[B, C, H, W]`.
@@ -52,7 +50,7 @@ class Flux2KleinFamily(FlowMatchingFamily):
         return {"mean": (mean - center) / scale}
 
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
-        """Qwen's hidden states `[B, max_sequence_length, 3 features]`, padding included."""
+        """Hidden states of the text encoder `[B, max_sequence_length, 3 features]`, padding included."""
         embeds, _ = pipeline.encode_prompt(
             list(prompts), device=pipeline.text_encoder.device, max_sequence_length=self.max_sequence_length
         )
@@ -79,6 +77,75 @@ class Flux2KleinFamily(FlowMatchingFamily):
         """The pipeline's own, which was fitted to sizes and numbers of steps."""
         return float(compute_empirical_mu(num_tokens, num_steps))
 
+    def comfyui_module(self, module: str) -> str | None:
+        """The module itself, if it is of a block, or one of what ComfyUI knows around them."""
+        known = ("transformer_blocks.", "single_transformer_blocks.")
+        return module if module.startswith(known) or module in COMFYUI_AROUND_BLOCKS else None
+
+    def predict(
+        self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The velocity, `[B, 4 C, H / 2, W / 2]`."""
+        transformer = networks["transformer"]
+        dtype, device = compute_dtype(transformer), corrupted.device
+        batch, _, height, width = corrupted.shape
+        embeds = conditions["embeds"].to(dtype)
+        prediction: Tensor = transformer(
+            hidden_states=corrupted.to(dtype).flatten(2).transpose(1, 2),
+            timestep=time / 1000,
+            guidance=self.guidance_input(batch, device),
+            encoder_hidden_states=embeds,
+            txt_ids=_ids(1, 1, embeds.shape[1], device),
+            img_ids=_ids(height, width, 1, device),
+            return_dict=False,
+        )[0]
+        return prediction.transpose(1, 2).reshape(corrupted.shape)
+
+    def guidance_input(self, batch: int, device: torch.device) -> Tensor | None:
+        """What the network is told of each row, float32 `[batch]`, if anything."""
+        return None
+
+
+@dataclass(frozen=True)
+class Flux2DevFamily(ToldGuidanceFamily, Flux2Family):
+    """`Flux2Pipeline`: FLUX.2 [dev], which takes the guidance scale as an input.
+
+    Attributes:
+        max_sequence_length: Mistral tokens of each prompt, with the pipeline's system message before it, by default
+            512; longer prompts are cut.
+        train_guidance_scale: what the network is told while it trains, 4 by default.
+    """
+
+    usual_guidance = 4.0
+    undistilled = "black-forest-labs/FLUX.2-dev"
+
+    def check(self, pipeline: DiffusionPipeline) -> None:
+        """Also refuses to leave prompts no room behind the system message, which is read first."""
+        super().check(pipeline)
+        conversation = format_input([""], system_message=pipeline.system_message)
+        (tokens,) = pipeline.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"]
+        if self.max_sequence_length <= len(tokens):
+            raise ValueError(
+                f"`max_sequence_length` is {self.max_sequence_length}, and the pipeline's system message and template "
+                f"alone take {len(tokens)} tokens: prompts would be cut away. Leave it out, or set it well above "
+                f"{len(tokens)}."
+            )
+
+
+@dataclass(frozen=True)
+class Flux2KleinFamily(Flux2Family):
+    """`Flux2KleinPipeline`: FLUX.2 [klein] base, guided by no prompt, and what was distilled from it.
+
+    Attributes:
+        max_sequence_length: Qwen tokens of each prompt, with the chat template around it; longer prompts are cut.
+    """
+
+    def step_distilled_from(self, pipeline: DiffusionPipeline) -> str | None:
+        """What the pipelines that say `is_distilled` were distilled from."""
+        if not pipeline.config.get("is_distilled"):
+            return None
+        return "`black-forest-labs/FLUX.2-klein-base-4B` or `black-forest-labs/FLUX.2-klein-base-9B`"
+
     def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
         """The scale of classifier-free guidance; 1 for a distilled pipeline, which has none."""
         if not pipeline.config.get("is_distilled"):
@@ -89,25 +156,6 @@ class Flux2KleinFamily(FlowMatchingFamily):
                 "pass over it. Leave it out."
             )
         return 1.0
-
-    def predict(
-        self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]
-    ) -> Tensor:
-        """The velocity, `[B, 4 C, H / 2, W / 2]`."""
-        transformer = networks["transformer"]
-        dtype, device = compute_dtype(transformer), corrupted.device
-        _, _, height, width = corrupted.shape
-        embeds = conditions["embeds"].to(dtype)
-        prediction: Tensor = transformer(
-            hidden_states=corrupted.to(dtype).flatten(2).transpose(1, 2),
-            timestep=time / 1000,
-            guidance=None,
-            encoder_hidden_states=embeds,
-            txt_ids=_ids(1, 1, embeds.shape[1], device),
-            img_ids=_ids(height, width, 1, device),
-            return_dict=False,
-        )[0]
-        return prediction.transpose(1, 2).reshape(corrupted.shape)
 
 
 def _statistics(vae: Any) -> tuple[Tensor, Tensor]:

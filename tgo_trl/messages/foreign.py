@@ -7,6 +7,8 @@ import warnings
 NOTES = {
     # Image processors of CLIP and SigLIP in PIL, which rewards ask for by name, and training has no use for.
     "transformers.utils.import_utils": r"`\w+` requires torchvision \(not installed\); falling back to `\w+Pil`",
+    # How the pipeline of FLUX.2 [dev] asks for its prompts, at each of them.
+    "transformers.processing_utils": r"Kwargs passed to `processor\.__call__` have to be in `processor_kwargs`",
     # Of an adapter without weights for text encoders. One of which anything fits nothing is refused here.
     "diffusers.loaders.lora_base": r"No LoRA keys associated to \w+ found with the prefix='text_encoder",
     # Kernels for GPUs and formats that nothing here uses, where torchao is installed for another version of PyTorch.

@@ -312,7 +312,8 @@ class TGOConfig(TrainingArguments):
         max_sequence_length (`int`, *optional*):
             Tokens of each prompt, for text encoders that take any number.
         train_guidance_scale (`float`, *optional*):
-            Guidance that a guidance-distilled network (FLUX.1 [dev]) is told in training, 3.5 if not set.
+            Guidance that a guidance-distilled network is told in training: by default 3.5 of FLUX.1 [dev], 4 of FLUX.2
+            [dev].
         timestep_density (`str`, *optional*):
             Where on the way from data to noise a flow-matching network is trained: `"uniform"`, `"logit_normal"`
             (mostly in the middle) or `"mode"`.
