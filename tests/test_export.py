@@ -26,7 +26,7 @@ PREFIXES = {
     "flux_kontext": "transformer.", "chroma": "transformer.",
     "qwen_image_edit": "transformer.", "qwen_image_edit_plus": "transformer.",
     "stable_diffusion_3": "transformer.", "qwen_image": "transformer.", "z_image": "transformer.",
-    "wan": "diffusion_model.", "wan_image_to_video": "diffusion_model.",
+    "ltx2": "diffusion_model.", "wan": "diffusion_model.", "wan_image_to_video": "diffusion_model.",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from .chroma import ChromaFamily
 from .flux import FluxFamily
 from .flux2 import Flux2KleinFamily
 from .flux_kontext import FluxKontextFamily
+from .ltx2 import LTX2Family
 from .lumina2 import Lumina2Family
 from .meissonic import MeissonicFamily
 from .qwen_image import QwenImageFamily
@@ -36,6 +37,7 @@ FAMILIES: dict[str, type[Family]] = {
     "Flux2KleinPipeline": Flux2KleinFamily,
     "FluxKontextPipeline": FluxKontextFamily,
     "FluxPipeline": FluxFamily,
+    "LTX2Pipeline": LTX2Family,
     "Lumina2Pipeline": Lumina2Family,
     "MeissonicPipeline": MeissonicFamily,
     "QwenImageEditPipeline": QwenImageEditFamily,
@@ -103,7 +105,7 @@ def build_family(pipeline_class: type[DiffusionPipeline], settings: Mapping[str,
 
 __all__ = [
     "FAMILIES", "AmusedFamily", "ChromaFamily", "Clip", "Family", "Flux2KleinFamily", "FluxFamily", "FluxKontextFamily",
-    "Lumina2Family", "MeissonicFamily", "QwenImageEditFamily", "QwenImageEditPlusFamily", "QwenImageFamily", "Sample",
+    "LTX2Family", "Lumina2Family", "MeissonicFamily", "QwenImageEditFamily", "QwenImageEditPlusFamily", "QwenImageFamily", "Sample",
     "SanaFamily", "Size", "SourceFamily", "StableDiffusion3Family", "StableDiffusionFamily", "StableDiffusionXLFamily",
     "VideoFormat", "WanFamily", "WanImageToVideoFamily", "ZImageFamily", "build_family", "find_family",
     "find_published_family",
