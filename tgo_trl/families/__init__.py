@@ -105,8 +105,8 @@ def build_family(pipeline_class: type[DiffusionPipeline], settings: Mapping[str,
 
 __all__ = [
     "FAMILIES", "AmusedFamily", "ChromaFamily", "Clip", "Family", "Flux2KleinFamily", "FluxFamily", "FluxKontextFamily",
-    "LTX2Family", "Lumina2Family", "MeissonicFamily", "QwenImageEditFamily", "QwenImageEditPlusFamily", "QwenImageFamily", "Sample",
-    "SanaFamily", "Size", "SourceFamily", "StableDiffusion3Family", "StableDiffusionFamily", "StableDiffusionXLFamily",
-    "VideoFormat", "WanFamily", "WanImageToVideoFamily", "ZImageFamily", "build_family", "find_family",
-    "find_published_family",
+    "LTX2Family", "Lumina2Family", "MeissonicFamily", "QwenImageEditFamily", "QwenImageEditPlusFamily",
+    "QwenImageFamily", "Sample", "SanaFamily", "Size", "SourceFamily", "StableDiffusion3Family",
+    "StableDiffusionFamily", "StableDiffusionXLFamily", "VideoFormat", "WanFamily", "WanImageToVideoFamily",
+    "ZImageFamily", "build_family", "find_family", "find_published_family",
 ]  # fmt: skip

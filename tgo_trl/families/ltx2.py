@@ -78,8 +78,8 @@ class LTX2Family(FlowMatchingFamily):
                 below = self.max_sequence_length // registers * registers
                 near = " or ".join(str(length) for length in (below, below + registers) if length)
                 raise ValueError(
-                    f"`max_sequence_length` is {self.max_sequence_length}, and the pipeline's `connectors` fill prompts "
-                    f"up with {registers} registers. Set it to {near}."
+                    f"`max_sequence_length` is {self.max_sequence_length}, and the pipeline's `connectors` fill "
+                    f"prompts up with {registers} registers. Set it to {near}."
                 )
 
     def default_size(self, pipeline: DiffusionPipeline) -> Size:

@@ -19,7 +19,8 @@ from ..families.base import present
 from .single_file import HUB_OPTIONS
 
 ASKING_FOR_VALUES = ("attention_mask", "use_cache")
-"""Arguments that text encoders can do without, which change no shape, and by which those of transformers look at values."""
+"""Arguments of text encoders that change no shape, with which those of transformers look at values; left out where they
+may be."""
 META = torch.device("meta")
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 """Whose classes a `model_index.json` may name here, beside those of the modules of pipelines."""
