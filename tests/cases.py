@@ -10,7 +10,9 @@ A case is found by itself: any module of `tests.tiny` with `build`, and each of 
   the public parts of pipeline and scheduler, without `tgo_trl`;
 - for families of edits, `SOURCES`, the source images of each of the two [`PROMPTS`];
 - `read_call(arguments, latent_shape)`: corrupted sample and time, as the family's `predict` takes them, from what the
-  pipeline fed its network.
+  pipeline fed its network;
+- where training makes but some of the calls that the pipeline makes, `is_like_training(arguments)`, which of them, and
+  `UNSEEN`, names of arguments that change nothing of their outputs that training reads.
 """
 
 import importlib

@@ -16,6 +16,8 @@ from transformers import (
     CLIPTokenizer,
     Gemma2Config,
     Gemma2Model,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GemmaTokenizer,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
@@ -210,6 +212,19 @@ def gemma2_encoder(tokenizer: GemmaTokenizer) -> Gemma2Model:
     return Gemma2Model(config).eval()
 
 
+def gemma3_encoder(tokenizer: GemmaTokenizer) -> Gemma3ForConditionalGeneration:
+    """16 wide, two layers of text, one of vision."""
+    config = Gemma3Config(
+        text_config={**DECODER, **_vocabulary(tokenizer), "head_dim": 8},
+        vision_config={
+            "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14,
+        },
+        mm_tokens_per_image=4,
+    )  # fmt: skip
+    return Gemma3ForConditionalGeneration(config).eval()
+
+
 # ---- Autoencoders ----
 
 
@@ -233,9 +248,10 @@ def sharpen(vae: nn.Module, layer: nn.Module, pixels: torch.Tensor, std: float) 
         decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.transpose(0, 1).flatten(1)
         center = decoded.mean(1)
         factor = 0.5 / (decoded - center[:, None]).std()
-        bias = vae.decoder.conv_out.bias  # of patches of pixels, perhaps
+        last = getattr(vae.decoder.conv_out, "conv", vae.decoder.conv_out)
+        bias = last.bias  # of patches of pixels, perhaps
         bias.sub_(center.repeat_interleave(len(bias) // len(center))).mul_(factor)
-        vae.decoder.conv_out.weight.mul_(factor)
+        last.weight.mul_(factor)
 
 
 def autoencoder(

@@ -17,6 +17,7 @@ from .flux2 import Flux2DevFamily, Flux2KleinFamily
 from .flux_kontext import FluxKontextFamily
 from .krea2 import Krea2Family
 from .longcat_image import LongCatImageFamily
+from .ltx2 import LTX2Family
 from .lumina2 import Lumina2Family
 from .meissonic import MeissonicFamily
 from .qwen_image import QwenImageFamily
@@ -42,6 +43,7 @@ FAMILIES: dict[str, type[Family]] = {
     "FluxPipeline": FluxFamily,
     "Krea2Pipeline": Krea2Family,
     "LongCatImagePipeline": LongCatImageFamily,
+    "LTX2Pipeline": LTX2Family,
     "Lumina2Pipeline": Lumina2Family,
     "MeissonicPipeline": MeissonicFamily,
     "QwenImage21Pipeline": QwenImage21Family,
@@ -119,6 +121,7 @@ __all__ = [
     "FluxFamily",
     "FluxKontextFamily",
     "Krea2Family",
+    "LTX2Family",
     "LongCatImageFamily",
     "Lumina2Family",
     "MeissonicFamily",

@@ -75,6 +75,8 @@ class Family(ABC):
     """Whether a network reads numbers of the device in each call, which it cannot where it has shapes alone."""
     undistilled: ClassVar[str | None] = None
     """What to train in place of few-step versions of this family, by its name on the Hub; None if there are several."""
+    few_step_words: ClassVar[frozenset[str]] = FEW_STEPS
+    """Words in the names of versions of this family that were distilled to draw in few steps."""
     has_sampler: ClassVar[bool] = False
     """Whether samples can be drawn with gradient, as the pipeline itself draws them: with the `decode`, `schedule`,
     `guidance` and `encode_nothing` of a [`~tgo_trl.families.base_latents.LatentFamily`]."""
@@ -133,7 +135,7 @@ class Family(ABC):
         By its name, since most pipelines say it nowhere else. Names of models, as they stand in a warning.
         """
         words = re.split(r"[^a-z]+", Path(str(pipeline.config.get("_name_or_path"))).name.lower())
-        if not FEW_STEPS & set(words):
+        if not self.few_step_words & set(words):
             return None
         return "the model that it was distilled from" if self.undistilled is None else f"`{self.undistilled}`"
 
@@ -266,7 +268,7 @@ class Family(ABC):
         """
 
     def unread_parts(self, network: Any) -> list[str]:
-        """Names of the modules that nothing reads, which no training can change.
+        """Names of the modules and weights that nothing reads, which no training can change.
 
         They are left frozen with all weights trained, since distributed training waits for the gradient of every
         trained weight, and without an adapter where all linear layers get one.

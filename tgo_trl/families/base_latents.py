@@ -103,6 +103,16 @@ class LatentFamily(Family):
         return self.encode_prompts(pipeline, [""])
 
 
+def check_num_frames(num_frames: int, step: int) -> None:
+    """Raises a ValueError for a video that an autoencoder cannot take that has one frame and then `step` at a time."""
+    if num_frames % step != 1 % step:
+        below = (num_frames - 1) // step * step + 1
+        raise ValueError(
+            f"`num_frames` is {num_frames}, but the autoencoder takes one frame and then {step} at a time. Set "
+            f"`num_frames` to {below} or {below + step}."
+        )
+
+
 def standardized(latents: Tensor, config: Any) -> Tensor:
     """`(latents - latents_mean) / latents_std` by channel, `[B, C, ...]`, as the configuration has them."""
     mean, std = _moments(latents, config)

@@ -25,7 +25,7 @@ from .base import (
     strip_prefix,
 )
 from .base_flow import FlowMatchingFamily
-from .base_latents import standardized
+from .base_latents import check_num_frames, standardized
 
 ADAPTER_FILES = {"transformer": LORA_WEIGHT_NAME_SAFE, "transformer_2": "pytorch_lora_weights_2.safetensors"}
 """`load_lora_weights` puts one file into one of the two."""
@@ -83,14 +83,7 @@ class WanFamily(FlowMatchingFamily):
         super().check(pipeline)
         self.check_inputs(pipeline)
         _check_boundary(pipeline)
-        step = int(pipeline.vae_scale_factor_temporal)
-        num_frames = self.clip.num_frames
-        if num_frames % step != 1 % step:
-            below = (num_frames - 1) // step * step + 1
-            raise ValueError(
-                f"`num_frames` is {num_frames}, but the autoencoder takes one frame and then {step} at a time. "
-                f"Set `num_frames` to {below} or {below + step}."
-            )
+        check_num_frames(self.clip.num_frames, int(pipeline.vae_scale_factor_temporal))
 
     def check_inputs(self, pipeline: DiffusionPipeline) -> None:
         """Raises a ValueError for networks that take other inputs than they would get."""

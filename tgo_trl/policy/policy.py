@@ -1,6 +1,7 @@
 """The policy: a pipeline's networks in one module that `transformers.Trainer` can train."""
 
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -191,7 +192,7 @@ def build_policy(
             cast(network, torch.float32)
             network.requires_grad_(True)
             for part in family.unread_parts(network):
-                network.get_submodule(part).requires_grad_(False)
+                attrgetter(part)(network).requires_grad_(False)
         return Policy(family, networks, None), False
     for name, network in networks.items():
         network.requires_grad_(False)

@@ -19,10 +19,11 @@ from ..families.base import present
 from .single_file import HUB_OPTIONS
 
 ASKING_FOR_VALUES = ("attention_mask", "use_cache")
-"""Arguments of text encoders that change no shape, and with which those of transformers look at values."""
+"""Arguments of text encoders that change no shape, with which those of transformers look at values; left out where they
+may be."""
 META = torch.device("meta")
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
-"""Whose classes a `model_index.json` may name here."""
+"""Whose classes a `model_index.json` may name here, beside those of the modules of pipelines."""
 
 
 def load_skeleton(
@@ -60,7 +61,9 @@ def _network_class(entry: Any, hint: Any) -> Any:
     """
     if not isinstance(entry, (list, tuple)) or len(entry) != 2 or entry[0] is None:
         return None
-    named = getattr(LIBRARIES.get(str(entry[0])), str(entry[1]), None)
+    # of a part that one kind of pipeline alone has, the module of that pipeline
+    library = LIBRARIES.get(str(entry[0])) or getattr(diffusers.pipelines, str(entry[0]), None)
+    named = getattr(library, str(entry[1]), None)
     is_class = isinstance(hint, type)
     if not isinstance(named, type) or (is_class and not issubclass(named, hint)):
         named = hint if is_class else None
@@ -114,9 +117,10 @@ def _on_the_host(networks: Sequence[nn.Module]) -> Iterator[None]:
     """
 
     def shapes(network: nn.Module, args: Any, kwargs: Any) -> Any:
-        names = list(inspect.signature(network.forward).parameters)[: len(args)]
-        given = {**dict(zip(names, args, strict=True)), **kwargs}
-        given = {name: it for name, it in given.items() if name not in ASKING_FOR_VALUES}
+        parameters = inspect.signature(network.forward).parameters
+        given = {**dict(zip(list(parameters)[: len(args)], args, strict=True)), **kwargs}
+        needless = {name for name in ASKING_FOR_VALUES if name in parameters and parameters[name].default is None}
+        given = {name: it for name, it in given.items() if name not in needless}
         return (), tree_map_only(Tensor, lambda it: it.to(META), given)
 
     def zeros(_: nn.Module, __: Any, output: Any) -> Any:

@@ -1,5 +1,6 @@
 """Which modules of a network get an adapter: `lora_target_modules` and `peft_config.target_modules`, as in TRL."""
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -7,6 +8,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..messages.values import nearest
+
+logger = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -44,25 +47,24 @@ def find_targets(
             names, a list of names, or `"all-linear"`.
         network: that gets the adapter.
         where: its name.
-        unread: names of its modules that nothing reads, which `"all-linear"` leaves out.
+        unread: names of its modules that nothing reads, which `"all-linear"` leaves out, and so do others, with a
+            warning.
         setting: what the user wrote them as.
 
     Raises:
-        ValueError: if something of it fits no module, or a module that adapters cannot be put on.
+        ValueError: if something of it fits no module, only some that nothing reads, or one that adapters cannot be put
+            on.
     """
     check_target_names(setting, given)
     entries = [given] if isinstance(given, str) else sorted(given)
     layers = {name: layer for name, layer in network.named_modules() if name and not _is_of_adapter(name)}
     if entries == [ALL_LINEAR]:
-        return [
-            name
-            for name, layer in layers.items()
-            if _is_linear(layer) and not any(f"{name}.".startswith(f"{part}.") for part in unread)
-        ]
+        return _read([name for name, layer in layers.items() if _is_linear(layer)], unread)
     if len(entries) > 1 or any(_ends_with(name, entries[0]) for name in layers):
-        for entry in entries:
-            _check(entry, [name for name in layers if _ends_with(name, entry)], layers, where, setting)
-        return entries
+        fits = {entry: [name for name in layers if _ends_with(name, entry)] for entry in entries}
+        for entry, found in fits.items():
+            _check(entry, found, layers, where, setting)
+        return _without_unread(entries, fits, unread, where, setting)
     pattern = entries[0]
     try:
         found = [name for name in layers if re.fullmatch(pattern, name)]
@@ -72,7 +74,35 @@ def find_targets(
             f"({error}). {_known(pattern, layers)}"
         ) from None
     _check(pattern, found, layers, where, setting)
-    return pattern
+    return _without_unread(pattern, {pattern: found}, unread, where, setting)
+
+
+def _without_unread(
+    given: list[str] | str, fits: dict[str, list[str]], unread: Sequence[str], where: str, setting: str
+) -> list[str] | str:
+    """What was given, or the names of what it fits where that would put an adapter on modules that nothing reads.
+
+    Distributed training waits for the gradient of every trained weight.
+    """
+    dead = [name for found in fits.values() for name in found if name not in _read(found, unread)]
+    if not dead:
+        return given
+    for entry, found in fits.items():
+        if not _read(found, unread):
+            raise ValueError(
+                f"`{setting}` has {entry!r}, which fits only modules of `{where}` that nothing reads in training, such "
+                f"as `{found[0]}`: no adapter could learn there. Leave it out."
+            )
+    logger.warning(
+        f"`{setting}` also fits {len(dead)} modules of `{where}` that nothing reads in training, such as `{dead[0]}`: "
+        "these get no adapter."
+    )
+    fitting = {name for found in fits.values() for name in _read(found, unread)}
+    return sorted(fitting)
+
+
+def _read(names: Sequence[str], unread: Sequence[str]) -> list[str]:
+    return [name for name in names if not any(f"{name}.".startswith(f"{part}.") for part in unread)]
 
 
 def _check(entry: str, found: Sequence[str], layers: dict[str, nn.Module], where: str, setting: str) -> None:
