@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from datasets import load_dataset
+from datasets import Dataset, Features, Value, load_dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from tgo_trl import TGOConfig
@@ -292,6 +293,24 @@ def test_a_source_that_changes_while_samples_are_drawn_ends_it(prompts_file, tmp
         ValueError, match=r"'2\.png' was there when prompts were read, and now the image .*cannot be read"
     ):
         tasks[2].sources[0].read()
+
+
+@pytest.mark.parametrize("most", [10, 10**6])
+def test_sources_in_rows_are_kept_out_of_memory_where_they_are_many(tmp_path, monkeypatch, most):
+    monkeypatch.setattr("tgo_trl.commands.generate.tasks.IN_MEMORY", most)
+    files = [png("red"), png("blue")]
+    rows = {"prompt": ["a", "b", "a"], "source_image": [{"bytes": files[i], "path": None} for i in (0, 1, 1)]}
+    Dataset.from_dict(rows, features=Features({"prompt": Value("string"), "source_image": ImageFeature()})).to_parquet(
+        tmp_path / "rows.parquet"
+    )
+    config = GenerateConfig("tiny", str(tmp_path / "rows.parquet"), str(tmp_path / "drawn"))
+    tasks = find_tasks(config, FluxKontextFamily)
+    stored = [source for task in tasks for source in task.sources]
+    for _ in range(2):
+        assert [source.read() for source in reversed(stored)] == [files[1], files[1], files[0]]
+    store = stored[0].value.store
+    assert store.file.seek(0, 2) == len(files[0]) + len(files[1])  # each distinct one once
+    assert store.file._rolled is (most == 10)
 
 
 # ---- Strength and rounds ----
