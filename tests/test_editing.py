@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from datasets import load_dataset
+from datasets import Dataset, Features, Value, load_dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 
+from tgo_trl import TGOConfig
 from tgo_trl.cli import main
 from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.evaluate.run import evaluate
@@ -26,13 +28,17 @@ from tgo_trl.commands.strength.drift import encode_drift_rows, read_drift_rows
 from tgo_trl.commands.strength.run import strength
 from tgo_trl.data.columns import Columns
 from tgo_trl.data.sources import check_same_number
-from tgo_trl.families import FluxKontextFamily
-from tgo_trl.media.images import image_to_tensor, load_image
+from tgo_trl.families import FluxKontextFamily, QwenImageEditPlusFamily
+from tgo_trl.media.images import fit_image, image_to_tensor, load_image
+from tgo_trl.parser import SettingsParser
 from tgo_trl.storage.fingerprints import fingerprint, task_of
 from tgo_trl.trainer import sample_grids
 from tgo_trl.trainer.eval_samples import EvalSamples
+from tgo_trl.trainer.sample_grids import SampleGridCallback
+from tgo_trl.trainer.sources import read_sample_sources
 
 from . import tiny
+from .cases import CASES
 from .runs import config, make_trainer
 from .test_generation import save_adapter
 from .tiny import flux, flux_kontext
@@ -50,6 +56,7 @@ def farness(prompts, images, sources):
 """
 
 
+PLUS = next(case for case in CASES if case.name == "qwen_image_edit_plus")
 EDITS = ("make it red", "make it red", "make it blue")
 CALL = {"num_inference_steps": 1, "height": 16, "width": 16, "num_images_per_prompt": 2, "max_sequence_length": 16}
 
@@ -288,6 +295,24 @@ def test_a_source_that_changes_while_samples_are_drawn_ends_it(prompts_file, tmp
         tasks[2].sources[0].read()
 
 
+@pytest.mark.parametrize("most", [10, 10**6])
+def test_sources_in_rows_are_kept_out_of_memory_where_they_are_many(tmp_path, monkeypatch, most):
+    monkeypatch.setattr("tgo_trl.commands.generate.tasks.IN_MEMORY", most)
+    files = [png("red"), png("blue")]
+    rows = {"prompt": ["a", "b", "a"], "source_image": [{"bytes": files[i], "path": None} for i in (0, 1, 1)]}
+    Dataset.from_dict(rows, features=Features({"prompt": Value("string"), "source_image": ImageFeature()})).to_parquet(
+        tmp_path / "rows.parquet"
+    )
+    config = GenerateConfig("tiny", str(tmp_path / "rows.parquet"), str(tmp_path / "drawn"))
+    tasks = find_tasks(config, FluxKontextFamily)
+    stored = [source for task in tasks for source in task.sources]
+    for _ in range(2):
+        assert [source.read() for source in reversed(stored)] == [files[1], files[1], files[0]]
+    store = stored[0].value.store
+    assert store.file.seek(0, 2) == len(files[0]) + len(files[1])  # each distinct one once
+    assert store.file._rolled is (most == 10)
+
+
 # ---- Strength and rounds ----
 
 
@@ -331,7 +356,6 @@ def test_rows_that_drift_is_measured_on_have_their_sources(prompts_file, tmp_pat
         read_drift_rows(str(out), "train", replace(columns, source="before"), 3, FluxKontextFamily())
 
 
-@pytest.mark.slow
 def test_rows_of_other_numbers_of_sources_are_refused():
     check_same_number("Prompts", [["a"], ("b",)])
     check_same_number("Prompts", [(), ()])
@@ -339,6 +363,7 @@ def test_rows_of_other_numbers_of_sources_are_refused():
         check_same_number("Prompts", [["a"], ["b", "c"]])
 
 
+@pytest.mark.slow
 def test_each_round_of_edits_draws_and_trains_with_their_sources(folder, tmp_path):
     rewards = {"rewards": [f"{folder / 'reward.py'}:nearness"], "held_out_rewards": [f"{folder / 'reward.py'}:farness"]}
     settings = RoundsConfig(
@@ -433,3 +458,95 @@ def test_edits_go_from_prompts_to_an_exported_adapter(folder, tmp_path, monkeypa
     stock.load_lora_weights(str(exported))
     assert_drawn(stock, drawn[5], tiny.picture(2))
     assert "Written" in capsys.readouterr().out
+
+
+# ---- Several sources of a prompt of grids and evaluations ----
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(3):
+        tiny.picture(i).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+SEVERAL = [["0.png", "1.png"], "2.png"]
+
+
+def test_several_sources_of_a_prompt_are_set_in_python_in_yaml_and_on_a_command_line(files):
+    def parsed(*arguments):
+        [args] = SettingsParser([TGOConfig]).parse_args_and_config(["--output_dir", "out", "--use_cpu", *arguments])
+        return args.sample_sources, args.eval_sources
+
+    prompts = ["--sample_prompts", "a", "b"]
+    assert parsed(*prompts, "--sample_sources", '["0.png", "1.png"]', "2.png") == (SEVERAL, None)
+    (files / "run.yaml").write_text("sample_prompts: [a, b]\nsample_sources: [[0.png, 1.png], 2.png]\n")
+    assert parsed("--config", "run.yaml")[0] == SEVERAL
+    assert (
+        config(files, sample_prompts=["a", "b"], sample_sources=(("0.png", "1.png"), "2.png")).sample_sources == SEVERAL
+    )
+    (files / "[0].png").touch()
+    assert parsed("--sample_prompts", "a", "--sample_sources", "[0].png")[0] == ["[0].png"]
+    (files / "run.yaml").write_text("sample_prompts: [[a, b]]\n")  # of which nothing takes several
+    with pytest.raises(ValueError, match=r"run.yaml, line 1: .*\['a', 'b'\] in it must be a single value"):
+        parsed("--config", "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ([[]], r"`sample_sources` is \[\[\]\]; it must be a list with a file for each prompt"),
+        (
+            [["0.png", 3]],
+            "it must be a list with a file for each prompt, its source image, or, of a pipeline that takes s",
+        ),
+        ([[["0.png"]]], "it must be a list with a file for each prompt"),
+        ("0.png", "it must be a list with a file for each prompt"),
+        (["0.png", "1.png"], "`sample_sources` has 2 files, and `sample_prompts` has 1 prompts.*or of several, a list"),
+    ],
+)
+def test_sources_that_are_not_of_each_prompt_are_refused(files, sources, message):
+    with pytest.raises(ValueError, match=message):
+        config(files, sample_prompts=["a"], sample_sources=sources)
+
+
+def test_sources_of_samples_are_those_that_a_family_takes(files, monkeypatch):
+    read = []
+    monkeypatch.setattr("tgo_trl.trainer.sources.load_image", lambda path: read.append(path) or load_image(path))
+    settings = {"sample_prompts": ["a", "b"], "eval_prompts": ["c"], "eval_strategy": "steps", "eval_steps": 1}
+    args = config(files, sample_sources=SEVERAL, eval_sources=[["2.png", "0.png"]], **settings)
+    found = read_sample_sources(args, QwenImageEditPlusFamily, {})
+    assert read == ["0.png", "1.png", "2.png"], "each file is read once"
+    expected = {"sample_sources": [[0, 1], [2]], "eval_sources": [[2, 0]]}
+    assert {name: [[it.tobytes() for it in images] for images in rows] for name, rows in found.items()} == {
+        name: [[tiny.picture(i).tobytes() for i in images] for images in rows] for name, rows in expected.items()
+    }
+    read.clear()
+    with pytest.raises(ValueError, match="has 2 source images for a prompt, and `FluxKontextFamily` takes 1 at most"):
+        read_sample_sources(args, FluxKontextFamily, {})
+    assert not read
+
+
+def test_grids_and_the_card_have_all_sources_of_a_prompt(files):
+    rows = PLUS.rows()
+    args = PLUS.config(files / "run", sample_prompts=["a"], sample_sources=[["0.png", "1.png"]], max_steps=1)
+    args.sample_num_inference_steps = 2
+    trainer = make_trainer(args, model=PLUS.build(), train_dataset=rows)
+    grids = next(it for it in trainer.callback_handler.callbacks if isinstance(it, SampleGridCallback))
+    [images] = grids.kwargs["sources"]
+    assert [it.tobytes() for it in images] == [tiny.picture(i).tobytes() for i in range(2)]
+    stock = PLUS.build()
+    fitted = [fit_image(tiny.picture(i), trainer.size) for i in range(2)]
+    [sample] = trainer.sample(["a"], [5], sources=[images], num_inference_steps=2)
+    expected = stock(
+        prompt="a", image=fitted, generator=torch.Generator().manual_seed(5), height=32, width=32,
+        num_inference_steps=2, **PLUS.module.SETTINGS,
+    ).images[0]  # fmt: skip
+    assert np.abs(np.asarray(sample, int) - np.asarray(expected, int)).max() <= 1
+    trainer.create_model_card()
+    card = (args.output_path / "README.md").read_text()
+    assert (
+        'image=[ImageOps.fit(load_image("source1.png"), (32, 32)), ImageOps.fit(load_image("source2.png"), (32, 32))]'
+        in card
+    )

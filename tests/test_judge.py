@@ -22,6 +22,7 @@ from tgo_trl.commands.judge.questions import is_swapped
 from tgo_trl.commands.judge.run import judge
 from tgo_trl.measures import agreement, cohens_kappa
 from tgo_trl.rewards.chat import EndpointError, RequestFailedError
+from tgo_trl.storage.fingerprints import fingerprint, task_of
 
 from .chat_server import SECRET, Reply, brighter, connect, serving
 from .killing import Death, run
@@ -583,3 +584,98 @@ def test_a_picture_has_a_bar_for_each_opponent(tmp_path):
     assert plot_judgement(report, tmp_path / "pictures") == ["judge.png"]
     sizes = [Image.open(folder / "judge.png").size for folder in (tmp_path / "out", tmp_path / "pictures")]
     assert sizes[0] == sizes[1]
+
+
+# ---- Edits ----
+
+EDITS = {("brighten", "dark", 0): 90, ("brighten", "light", 0): 60, ("darken", "dark", 0): 50}
+OF_BASE = {("brighten", "dark", 0): 70, ("brighten", "light", 0): 80, ("darken", "dark", 0): 50}
+"""Brightness of edits, by prompt, source and sample: ours wins, loses, ties; the same prompt has two sources."""
+SOURCES = {"dark": 10, "light": 30}
+
+
+def write_edits(folder, name, images, sources=SOURCES):
+    kinds = {"prompt": Value("string"), "source_image": ImageFeature(), "image": ImageFeature()}
+    rows = {
+        "prompt": [prompt for prompt, *_ in images],
+        "source_image": [png(sources[source]) for _, source, _ in images],
+        "image": [png(value) for value in images.values()],
+        "sample_index": [sample for *_, sample in images],
+    }
+    dataset = Dataset.from_dict(rows, features=Features({**kinds, "sample_index": Value("int64")}))
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    dataset.to_parquet(folder / name / "train.parquet")
+    return str(folder / name)
+
+
+def brighter_edit(asked):
+    """As `brighter`, of the two images after the source."""
+    if asked.is_check:
+        return Reply("white")
+    first, second = (image.convert("L").getpixel((0, 0)) for image in asked.images[1:])
+    return Reply(json.dumps({"winner": "tie" if first == second else "first" if first > second else "second"}))
+
+
+@pytest.mark.parametrize("order", ["random", "both"])
+def test_edits_are_judged_beside_what_they_were_made_from(tmp_path, order):
+    models = [write_edits(tmp_path, "ours", EDITS), write_edits(tmp_path, "base", OF_BASE)]
+    out = tmp_path / "out"
+    with serving(brighter_edit) as endpoint:
+        report = judge(config(endpoint, models, out, order=order, seed=3, max_concurrent=1))
+        again = judge(config(endpoint, models, out, order=order, seed=3))
+    assert again == report
+    (pair,) = report.pairs
+    assert (pair.num_wins, pair.num_ties, pair.num_losses) == (1, 1, 1)
+    assert (pair.num_comparisons, pair.num_prompts) == (3, 3)  # the same words for two images are two
+    digests = {name: fingerprint(png(value)["bytes"]) for name, value in SOURCES.items()}
+    expected = []
+    for prompt, source, sample in EDITS:
+        ours, base = EDITS[prompt, source, sample], OF_BASE[prompt, source, sample]
+        swapped = is_swapped(3, task_of(prompt, [digests[source]]), sample)
+        orders = [(ours, base), (base, ours)] if order == "both" else [(base, ours) if swapped else (ours, base)]
+        orders = orders[:1] if ours == base else orders  # of the same image, the two are one question
+        expected += [(prompt, [SOURCES[source], *shown]) for shown in orders]
+    asked = [(it.prompt, [image.convert("L").getpixel((0, 0)) for image in it.images]) for it in endpoint.questions]
+    assert asked == expected
+    question = endpoint.questions[0]
+    assert question.texts[1:] == ["Before the edit:", "First image:", "Second image:"]
+    kinds = [part["type"] for part in question.parts]
+    assert kinds == ["text", "text", "image_url", "text", "image_url", "text", "image_url"]
+    assert "You compare two edits of the same image" in question.system
+    assert "is all of the edit done" in question.system
+    rows = rows_of(out)
+    assert [row["winner"] for row in rows] == ["ours", "base", "tie"]
+    assert [row["sources"] for row in rows] == [[digests[source]] for _, source, _ in EDITS]
+
+
+def test_verdicts_on_edits_are_matched_by_what_they_were_made_from(tmp_path):
+    models = [write_edits(tmp_path, "ours", EDITS), write_edits(tmp_path, "base", OF_BASE)]
+    for name, value in SOURCES.items():
+        (tmp_path / f"{name}.png").write_bytes(png(value)["bytes"])
+    people = tmp_path / "people.jsonl"
+    given = [("brighten", "dark", "ours"), ("brighten", "light", "ours"), ("darken", "dark", "tie")]
+    rows = [{"prompt": prompt, "source_image": f"{name}.png", "winner": winner} for prompt, name, winner in given]
+    people.write_text("\n".join(map(json.dumps, rows)))
+    with serving(brighter_edit) as endpoint:
+        report = judge(config(endpoint, models, tmp_path / "out", agreement_with=[str(people)]))
+        judged = {"agreement_with": [str(tmp_path / "out")]}
+        same = judge(config(endpoint, models, tmp_path / "again", **judged))
+        people.write_text(json.dumps({"prompt": "brighten", "winner": "ours"}))
+        with pytest.raises(ValueError, match="has no column of what images were made from, and prompts have several"):
+            judge(config(endpoint, models, tmp_path / "other", agreement_with=[str(people)]))
+    (agreed,) = report.agreements
+    assert agreed.confusion == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]  # only the second is another
+    assert same.agreements[0].confusion == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def test_edits_of_other_images_are_no_comparison(tmp_path):
+    ours = write_edits(tmp_path, "ours", EDITS)
+    plain = write(tmp_path, "plain", {("brighten", 0): 90, ("darken", 0): 50})
+    other = write_edits(tmp_path, "other", OF_BASE, {"dark": 10, "light": 31})
+    for models, settings, message in (
+        ([ours, plain], {}, "'ours' has a column 'source_image' of what .* and 'plain' has none"),
+        ([ours, other], {}, "'other' lacks 1 of the 3 images .* Draw the same prompts for the same source images"),
+        ([plain, ours], {"source_column": "before"}, "has no column 'before'.* Set `source_column`"),
+    ):
+        with serving() as endpoint, pytest.raises(ValueError, match=message):
+            judge(config(endpoint, models, tmp_path / "out", **settings))

@@ -5,6 +5,7 @@ of YAML 1.2.2 (section 10.3), under which a value means what the same text means
 """
 
 import argparse
+import contextlib
 import json
 import numbers
 import os
@@ -160,7 +161,7 @@ def apply_settings(
     """
     hints: dict[str, Any] = {}
     for settings_class in classes:
-        hints |= typing.get_type_hints(settings_class)
+        hints |= typing.get_type_hints(settings_class, include_extras=True)
     actions = {action.dest: action for action in reversed(parser._actions) if action.dest in hints}
     for name, setting in settings.items():
         where = f"{path}, line {setting.line}"
@@ -168,7 +169,7 @@ def apply_settings(
             meant = values.did_you_mean(name.replace("-", "_"), actions, "`") or " See --help."
             raise ValueError(f"{where}: the file has `{name}`, which `{command}` does not know.{meant}")
         try:
-            value = _converted(setting, actions[name], _kinds(hints[name]))
+            value = _converted(setting, actions[name], hints[name])
         except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
             raise ValueError(f"{where}: `{name}` is {shown(setting.value)}; {error}") from None
         for action in parser._actions:  # `--no_...` has the same destination
@@ -183,6 +184,18 @@ def environment(path: Path, setting: Setting | None) -> dict[str, str]:
     if not isinstance(setting.value, dict) or any(isinstance(value, (dict, list)) for value in setting.value.values()):
         raise ValueError(f"{path}, line {setting.line}: `env` must hold names of variables and their values.")
     return {name: "" if value is None else str(value) for name, value in setting.value.items()}
+
+
+Several: typing.TypeAlias = typing.Annotated[str, "or a list of them"]
+"""An entry of a list of texts that may be several: in YAML a list, on a command line one as JSON."""
+
+
+def several(entry: Any) -> Any:
+    """An entry of a list as it is meant: a list for the JSON text of a list, unless that is the name of a file."""
+    if isinstance(entry, str) and entry.lstrip().startswith("[") and not os.path.exists(entry):
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(entry)
+    return list(entry) if isinstance(entry, (list, tuple)) else entry
 
 
 def as_dictionary(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
@@ -351,8 +364,13 @@ def _kinds(hint: Any) -> set[Any]:
     return {typing.get_origin(hint) or hint}
 
 
-def _converted(setting: Setting, action: argparse.Action, kinds: set[Any]) -> Any:
-    value = setting.value
+def _nests(hint: Any) -> bool:
+    """Whether a field takes lists of [`Several`]."""
+    return hint is Several or any(map(_nests, typing.get_args(hint)))
+
+
+def _converted(setting: Setting, action: argparse.Action, hint: Any) -> Any:
+    value, kinds = setting.value, _kinds(hint)
     if value is None:
         if action.default is not None and type(None) not in kinds:
             raise ValueError("it needs a value. Leave it out for the default.")
@@ -364,7 +382,11 @@ def _converted(setting: Setting, action: argparse.Action, kinds: set[Any]) -> An
     if isinstance(value, list):
         if list not in kinds:
             raise ValueError("it takes one value, not a list.")
-        return [_scalar(entry, action) for entry in setting.entries]
+        nests = _nests(hint)
+        return [
+            [_scalar(part, action) for part in entry.entries] if nests and entry.entries else _scalar(entry, action)
+            for entry in setting.entries
+        ]
     return [_scalar(setting, action)] if action.nargs == "+" else _scalar(setting, action)
 
 

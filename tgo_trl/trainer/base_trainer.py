@@ -23,7 +23,7 @@ from ..families import Family
 from ..families.base_sources import SourceFamily
 from ..hub.repositories import Destination, UploadError
 from ..hub.uploads import Uploads
-from ..media.types import Sample
+from ..media.types import Sample, Size
 from ..messages.public import public_text
 from ..policy.attention import set_backend
 from ..policy.compilation import RepeatedBlocks
@@ -54,7 +54,7 @@ from .plots import SCORE_HISTOGRAM_NAME, plot_evaluations
 from .publishing import folder_upload, open_model_repository, sum_up
 from .resumable_trainer import ResumableTrainer
 from .sample_grids import SampleGridCallback, last_grid
-from .selection import SAMPLES, VARIETY, OutsideBoundsError
+from .selection import SAMPLES, VARIETY, OutsideBoundsError, files_of
 from .sources import OF_GRIDS, SampleSources, of_evaluations
 from .speed import DEFAULT_BACKEND
 from .tgo_config import TGOConfig
@@ -603,17 +603,22 @@ class BaseTrainer(ResumableTrainer):
         if self.negative_prompt is not None:
             options["negative_prompt"] = self.negative_prompt
         if isinstance(self.family, SourceFamily):
-            options |= self.family.source_options([Image.new("RGB", (width, height))])
+            blank = Image.new("RGB", (width, height))
+            options |= self.family.source_options([blank] * self._num_example_sources())
         call = self.family.call_options(self.pipeline, self.size, **options)
         negative_prompt = call.pop("negative_prompt", None)
-        source = f'ImageOps.fit(load_image("source.png"), ({width}, {height}))'
         code = {}
         for name, value in call.items():
-            code[name] = source if isinstance(value, Image.Image) else repr(value)
+            code[name] = _source_code("source.png", self.size) if isinstance(value, Image.Image) else repr(value)
             if isinstance(value, list):  # of images, by a family that takes several
-                code[name] = f"[{source}]"
+                names = ["source.png"] if len(value) == 1 else [f"source{i + 1}.png" for i in range(len(value))]
+                code[name] = f"[{', '.join(_source_code(it, self.size) for it in names)}]"
         code["generator"] = f"torch.Generator().manual_seed({stable_seed(self.args.seed, 0)})"
         return negative_prompt, code
+
+    def _num_example_sources(self) -> int:
+        """Source images of the card's snippet: as many as those of the first grid's prompt."""
+        return len(files_of(self.args.sample_sources[0])) if self.args.sample_sources else 1
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Opens the repository to push to, unless that was done when the trainer was made."""
@@ -685,6 +690,10 @@ class BaseTrainer(ResumableTrainer):
         failures = self._unpushed()
         if failures is not None:
             raise UploadError(failures)
+
+
+def _source_code(name: str, size: Size) -> str:
+    return f'ImageOps.fit(load_image("{name}"), ({size[1]}, {size[0]}))'
 
 
 def _given(sources: SampleSources | None, name: str) -> dict[str, Any]:

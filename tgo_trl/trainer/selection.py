@@ -230,13 +230,25 @@ def _check_choice_of_the_best(name: str, settings: Mapping[str, Any]) -> None:
 
 
 def check_source_files(name: str, files: object, prompts_name: str, prompts: object) -> None:
-    """Raises a ValueError if there is not one file of a source image for each prompt, where there are any."""
+    """Raises a ValueError if there is not a source image's file, or a list of them, for each prompt, where any are."""
     if files is None:
         return
-    if not isinstance(files, (list, tuple)) or not all(isinstance(it, str) and it.strip() for it in files):
-        raise ValueError(f"`{name}` is {shown(files)}; it must be a list of files, the source image of each prompt.")
+    entries = list(files) if isinstance(files, (list, tuple)) else [None]
+    for entry in entries:
+        of_prompt = files_of(entry)
+        if not of_prompt or not all(isinstance(it, str) and it.strip() for it in of_prompt):
+            raise ValueError(
+                f"`{name}` is {shown(files)}; it must be a list with a file for each prompt, its source image, or, of "
+                """a pipeline that takes several, a list of files; on a command line, '["first.png", "second.png"]'."""
+            )
     number = len(prompts) if isinstance(prompts, (list, tuple)) else 0
-    if len(files) != number:
+    if len(entries) != number:
         raise ValueError(
-            f"`{name}` has {len(files)} files, and `{prompts_name}` has {number} prompts. Give one for each prompt."
+            f"`{name}` has {len(entries)} files, and `{prompts_name}` has {number} prompts. Give one for each prompt, "
+            """or of several, a list: '["first.png", "second.png"]' on a command line."""
         )
+
+
+def files_of(entry: Any) -> list[Any]:
+    """The files of the source images of one prompt, as an entry of the setting has them."""
+    return list(entry) if isinstance(entry, (list, tuple)) else [entry]

@@ -12,6 +12,7 @@ from ..families import Family
 from ..media.images import load_image
 from ..messages.values import did_you_mean
 from ..settings import shown
+from .selection import files_of
 from .tgo_config import DEFAULTS, TGOConfig
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 OF_GRIDS, OF_EVALUATIONS = "sample_sources", "eval_sources"
 
 SampleSources = dict[str, list[list[Image.Image]]]
-"""The source image of each sample, as a list of one, by the setting that names the files."""
+"""The source images of each sample, by the setting that names the files."""
 
 
 def read_sample_sources(args: TGOConfig, family: type[Family], datasets: Mapping[str, Any]) -> SampleSources:
@@ -56,7 +57,23 @@ def read_sample_sources(args: TGOConfig, family: type[Family], datasets: Mapping
                 f"`{prompts}` is set, and `{family.__name__}` makes samples from source images. Set `{sources}` to the "
                 "file of one for each prompt."
             )
-    return {name: _load(getattr(args, name)) for name in (OF_GRIDS, OF_EVALUATIONS) if getattr(args, name) is not None}
+    given = {name: list(map(files_of, getattr(args, name) or ())) for name in (OF_GRIDS, OF_EVALUATIONS)}
+    for name, files in given.items():
+        _check_number(name, files, family)
+    images: dict[str, Image.Image] = {}  # of each file, which may be named several times
+    return {
+        name: [[_load(it, images) for it in of_prompt] for of_prompt in files] for name, files in given.items() if files
+    }
+
+
+def _check_number(name: str, files: Sequence[Sequence[str]], family: type[Family]) -> None:
+    """Raises a ValueError for a prompt with more source images than a family takes."""
+    most = max(map(len, files), default=0)
+    if most > family.most_sources:
+        raise ValueError(
+            f"`{name}` has {most} source images for a prompt, and `{family.__name__}` takes {family.most_sources} at "
+            "most. Leave some out."
+        )
 
 
 def _check_unread(args: TGOConfig, family: type[Family], datasets: Mapping[str, Any]) -> None:
@@ -74,14 +91,13 @@ def _check_unread(args: TGOConfig, family: type[Family], datasets: Mapping[str, 
             )  # fmt: skip
 
 
-def _load(paths: Sequence[str]) -> list[list[Image.Image]]:
-    loaded = []
-    for path in paths:
+def _load(path: str, images: dict[str, Image.Image]) -> Image.Image:
+    if path not in images:
         try:
-            loaded.append([load_image(path)])
+            images[path] = load_image(path)
         except ValueError as error:
             raise ValueError(f"The source image {shown(path)} of a sample cannot be used: {error}.") from error
-    return loaded
+    return images[path]
 
 
 def of_evaluations(args: TGOConfig) -> str:

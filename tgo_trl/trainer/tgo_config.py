@@ -23,7 +23,16 @@ from ..messages.public import without_secrets
 from ..noise import DENSITIES
 from ..policy.targets import check_target_names
 from ..precision import has_bfloat16
-from ..settings import as_dictionary, check_choice, check_finite, check_types, shown, with_pipeline_class
+from ..settings import (
+    Several,
+    as_dictionary,
+    check_choice,
+    check_finite,
+    check_types,
+    several,
+    shown,
+    with_pipeline_class,
+)
 from .objective import RECIPES, USUAL_DRAWS, check_objective, check_precomputing, negative_weight, recipe_settings
 from .selection import (
     SAMPLES_PER_PROMPT,
@@ -327,7 +336,8 @@ class TGOConfig(TrainingArguments):
         sample_prompts (`list[str]`, *optional*):
             Prompts drawn from reference and policy during training. `None` draws no grids.
         sample_sources (`list[str]`, *optional*):
-            For pipelines that make an image from another: the file of the source image of each of the `sample_prompts`.
+            For pipelines that make an image from another: the file of the source image of each of the `sample_prompts`,
+            or a list of files, where a pipeline takes several; on a command line, `'["first.png", "second.png"]'`.
         sample_steps (`int`, *optional*, defaults to `100`):
             Updates between two grids; one is also drawn at the end of training.
         sample_num_inference_steps (`int`, *optional*, defaults to `30`):
@@ -568,7 +578,7 @@ class TGOConfig(TrainingArguments):
 
     # Parameters that control the sample grids
     sample_prompts: list[str] | None = field(default=None, metadata={"help": "Prompts of the sample grids."})
-    sample_sources: list[str] | None = field(
+    sample_sources: list[Several] | None = field(
         default=None, metadata={"help": "File of the source image of each of the sample prompts."}
     )
     sample_steps: int = field(default=100, metadata={"help": "Updates between two sample grids."})
@@ -582,7 +592,7 @@ class TGOConfig(TrainingArguments):
     eval_prompts: list[str] | None = field(
         default=None, metadata={"help": "Prompts of these samples. Defaults to `sample_prompts`."}
     )
-    eval_sources: list[str] | None = field(
+    eval_sources: list[Several] | None = field(
         default=None, metadata={"help": "File of the source image of each of the evaluation prompts."}
     )
     eval_samples_per_prompt: int = field(
@@ -791,6 +801,9 @@ class TGOConfig(TrainingArguments):
                 f"`sample_prompts` is {shown(prompts)}; it must be a list of prompts. Leave it out for no sample grids."
             )
         check_selection(vars(self))
+        for name in ("sample_sources", "eval_sources"):
+            if isinstance(getattr(self, name), (list, tuple)):
+                setattr(self, name, [several(entry) for entry in getattr(self, name)])
         check_source_files("sample_sources", self.sample_sources, "sample_prompts", prompts)
         check_source_files("eval_sources", self.eval_sources, "eval_prompts", self.eval_prompts)
         setting = "threshold_values" if has_several(vars(self)) else "threshold_value"

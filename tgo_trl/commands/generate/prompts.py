@@ -16,7 +16,7 @@ from ...messages.values import shown
 from ...storage.fingerprints import fingerprint
 from ...storage.sources import FORMATS, open_dataset
 from ...storage.text_tables import parse_json, read_json_lines, read_lines, read_table, suffix_of
-from .tasks import SourceImage, Task
+from .tasks import SourceImage, SourceStore, Task
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ class _SourceReader:
     def __init__(self, origin: Origin, most: int | None) -> None:
         self._origin, self._most = origin, most
         self._found: dict[str, SourceImage] = {}
+        self._store = SourceStore()
 
     def __call__(self, cell: Any) -> tuple[SourceImage, ...]:
         return tuple(map(self._checked, locate_sources(cell, self._origin, self._most)))
@@ -129,7 +130,7 @@ class _SourceReader:
         key = fingerprint(content)
         if key not in self._found:
             load_image(content)
-            self._found[key] = SourceImage(key, value if isinstance(value, DataFile) else content)
+            self._found[key] = SourceImage(key, value if isinstance(value, DataFile) else self._store.add(content))
         return self._found[key]
 
 

@@ -1,5 +1,6 @@
 """What is drawn: prompts, and the images that they are carried out on, which stay files until a sample needs them."""
 
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,41 @@ from ...media.origin import DataFile
 from ...messages.values import shown_path
 from ...storage.fingerprints import fingerprint, task_of
 
+IN_MEMORY = 256_000_000
+"""Bytes of the source images in the rows of a data set that stay there; with more, all go to a temporary file."""
+
+
+class SourceStore:
+    """Files that are in the rows of a data set, kept until samples are drawn: on disk, once they are many."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 (open as long as something reads it)
+
+    def add(self, content: bytes) -> "StoredFile":
+        """The file, to be read again."""
+        start = self.file.seek(0, 2)
+        self.file.write(content)
+        return StoredFile(self, start, len(content))
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A part of a [`SourceStore`].
+
+    Attributes:
+        store: that it is in.
+        start, length: in bytes.
+    """
+
+    store: SourceStore
+    start: int
+    length: int
+
+    def read(self) -> bytes:
+        """The file."""
+        self.store.file.seek(self.start)
+        return self.store.file.read(self.length)
+
 
 @dataclass(frozen=True)
 class SourceImage:
@@ -19,14 +55,16 @@ class SourceImage:
 
     Attributes:
         key: the fingerprint of the file, by which two are the same.
-        value: that file, or the bytes.
+        value: that file, or the bytes, or where they are stored.
     """
 
     key: str
-    value: DataFile | bytes = field(compare=False, repr=False)
+    value: DataFile | StoredFile | bytes = field(compare=False, repr=False)
 
     def read(self) -> bytes:
         """The file; raises a ValueError if it is no longer there, or what it was."""
+        if isinstance(self.value, StoredFile):
+            return self.value.read()
         path = shown_path(getattr(self.value, "path", ""))
         try:
             content = file_bytes(self.value, "image")

@@ -1,22 +1,27 @@
 """What others say of the same comparisons: a second judge, or people."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from ...data.columns import check_columns, column_names
+from ...data.columns import check_columns, column_names, undecoded
 from ...measures import agreement, cohens_kappa
+from ...media.origin import named_origin
 from ...messages.public import public_name
 from ...messages.values import shown
 from ...storage.sources import open_dataset
 from .config import TIE
 from .questions import FIRST, SECOND
-from .samples import Comparison
+from .samples import Comparison, Subject, digests_of
 from .verdicts import Verdict
 
 VERDICTS_NAME = "verdicts.jsonl"
 OUTCOMES = (FIRST, TIE, SECOND)
+SOURCES = "sources"
+"""Of verdicts on edits: the digests of what they were made from."""
+
+Key: TypeAlias = tuple[Subject, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,12 @@ class Others:
 
     Attributes:
         name: where they are from.
-        of: for each comparison, by prompt, sample and places of the models, `"first"`, `"second"` or `"tie"`.
+        of: for each comparison, by subject, sample and places of the models, `"first"`, `"second"` or `"tie"`.
         num_unmatched: verdicts on what is not compared here.
     """
 
     name: str
-    of: dict[tuple[str, int, int, int], list[str]]
+    of: dict[Key, list[str]]
     num_unmatched: int
 
 
@@ -56,15 +61,19 @@ class Agreement:
     num_unmatched: int
 
 
-def read_others(source: str, names: Sequence[str], comparisons: Sequence[Comparison]) -> Others:
+def read_others(
+    source: str, names: Sequence[str], comparisons: Sequence[Comparison], source_column: str = "source_image"
+) -> Others:
     """The verdicts of others on some of the comparisons.
 
     Args:
         source: the output folder of another judge, or a table with the columns `prompt` and `winner`, the name of a
             model or `tie`; `sample_index`, if prompts have several; and `first` and `second`, the names of the models,
-            both or, of two models, neither. Rows without a winner are passed over.
+            both or, of two models, neither; and, if prompts have several source images, `source_column`. Rows without a
+            winner are passed over.
         names: of the models.
         comparisons: all that are made.
+        source_column: of what images were made from, files or lists of them.
 
     Raises:
         ValueError: if a column is missing or a winner cannot be, naming the row, or none is of any comparison.
@@ -78,20 +87,22 @@ def read_others(source: str, names: Sequence[str], comparisons: Sequence[Compari
         f"`agreement_with` {public_name(source)!r}", columns, wanted, "Rename columns, or name another table."
     )
     known = set(map(_key, comparisons))
-    if "sample_index" not in columns and len({(c.prompt, c.first, c.second) for c in comparisons}) < len(comparisons):
+    of_sources = next((name for name in (SOURCES, source_column) if name in columns), None)
+    find_subject = _subjects(source, comparisons, of_sources)
+    if "sample_index" not in columns and len({(c.subject, c.first, c.second) for c in comparisons}) < len(comparisons):
         raise ValueError(
             f"`agreement_with` {public_name(source)!r} has no column 'sample_index', and prompts have several."
         )
-    samples = {comparison.prompt: comparison.sample_index for comparison in comparisons}
-    found: dict[tuple[str, int, int, int], list[str]] = {}
+    samples = {comparison.subject: comparison.sample_index for comparison in comparisons}
+    found: dict[Key, list[str]] = {}
     num_unmatched = 0
-    keep = [name for name in ("prompt", "sample_index", "first", "second", "winner") if name in columns]
-    for row, example in enumerate(dataset.select_columns(keep)):
+    keep = [name for name in ("prompt", "sample_index", "first", "second", "winner", of_sources) if name in columns]
+    for row, example in enumerate(undecoded(dataset, *keep)):
         if example["winner"] is None or example["winner"] == "":
             continue
-        places = _places(example, names, f"Row {row} of `agreement_with` {public_name(source)!r}")
-        sample = example.get("sample_index", samples.get(example["prompt"]))
-        for key, outcome in _outcomes(example["prompt"], sample, *places):
+        where = f"Row {row} of `agreement_with` {public_name(source)!r}"
+        places, subject = _places(example, names, where), find_subject(example, where)
+        for key, outcome in _outcomes(subject, example.get("sample_index", samples.get(subject)), *places):
             if key in known:
                 found.setdefault(key, []).append(outcome)
                 break
@@ -122,8 +133,42 @@ def agree(verdicts: Sequence[Verdict], others: Others) -> Agreement | None:
     return Agreement(others.name, len(ours), share, kappa, confusion, others.num_unmatched)
 
 
-def _key(comparison: Comparison) -> tuple[str, int, int, int]:
-    return comparison.prompt, comparison.sample_index, comparison.first, comparison.second
+def _key(comparison: Comparison) -> Key:
+    return comparison.subject, comparison.sample_index, comparison.first, comparison.second
+
+
+def _subjects(
+    source: str, comparisons: Sequence[Comparison], column: str | None
+) -> Callable[[Mapping[str, Any], str], Subject]:
+    """What finds the subject of a row.
+
+    Args:
+        source: of the rows.
+        comparisons: all that are made.
+        column: of digests, or of source images; None if prompts alone tell subjects apart.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    subjects = dict.fromkeys(comparison.subject for comparison in comparisons)
+    of_prompt = {subject.prompt: subject for subject in subjects}
+    if column is None and len(of_prompt) < len(subjects):
+        raise ValueError(
+            f"`agreement_with` {public_name(source)!r} has no column of what images were made from, and prompts have "
+            "several. Add `source_image`, the path of a file."
+        )
+    origin = named_origin(source)
+
+    def find(row: Mapping[str, Any], where: str) -> Subject:
+        prompt, cell = str(row["prompt"]), None if column is None else row[column]
+        if column is None or not cell:
+            return of_prompt.get(prompt, Subject(prompt))
+        try:
+            return Subject(prompt, tuple(cell) if column == SOURCES else digests_of(cell, origin))
+        except ValueError as error:
+            raise ValueError(f"{where}, column {column!r}: {error}.") from error
+
+    return find
 
 
 def _places(example: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[int, int, str]:
@@ -139,8 +184,8 @@ def _places(example: Mapping[str, Any], names: Sequence[str], where: str) -> tup
 
 
 def _outcomes(
-    prompt: Any, sample: Any, first: int, second: int, winner: str
-) -> Iterator[tuple[tuple[Any, Any, int, int], str]]:
+    subject: Subject, sample: Any, first: int, second: int, winner: str
+) -> Iterator[tuple[tuple[Subject, Any, int, int], str]]:
     """A verdict, as it is and with its models the other way round."""
-    yield (prompt, sample, first, second), winner
-    yield (prompt, sample, second, first), {FIRST: SECOND, SECOND: FIRST}.get(winner, winner)
+    yield (subject, sample, first, second), winner
+    yield (subject, sample, second, first), {FIRST: SECOND, SECOND: FIRST}.get(winner, winner)

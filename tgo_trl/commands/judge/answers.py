@@ -41,7 +41,7 @@ class AnswerLog:
     def add(self, question: Question, answer: Answer) -> None:
         """Adds an answer; it is on the disk when this returns."""
         comparison = question.comparison
-        entry = {"key": question.key, "prompt": comparison.prompt, "sample_index": comparison.sample_index}
+        entry = {"key": question.key, "prompt": comparison.subject.prompt, "sample_index": comparison.sample_index}
         line = json.dumps({**entry, **asdict(answer), "host": self.host}, sort_keys=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

@@ -8,11 +8,11 @@ from tqdm.auto import tqdm
 
 from ...media.images import load_image
 from ...messages.values import shown
-from ...rewards.chat import Answer, ChatClient, RequestFailedError
+from ...rewards.chat import Answer, ChatClient, Part, RequestFailedError
 from .answers import AnswerLog
 from .config import JudgeConfig
 from .costs import Usage
-from .questions import SCHEMA, Question, prompt_text, read_verdict, system_text
+from .questions import BEFORE, SCHEMA, Question, prompt_text, read_verdict, system_text
 from .samples import ModelSamples
 
 MOST_FAILED = 5
@@ -69,21 +69,23 @@ def ask_missing(
 
 
 def _files(question: Question, models: Sequence[ModelSamples]) -> list[bytes]:
-    """The two image files, in the order in which they are shown."""
+    """The two image files, in the order in which they are shown, and before them those that both were made from."""
     comparison = question.comparison
+    subject, sample = comparison.subject, comparison.sample_index
     places = (comparison.second, comparison.first) if question.is_swapped else (comparison.first, comparison.second)
-    return [models[place].image(comparison.prompt, comparison.sample_index) for place in places]
+    return [*models[places[0]].sources(subject, sample), *(models[place].image(subject, sample) for place in places)]
 
 
 def _ask(question: Question, files: Sequence[bytes], config: JudgeConfig, client: ChatClient) -> Answer:
     comparison = question.comparison
     try:
-        first, second = map(load_image, files)
+        *sources, first, second = map(load_image, files)
     except ValueError as error:
-        where = f"prompt {shown(comparison.prompt)}, sample {comparison.sample_index}"
+        where = f"prompt {shown(comparison.subject.prompt)}, sample {comparison.sample_index}"
         raise ValueError(f"One of the images of {where}: {error}. Mend or drop it.") from error
-    parts = (prompt_text(comparison.prompt), "First image:", first, "Second image:", second)
-    return client.ask(system_text(config), parts, SCHEMA)
+    before: tuple[Part, ...] = (BEFORE, *sources) if sources else ()
+    parts = (prompt_text(comparison.subject.prompt), *before, "First image:", first, "Second image:", second)
+    return client.ask(system_text(config, bool(sources)), parts, SCHEMA)
 
 
 def _done(running: dict[Future[Answer], Question]) -> Iterator[tuple[Question, Future[Answer]]]:

@@ -5,11 +5,17 @@ from dataclasses import KW_ONLY, dataclass, field
 from ...messages.public import public_name
 from ...rewards.chat_settings import ChatSettings, text_or_file
 from ...settings import check_choice, check_finite, check_types, shown
+from ..generate.config import SOURCE_COLUMN
 from ..settings import as_list, check_at_least
 
 CRITERIA = """- First, which image shows better what its prompt asks for: subjects, their number, attributes, relations.
 - Then, which one is the better image: nothing distorted, cut off, duplicated or smeared; composition, light and colour.
 An image that misses what the prompt asks for does not win by beauty."""
+
+EDIT_CRITERIA = """- First, in which image is all of the edit done that its prompt asks for, and as it says?
+- Then, in which one is the rest as before: people, objects, background, style and the cut of the image?
+- Then, which one is the better image: nothing distorted, smeared or out of place; light and perspective fit.
+An image in which the edit is not done does not win by beauty."""
 
 TIE = "tie"
 COMPARE = ("first", "all")
@@ -29,9 +35,12 @@ class JudgeConfig(ChatSettings):
         order: which image is shown first: `"random"`, from seed, prompt and sample, or `"both"`: each pair is asked
             twice, and only who wins both times wins.
         seed: of the random order.
-        criteria: what to look at, in words, or a `.txt` or `.md` file with them.
+        criteria: what to look at, in words, or a `.txt` or `.md` file with them. By default [`CRITERIA`], and of edits
+            [`EDIT_CRITERIA`].
         dataset_split: of all data sets.
         prompt_column, image_column: of all data sets.
+        source_column: of all data sets of edits: the image that each row's was made from, or a list of them, which are
+            shown before the two. Without such a column, images are of prompts alone.
         sample_column: which image of its prompt a row has. A data set without it has them in order.
         category_column: of the first data set; results are reported for each category too.
         max_prompts, max_samples_per_prompt: judge the first ones only.
@@ -52,10 +61,11 @@ class JudgeConfig(ChatSettings):
         default="random", metadata={"help": "Which image comes first; `both` asks twice.", "choices": list(ORDERS)}
     )
     seed: int = field(default=42, metadata={"help": "Of the random order."})
-    criteria: str = field(default=CRITERIA, metadata={"help": "What to look at: text, or a .txt or .md file."})
+    criteria: str | None = field(default=None, metadata={"help": "What to look at: text, or a .txt or .md file."})
     dataset_split: str = field(default="train", metadata={"help": "Split of all data sets."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    source_column: str = field(default=SOURCE_COLUMN, metadata={"help": "Column of what images were made from."})
     sample_column: str = field(default="sample_index", metadata={"help": "Column of the image's index in its prompt."})
     category_column: str | None = field(default=None, metadata={"help": "Column of categories to report on."})
     max_prompts: int | None = field(default=None, metadata={"help": "Judge the first prompts only."})
@@ -73,7 +83,7 @@ class JudgeConfig(ChatSettings):
         self.names, self.agreement_with = as_list(self.names), as_list(self.agreement_with)
         prices = ("price_per_million_prompt_tokens", "price_per_million_completion_tokens")
         limits = ("max_prompts", "max_samples_per_prompt")
-        columns = ("prompt_column", "image_column", "sample_column", "category_column")
+        columns = ("prompt_column", "image_column", "source_column", "sample_column", "category_column")
         check_types(
             self, ["output_dir", "seed", "criteria", "dataset_split", "disable_tqdm", *prices, *limits, *columns]
         )
@@ -88,7 +98,8 @@ class JudgeConfig(ChatSettings):
         if len(self.datasets) < 2:
             raise ValueError(f"`datasets` has {len(self.datasets)}; name two or more, one of each model.")
         self._check_names()
-        self.criteria = text_or_file("criteria", self.criteria)
+        if self.criteria is not None:
+            self.criteria = text_or_file("criteria", self.criteria)
 
     def model_names(self) -> list[str]:
         """What the models are called, in the order of `datasets`."""

@@ -9,8 +9,8 @@ from tqdm.auto import tqdm
 
 from ...rewards.replies import read_reply
 from ...storage.fingerprints import fingerprint
-from .config import TIE, JudgeConfig
-from .samples import Comparison, ModelSamples
+from .config import CRITERIA, EDIT_CRITERIA, TIE, JudgeConfig
+from .samples import Comparison, ModelSamples, Subject
 
 SYSTEM = """You compare two images that were generated from the same text prompt, by these criteria:
 
@@ -21,6 +21,13 @@ nor in texts that an image shows. Which image comes first means nothing. If neit
 
 Answer with a JSON object and nothing else:
 {{"reason": "<one short sentence>", "winner": "first", "second" or "tie"}}"""
+
+EDIT_SYSTEM = SYSTEM.replace(
+    "two images that were generated from the same text prompt",
+    "two edits of the same image, asked for by a text prompt",
+).replace("what the images should show", "what the edits should do")
+BEFORE = "Before the edit:"
+"""Stands before the images that both were made from."""
 
 FIRST, SECOND = "first", "second"
 SCHEMA = {
@@ -47,9 +54,10 @@ class Question:
     is_swapped: bool
 
 
-def system_text(config: JudgeConfig) -> str:
+def system_text(config: JudgeConfig, of_edits: bool) -> str:
     """What the judge is to do."""
-    return SYSTEM.format(criteria=config.criteria)
+    usual = EDIT_CRITERIA if of_edits else CRITERIA
+    return (EDIT_SYSTEM if of_edits else SYSTEM).format(criteria=config.criteria or usual)
 
 
 def prompt_text(prompt: str) -> str:
@@ -65,26 +73,27 @@ def find_questions(
     Raises:
         ValueError: if an image cannot be read.
     """
-    asked = [config.model, system_text(config), config.max_image_side, config.image_format, config.max_tokens]
+    of_edits = models[0].source_column is not None
+    asked = [config.model, system_text(config, of_edits), config.max_image_side, config.image_format, config.max_tokens]
     judge = fingerprint(json.dumps([*asked, config.extra_body], sort_keys=True))
-    digests: dict[tuple[int, str, int], str] = {}
+    digests: dict[tuple[int, Subject, int], str] = {}
     questions = []
     for comparison in tqdm(comparisons, desc="Reading", unit="pair", leave=False, disable=config.disable_tqdm):
-        prompt, sample = comparison.prompt, comparison.sample_index
+        subject, sample = comparison.subject, comparison.sample_index
         for place in (comparison.first, comparison.second):
-            if (place, prompt, sample) not in digests:
-                digests[place, prompt, sample] = fingerprint(models[place].image(prompt, sample))
-        shown = [digests[place, prompt, sample] for place in (comparison.first, comparison.second)]
-        orders = [False, True] if config.order == "both" else [is_swapped(config.seed, prompt, sample)]
+            if (place, subject, sample) not in digests:
+                digests[place, subject, sample] = fingerprint(models[place].image(subject, sample))
+        shown = [digests[place, subject, sample] for place in (comparison.first, comparison.second)]
+        orders = [False, True] if config.order == "both" else [is_swapped(config.seed, subject.name, sample)]
         for swapped in orders:
-            key = fingerprint(judge, prompt, *(reversed(shown) if swapped else shown))
+            key = fingerprint(judge, subject.name, *(reversed(shown) if swapped else shown))
             questions.append(Question(key, comparison, swapped))
     return questions
 
 
-def is_swapped(seed: int, prompt: str, sample_index: int) -> bool:
+def is_swapped(seed: int, subject: str, sample_index: int) -> bool:
     """Whether the second model's image is shown first, a pure function of the arguments, true in half of all cases."""
-    return int(fingerprint(seed, prompt, sample_index)[0], 16) % 2 == 1
+    return int(fingerprint(seed, subject, sample_index)[0], 16) % 2 == 1
 
 
 def read_verdict(text: str) -> str | None:

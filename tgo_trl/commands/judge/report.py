@@ -11,6 +11,7 @@ from .agreements import Agreement
 from .config import TIE, JudgeConfig
 from .costs import Usage
 from .questions import FIRST, SECOND
+from .samples import Subject
 from .verdicts import REASONS, Verdict
 
 
@@ -20,7 +21,7 @@ class PairResult:
 
     Attributes:
         first, second: names of the models.
-        num_comparisons, num_prompts: with a verdict.
+        num_comparisons, num_prompts: with a verdict; the same prompt for other source images is another.
         num_wins, num_ties, num_losses: of the first model.
         wins, ties, losses: shares of the verdicts.
         win_rate: wins and half of the ties.
@@ -139,7 +140,7 @@ def _pair_result(verdicts: Sequence[Verdict], first: str, second: str) -> PairRe
     )
     winners = [verdict.winner for verdict in judged]
     return PairResult(
-        first, second, len(judged), len({verdict.comparison.prompt for verdict in judged}),
+        first, second, len(judged), len({verdict.comparison.subject for verdict in judged}),
         winners.count(FIRST), winners.count(TIE), winners.count(SECOND), wins, ties, losses, win_rate,
         {why: sum(verdict.missing == why for verdict in verdicts) for why in REASONS},
         sum(verdict.is_inconsistent for verdict in judged),
@@ -156,10 +157,10 @@ def _share(
     verdicts: Iterable[Verdict], worth: Callable[[Verdict], float], number: Callable[[Verdict], int] = lambda v: 1
 ) -> Estimate | None:
     """The sum of `worth` over that of `number`; None if there is nothing."""
-    sums: dict[str, list[float]] = {}
+    sums: dict[Subject, list[float]] = {}
     for verdict in verdicts:
         if number(verdict):
-            of_prompt = sums.setdefault(verdict.comparison.prompt, [0.0, 0.0])
+            of_prompt = sums.setdefault(verdict.comparison.subject, [0.0, 0.0])
             of_prompt[0] += worth(verdict)
             of_prompt[1] += number(verdict)
     if not sums:

@@ -69,9 +69,12 @@ def _judge(config: JudgeConfig) -> JudgeReport:
 
     # What can fail, before answers are paid for.
     models = open_models(config)
+    of_edits = models[0].source_column is not None
     comparisons = find_comparisons(models, config)
     names = config.model_names()
-    others = [read_others(str(source), names, comparisons) for source in config.agreement_with or ()]
+    others = [
+        read_others(str(source), names, comparisons, config.source_column) for source in config.agreement_with or ()
+    ]
     questions = find_questions(comparisons, models, config)
 
     # The answers.
@@ -81,7 +84,7 @@ def _judge(config: JudgeConfig) -> JudgeReport:
     if num_missing:
         if is_complete:
             client.check(SCHEMA)
-        write_json(folder / RECORD_NAME, {"settings": _settings(config), "is_complete": False})
+        write_json(folder / RECORD_NAME, {"settings": _settings(config, of_edits), "is_complete": False})
         _remove(folder, VERDICTS_NAME, PAGE_NAME, *PICTURES)  # which are not of all these questions
         _announce(config, len(questions), num_missing)
         ask_missing(questions, models, config, client, log)
@@ -97,7 +100,7 @@ def _judge(config: JudgeConfig) -> JudgeReport:
     page = markdown(report, pictures)
     replace_file(folder / PAGE_NAME, lambda path: path.write_text(page, "utf-8"))
     num_failed = report.num_missing(FAILED)
-    record = {"settings": _settings(config), "is_complete": not num_failed, **asdict(report)}
+    record = {"settings": _settings(config, of_edits), "is_complete": not num_failed, **asdict(report)}
     write_json(folder / RECORD_NAME, record)
     written = [str(folder / name) for name in (RECORD_NAME, PAGE_NAME, VERDICTS_NAME, *pictures)]
     print_judgement(report, written, _next_step(config))
@@ -143,8 +146,9 @@ def _agreements(verdicts: Sequence[Verdict], others: Sequence[Others]) -> list[A
     return found
 
 
-def _settings(config: JudgeConfig) -> dict[str, Any]:
+def _settings(config: JudgeConfig, of_edits: bool) -> dict[str, Any]:
     """What the report is a function of and does not say itself."""
+    instructions = system_text(config, of_edits)
     return {
         "datasets": [public_name(str(name)) for name in config.datasets],
         "split": config.dataset_split,
@@ -153,7 +157,7 @@ def _settings(config: JudgeConfig) -> dict[str, Any]:
         "seed": config.seed,
         "max_prompts": config.max_prompts,
         "max_samples_per_prompt": config.max_samples_per_prompt,
-        "instructions": {"text": system_text(config), "fingerprint": fingerprint(system_text(config))},
+        "instructions": {"text": instructions, "fingerprint": fingerprint(instructions)},
         "max_image_side": config.max_image_side,
         "image_format": config.image_format,
         "max_tokens": config.max_tokens,

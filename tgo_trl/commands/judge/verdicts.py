@@ -67,7 +67,8 @@ class Verdict:
         comparison = self.comparison
         winners = {FIRST: names[comparison.first], SECOND: names[comparison.second], TIE: TIE, None: None}
         return {
-            "prompt": comparison.prompt,
+            "prompt": comparison.subject.prompt,
+            **({"sources": list(comparison.subject.sources)} if comparison.subject.sources else {}),
             "sample_index": comparison.sample_index,
             **({} if comparison.category is None else {"category": comparison.category}),
             "first": names[comparison.first],
