@@ -23,6 +23,7 @@ from diffusers import BitsAndBytesConfig
 from trl import ScriptArguments
 
 from tgo_trl import TGOConfig, TGOTrainer
+from tgo_trl.messages.foreign import leave_out_notes
 from tgo_trl.parser import SettingsParser
 
 
@@ -119,6 +120,7 @@ def main(script_args: TrainArguments, training_args: TGOConfig) -> None:
 
 
 if __name__ == "__main__":
+    leave_out_notes()  # of other libraries, which are of no use to who runs this
     parser = SettingsParser((TrainArguments, TGOConfig))
     parser.add_argument("--tiny", action="store_true", help="Try a recipe with a tiny random model on the CPU.")
     arguments = sys.argv[1:]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets import Image as ImageFeature
+from matplotlib.figure import Figure
 from PIL import Image, ImageColor
 
 from tgo_trl import TGOConfig
@@ -18,7 +19,7 @@ from tgo_trl.cli import main
 from tgo_trl.commands.ending import ending
 from tgo_trl.commands.inspect.config import InspectConfig
 from tgo_trl.commands.inspect.images import summarize_images
-from tgo_trl.commands.inspect.plots import NEUTRAL, plot_baselines, plot_thresholds, plot_weights
+from tgo_trl.commands.inspect.plots import NEUTRAL, _threshold_lines, plot_baselines, plot_thresholds, plot_weights
 from tgo_trl.commands.inspect.run import inspect
 from tgo_trl.commands.inspect.scores import (
     even_threshold,
@@ -620,6 +621,17 @@ def test_bars_are_coloured_by_the_threshold(tmp_path, scores):
     assert negative.max() <= positive.min() + 12  # a bar may have both
     shares = len(negative) / (len(negative) + len(positive))
     assert shares == pytest.approx((scores < 0.5).double().mean().item(), abs=0.07)
+
+
+def test_thresholds_that_coincide_are_one_line_with_all_their_names():
+    axes = Figure().subplots()
+    _threshold_lines(axes, threshold_rows(tensor([0.0] * 6 + [1.0] * 5)))  # the 10th, 25th and 50th percentiles are 0
+    labels = [" ".join(line.get_label().split()) for line in axes.lines]
+    assert labels == [
+        "percentile 10, percentile 25, median: 0 (100 % positive)", "percentile 75, percentile 90: 1 (45 % positive)",
+        "mean: 0.4545 (45 % positive)",
+    ]  # fmt: skip
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "--", ":"]
 
 
 def test_no_dot_is_coloured_where_no_label_flips(tmp_path):

@@ -94,12 +94,22 @@ def test_one_tag_is_not_taken_for_its_letters(tmp_path):
     assert front_matter(card_of(make_trainer(config(tmp_path)), tags="cats"))["tags"][-1] == "cats"
 
 
-def test_the_license_is_left_out_where_it_is_not_known(tmp_path, base):
+def test_the_license_is_left_out_where_it_is_not_known_and_the_card_says_so(tmp_path, base):
+    note = "No license is claimed: the base model's card states none, or could not be read."
     (base / "README.md").unlink()
-    assert "license" not in front_matter(card_of(make_trainer(config(tmp_path), model=str(base))))
-    (base / "README.md").write_text("# Base\n")
-    assert "license" not in front_matter(card_of(make_trainer(config(tmp_path), model=str(base))))
-    assert front_matter(card_of(make_trainer(config(tmp_path), model=str(base)), license="mit"))["license"] == "mit"
+    for text in (None, "# Base\n"):
+        if text is not None:
+            (base / "README.md").write_text(text)
+        card = card_of(make_trainer(config(tmp_path), model=str(base)))
+        assert "license" not in front_matter(card)
+        assert f"\n\n{note} Its terms hold for this adapter too.\n\n" in card
+    card = card_of(make_trainer(config(tmp_path), model=str(base)), license="mit")
+    assert front_matter(card)["license"] == "mit"
+    assert note not in card
+
+
+def test_a_card_without_a_grid_says_whose_the_settings_of_its_snippet_are(tmp_path, base):
+    assert "steps and guidance are the pipeline's own." in card_of(make_trainer(config(tmp_path), model=str(base)))
 
 
 def test_an_unreachable_base_model_makes_no_error(tmp_path):

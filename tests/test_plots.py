@@ -43,6 +43,11 @@ def below_the_legend(picture, colour):
     return rows[inside], columns[inside]
 
 
+def upper_edge(picture):
+    """The row of the axes' upper edge."""
+    return int(((picture < 60).all(-1).sum(1) > picture.shape[1] // 2).argmax())
+
+
 # ---- Score histograms ----
 
 
@@ -93,23 +98,26 @@ def test_histogram_draws_the_weights(coefficient, tmp_path):
     # start at 0, at the foot of the bars.
     picture = histogram(tmp_path / "scores.png", [0.5, -1.0, 1.0, -0.5], confidence_coef=coefficient)
     rows, columns = below_the_legend(picture, POSITIVE)
-    foot = rows.max() + 1
+    top, foot = upper_edge(picture) + 4, rows.max() + 1
     grey = (np.ptp(picture, axis=-1) < 10) & (picture.max(-1) < 220)
 
     def height(share):
         column = round(columns.min() + share * np.ptp(columns))
-        return foot - np.nonzero(grey[20 : foot - 3, column])[0].mean() - 20
+        return foot - np.nonzero(grey[top : foot - 3, column])[0].mean() - top
 
     expected = (1 + coefficient * 0.6) / (1 + coefficient * 0.9)
     assert height(0.2) / height(0.8) == pytest.approx(expected, abs=0.01)
 
 
-def test_nothing_crosses_the_legend(tmp_path):
-    # With c = 0 the line of the weights runs along the top, at the height of the legend. The bar behind the legend
-    # shines through in another colour, so only the legend's patch has that of the negative side: a full rectangle.
-    picture = histogram(tmp_path / "scores.png", [-1.0, -0.5, 0.5, 1.0], confidence_coef=0.0)
-    rows, columns = where(picture[: DOTS_PER_INCH // 2, : 2 * DOTS_PER_INCH], NEGATIVE)
-    assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+def test_the_legend_covers_no_bar_and_nothing_crosses_it(tmp_path):
+    # All negative scores are equal, the least, and the most frequent: their bar reaches the axes' upper left corner.
+    picture = histogram(tmp_path / "scores.png", [0.0] * 9 + [1.0] * 9 + [2.0], threshold_type="value", value=0.5)
+    top = upper_edge(picture)
+    rows, columns = where(picture[: top - 2], NEGATIVE)
+    assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1) > 50  # the legend's patch, a full rectangle
+    rows, columns = where(picture[top + 2 :], NEGATIVE)
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    assert len(rows) == pytest.approx(height * width, rel=0.03)  # the bar is whole, but for the line of the weights
 
 
 def test_histogram_of_positive_rows_only(tmp_path):

@@ -31,6 +31,12 @@ def plot_outcomes(axes: Any, outcomes: Sequence[tuple[float, Estimate]]) -> None
     axes.set(xlim=(0, 100), xticks=[0, 25, 50, 75, 100])
 
 
+def legend_below(axes: Any, fontsize: int = 8, title: str | None = None) -> None:
+    """A legend in two columns below the axes and the name of their x axis, where it hides no curve and no bar."""
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.19), "ncols": 2, "frameon": False}
+    axes.legend(fontsize=fontsize, title=title, **place)
+
+
 def plain_text(text: str, longest: int) -> str:
     """What a picture shows of a text: its beginning, in one line, with `$` as a letter.
 

@@ -23,14 +23,15 @@ import numpy as np
 import torch
 from datasets import Dataset
 from digits import RESOLUTION, DigitScorer, balanced_prompts, digit_of, prompts_of, training_scorer, unseen_scorer
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from measures import frechet_distance, interval, variety_of_right
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from worlds import WORLDS, draw, load_base, real_scans
 
 from tgo_trl import TGOConfig, TGOTrainer
-from tgo_trl.trainer.plots import plot_grid
 
 WORLD = WORLDS["asked"]
 SCORERS: dict[str, Callable[[], DigitScorer]] = {"training scorer": training_scorer, "unseen scorer": unseen_scorer}
@@ -42,6 +43,8 @@ RUNS: dict[str, dict[str, Any]] = {
 """What is trained, by the folder that it is saved to, and the settings that tell it from the others."""
 TITLES = {"tgo": "TGO, recipe robust", "paper": "TGO, paper's settings", "sft": "SFT on the positives"}
 GUIDANCES = (2.0, 4.0)
+CELL, FRAME, WRONG = 20, 1, (216, 27, 27)
+"""Pixels of a digit in a picture with its frame and what is around it, those of the frame, and its colour."""
 
 
 @dataclass
@@ -156,21 +159,41 @@ def check_adapter(trainer: TGOTrainer, adapter: Path, options: Options) -> int:
     return difference
 
 
+def show_digits(axes: Axes, name: str, prompts: list[str], images: list[Image.Image]) -> None:
+    """A row of digits with the asked one below each, and a red frame around what the unseen scorer reads otherwise."""
+    strip = Image.new("RGB", (CELL * len(images), CELL), "white")
+    edge = (CELL - RESOLUTION) // 2
+    for i, (image, is_right) in enumerate(zip(images, unseen_scorer().is_right(prompts, images), strict=True)):
+        if not is_right:
+            corner = edge - FRAME
+            strip.paste(WRONG, (CELL * i + corner, corner, CELL * (i + 1) - corner, CELL - corner))
+        strip.paste(image.convert("RGB"), (CELL * i + edge, edge))
+    axes.imshow(strip, interpolation="nearest")
+    centres = [CELL * (i + 0.5) - 0.5 for i in range(len(images))]
+    axes.set_xticks(centres, [str(digit_of(prompt)) for prompt in prompts], fontsize=8)
+    axes.set_yticks([])
+    axes.tick_params(length=0, pad=1)
+    axes.spines[:].set_visible(False)
+    axes.set_title(name, fontsize=9, loc="left", pad=2)
+
+
 def draw_before_after(options: Options) -> Path:
-    """A grid of all models on the same prompts and seeds."""
+    """Digits of all models for the same prompts and seeds, a row each, as wide as a page; wrong ones are marked."""
     digits = [digit for digit in range(10) for _ in range(2)]
     prompts = [prompts_of(digit)[i % 2] for i, digit in enumerate(digits)]
-    models = [("base", None, 1.0), ("guidance 4", None, 4.0)]
-    models += [(name, options.output_dir / folder, 1.0) for name, folder in (("SFT", "sft"), ("paper's", "paper"))]
-    rows = []
-    for name, adapter, guidance in (*models, ("robust", options.output_dir / "tgo", 1.0)):
+    models = [("base", None, 1.0), ("base, guidance 4", None, 4.0)]
+    models += [(TITLES[run], options.output_dir / run, 1.0) for run in reversed(RUNS)]
+    rows = {}
+    for name, adapter, guidance in models:
         pipeline = load_base(WORLD)
         if adapter is not None:
             pipeline.load_lora_weights(adapter)
-        rows.append(draw(pipeline, prompts, 7, options.num_inference_steps, f"Grid, {name}", guidance))
-    names = ["base", "base,\nguidance 4", "SFT", "TGO,\npaper's", "TGO,\nrobust"]
+        rows[name] = draw(pipeline, prompts, 7, options.num_inference_steps, f"Digits, {name}", guidance)
+    figure = Figure(figsize=(10, 0.95 * len(rows)), layout="constrained")
+    for axes, (name, images) in zip(figure.subplots(len(rows)), rows.items(), strict=True):
+        show_digits(axes, name, prompts, images)
     path = options.output_dir / "before_after.png"
-    plot_grid(rows, names, [str(digit_of(prompt)) for prompt in prompts], path)
+    figure.savefig(path, dpi=110)
     return path
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from demo import Options, make_scored_dataset, train
+from demo import Options, make_scored_dataset, show_digits, train
 from digits import prompts_of
 from matplotlib.figure import Figure
 from PIL import Image
@@ -34,10 +34,13 @@ def log_of(history: Sequence[Mapping[str, float]], metric: str) -> tuple[list[fl
 
 
 def plot(
-    histories: Mapping[str, Sequence[Mapping[str, float]]], samples: Mapping[str, Sequence[Image.Image]], path: Path
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+    prompts: list[str],
+    samples: Mapping[str, list[Image.Image]],
+    path: Path,
 ) -> None:
-    """A panel for each metric, and a row of digits for each model."""
-    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    """A panel for each metric, and a row of digits for each model, of which wrong ones have a red frame."""
+    figure = Figure(figsize=(10, 6), layout="constrained")
     panels = figure.add_gridspec(len(samples) + 3, len(PANELS), height_ratios=[1] * len(samples) + [1.2] * 3)
     for i, (metric, meaning) in enumerate(PANELS.items()):
         axes = figure.add_subplot(panels[len(samples) :, i])
@@ -50,15 +53,10 @@ def plot(
         axes.set_xlabel("update", fontsize=9)
         axes.tick_params(labelsize=8)
         if i == 0:
-            axes.legend(fontsize=8)
+            handles = axes.get_legend_handles_labels()
     for i, (name, images) in enumerate(samples.items()):
-        axes = figure.add_subplot(panels[i, :])
-        strip = Image.new("L", (18 * len(images), 16), 255)
-        for k, image in enumerate(images):
-            strip.paste(image.convert("L"), (18 * k, 0))
-        axes.imshow(strip, cmap="gray", vmin=0, vmax=255)
-        axes.set_axis_off()
-        axes.set_title(name, fontsize=9, loc="left")
+        show_digits(figure.add_subplot(panels[i, :]), name, prompts, images)
+    figure.legend(*handles, loc="outside lower center", ncols=len(histories), fontsize=9, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -78,7 +76,7 @@ def main(options: Options) -> Path:
         samples[name] = trainer.sample(prompts, seeds, **kwargs)
         histories[name] = trainer.state.log_history
     path = options.output_dir / "good_and_bad.png"
-    plot(histories, samples, path)
+    plot(histories, prompts, samples, path)
     print(f"metrics and digits of both runs: {path}")
     return path
 

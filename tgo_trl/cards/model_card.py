@@ -134,18 +134,19 @@ def build_card(content: CardContent) -> ModelCard:
     """The card of a run."""
     is_file = is_single_file(content.base_model)
     on_hub = bool(content.base_model) and not is_file and not Path(content.base_model).exists()
+    license = content.license or base_license(content.base_model)
     tags = ["trl", content.method_tag, *(["lora"] if content.is_adapter else []), "diffusers", *content.tags]
     data = ModelCardData(
         library_name="diffusers",
         base_model=content.base_model if on_hub else None,
         base_model_relation=("adapter" if content.is_adapter else "finetune") if on_hub else None,
-        license=content.license or base_license(content.base_model),
+        license=license,
         pipeline_tag=content.task,
         datasets=content.dataset_name,
         tags=list(dict.fromkeys(tags)),
     )
     text = _template().render(
-        **{**vars(content), "base_model": path_in_card(content.base_model)},
+        **{**vars(content), "base_model": path_in_card(content.base_model), "license": license},
         media="image" if content.video_format is None else "video",
         card_data=data.to_yaml(),
         on_hub=on_hub,

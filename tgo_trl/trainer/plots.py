@@ -9,7 +9,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 from PIL import Image
 
 from ..labels.rule import LabelRule, Labels
-from ..plots import NEGATIVE, POSITIVE, plain_text, save_figure
+from ..plots import NEGATIVE, POSITIVE, legend_below, plain_text, save_figure
 from .evaluations import Evaluation
 from .selection import Bounds
 
@@ -38,14 +38,13 @@ def plot_scores(labels: Labels, rule: LabelRule, path: Path, are_weighed: bool =
     axes.hist(sides, bins=40, stacked=True, label=names, color=[NEGATIVE, POSITIVE])
     axes.axvline(rule.threshold, color="black", linestyle="--", label=f"threshold {rule.threshold:.4g}")
     axes.set(xlabel="score", ylabel="rows")
-    in_front = axes
     if are_weighed:
         in_front = axes.twinx()
         order = scores.argsort()
         in_front.plot(scores[order].numpy(), labels.weights[order].numpy(), color="grey", linewidth=1)
         in_front.set(ylabel="weight (line)", ylim=(0, None))
-    # or the line would cross it
-    in_front.legend(*axes.get_legend_handles_labels(), loc="upper left")
+    # above, where it covers no bar, and no line crosses it
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     save_figure(figure, path, DOTS_PER_INCH)
 
 
@@ -103,8 +102,7 @@ def plot_evaluations(evaluations: Sequence[Evaluation], bounds: Bounds, best: in
             _plot_drift(axes, evaluations, bounds)
         if best is not None:
             axes.axvline(best, color="black", linestyle=":", linewidth=1.2, label=f"best: checkpoint-{best}")
-        # below, where it hides no curve
-        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
+        legend_below(axes, fontsize=7)
         axes.tick_params(labelsize=8)
     save_figure(figure, path, DOTS_PER_INCH)
 

@@ -1,5 +1,6 @@
 """Pictures of an inspection, as PNG with matplotlib: thresholds, weights, and the baselines of prompts."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from ...labels.thresholds import prompt_baseline
-from ...plots import NEGATIVE, POSITIVE, save_figure
+from ...plots import NEGATIVE, POSITIVE, legend_below, save_figure
 from .report import Report
 from .rows import Rows
 from .scores import ThresholdRow, WeightRow, distinct, training_weights
@@ -63,12 +64,7 @@ def plot_thresholds(scores: Tensor, rows: Sequence[ThresholdRow], threshold: flo
         parts = [scores[mask].numpy() for mask, _, _ in sides]
         names = [f"{name} ({int(mask.sum()):,})" for mask, _, name in sides]
         axes.hist(parts, edges, stacked=True, color=[NEGATIVE, POSITIVE], alpha=0.55, label=names)
-    percentiles = [row.name for row in rows if row.name.startswith(("percentile", "median"))]
-    shades = dict(zip(percentiles, SHADES, strict=False))  # none of several columns
-    for row in rows:
-        label = f"{row.name}: {row.threshold:.4g} ({100 * row.positive_share:.0f} % positive)"
-        style = "-" if row.name == "median" else ":" if row.name in ("mean", "given") else "--"
-        axes.axvline(row.threshold, color=shades.get(row.name, "#1b7837"), linestyle=style, linewidth=1.6, label=label)
+    _threshold_lines(axes, rows)
     if all(abs(threshold - row.threshold) > 1e-12 for row in rows):
         share = (scores >= threshold).double().mean().item()
         label = f"suggested: {threshold:.4g} ({100 * share:.0f} % positive)"
@@ -76,6 +72,22 @@ def plot_thresholds(scores: Tensor, rows: Sequence[ThresholdRow], threshold: flo
     axes.set(xlabel="score", ylabel="rows", title="Scores and thresholds")
     figure.legend(loc="outside right center", fontsize=9, frameon=False)
     save_figure(figure, path, DOTS_PER_INCH)
+
+
+def _threshold_lines(axes: Any, rows: Sequence[ThresholdRow]) -> None:
+    """A line for each threshold; those that coincide are one line with all their names."""
+    percentiles = [row.name for row in rows if row.name.startswith(("percentile", "median"))]
+    shades = dict(zip(percentiles, SHADES, strict=False))  # none of several columns
+    together: dict[float, list[ThresholdRow]] = {}
+    for row in rows:
+        together.setdefault(row.threshold, []).append(row)
+    for threshold, same in together.items():
+        names = [row.name for row in same]
+        label = f"{', '.join(names)}: {threshold:.4g} ({100 * same[0].positive_share:.0f} % positive)"
+        label = textwrap.fill(label, 40)  # or the legend leaves no room to the axes
+        name = "median" if "median" in names else names[0]
+        style = "-" if name == "median" else ":" if name in ("mean", "given") else "--"
+        axes.axvline(threshold, color=shades.get(name, "#1b7837"), linestyle=style, linewidth=1.6, label=label)
 
 
 def plot_weights(
@@ -91,7 +103,7 @@ def plot_weights(
         are_signed: whether the scores are those of several columns, in units already.
     """
     kinds = list(dict.fromkeys(row.normalization for row in rows))
-    figure = Figure(figsize=(3.6 * len(kinds) + 0.6, 3.8), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(kinds) + 0.6, 4.2), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     share = torch.linspace(0, 100, len(scores)).numpy()
     for axes, kind in zip(panels, kinds, strict=True):
@@ -107,7 +119,7 @@ def plot_weights(
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
         axes.grid(axis="y", color="#e5e5e5")
-        axes.legend(title="effective rows", fontsize=9, loc="upper left")
+        legend_below(axes, fontsize=9, title="effective rows")
     panels[0].set(ylabel="weight")
     save_figure(figure, path, DOTS_PER_INCH)
 
@@ -142,14 +154,14 @@ def plot_baselines(
         left.hist(values, edges, weights=weights, orientation="horizontal", color=colour, label=name, **style)
     left.axhline(threshold, color="black", linestyle="--")
     left.set(xlabel="share (%)", ylabel="score", title="All prompts")
-    left.legend(fontsize=9)
     shown = pairs if len(pairs) <= MOST_PROMPTS else [
         pairs[round(i * (len(pairs) - 1) / (MOST_PROMPTS - 1))] for i in range(MOST_PROMPTS)
     ]  # fmt: skip
     _dots(right, shown, threshold)
     count = f"{len(shown)} of {len(pairs):,}" if len(shown) < len(pairs) else f"{len(pairs)}"
     right.set(xlabel=f"{noun}, by baseline", title=f"Images of {count} {noun}")
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    handles, labels = (a + b for a, b in zip(*(it.get_legend_handles_labels() for it in (left, right)), strict=True))
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     save_figure(figure, path, DOTS_PER_INCH)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ...plots import NEGATIVE, POSITIVE, save_figure
+from ...plots import NEGATIVE, POSITIVE, legend_below, save_figure
 from .report import Limits, RoundsReport
 
 DOTS_PER_INCH = 120
@@ -28,7 +28,7 @@ def plot_rounds(report: RoundsReport, limits: Limits, path: Path) -> None:
     num_panels = 1 + len(names) + 2 * bool(found)
     num_columns = min(num_panels, PANELS_IN_A_ROW)
     num_rows = math.ceil(num_panels / num_columns)
-    figure = Figure(figsize=(4.0 * num_columns + 0.6, 3.0 * num_rows), layout="constrained")
+    figure = Figure(figsize=(4.0 * num_columns + 0.6, 3.4 * num_rows), layout="constrained")
     panels = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     _plot_scores(panels[0], report)
     for axes, name in zip(panels[1:], names, strict=False):
@@ -38,7 +38,7 @@ def plot_rounds(report: RoundsReport, limits: Limits, path: Path) -> None:
         if all(it.interval is not None for it in estimates):
             lows, highs = zip(*(it.interval for it in estimates if it.interval), strict=True)
             axes.fill_between(numbers, lows, highs, color=POSITIVE, alpha=0.2, linewidth=0, label="95 % interval")
-            axes.legend(fontsize=8, frameon=False, loc="best")
+            legend_below(axes)
         axes.set(title=f"after the round: {name}")
     if found:
         numbers = [0, *(number for number, _ in found)]
@@ -65,12 +65,12 @@ def _plot_scores(axes: Any, report: RoundsReport) -> None:
     if not all(map(math.isnan, thresholds)):
         axes.plot(numbers, thresholds, "s--", color="black", markersize=4, label="threshold")
     axes.set(title="what the round trained on")
-    axes.legend(fontsize=8, frameon=False, loc="best")
+    legend_below(axes)
 
 
 def _plot_share(axes: Any, numbers: list[int], values: list[float], bound: float | None, title: str) -> None:
     axes.plot(numbers, values, "o-", color=POSITIVE)
     if bound is not None:
         axes.axhline(bound, color=NEGATIVE, linestyle="--", label=f"bound {bound:g}")
-        axes.legend(fontsize=8, frameon=False, loc="best")
+        legend_below(axes)
     axes.set(title=title)

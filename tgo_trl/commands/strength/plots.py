@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from PIL import Image
 
-from ...plots import plain_text, save_figure
+from ...plots import legend_below, plain_text, save_figure
 from .report import StrengthReport
 
+CURVES_HEIGHT = 3.8
 DOTS_PER_INCH = 120
 COLOUR, SUGGESTED, BOUND = "#4c72b0", "#1b7837", "#c44e52"
 QUARTILE_COLOURS = ("#a6bddb", "#67a9cf", "#1c7fb0", "#014636")
@@ -44,8 +45,8 @@ def plot_strength(report: StrengthReport, shown: Sequence[Shown], path: Path) ->
     """
     scales = _shown_scales([row.scale for row in report.rows], report.suggestion.scale)
     strip_height = 11 / (len(shown[0].sources) + len(scales)) * len(shown) * 0.92 + 0.5
-    figure = Figure(figsize=(11, strip_height + 3.3), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=(strip_height, 3.3))
+    figure = Figure(figsize=(11, strip_height + CURVES_HEIGHT), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=(strip_height, CURVES_HEIGHT))
     strip, curves = parts
     _plot_samples(strip, scales, shown, report.suggestion.scale)
     panels = curves.subplots(1, 3)
@@ -87,14 +88,14 @@ def _plot_reward(axes: Any, report: StrengthReport) -> None:
     axes.fill_between(scales, lows, highs, color=COLOUR, alpha=0.2, linewidth=0, label="95 % interval")
     axes.plot(scales, [row.reward for row in report.rows], "o-", color=COLOUR)
     axes.set(title=f"reward: {report.reward}")
-    axes.legend(fontsize=8, frameon=False, loc="best")
+    legend_below(axes)
 
 
 def _plot_variety(axes: Any, report: StrengthReport) -> None:
     axes.plot([row.scale for row in report.rows], [row.variety for row in report.rows], "o-", color=COLOUR)
     axes.axhline(report.min_variety, color=BOUND, linestyle="--", label=f"at least {report.min_variety:g}")
     axes.set(title="variety of a prompt (base: 1)", ylim=(0, None))
-    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    legend_below(axes)
 
 
 def _plot_drift(axes: Any, report: StrengthReport) -> None:
@@ -111,7 +112,7 @@ def _plot_drift(axes: Any, report: StrengthReport) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
-    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    legend_below(axes)
 
 
 def _shown_scales(scales: Sequence[float], suggested: float | None) -> list[float]:
