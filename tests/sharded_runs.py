@@ -221,7 +221,7 @@ def run_sharded(
     """Cases trained by several processes that share the weights; what each of them gave."""
     folder.mkdir(exist_ok=True)
     command = ["torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}", "-m", "tests.sharded_runs"]
-    environment = cpu_environment()
+    environment = cpu_environment(ACCELERATE_MIXED_PRECISION="bf16")  # as of our profile; the settings say float32
     environment.pop("CI", None)
     done = subprocess.run(
         [sys.executable, "-m", *command, json.dumps(cases), str(folder), phase, way],

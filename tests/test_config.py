@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from trl import TrlParser
 
 from tgo_trl import TGOConfig
+from tgo_trl.parser import SettingsParser
 from tgo_trl.precision import default_dtype, has_bfloat16
 
 
@@ -65,6 +67,42 @@ def test_bfloat16_is_off_on_a_cpu_and_beside_fp16(config, monkeypatch):
 def test_bfloat16_is_the_users_choice(config):
     assert config(bf16=False).bf16 is False
     assert config(bf16=True, use_cpu=True).bf16 is True
+
+
+@pytest.mark.parametrize(
+    ("launched", "settings", "precision", "says"),
+    [
+        ("bf16", {"use_cpu": True}, "no", "is 'bf16', and this run is in float32: `bf16` and `fp16` are off"),
+        ("bf16", {"bf16": False}, "no", "is 'bf16', and this run is in float32: `bf16` and `fp16` are off"),
+        ("bf16", {"fp16": True}, "fp16", "is 'bf16', and this run is in fp16: the settings decide"),
+        ("fp16", {"bf16": True, "use_cpu": True}, "bf16", "is 'fp16', and this run is in bf16: the settings decide"),
+        ("fp8", {"bf16": False}, "no", "is 'fp8', and this run is in float32"),
+        ("bf16", {"bf16": True, "use_cpu": True}, "bf16", None),
+        ("no", {"bf16": True, "use_cpu": True}, "bf16", None),
+    ],
+)
+def test_the_settings_decide_the_precision_of_a_launched_run(
+    config, monkeypatch, caplog, launched, settings, precision, says
+):
+    """`accelerate launch` leaves its configuration's in the environment, where transformers would take it from."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert config(**settings).mixed_precision == precision
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == launched
+    assert [says in record.getMessage() for record in caplog.records] == [True] * (says is not None)
+
+
+@pytest.mark.parametrize(("launched", "remedy"), [("fp16", "Set `fp16=True`"), ("fp8", "Set it to 'no' there")])
+def test_a_launched_precision_that_would_not_be_that_of_open_settings_is_refused(config, monkeypatch, launched, remedy):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    with pytest.raises(ValueError, match=f"configuration is '{launched}', and the settings decide.*{remedy}"):
+        config(use_cpu=True)
+
+
+@pytest.mark.parametrize(("given", "is_on"), [(True, True), ("true", True), ("False", False), ("false", False)])
+def test_fsdp_is_a_switch_as_a_word_too(config, given, is_on):
+    args = config(fsdp=given)
+    assert args.fsdp is is_on
+    assert bool(args.fsdp_plugin_args) is is_on
 
 
 CHECKPOINTING_NAMES = [
@@ -249,6 +287,21 @@ def test_unknown_choices_stop_the_command_line(parse, capsys):
     with pytest.raises(SystemExit):
         parse("--threshold_type", "median")
     assert "invalid choice: 'median'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_on"), [(("--fsdp",), True), (("--fsdp", "true"), True), (("--fsdp", "false"), False), ((), None)]
+)
+def test_fsdp_on_the_command_line(parse, arguments, is_on):
+    assert parse(*arguments).fsdp is is_on
+
+
+@pytest.mark.parametrize(("text", "is_on"), [("true", True), ("false", False), ("True", True), ("null", None)])
+def test_fsdp_in_a_file_of_settings(text, is_on, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"output_dir: {tmp_path}\nfsdp: {text}\nfsdp_config: {{version: 2}}\n")
+    (args,) = SettingsParser((TGOConfig,)).parse_args_and_config(["--config", str(path)])
+    assert args.fsdp is is_on
 
 
 @pytest.mark.parametrize(("text", "value"), [("0.1", 0.1), ("auto", "auto"), ("null", "auto")])

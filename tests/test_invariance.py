@@ -56,7 +56,7 @@ def run_in_processes(number, names, folder):
     temporary = folder.with_name(f"{folder.name}-begun")
     temporary.mkdir(exist_ok=True)
     command = ["torch.distributed.run", "--standalone", f"--nproc-per-node={number}", "-m", "tests.runs"]
-    environment = cpu_environment()
+    environment = cpu_environment(ACCELERATE_MIXED_PRECISION="bf16")  # as of TRL's profile; the settings say float32
     environment.pop("CI", None)
     done = subprocess.run(
         [sys.executable, "-m", *command, json.dumps(list(names)), str(temporary)],

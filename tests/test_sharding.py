@@ -46,7 +46,7 @@ def test_an_adapter_on_a_sharded_base_trains_as_in_one_process(fast_case, one_pr
 
 def test_a_sharded_run_saves_what_stock_diffusers_loads(fast_case, one_process, folder):
     """The adapter alone, and the same as of one process; a grid of every update was drawn on the way."""
-    out = folder / "fast" / f"run-{FAST}" / "out"
+    out, trained = folder / "fast" / f"run-{FAST}" / "out", one_process(FAST)["weights"]
     saved = load_file(out / "pytorch_lora_weights.safetensors")
     expected = load_file(one_process_folder(folder, FAST) / "pytorch_lora_weights.safetensors")
     assert_close(saved, expected, 1e-5)
@@ -54,7 +54,6 @@ def test_a_sharded_run_saves_what_stock_diffusers_loads(fast_case, one_process, 
     pipeline = tiny.stable_diffusion()
     pipeline.load_lora_weights(out)
     loaded = dict(pipeline.unet.named_parameters())
-    trained = one_process(FAST)["weights"]
     for name, weight in trained.items():
         bare = name.removeprefix("networks.unet.")
         found = next(loaded[key] for key in loaded if key.replace("default_0", "default") == bare)

@@ -1,7 +1,9 @@
 """Ways of spreading weights over processes that cannot work here, refused before a model is loaded."""
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from transformers.trainer_utils import HubStrategy
 
 from .deepspeed_config import check_deepspeed
 
+logger = logging.getLogger(__name__)
+
 REPLICATING_DEVICES = {"cpu"}
 """Where accelerate shards nothing, and does not say so."""
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
@@ -20,6 +24,8 @@ OPTIMIZER_CLASSES = (torch.optim.AdamW, torch.optim.SGD)
 """The same, as classes."""
 OLDEST_TORCH = Version("2.7")
 """That can take its part of a tensor which every process has."""
+PRECISION = "ACCELERATE_MIXED_PRECISION"
+"""Where `accelerate launch` leaves what its configuration says."""
 
 
 def sharding_of(args: TrainingArguments) -> str | None:
@@ -27,6 +33,49 @@ def sharding_of(args: TrainingArguments) -> str | None:
     if args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         return "DeepSpeed"
     return "FSDP" if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP") else None
+
+
+def read_switch(value: Any) -> Any:
+    """`fsdp` as a boolean where it is the text of one, as of `fsdp: true` in a file or `--fsdp true`; else as it is."""
+    text = value.lower() if isinstance(value, str) else None
+    return text == "true" if text in ("true", "false") else value
+
+
+def check_launched_precision(bf16: bool, fp16: bool, is_open: bool) -> None:
+    """Says so where the settings compute in something else than accelerate's `mixed_precision`, which does not count.
+
+    Args:
+        bf16: of the settings.
+        fp16: of the settings.
+        is_open: whether neither of the two was set.
+
+    Raises:
+        ValueError: if nothing was set, and what accelerate's configuration asks for would not be done.
+    """
+    asked = os.environ.get(PRECISION, "no").lower()
+    own = "fp16" if fp16 else "bf16" if bf16 else "no"
+    if asked in ("no", own):
+        return
+    if is_open and asked != "bf16":
+        remedy = "Set `fp16=True`" if asked == "fp16" else "It is not supported. Set it to 'no' there"
+        raise ValueError(
+            f"`mixed_precision` of accelerate's configuration is {asked!r}, and the settings decide, where neither "
+            f"`fp16` nor `bf16` is set. {remedy}, or `bf16` to whether to compute in bfloat16."
+        )
+    if os.environ.get("RANK", "0") == "0":
+        decided = {"no": "float32: `bf16` and `fp16` are off"}.get(own, f"{own}: the settings decide")
+        logger.warning("`mixed_precision` of accelerate's configuration is %r, and this run is in %s.", asked, decided)
+
+
+@contextmanager
+def precision_of_settings() -> Iterator[None]:
+    """Within, `TrainingArguments` does not see accelerate's `mixed_precision`, which it takes where its own are off."""
+    asked = os.environ.pop(PRECISION, None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[PRECISION] = asked
 
 
 def check_strategy(args: TrainingArguments) -> None:
@@ -173,8 +222,7 @@ def _refused_settings(args: TrainingArguments, sharding: str) -> dict[str, tuple
     optimizer = str(getattr(args.optim, "value", args.optim))
     refused = {
         "fp16": (
-            args.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16",
-            "gradients of shards were not scaled yet. Use `bf16=True`.",
+            args.fp16, "gradients of shards were not scaled yet. Use `bf16=True`.",
         ),
         "torch_compile": (
             args.torch_compile or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no",

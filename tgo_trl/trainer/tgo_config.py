@@ -21,6 +21,7 @@ from ..losses.dspo import DSPO_BETAS
 from ..losses.tgo import ERROR_SCALES, NEGATIVES
 from ..messages.public import without_secrets
 from ..noise import DENSITIES
+from ..policy.launch import check_launched_precision, precision_of_settings, read_switch
 from ..policy.targets import check_target_names
 from ..precision import has_bfloat16
 from ..settings import (
@@ -377,7 +378,8 @@ class TGOConfig(TrainingArguments):
     > - `logging_steps`: Defaults to `10` instead of `500`.
     > - `gradient_checkpointing`: Defaults to `True` instead of `False`. Of each kind of block, every `n`-th is
     >   recomputed with `gradient_checkpointing_kwargs={"every_n_layers": n}`.
-    > - `bf16`: Defaults to `True` on a GPU that has it, if `fp16` is not set, instead of `False`.
+    > - `bf16`: Defaults to `True` on a GPU that has it, if `fp16` is not set, instead of `False`. The two decide
+    >   also where accelerate's configuration has another `mixed_precision`.
     > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`: a NaN loss is shown, and not looking for one
     >   saves a wait for the GPU at every step.
     > - `ddp_find_unused_parameters`: Defaults to `False`.
@@ -611,8 +613,10 @@ class TGOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.learning_rate is None:
             self.learning_rate = 1e-4 if self.use_peft else 1e-5
+        is_precision_open = self.bf16 is None and not self.fp16
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and has_bfloat16()
+        check_launched_precision(self.bf16, self.fp16, is_precision_open)
         # transformers is renaming the field; either name, if set, decides.
         for name in ("model_init_kwargs", "lr_scheduler_kwargs"):
             if isinstance(getattr(self, name), str):
@@ -654,7 +658,9 @@ class TGOConfig(TrainingArguments):
         of_blocks = check_compilation(vars(self))
         for name in of_blocks:  # by either of which transformers would compile the whole network
             setattr(self, name, None)
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.fsdp = read_switch(self.fsdp)
+        with precision_of_settings():
+            super().__post_init__()  # type: ignore[no-untyped-call]
         for name, value in of_blocks.items():
             setattr(self, name, value)
         for name in names if is_open else ():
