@@ -33,6 +33,7 @@ from tgo_trl.media.images import fit_image, image_to_tensor, load_image
 from tgo_trl.parser import SettingsParser
 from tgo_trl.storage.fingerprints import fingerprint, task_of
 from tgo_trl.trainer import sample_grids
+from tgo_trl.trainer.checkpoints import public_config
 from tgo_trl.trainer.eval_samples import EvalSamples
 from tgo_trl.trainer.sample_grids import SampleGridCallback
 from tgo_trl.trainer.sources import read_sample_sources
@@ -534,6 +535,7 @@ def test_grids_and_the_card_have_all_sources_of_a_prompt(files):
     args.sample_num_inference_steps = 2
     trainer = make_trainer(args, model=PLUS.build(), train_dataset=rows)
     grids = next(it for it in trainer.callback_handler.callbacks if isinstance(it, SampleGridCallback))
+    assert "sample_sources" not in public_config(args.to_dict())  # which names files of this machine
     [images] = grids.kwargs["sources"]
     assert [it.tobytes() for it in images] == [tiny.picture(i).tobytes() for i in range(2)]
     stock = PLUS.build()

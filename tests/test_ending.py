@@ -62,6 +62,9 @@ def test_what_was_trained_is_compared_next(tmp_path, full):
     assert f"{tmp_path}, the trained {'pipeline' if full else 'adapter'}" in written
     trained = str(tmp_path) if full else f"sd+{tmp_path}"
     assert typed(following)[:4] == ["evaluate", "--models", "base=sd", f"trained={trained}"]
+    under = TGOConfig(str(tmp_path), pipeline_class="WanImageToVideoPipeline")
+    last = ending("train", [TrainArguments("sd", "rows"), under])[1]
+    assert typed(last) == [*typed(following), "--pipeline_class", "WanImageToVideoPipeline"]
 
 
 def test_an_inspection_ends_with_its_own_suggestions_to_train_with(tmp_path, capsys):

@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ..settings import PIPELINE_CLASS
+
 OF_ROWS = ("prompt_column", "image_column", "image_dir", "allow_urls")
 """What each command has to be told of the rows that another one has written."""
 UNKNOWN = ("MODEL", "REWARD", "PROMPTS", "ADAPTER")
@@ -61,6 +63,7 @@ def ending(command: str, settings: Sequence[Any], result: Any = None, typed: Seq
         trained = output if is_pipeline else f"{base}+{output}"
         words = ["evaluate", "--models", f"base={base}", f"trained={trained}", "--prompts", "PROMPTS"]
         words += ["--rewards", "REWARD", "--output_dir", f"{output}-evaluation"]
+        words += _changed(settings[-1], PIPELINE_CLASS)  # of the base, which has no record of it
         return [f"{written}, the trained {'pipeline' if is_pipeline else 'adapter'} and its card", _next(words)]
     return []
 

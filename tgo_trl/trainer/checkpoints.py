@@ -251,7 +251,7 @@ def public_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """Training arguments, and what is nested in them, without what names a machine, a folder or a secret."""
     hidden = (
         "_dir", "run_name", "local_rank", "resume_from_checkpoint", "deepspeed", "fsdp", "hub_", "push_", "save_",
-        "eval_rewards",
+        "eval_rewards", "_sources",
     )  # fmt: skip
     kept = {
         name: value

@@ -41,8 +41,8 @@ class RoundsConfig:
         num_inference_steps, guidance_scale: of each sample; the pipeline's own if not set.
         generate_batch_size: samples drawn at once.
         score_batch_size: samples scored at once.
-        generate_settings: more settings of `tgo-trl generate`, by name: those in [`OF_GENERATE`]. Size, video length
-            and `model_init_kwargs` are those of the training settings.
+        generate_settings: more settings of `tgo-trl generate`, by name: those in [`OF_GENERATE`]. Size, video length,
+            `model_init_kwargs` and `pipeline_class` are those of the training settings.
         score_settings: more settings of `tgo-trl score`, by name: those in [`OF_SCORE`].
         held_out_rewards: rewards that training does not see. After each round they score samples of the base and of
             the policy, of the same prompts and seeds every time; the first one decides which round is kept.
