@@ -5,18 +5,22 @@ import json
 import pytest
 import torch
 from diffusers import FluxKontextPipeline, WanImageToVideoPipeline, WanPipeline
+from huggingface_hub import HfApi
 
 from tgo_trl import AlignPropConfig
 from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.export import ExportConfig
 from tgo_trl.commands.generate import GenerateConfig
 from tgo_trl.commands.generate.run import find_kind, init_kwargs_of
+from tgo_trl.commands.train.config import TrainArguments
+from tgo_trl.commands.train.run import named_pipeline, take_recorded_class
 from tgo_trl.families import FluxKontextFamily, WanFamily, WanImageToVideoFamily
 from tgo_trl.policy.loading import check_pipeline, find_family_class, load_pipeline
 from tgo_trl.policy.pipeline_class import recorded_class
 
 from .runs import config
-from .tiny import flux, qwen_image, wan
+from .test_generation import save_adapter
+from .tiny import flux, qwen_image, wan, wan_image_to_video
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -144,3 +148,25 @@ def test_what_an_adapter_was_trained_under_is_taken_unless_another_is_set(folder
     )  # fmt: skip
     kinds = [find_kind(compared.generation(it, "")) for it in compared.contestants()]
     assert kinds == [WanImageToVideoFamily] * 2
+
+
+def test_training_goes_on_under_the_class_that_an_adapter_was_trained_under(folder, tmp_path):
+    save_adapter(wan_image_to_video.build_ti2v(), tmp_path / "adapter", WanImageToVideoFamily(num_frames=5))
+    record = {"config": {"pipeline_class": "WanImageToVideoPipeline"}}
+    (tmp_path / "adapter" / "tgo_config.json").write_text(json.dumps(record))
+    arguments = TrainArguments(str(folder / "ti2v"), "rows", adapter_name_or_path=str(tmp_path / "adapter"))
+    args = config(tmp_path, num_frames=5)
+    take_recorded_class(arguments, args)
+    assert args.pipeline_class == "WanImageToVideoPipeline"
+    assert type(named_pipeline(arguments, args, weights=False)) is WanImageToVideoPipeline
+    other = config(tmp_path, pipeline_class="WanPipeline")
+    take_recorded_class(arguments, other)
+    assert other.pipeline_class == "WanPipeline"
+
+
+def test_the_record_of_an_adapter_on_the_hub_is_read(tmp_path, hub):
+    (tmp_path / "tgo_config.json").write_text('{"config": {"pipeline_class": "WanImageToVideoPipeline"}}')
+    HfApi().create_repo("me/mine")
+    HfApi().upload_folder(repo_id="me/mine", folder_path=str(tmp_path))
+    assert recorded_class("me/mine") == "WanImageToVideoPipeline"
+    assert recorded_class("me/none") is None

@@ -92,7 +92,7 @@ class TGOConfig(TrainingArguments):
         pipeline_class (`str`, *optional*):
             The diffusers class that the pipeline is loaded under, where it is to be another one than its
             `model_index.json` names, of the same parts: `"WanImageToVideoPipeline"` for Wan 2.2 TI2V-5B, which says
-            text to video. It is recorded beside the adapter.
+            text to video. It is recorded beside the adapter, from where `tgo-trl train` takes it that goes on with one.
         use_peft (`bool`, *optional*, defaults to `True`):
             Train a LoRA adapter. `False` trains all weights of the network and keeps a frozen copy as the reference.
         lora_r (`int`, *optional*, defaults to `16`):

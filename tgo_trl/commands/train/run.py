@@ -12,6 +12,7 @@ from diffusers.utils import is_bitsandbytes_available
 from ...families import find_family
 from ...media.origin import named_origin, remember_origin, source_folder
 from ...policy.loading import attach_adapter, load_pipeline
+from ...policy.pipeline_class import recorded_class
 from ...storage.sources import open_dataset
 from ...trainer.arguments import training_dtype
 from ...trainer.checkpoints import last_checkpoint
@@ -35,6 +36,7 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
     Raises:
         UploadError: if something could not be pushed; everything is saved then, and it says what uploads it.
     """
+    take_recorded_class(arguments, args)
     datasets, given = open_datasets(arguments, args), copy.copy(args)  # of which `speed` sets some
     trainer = TGOTrainer(
         named_pipeline(arguments, args),
@@ -72,6 +74,11 @@ def open_datasets(arguments: TrainArguments, args: TGOConfig) -> list[Dataset | 
     for dataset in datasets:
         remember_origin(dataset, named_origin(name, args.image_dir, args.allow_urls))
     return datasets
+
+
+def take_recorded_class(arguments: TrainArguments, args: TGOConfig) -> None:
+    """Sets `pipeline_class`, where it is not set, to what the adapter was trained under that training goes on with."""
+    args.pipeline_class = args.pipeline_class or recorded_class(arguments.adapter_name_or_path)
 
 
 def named_pipeline(arguments: TrainArguments, args: TGOConfig, weights: bool = True) -> Any:
