@@ -89,6 +89,24 @@ def test_a_long_video_is_cut_to_768_frames():
     assert (len(indices), indices[0], indices[-1]) == (768, 0, 99_999)
 
 
+def spelt(*texts):
+    """An answer in such tokens, each digit among them certain."""
+    tokens = [(text, {text: 0.0} if text.isdigit() else {}) for text in texts]
+    return Reply("".join(texts), tokens=tokens)
+
+
+@pytest.mark.parametrize("range_", [("(", "1", "-", "5", ")"), ("(", "1", " to ", "5", ")")], ids="".join)
+def test_a_range_that_is_repeated_is_no_digit(range_):
+    score, _ = rate(spelt(*(text for label in LABELS for text in (f"{label} ", *range_, ": ", "4", "\n"))))
+    assert isinstance(score, NoScore)
+
+
+def test_a_digit_of_another_scale_is_none():
+    assert isinstance(rate(spelt(*(text for it in LABELS for text in (f"{it}: ", "4", "/", "10", "\n"))))[0], NoScore)
+    score, _ = rate(spelt(*(text for label in LABELS for text in (f"{label}: ", "4", "/", "5", "\n"))))
+    assert score == 4
+
+
 @pytest.mark.parametrize(
     "reply",
     [

@@ -15,8 +15,14 @@ _GAP = r"[\s\"'*_`]*"
 """Quotes and Markdown between a name, its colon and its value."""
 
 
-NUMBER = r"[-+]?\d+(?:\.\d+)?(?!\w|[.,]\d)(?!\s*(?:-|to)\s*\d)(?!\s*/\s*(?!{high:g}\b)\d)"
+_OF_ANOTHER = r"(?!\s*(?:-|to)\s*\d)(?!\s*/\s*(?!{high:g}\b)\d)"
+NUMBER = r"[-+]?\d+(?:\.\d+)?(?!\w|[.,]\d)" + _OF_ANOTHER
 """A number in text, `8` or `8/10`; but not the first of `1-10`, as where the question is repeated, nor of `8/100`."""
+
+
+def not_of_another(high: float) -> str:
+    """What does not come behind a number of a scale up to `high`, as a regular expression: as of [`NUMBER`]."""
+    return _OF_ANOTHER.format(high=high)
 
 
 def number_within(value: Any, low: float, high: float) -> float | None:

@@ -15,6 +15,7 @@ from ..settings import check_types
 from .base import NoScore
 from .chat import Answer, Token, Video
 from .chat_reward import ChatReward, Question, checked_axes, is_video, load_frames, spread
+from .replies import not_of_another
 
 AXES = {
     "quality": "visual quality",
@@ -32,7 +33,7 @@ SAMPLED_FPS, MIN_FRAMES, MAX_FRAMES = 2.0, 4, 768
 
 TASK = Path(__file__).with_name("videoscore2_prompt.txt").read_text(encoding="utf-8")
 
-_DIGIT = r"(?:(?!\(\d\))[^\d\n]){0,200}([1-5])(?!\.?\d)"
+_DIGIT = rf"(?:(?!\(\d\))[^\d\n]){{0,200}}([1-5])(?!\.?\d){not_of_another(max(DIGITS))}"
 """After an axis on its line; the model repeats words of the question between. A `(2)` begins the next axis."""
 
 
