@@ -235,6 +235,10 @@ def call_flux2(network: nn.Module) -> Any:
     return network(of(1, 4096, 128), of(1, 512, 15360), of(1), *positions, guidance=of(1))
 
 
+def call_longcat(network: nn.Module) -> Any:
+    return network(of(1, 4096, 64), of(1, 512, 3584), of(1), of(4096, 3), of(512, 3))
+
+
 def call_chroma(network: nn.Module) -> Any:
     positions = of(4096, 3), of(512, 3)
     return network(of(1, 4096, 64), of(1, 512, 4096), of(1), *positions, attention_mask=of(1, 4608))
@@ -300,6 +304,11 @@ CASES = {
         "Chroma", "ChromaPipeline", diffusers.ChromaTransformer2DModel, call_chroma, ("T5-XXL", "KL-16"),
     ),
     "krea2": Case("Krea 2", "Krea2Pipeline", diffusers.Krea2Transformer2DModel, call_krea2, ("Qwen3-VL-4B", "Wan VAE")),
+    "longcat-image": Case(  # meituan-longcat/LongCat-Image
+        "LongCat-Image", "LongCatImagePipeline",
+        lambda: diffusers.LongCatImageTransformer2DModel(num_layers=10, num_single_layers=20), call_longcat,
+        ("Qwen2.5-VL-7B", "KL-16"),
+    ),
     "wan-1.3b": Case(  # Wan-AI/Wan2.1-T2V-1.3B-Diffusers
         "Wan 2.1 1.3B", **WAN,
         build=lambda: diffusers.WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30),

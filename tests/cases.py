@@ -196,10 +196,15 @@ def _find_cases() -> list[Case]:
 
 
 CASES = _find_cases()
+RELATIVES = ("krea2", "longcat_image", "qwen_image21")
+"""Kinds that others much like them stand for in the fast tests of all kinds that take long."""
+
+
+def as_parameter(case: Case, is_slow: bool) -> Any:
+    return pytest.param(case, id=case.name, marks=[pytest.mark.slow] if is_slow else [])
+
+
 KINDS = [
-    pytest.param(
-        case, id=case.name, marks=[pytest.mark.slow] if "-" in case.name and case.name != "wan-two_stage" else []
-    )
-    for case in CASES
+    as_parameter(case, case.name in RELATIVES or ("-" in case.name and case.name != "wan-two_stage")) for case in CASES
 ]
-"""The cases as parameters, of which variants of a kind are slow, but for one of two networks."""
+"""The cases as parameters, of which relatives and variants of a kind are slow, but for one of two networks."""

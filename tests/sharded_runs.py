@@ -104,6 +104,7 @@ CASES: dict[str, dict[str, Any]] = {
     "flux": {"max_steps": 2, "family": "flux"},
     "stable_diffusion_3": {"max_steps": 2, "family": "stable_diffusion_3"},
     "two networks": {"max_steps": 2, "family": "wan-two_stage"},
+    "row by row": {"max_steps": 2, "family": "qwen_image21"},
     "bfloat16": {"max_steps": 2, "family": "stable_diffusion_3", "bf16": True},
     "without autocast": {"max_steps": 2, "family": "stable_diffusion_3", "bf16": True, "bf16_autocast": False},
 }  # fmt: skip

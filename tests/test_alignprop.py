@@ -18,7 +18,7 @@ from tgo_trl.trainer.arguments import run_name_of
 from tgo_trl.trainer.nonfinite import NonFiniteError
 
 from . import tiny
-from .cases import CASES
+from .cases import CASES, RELATIVES, as_parameter
 from .devices import cpu_environment
 from .runs import Stop, StopAt, assert_close, assert_equal, logged, trained_weights
 
@@ -148,7 +148,7 @@ def test_two_processes_equal_one(tmp_path):
 SAMPLED = [case for case in CASES if find_family(type(case.build())).has_sampler and "-" not in case.name]
 
 
-@pytest.mark.parametrize("case", SAMPLED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [as_parameter(case, case.name in RELATIVES) for case in SAMPLED])
 def test_every_family_with_a_sampler_is_trained(case, tmp_path):
     guided = case.name != "flux"
     trainer = make_trainer(

@@ -12,17 +12,15 @@ from tgo_trl.losses.tgo import tgo_loss
 from tgo_trl.policy.draws import Draw
 from tgo_trl.trainer.plots import film_strip
 
-from .cases import CASES, PROMPTS, calls_of, perturb
+from .cases import CASES, PROMPTS, as_parameter, calls_of, perturb
 from .runs import first_log, logged, make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-ALIKE = ("ltx2-later", "wan_image_to_video-two_stage")
+ALIKE = ("ltx2-later", "wan_image_to_video-two_stage", "longcat_image")
 """Whose networks and whose inputs have a case each, or nearly so."""
-PARAMETERS = [
-    pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.name in ALIKE else []) for case in CASES
-]
+PARAMETERS = [as_parameter(case, case.name in ALIKE) for case in CASES]
 
 
 @pytest.fixture(params=PARAMETERS)

@@ -25,6 +25,7 @@ PREFIXES = {
     "stable_diffusion": "lora_unet_", "stable_diffusion_xl": "lora_unet_", "flux": "transformer.",
     "flux2": "transformer.", "flux2_dev": "transformer.", "flux_kontext": "transformer.", "chroma": "transformer.",
     "krea2": "transformer.",
+    "longcat_image": "transformer.",
     "qwen_image_edit": "transformer.", "qwen_image_edit_plus": "transformer.",
     "stable_diffusion_3": "transformer.", "qwen_image": "transformer.", "z_image": "transformer.",
     "qwen_image21": "transformer.",
@@ -73,8 +74,9 @@ def test_stock_diffusers_reads_the_same_from_other_names(case, tmp_path, capsys)
     assert all(key.startswith(prefix) for path in paths for key in load_file(path))
     assert capsys.readouterr().out.count(" layers, at a scale of 0.5") == len(paths)
     stock = case.build()
+    load = stock.load_lora_weights if hasattr(stock, "load_lora_weights") else stock.transformer.load_lora_adapter
     for path, second in zip(paths, ({}, {"load_into_transformer_2": True}), strict=False):
-        stock.load_lora_weights(tmp_path / "out", weight_name=path.name, **second)
+        load(tmp_path / "out", weight_name=path.name, **second)
     found = deltas(stock, family)
     assert found.keys() == expected.keys()
     for name, delta in expected.items():

@@ -8,6 +8,9 @@ from . import flux
 from .parts import autoencoder, qwen_tokenizer, qwen_vl_encoder, ready
 from .qwen_image_edit import VISION, PictureProcessor
 
+# 512 tokens, which the pipeline pads prompts to, would take seconds
+LongCatImagePipeline.tokenizer_max_length = property(lambda _: 24, lambda *_: None)
+
 RESOLUTION = 16
 CALL = {
     "height": RESOLUTION,
