@@ -164,7 +164,10 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
     *settings, unknown = parser.parse_args_into_dataclasses(_without_config(arguments), return_remaining_strings=True)
     _check_known(unknown, parser)
     settings = settings[: len(classes)]  # what follows is the launcher's
-    result = _load(COMMANDS[command].function)(*settings)
+    from .storage.processes import failing_together  # slow to load
+
+    with failing_together():
+        result = _load(COMMANDS[command].function)(*settings)
     _say_what_is_next(command, settings, result, typed)
     return 0
 
