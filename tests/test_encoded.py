@@ -1,7 +1,11 @@
 """Map-style data: what is encoded, that it is encoded once, and that it is never stale."""
 
 import io
+import itertools
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +14,8 @@ from torch.utils.data import DataLoader
 
 import tgo_trl.media.readers as media_module
 from tgo_trl.data.collator import RowCollator
-from tgo_trl.data.rows import BadRowError
+from tgo_trl.data.encoded import scan_rows
+from tgo_trl.data.rows import BadRowError, BadRows
 from tgo_trl.data.sampler import RowSampler, padding_like
 from tgo_trl.families import StableDiffusionFamily
 from tgo_trl.labels.fitting import fit_label_rule
@@ -416,3 +421,90 @@ def test_a_row_that_a_better_decoder_can_read_comes_back(tmp_path, monkeypatch):
     encoded, _ = prepare(tmp_path, broken())
     fresh, _ = prepare(tmp_path / "fresh", broken())
     assert_same_images(encoded, fresh)
+
+
+# ---- Several processes ----
+
+
+def scanned_by(number, dataset, folder, most_sources=0, **settings):
+    """What each of some processes, which are threads here, gets of the scan, or its error; and the files read."""
+    barrier, sent = threading.Barrier(number), {}
+
+    def scan(process):
+        calls = itertools.count()
+
+        def gather(parts):
+            call = next(calls)
+            sent[call, process] = parts
+            barrier.wait(30)
+            return [*itertools.chain.from_iterable(sent[call, other] for other in range(number))]
+
+        prepares = preparer(folder, **settings)
+        source = prepares._source(dataset, "training")
+        if most_sources:
+            source = replace(source, columns=replace(source.columns, source="source_image"))
+        reader = CountingReader()
+        bad = BadRows(source.skip_bad)
+        try:
+            rows = scan_rows(replace(source, reader=reader), bad, False, most_sources, process, number, gather)
+        except BadRowError as error:
+            return str(error), reader.num_read
+        return vars(rows), bad.rows, bad.reasons, reader.num_read
+
+    with ThreadPoolExecutor(number) as threads:
+        return [*threads.map(scan, range(number))]
+
+
+class CountingReader(media_module.ImageReader):
+    """Counts the files that it reads."""
+
+    num_read = 0
+
+    def content(self, value):
+        self.num_read += 1
+        return super().content(value)
+
+
+def rows_to_share(kind):
+    """Seven rows, two of which are bad, and with them what tells the kind."""
+    rows = scored_rows(7)
+    pictures = [{"bytes": png(i), "path": None} for i in range(9)]
+    prompts = ["" if i == 2 else prompt for i, prompt in enumerate(rows["prompt"])]
+    if kind == "pairs":
+        columns = {"chosen": pictures[:7], "rejected": [*pictures[1:5], pictures[5], *pictures[7:]]}
+        columns["rejected"][4] = pictures[4]  # the same file twice
+        return Dataset.from_dict({"prompt": prompts, **columns}, features=Features(
+            {"prompt": Value("string"), "chosen": Image(), "rejected": Image()}
+        ))  # fmt: skip
+    columns = {"prompt": prompts, "image": pictures[:7], "score": [*map(float, range(6)), float("nan")]}
+    features = {"prompt": Value("string"), "image": Image(), "score": Value("float64")}
+    if kind == "sources":
+        columns["score"][6] = 6.0
+        columns["source_image"] = [*pictures[:5], {"bytes": b"no image", "path": None}, pictures[6]]
+        features["source_image"] = Image()
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+SHARED = {
+    "scores": {}, "pairs": {"loss_type": "diffusion_dpo", "pairs": "columns"}, "sources": {"most_sources": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [2, 3, 8])
+@pytest.mark.parametrize("kind", SHARED)
+def test_processes_scan_a_run_of_rows_each_and_find_what_one_does(tmp_path, kind, number):
+    dataset = rows_to_share(kind)
+    ((*one, num_read),) = scanned_by(1, dataset, tmp_path, on_bad_row="skip", **SHARED[kind])
+    assert one[1] == {"scores": [2, 6], "pairs": [2, 4], "sources": [2, 5]}[kind]
+    shared = scanned_by(number, dataset, tmp_path, on_bad_row="skip", **SHARED[kind])
+    assert [it[:3] for it in shared] == [tuple(one)] * number
+    assert sum(it[3] for it in shared) == num_read  # each file once
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_every_process_stops_at_the_first_bad_row_of_all(tmp_path, kind):
+    dataset = rows_to_share(kind)
+    for rows in (range(7), [0, 1, 3, 4, 5, 6]):
+        ((message, _),) = scanned_by(1, dataset.select(rows), tmp_path, **SHARED[kind])
+        found = scanned_by(2, dataset.select(rows), tmp_path, **SHARED[kind])
+        assert [said for said, _ in found] == [message] * 2

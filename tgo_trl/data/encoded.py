@@ -1,8 +1,10 @@
 """Map-style data: every row encoded once, to disk, and read from there."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWrit
 from .batch import PreparedRow
 from .columns import undecoded
 from .pairs import Pairs
-from .rows import BadRows, RowSource, Score
+from .rows import BadRows, EndOfScanError, NotedRows, RowSource, Score
 from .sampler import Index, padding_like
 from .sources import Places, check_same_number, encode_edits, encode_sources, scan_sources
 
@@ -63,16 +65,69 @@ class ScannedRows:
         return [task_of(prompt, sources) for prompt, sources in zip(self.prompts, self.sources, strict=True)]
 
 
-def scan_rows(source: RowSource, bad: BadRows, progress: bool = False, most_sources: int = 0) -> ScannedRows:
+def scan_rows(
+    source: RowSource, bad: BadRows, progress: bool = False, most_sources: int = 0, process: int = 0,
+    num_processes: int = 1, gather: Callable[[list[Any]], list[Any]] = list,
+) -> ScannedRows:  # fmt: skip
     """Checks prompts and scores, fingerprints and measures the images, without decoding them.
+
+    Each process looks through a run of the rows, and all find what one would.
 
     Args:
         source: of the rows.
-        bad: what to do with bad ones.
+        bad: what to do with bad ones; the first raises in every process.
         progress: whether to show a progress bar.
         most_sources: source images of a row, where the columns have any.
+        process: the index of this one.
+        num_processes: all of them.
+        gather: lists of all processes, one after the other.
     """
+
+    def share(number: int) -> range:
+        return range(process * number // num_processes, (process + 1) * number // num_processes)
+
+    noted = NotedRows(bad.skip)
+    scanned = _joined(gather([_scan_part(source, share(len(source.dataset)), noted, progress)]))
+    _tell(gather(noted.found), bad)
+    if source.columns.source is None:
+        return scanned
+    noted, distinct = NotedRows(bad.skip), [*dict.fromkeys(scanned.rows)]
+    mine = [distinct[i] for i in share(len(distinct))]
+    keys: list[tuple[str, ...] | None] = []
+    with suppress(EndOfScanError):
+        keys = scan_sources(source, mine, noted, most_sources)
+    keys = gather(keys)
+    _tell(gather(noted.found), bad)
+    of_row = dict(zip(distinct, keys, strict=True))
+    kept = [i for i, row in enumerate(scanned.rows) if of_row[row] is not None]
+    scanned = replace(scanned.take(kept), sources=[of_row[scanned.rows[i]] or () for i in kept])
+    check_same_number(f"Rows of the {source.name} data set", scanned.sources)
+    return scanned
+
+
+def _scan_part(source: RowSource, part: range, bad: BadRows, progress: bool) -> ScannedRows:
+    """A run of the rows, as far as it can be scanned."""
     scanned = ScannedRows([], [], [], [], [], [], [])
+    if len(part) < len(source.dataset):
+        source = replace(source, dataset=source.dataset.select(part), first_row=part.start)
+    with suppress(EndOfScanError):
+        _scan_into(scanned, source, bad, progress)
+    return scanned
+
+
+def _joined(parts: Sequence[ScannedRows]) -> ScannedRows:
+    """The rows of all parts, one part after the other."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return ScannedRows(*([*chain.from_iterable(lists)] for lists in columns))
+
+
+def _tell(found: Iterable[tuple[int, str, str]], bad: BadRows) -> None:
+    for row, column, reason in found:
+        bad.add(row, column, reason)
+
+
+def _scan_into(scanned: ScannedRows, source: RowSource, bad: BadRows, progress: bool) -> None:
+    """Adds the good rows of a source, without their source images."""
     description = f"Reading {source.name} rows"
     rows = tqdm(source.images(bad), description, len(source.dataset), unit="row", disable=not progress)
     for row, prompt, images in rows:
@@ -84,13 +139,6 @@ def scan_rows(source: RowSource, bad: BadRows, progress: bool = False, most_sour
         for (column, _, score), (key, size) in zip(images, found, strict=True):
             for values, value in zip(vars(scanned).values(), (row, prompt, score, key, size, column, ()), strict=True):
                 values.append(value)
-    if source.columns.source is None:
-        return scanned
-    sources = scan_sources(source, scanned.rows, bad, most_sources)
-    kept = [i for i, keys in enumerate(sources) if keys is not None]
-    scanned = replace(scanned.take(kept), sources=[sources[i] or () for i in kept])
-    check_same_number(f"Rows of the {source.name} data set", scanned.sources)
-    return scanned
 
 
 def _identify(source: RowSource, images: Sequence[tuple[str, Any, Score]]) -> list[tuple[str, Size]]:

@@ -61,6 +61,27 @@ class BadRows:
             logger.warning("Skipped %d of %d rows of the %s data set. %s", len(self.rows), num_rows, name, shown)
 
 
+class EndOfScanError(Exception):
+    """A bad row was found where none is passed over, and is still to be told."""
+
+
+@dataclass
+class NotedRows(BadRows):
+    """Bad rows of a part of a data set, which are told where those of the other parts are known.
+
+    Attributes:
+        found: index, column and reason of each.
+    """
+
+    found: list[tuple[int, str, str]] = field(default_factory=list)
+
+    def add(self, row: int, column: str, reason: str) -> None:
+        """Notes the row; raises [`EndOfScanError`] if bad rows are not skipped."""
+        self.found.append((row, column, reason))
+        if not self.skip:
+            raise EndOfScanError
+
+
 def check_prompt(value: Any) -> str:
     """The prompt; raises a ValueError with the reason if there is none."""
     if not isinstance(value, str):
@@ -126,10 +147,10 @@ def iterate_rows(
 
 
 def iterate_pairs(
-    dataset: Dataset, columns: Columns, bad: BadRows, origin: Origin
+    dataset: Dataset, columns: Columns, bad: BadRows, origin: Origin, first_row: int = 0
 ) -> Iterator[tuple[int, str, Any, Any]]:
     """Index, prompt, better and worse image or video of each good row that is a pair, as [`iterate_rows`] does it."""
-    for row, example in enumerate(undecoded(dataset, columns.prompt, *columns.of_media)):
+    for row, example in enumerate(undecoded(dataset, columns.prompt, *columns.of_media), first_row):
         try:
             prompt = read_cell(example, columns.prompt, check_prompt)
             better, worse = (read_cell(example, column, origin.locate) for column in columns.of_media)
@@ -178,7 +199,7 @@ class RowSource:
                 yield row, prompt, [(columns.media, value, score)]
             return
         assert isinstance(self.dataset, Dataset)  # a stream gives no pairs
-        for row, prompt, better, worse in iterate_pairs(self.dataset, columns, bad, self.origin):
+        for row, prompt, better, worse in iterate_pairs(self.dataset, columns, bad, self.origin, self.first_row):
             yield row, prompt, [(columns.media, better, 1.0), (columns.rejected, worse, 0.0)]
 
     def size(self, value: Any) -> Size:

@@ -29,6 +29,7 @@ from ..policy.launch import sharding_of
 from ..policy.loading import find_family_class
 from ..rewards import load_reward
 from ..rewards.base import DifferentiableReward, check_differentiable, check_sources, checked_pixel_scores, reward_name
+from ..storage.processes import failing_together
 from ..storage.sources import open_dataset
 from .alignprop_config import AlignPropConfig
 from .arguments import check_launch, run_name_of, training_dtype
@@ -90,6 +91,7 @@ class AlignPropTrainer(BaseTrainer):
     method_paper: Paper = ALIGNPROP_PAPER
     _objective_name = "AlignProp"
 
+    @failing_together()
     def __init__(
         self,
         model: str | DiffusionPipeline,
@@ -245,6 +247,7 @@ class AlignPropTrainer(BaseTrainer):
             metrics["variety"] = pictures.distance
         return metrics
 
+    @failing_together()
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:

@@ -236,7 +236,9 @@ class DataPreparer:
         return SurveyedRows(source, scanned, positions, labels, None, texts, len(bad.rows)), fitted
 
     def _scan(self, source: RowSource, bad: BadRows) -> ScannedRows:
-        scanned = scan_rows(source, bad, self._shows_progress(), self.encoders.family.most_sources)
+        state, most = PartialState(), self.encoders.family.most_sources
+        progress = self._shows_progress()
+        scanned = scan_rows(source, bad, progress, most, state.process_index, state.num_processes, _from_all)
         if not scanned.rows:
             reasons = " ".join(bad.reasons[:5])
             raise ValueError(f"The {source.name} data set has no row that can be used. {reasons}".rstrip())

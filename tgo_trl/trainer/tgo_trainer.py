@@ -38,6 +38,7 @@ from ..policy.loading import load_reference_networks
 from ..policy.memory import Footprint, device_memory, footprint, has_usual_adapter
 from ..policy.reference import AdapterReference, ModelReference, PastReference
 from ..settings import shown
+from ..storage.processes import failing_together
 from .arguments import (
     default_args,
     training_dtype,
@@ -130,6 +131,7 @@ class TGOTrainer(BaseTrainer):
     # `compute_loss` normalises over all rows of an accumulated batch.
     loss_is_scaled_for_ga = True
 
+    @failing_together()
     def __init__(
         self,
         model: str | DiffusionPipeline,
@@ -520,6 +522,7 @@ class TGOTrainer(BaseTrainer):
     def _training_metrics(self) -> dict[str, float]:
         return self._metrics["train"].pop_means(self.accelerator)
 
+    @failing_together()
     def evaluate(
         self,
         eval_dataset: RawDataset | Mapping[str, RawDataset] | str | None = None,
