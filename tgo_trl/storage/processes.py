@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from ..messages.public import public_text
+
+T = TypeVar("T")
 
 FAILED, SEEN = "tgo_trl/failed/{}", "tgo_trl/seen/{}"
 """What the first process that failed has said, and how many know: entries of the store that the processes met at."""
@@ -33,6 +36,11 @@ def process_state() -> PartialState:
     On machines without an accelerator too, where accelerate takes each launched process for the only one unless told.
     """
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
+
+
+def from_all(parts: list[T]) -> list[T]:
+    """The parts of all processes, in their order; all of them come here alike."""
+    return gather_object(parts) if PartialState().num_processes > 1 else parts
 
 
 @contextmanager

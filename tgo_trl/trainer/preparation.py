@@ -31,6 +31,7 @@ from ..messages.values import shown_bytes
 from ..policy.draws import EVALUATION_EPOCH
 from ..policy.encoders import FrozenEncoders
 from ..storage.fingerprints import fingerprint
+from ..storage.processes import from_all
 from ..storage.shards import ShardWriter
 from .label_rules import check_ratio, fit_rule
 from .objective import unresolved_loss
@@ -238,7 +239,7 @@ class DataPreparer:
     def _scan(self, source: RowSource, bad: BadRows) -> ScannedRows:
         state, most = PartialState(), self.encoders.family.most_sources
         progress = self._shows_progress()
-        scanned = scan_rows(source, bad, progress, most, state.process_index, state.num_processes, _from_all)
+        scanned = scan_rows(source, bad, progress, most, state.process_index, state.num_processes, from_all)
         if not scanned.rows:
             reasons = " ".join(bad.reasons[:5])
             raise ValueError(f"The {source.name} data set has no row that can be used. {reasons}".rstrip())

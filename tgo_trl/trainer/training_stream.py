@@ -4,21 +4,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from datasets import IterableDataset
 
 from ..data.columns import Columns
 from ..data.lanes import MOST_UNEVEN, can_be_divided, choose_lanes, in_lanes, order_of, scan_shards, unevenness
 from ..data.rows import BadRows
 from ..data.stream import scan_stream
+from ..storage.processes import from_all
 from .tgo_config import TGOConfig
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,12 @@ class ScannedStream:
         if not reads_in_lanes(args, stream):
             return cls(*scan_stream(stream, columns, bad), [], [])
         state = PartialState()
-        if len({*_from_all([order_of(stream)])}) > 1:
+        if len({*from_all([order_of(stream)])}) > 1:
             raise ValueError(
                 "The processes read the stream in different orders: it was shuffled without a seed. Call "
                 "`shuffle(seed=...)`."
             )
-        found = scan_shards(stream, columns, bad, state.process_index, state.num_processes, _from_all)
+        found = scan_shards(stream, columns, bad, state.process_index, state.num_processes, from_all)
         return cls(
             [*chain.from_iterable(shard.scores for shard in found)],
             [*chain.from_iterable(shard.prompts for shard in found)],
@@ -87,10 +85,6 @@ class ScannedStream:
 def reads_in_lanes(args: TGOConfig, stream: IterableDataset) -> bool:
     """Whether a training stream may be read in more than one lane."""
     return can_be_divided(stream) and not args.aspect_ratio_buckets and args.stream_lanes != 1
-
-
-def _from_all(parts: list[T]) -> list[T]:
-    return gather_object(parts) if PartialState().num_processes > 1 else parts
 
 
 def _check_lanes(usable: Sequence[int]) -> None:
