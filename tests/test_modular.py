@@ -6,16 +6,23 @@ import shutil
 import diffusers
 import pytest
 import torch
-from diffusers import DiffusionPipeline, ModularPipeline
+from datasets import load_dataset
+from diffusers import DiffusionPipeline, ModularPipeline, PipelineQuantizationConfig, TorchAoConfig
 from torch import nn
+from torchao.quantization import Int8WeightOnlyConfig
+from torchao.quantization.quantize_.workflows import Int8Tensor
 
 from tgo_trl import TGOTrainer
+from tgo_trl.commands.generate.config import GenerateConfig
+from tgo_trl.commands.generate.run import generate
 from tgo_trl.families import FAMILIES
+from tgo_trl.policy import known_digests
 from tgo_trl.policy.loading import check_pipeline, find_family_class, load_pipeline, network_classes, network_names
 from tgo_trl.policy.modular import STANDARD, VALUES, as_standard
 
 from .cases import CASES, calls_of, perturb
 from .runs import config, make_trainer
+from .test_export import deltas
 from .tiny import scored_rows
 
 BY_NAME = {case.name: case for case in CASES}
@@ -112,6 +119,9 @@ def test_an_index_as_published_ones_are_is_read_where_its_parts_are(flux, tmp_pa
             index[name] = [None, None, where]
     (tmp_path / "modular_model_index.json").write_text(json.dumps(index))
     loaded, expected = (load_pipeline(str(it), None, None, None) for it in (tmp_path, flux))
+    networks = {"vae": loaded.vae, "text_encoder": loaded.text_encoder}
+    assert known_digests._keys(str(tmp_path), {}, networks) == {}  # files that are elsewhere may be any
+    assert known_digests._keys(str(flux), {}, networks).keys() == networks.keys()
     found, expected = weights_of(loaded), weights_of(expected)
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
@@ -134,6 +144,36 @@ def test_dtypes_and_parts_are_those_that_were_asked_for(flux):
     assert pipeline.transformer.dtype == torch.bfloat16
     assert pipeline.text_encoder.dtype == torch.float16
     assert pipeline.vae is vae
+
+
+@pytest.mark.parametrize("is_mapping", [True, False])
+def test_the_trained_network_alone_is_quantised(flux, is_mapping):
+    int8 = TorchAoConfig(Int8WeightOnlyConfig())
+    quantization = PipelineQuantizationConfig(quant_mapping={"transformer": int8}) if is_mapping else int8
+    pipeline = load_pipeline(str(flux), None, quantization, None)
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    quantised = {name for name, part in parts.items() if any(isinstance(it, Int8Tensor) for it in part.parameters())}
+    assert quantised == {"transformer"}
+
+
+def test_samples_are_drawn_from_modular_ones_by_name_and_as_objects(flux, tmp_path):
+    size = BY_NAME["flux"].module.RESOLUTION
+    modular = ModularPipeline.from_pretrained(str(flux))
+    modular.load_components(dtype=torch.float32)
+    drawn = []
+    for pipeline in (None, modular, as_loaded(flux)):
+        settings = {
+            "dtype": "float32",
+            "height": size,
+            "width": size,
+            "num_inference_steps": 1,
+            "max_sequence_length": 16,
+        }
+        folder = tmp_path / str(len(drawn))
+        (tmp_path / "prompts.txt").write_text("a red cat\n")
+        generate(GenerateConfig(str(flux), str(tmp_path / "prompts.txt"), str(folder), **settings), pipeline)
+        drawn.append(load_dataset(str(folder), split="train")[0]["image"].tobytes())
+    assert drawn[0] == drawn[1] == drawn[2]
 
 
 # ---- What is refused ----
@@ -242,3 +282,21 @@ def test_a_trained_adapter_loads_into_the_modular_pipeline(flux, is_object, monk
     found = weights_of(scope["pipeline"])
     assert any("lora" in key for key in found)
     assert isinstance(scope["pipeline"], DiffusionPipeline)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name != "wan-two_stage" else []) for name in KINDS]
+)
+def test_adapters_of_every_kind_load_into_its_modular_pipeline(name, tmp_path):
+    case = BY_NAME[name]
+    setup = case.setup(tmp_path, lora_r=3, lora_alpha=7)
+    perturb(setup.policy)
+    setup.family.save_adapter(setup.pipeline, setup.policy.adapter_name, tmp_path)
+    modular = modular_of(case.build(), KINDS[name])
+    exec(setup.family.loading_code(setup.pipeline, str(tmp_path)), {"pipeline": modular})
+    expected = deltas(setup.pipeline, setup.family)
+    assert expected
+    found = deltas(modular, setup.family)
+    assert found.keys() == expected.keys()
+    for key, delta in expected.items():
+        torch.testing.assert_close(found[key], delta)
