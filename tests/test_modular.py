@@ -28,7 +28,8 @@ from .tiny import scored_rows
 BY_NAME = {case.name: case for case in CASES}
 KINDS = {
     "flux": "FluxModularPipeline", "flux_kontext": "FluxKontextModularPipeline",
-    "flux2": "Flux2KleinBaseModularPipeline",
+    "flux2": "Flux2KleinBaseModularPipeline", "flux2_dev": "Flux2ModularPipeline", "krea2": "Krea2ModularPipeline",
+    "qwen_image21": "QwenImage21ModularPipeline",
     "ltx2": "LTX2ModularPipeline", "qwen_image": "QwenImageModularPipeline",
     "qwen_image_edit": "QwenImageEditModularPipeline", "qwen_image_edit_plus": "QwenImageEditPlusModularPipeline",
     "stable_diffusion_3": "StableDiffusion3ModularPipeline", "stable_diffusion_xl": "StableDiffusionXLModularPipeline",
@@ -69,11 +70,12 @@ def flux(tmp_path_factory):
 
 
 def test_every_class_is_a_modular_one_and_has_a_standard_one_with_a_family():
-    assert set(STANDARD) == {*KINDS.values(), "Flux2KleinModularPipeline"}
+    distilled = {"Flux2KleinModularPipeline", "Krea2TurboModularPipeline", "QwenImage21TurboModularPipeline"}
+    assert set(STANDARD) == {*KINDS.values(), *distilled}
     assert set(STANDARD.values()) <= set(FAMILIES)
     for name, values in VALUES.items():
         specs = getattr(diffusers, name)()._config_specs
-        assert values == {key: specs[key].default for key in values}
+        assert values.items() >= {key: specs[key].default for key in values if key in specs}.items()
 
 
 SLOW = {"flux_kontext", "qwen_image_edit_plus", "stable_diffusion_3"} | {it for it in KINDS if "to_video" in it}
@@ -84,8 +86,8 @@ SLOW = {"flux_kontext", "qwen_image_edit_plus", "stable_diffusion_3"} | {it for 
 )
 def test_a_modular_repository_is_the_standard_pipeline(name, tmp_path):
     whole = BY_NAME[name].build()
-    given = {"processor": whole.processor} if "edit" in name else None  # of the tests' own class
-    loaded = load_pipeline(str(save_modular(name, tmp_path / "base")), given, None, None)
+    own = {key: part for key, part in whole.components.items() if type(part).__module__.startswith("tests.")}
+    loaded = load_pipeline(str(save_modular(name, tmp_path / "base")), own, None, None)
     assert type(loaded) is type(whole)
     expected, found = weights_of(whole), weights_of(loaded)
     assert found.keys() == expected.keys()
@@ -216,6 +218,16 @@ def test_a_missing_part_and_an_unknown_option_are_named(flux, tmp_path):
         as_loaded(model)
     with pytest.raises(ValueError, match="has device_map, which the parts of the modular repository"):
         load_pipeline(str(flux), {"device_map": "balanced"}, None, None)
+
+
+def test_another_class_is_refused_of_a_modular_one_and_its_own_taken(flux):
+    for call in (check_pipeline, lambda model, kwargs: load_pipeline(model, kwargs, None, None)):
+        with pytest.raises(
+            ValueError, match="`pipeline_class` is 'FluxKontextPipeline', and .* is a modular repository"
+        ):
+            call(str(flux), {"pipeline_class": "FluxKontextPipeline"})
+    own = load_pipeline(str(flux), {"pipeline_class": "FluxPipeline"}, None, None)
+    assert type(own) is diffusers.FluxPipeline
 
 
 def test_what_is_no_pipeline_at_all_stays_so(tmp_path):

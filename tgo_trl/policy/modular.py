@@ -18,9 +18,14 @@ from .skeleton import named_class, without_weights
 STANDARD = {
     "Flux2KleinBaseModularPipeline": "Flux2KleinPipeline",
     "Flux2KleinModularPipeline": "Flux2KleinPipeline",
+    "Flux2ModularPipeline": "Flux2Pipeline",
     "FluxKontextModularPipeline": "FluxKontextPipeline",
     "FluxModularPipeline": "FluxPipeline",
+    "Krea2ModularPipeline": "Krea2Pipeline",
+    "Krea2TurboModularPipeline": "Krea2Pipeline",
     "LTX2ModularPipeline": "LTX2Pipeline",
+    "QwenImage21ModularPipeline": "QwenImage21Pipeline",
+    "QwenImage21TurboModularPipeline": "QwenImage21Pipeline",
     "QwenImageEditModularPipeline": "QwenImageEditPipeline",
     "QwenImageEditPlusModularPipeline": "QwenImageEditPlusPipeline",
     "QwenImageModularPipeline": "QwenImagePipeline",
@@ -35,6 +40,7 @@ STANDARD = {
 """The pipeline class of the same parts, of each modular class that there is a family for."""
 VALUES: dict[str, dict[str, Any]] = {
     "Flux2KleinModularPipeline": {"is_distilled": True},
+    "Krea2TurboModularPipeline": {"is_distilled": True},
     "Wan22Image2VideoModularPipeline": {"boundary_ratio": 0.875},
     "Wan22ModularPipeline": {"boundary_ratio": 0.875},
 }

@@ -503,7 +503,7 @@ class BaseTrainer(ResumableTrainer):
             pipeline_package=type(self.pipeline).__module__.partition(".")[0],
             weights=weights,
             loading_code=self.family.loading_code(self.pipeline, weights),
-            base_code=base_code(self.pipeline, shown_path(base), dtype),
+            base_code=base_code(self.pipeline, path_in_card(base), dtype),
             loading_arguments="".join(f", {name}=None" for name in self.family.left_out(self.pipeline))
             + ("" if dtype == torch.float32 else f", dtype={dtype}"),
             video_format=self.family.video_format,
