@@ -67,6 +67,7 @@ class CardContent:
         model_name: the card's title.
         weights: Hub id or folder of what was trained, for the snippet.
         loading_code: loads an adapter from there.
+        base_code: makes the pipeline of a base that `from_pretrained` alone does not load; None for others.
         loading_arguments: what `from_pretrained` is told besides the name, such as `, text_encoder_3=None`.
         video_format: of the training videos; None for images.
         base_model: Hub id or folder of the pipeline that was trained.
@@ -100,6 +101,7 @@ class CardContent:
     model_name: str
     weights: str
     loading_code: str
+    base_code: str | None
     loading_arguments: str
     video_format: VideoFormat | None
     base_model: str

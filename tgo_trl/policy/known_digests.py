@@ -54,9 +54,9 @@ def _keys(model: str, init_kwargs: Mapping[str, Any], networks: Mapping[str, nn.
     how = sorted((name, str(value)) for name, value in init_kwargs.items())
     versions = (diffusers.__version__, transformers.__version__)
     return {
-        name: fingerprint(name, type(it).__name__, _dtype(it), how, *versions, *_files(root / name))
+        name: fingerprint(name, type(it).__name__, _dtype(it), how, *versions, *files)
         for name, it in networks.items()
-        if name not in init_kwargs
+        if name not in init_kwargs and (files := _files(root / name))  # none, where an index names other places
     }
 
 

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, PipelineQuantizationConfig
+from diffusers import DiffusionPipeline, ModularPipeline, PipelineQuantizationConfig
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
@@ -17,18 +17,22 @@ from transformers import PreTrainedTokenizerBase
 from ..families import PUBLISHED_NAMES, Family, find_family, find_published_family
 from ..settings import PIPELINE_CLASS
 from .alterations import unwrapped
+from .modular import Modular, as_standard, load_modular, read_modular
 from .pipeline_class import check_instance, check_pipeline_class
 from .single_file import configuration_of, is_single_file, load_single_file
 from .skeleton import load_skeleton
 
 logger = logging.getLogger(__name__)
 
+INDEX_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+"""What an index is read with."""
+
 _INIT_KWARGS: WeakKeyDictionary[DiffusionPipeline, Mapping[str, Any]] = WeakKeyDictionary()
 """What pipelines were loaded with that [`load_pipeline`] has loaded."""
 
 
 def load_pipeline(
-    model: str | DiffusionPipeline,
+    model: str | DiffusionPipeline | ModularPipeline,
     init_kwargs: Mapping[str, Any] | None,
     quantization_config: Any,
     family: Family | None,
@@ -38,7 +42,8 @@ def load_pipeline(
     """The user's pipeline, loaded in float32 unless told otherwise, never with code from the Hub.
 
     Args:
-        model: Hub id, folder, `.safetensors` file, or a pipeline, which is returned as it is.
+        model: Hub id, folder, `.safetensors` file, or a pipeline, which is returned as it is. A modular one is put
+            together as the standard pipeline of the same parts.
         init_kwargs: for `from_pretrained`, or for `from_single_file`; with `pipeline_class`, the name of a class of
             diffusers, it is loaded under that instead of the one that its `model_index.json` names.
         quantization_config: for the whole pipeline (`PipelineQuantizationConfig`), or for the trained networks only.
@@ -51,6 +56,7 @@ def load_pipeline(
         ValueError: for settings that cannot be honoured.
     """
     # A pipeline that is there is taken as it is.
+    model = as_standard(model)
     if isinstance(model, DiffusionPipeline):
         check_instance(model, init_kwargs)
         settings = {name: it for name, it in (init_kwargs or {}).items() if name != PIPELINE_CLASS}
@@ -100,6 +106,9 @@ def _load_repository(
 ) -> DiffusionPipeline:
     # The class is known before anything is loaded, and with it the networks to be quantised.
     family_class = type(family) if family is not None else find_published_family(_class_name(model, kwargs))
+    modular = _modular(model, kwargs)
+    if modular is not None:
+        kwargs.pop(PIPELINE_CLASS, None)
     if PIPELINE_CLASS in kwargs:
         kwargs[PIPELINE_CLASS] = _another_class(model, kwargs, family)
     quantization_config = quantization_config or kwargs.pop("quantization_config", None)
@@ -109,7 +118,8 @@ def _load_repository(
             quantization_config = _of_networks(quantization_config, family_class, _index(model, kwargs))
         quantized = list(quantization_config.quant_mapping or quantization_config.components_to_quantize or ())
         kwargs["quantization_config"] = quantization_config
-    return family_class.load(model, **_with_dtype(kwargs, quantized, dtype))
+    kwargs = _with_dtype(kwargs, quantized, dtype)
+    return family_class.load(model, **kwargs) if modular is None else load_modular(modular, model, kwargs)
 
 
 def _another_class(model: str, kwargs: Mapping[str, Any], family: Family | None) -> type[DiffusionPipeline]:
@@ -131,8 +141,11 @@ def _named_skeleton(model: str, kwargs: dict[str, Any]) -> DiffusionPipeline:
         kwargs.pop("config", None)
     name = _class_name(model, kwargs)
     find_published_family(name)
+    modular = _modular(model, kwargs)
     kwargs.pop(PIPELINE_CLASS, None)
     options = _with_dtype(kwargs, [], torch.float32)
+    if modular is not None:
+        return load_modular(modular, model, options, weights=False)
     return load_skeleton(model, PUBLISHED_NAMES.get(name, name), _index(model, kwargs), options)
 
 
@@ -281,7 +294,7 @@ def set_adapter_scale(pipeline: DiffusionPipeline, scale: float) -> None:
 
 
 def load_reference_networks(
-    ref_model: str | DiffusionPipeline | nn.Module, pipeline: DiffusionPipeline, family: Family,
+    ref_model: str | DiffusionPipeline | ModularPipeline | nn.Module, pipeline: DiffusionPipeline, family: Family,
     init_kwargs: Mapping[str, Any] | None, quantization_config: Any = None, dtype: torch.dtype = torch.float32,
 ) -> dict[str, nn.Module]:  # fmt: skip
     """The networks of the `ref_model` argument: of a pipeline, a Hub id, or a single network.
@@ -292,7 +305,7 @@ def load_reference_networks(
         TypeError: if it is none of these.
         ValueError: if it is the policy itself, or lacks a network.
     """
-    names = tuple(family.networks(pipeline))
+    names, ref_model = tuple(family.networks(pipeline)), as_standard(ref_model)
     if isinstance(ref_model, nn.Module):
         if len(names) != 1:
             raise ValueError(
@@ -373,10 +386,33 @@ def _with_dtype(kwargs: dict[str, Any], quantized: Sequence[str], dtype: torch.d
 
 
 def _index(model: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The `model_index.json` of a repository or folder, which comes before its weights."""
-    passed_on = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
-    options = {name: kwargs[name] for name in passed_on if name in kwargs}
-    return dict(DiffusionPipeline.load_config(model, **options))
+    """The `model_index.json` of a repository or folder, which comes before its weights, or what it would be."""
+    options = {name: kwargs[name] for name in INDEX_OPTIONS if name in kwargs}
+    try:
+        return dict(DiffusionPipeline.load_config(model, **options))
+    except OSError:
+        modular = _modular(model, kwargs)
+        if modular is None:
+            raise
+        return modular.index
+
+
+def _modular(model: str, kwargs: Mapping[str, Any]) -> Modular | None:
+    """What a repository or folder says that has a `modular_model_index.json` and no `model_index.json`."""
+    options = {name: kwargs[name] for name in INDEX_OPTIONS if name in kwargs}
+    try:
+        DiffusionPipeline.load_config(model, **options)
+    except OSError:
+        modular = read_modular(model, options)
+    else:
+        return None
+    named = kwargs.get(PIPELINE_CLASS)
+    if modular is not None and named not in (None, modular.pipeline_class.__name__):
+        raise ValueError(
+            f"`pipeline_class` is {named!r}, and {model!r} is a modular repository, whose parts are loaded as a "
+            f"`{modular.pipeline_class.__name__}`. Leave it out, or name another model."
+        )
+    return modular
 
 
 def _class_name(model: str, kwargs: Mapping[str, Any]) -> str:

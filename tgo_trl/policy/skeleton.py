@@ -45,7 +45,8 @@ def load_skeleton(
     for name, entry in index.items():
         part_class = None if name in kwargs else _network_class(entry, hints.get(name))
         if part_class is not None:
-            parts[name] = _without_weights(part_class, model, name, kwargs)
+            options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
+            parts[name] = without_weights(part_class, model, name, options)
     # not of `DiffusionPipeline`, which loads what a pipeline may lack although it is passed
     pipeline: DiffusionPipeline = found.from_pretrained(model, **kwargs, **parts)
     return pipeline
@@ -61,17 +62,29 @@ def _network_class(entry: Any, hint: Any) -> Any:
     """
     if not isinstance(entry, (list, tuple)) or len(entry) != 2 or entry[0] is None:
         return None
-    # of a part that one kind of pipeline alone has, the module of that pipeline
-    library = LIBRARIES.get(str(entry[0])) or getattr(diffusers.pipelines, str(entry[0]), None)
-    named = getattr(library, str(entry[1]), None)
-    is_class = isinstance(hint, type)
-    if not isinstance(named, type) or (is_class and not issubclass(named, hint)):
+    named, is_class = named_class(*entry), isinstance(hint, type)
+    if named is None or (is_class and not issubclass(named, hint)):
         named = hint if is_class else None
     return named if isinstance(named, type) and issubclass(named, nn.Module) else None
 
 
-def _without_weights(network_class: Any, model: str, name: str, kwargs: Mapping[str, Any]) -> Any:
-    options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
+def named_class(library: str | None, class_name: str | None) -> type | None:
+    """The class of a part that an index names; None if it is neither of diffusers nor of transformers."""
+    # of a part that one kind of pipeline alone has, the library is the module of that pipeline
+    found = LIBRARIES.get(str(library)) or getattr(diffusers.pipelines, str(library), None)
+    named = getattr(found, str(class_name), None)
+    return named if isinstance(named, type) else None
+
+
+def without_weights(network_class: Any, model: str, name: str, options: Mapping[str, Any]) -> Any:
+    """A network on the meta device.
+
+    Args:
+        network_class: its class.
+        model: Hub id or folder.
+        name: of the folder there with its configuration.
+        options: for reading it.
+    """
     if issubclass(network_class, transformers.PreTrainedModel):
         config = network_class.config_class.from_pretrained(model, subfolder=name, **options)
         with META:

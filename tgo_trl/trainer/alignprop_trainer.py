@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +27,7 @@ from ..policy.encoders import FrozenEncoders
 from ..policy.gradient_sampling import GradientSampler, check_sampler, step_options
 from ..policy.launch import sharding_of
 from ..policy.loading import find_family_class
+from ..policy.modular import as_standard
 from ..rewards import load_reward
 from ..rewards.base import DifferentiableReward, check_differentiable, check_sources, checked_pixel_scores, reward_name
 from ..storage.processes import failing_together
@@ -94,7 +95,7 @@ class AlignPropTrainer(BaseTrainer):
     @failing_together()
     def __init__(
         self,
-        model: str | DiffusionPipeline,
+        model: str | DiffusionPipeline | ModularPipeline,
         reward: str | DifferentiableReward,
         args: AlignPropConfig | None = None,
         train_dataset: Dataset | str | None = None,
@@ -108,6 +109,7 @@ class AlignPropTrainer(BaseTrainer):
         family: Family | None = None,
     ) -> None:
         # Whatever can be refused is, before anything is loaded.
+        model = as_standard(model)
         args = _default_args(model) if args is None else args
         texts = training_prompts(_check_arguments(args, train_dataset), args)
         check_sample_metric(args)

@@ -31,6 +31,7 @@ from ..policy.denoising import Denoiser
 from ..policy.distributed import leave_quantized_weights_to_each_process
 from ..policy.draws import stable_seed
 from ..policy.encoders import FrozenEncoders
+from ..policy.modular import base_code
 from ..policy.policy import Policy, build_policy, disable_dropout
 from ..policy.reference import AdapterReference, ModelReference, OwnReference, Reference
 from ..policy.sampling import cpu_generators, negating, quiet
@@ -496,13 +497,15 @@ class BaseTrainer(ResumableTrainer):
         step = self.state.global_step if self.kept_step is None else self.kept_step
         weights = self.hub_model_id or self.args.hub_model_id or path_in_card(str(folder))
         dtype, (negative_prompt, call) = training_dtype(self.args), self._example_call()
+        base = public_text(str(self.pipeline.config.get("_name_or_path") or ""))
         content = CardContent(
             model_name=model_name or (self.args.hub_model_id or folder.name).split("/")[-1],
-            base_model=public_text(str(self.pipeline.config.get("_name_or_path") or "")),
+            base_model=base,
             pipeline_class=type(self.pipeline).__name__,
             pipeline_package=type(self.pipeline).__module__.partition(".")[0],
             weights=weights,
             loading_code=self.family.loading_code(self.pipeline, weights),
+            base_code=base_code(self.pipeline, path_in_card(base), dtype),
             loading_arguments="".join(f", {name}=None" for name in self.family.left_out(self.pipeline))
             + ("" if dtype == torch.float32 else f", dtype={dtype}"),
             video_format=self.family.video_format,

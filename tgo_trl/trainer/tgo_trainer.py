@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
-from diffusers import DiffusionPipeline, PipelineQuantizationConfig
+from diffusers import DiffusionPipeline, ModularPipeline, PipelineQuantizationConfig
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
@@ -36,6 +36,7 @@ from ..policy.known_digests import remember_digests
 from ..policy.launch import check_shardable
 from ..policy.loading import load_reference_networks
 from ..policy.memory import Footprint, device_memory, footprint, has_usual_adapter
+from ..policy.modular import as_standard
 from ..policy.reference import AdapterReference, ModelReference, PastReference
 from ..settings import shown
 from ..storage.processes import failing_together
@@ -134,12 +135,12 @@ class TGOTrainer(BaseTrainer):
     @failing_together()
     def __init__(
         self,
-        model: str | DiffusionPipeline,
+        model: str | DiffusionPipeline | ModularPipeline,
         args: TGOConfig | None = None,
         train_dataset: RawDataset | None = None,
         eval_dataset: RawDataset | Mapping[str, RawDataset] | None = None,
         *,
-        ref_model: str | DiffusionPipeline | nn.Module | None = None,
+        ref_model: str | DiffusionPipeline | ModularPipeline | nn.Module | None = None,
         data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
         processing_class: Any = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
@@ -152,6 +153,8 @@ class TGOTrainer(BaseTrainer):
         family: Family | None = None,
     ) -> None:
         # Whatever can be refused is, before anything is loaded.
+        is_same, model = ref_model is model, as_standard(model)
+        ref_model = model if is_same else as_standard(ref_model)
         args = default_args(model) if args is None else args
         eval_rewards = check_settings(
             args, model, ref_model, train_dataset, eval_dataset, quantization_config, compute_metrics, callbacks,

@@ -20,7 +20,7 @@ import torch
 from accelerate import PartialState
 from datasets import Features, List, Value
 from datasets import Image as ImageFeature
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 from PIL import Image
 
 from ...cards.dataset_card import build_card
@@ -31,6 +31,7 @@ from ...media.sizes import check_size
 from ...media.types import Sample, Size
 from ...messages.public import public_name, without_secrets
 from ...policy.loading import adapter_scales, attach_adapter, find_family_class, load_pipeline, set_adapter_scale
+from ...policy.modular import as_standard
 from ...policy.pipeline_class import check_instance, recorded_class
 from ...precision import as_dtype, default_dtype
 from ...settings import with_pipeline_class
@@ -51,7 +52,9 @@ PACKAGES = ("diffusers", "torch", "transformers")
 
 
 @locks_output_dir
-def generate(config: GenerateConfig, pipeline: DiffusionPipeline | None = None, family: Family | None = None) -> Path:
+def generate(
+    config: GenerateConfig, pipeline: DiffusionPipeline | ModularPipeline | None = None, family: Family | None = None
+) -> Path:
     """Samples a data set; goes on where a run with the same settings stopped.
 
     Every process of a distributed launch calls this; they share the work.
@@ -68,7 +71,7 @@ def generate(config: GenerateConfig, pipeline: DiffusionPipeline | None = None, 
     Raises:
         ValueError: for settings that cannot work, or a folder that holds data made with other settings.
     """
-    state = process_state()
+    state, pipeline = process_state(), as_standard(pipeline)
     folder = Path(config.output_dir)
     tasks = find_tasks(config, find_kind(config, pipeline, family))
     check_destination(folder, config, state)
