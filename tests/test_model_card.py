@@ -229,7 +229,7 @@ def test_the_snippet_draws_the_first_sample_of_the_grid(tmp_path, base, monkeypa
         assert np.abs(np.asarray(image, int) - np.asarray(drawn, int)).max() <= 1
 
 
-@pytest.mark.parametrize("name", ["qwen_image", "sana", "krea2", "qwen_image21", "longcat_image"])
+@pytest.mark.parametrize("name", ["qwen_image", "sana", "krea2", "qwen_image21", "longcat_image", "flux2_dev"])
 def test_the_snippet_calls_a_pipeline_as_its_family_does(tmp_path, monkeypatch, name):
     """Where guidance has another name, and where a size would be brought to another one."""
     (case,) = (case for case in CASES if case.name == name)

@@ -15,6 +15,7 @@ from .chroma import ChromaFamily
 from .flux import FluxFamily
 from .flux2 import Flux2DevFamily, Flux2KleinFamily
 from .flux_kontext import FluxKontextFamily
+from .hunyuan_video15 import HunyuanVideo15Family
 from .krea2 import Krea2Family
 from .longcat_image import LongCatImageFamily
 from .ltx2 import LTX2Family
@@ -41,6 +42,7 @@ FAMILIES: dict[str, type[Family]] = {
     "Flux2Pipeline": Flux2DevFamily,
     "FluxKontextPipeline": FluxKontextFamily,
     "FluxPipeline": FluxFamily,
+    "HunyuanVideo15Pipeline": HunyuanVideo15Family,
     "Krea2Pipeline": Krea2Family,
     "LongCatImagePipeline": LongCatImageFamily,
     "LTX2Pipeline": LTX2Family,
@@ -120,6 +122,7 @@ __all__ = [
     "Flux2KleinFamily",
     "FluxFamily",
     "FluxKontextFamily",
+    "HunyuanVideo15Family",
     "Krea2Family",
     "LTX2Family",
     "LongCatImageFamily",
