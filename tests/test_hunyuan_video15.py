@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from tgo_trl.families import HunyuanVideo15Family, build_family
+from tgo_trl.families import HunyuanVideo15Family, HunyuanVideo15ImageToVideoFamily, build_family
 from tgo_trl.policy.draws import stable_seed
 
 from .runs import config, make_trainer
+from .tiny import hunyuan_video15_image_to_video as image_to_video
 from .tiny import scored_videos
 from .tiny.hunyuan_video15 import NUM_FRAMES, RESOLUTION, build
 
@@ -54,9 +55,12 @@ def test_what_stands_in_quotation_marks_is_read_by_its_letters():
 
 def test_networks_of_images_and_other_numbers_of_frames_are_refused():
     FAMILY.check(build())
-    with pytest.raises(ValueError, match="`transformer` has `task_type='i2v'` and takes 9 channels, and a `Hunyuan"):
+    with pytest.raises(
+        ValueError,
+        match="`transformer` has `task_type='i2v'` and takes 9 channels, and a `HunyuanVideo15Pipeline` is one of",
+    ):
         FAMILY.check(build(task_type="i2v"))
-    with pytest.raises(ValueError, match="takes 13 channels, and a `HunyuanVideo15Pipeline` gives it 9"):
+    with pytest.raises(ValueError, match=r"takes 13 channels, and a .* that gives it 9"):
         FAMILY.check(build(in_channels=13))
     with pytest.raises(ValueError, match=r"`num_frames` is 6, .* Set `num_frames` to 5 or 9"):
         HunyuanVideo15Family(num_frames=6).check(build())
@@ -97,3 +101,29 @@ def test_autoencoders_take_one_video_after_the_other():
     with torch.no_grad():
         together = FAMILY.encode_images(pipeline, pixels, torch.zeros(2, 4, dtype=torch.long))["mean"]
         torch.testing.assert_close(together[1:], pipeline.vae.encode(pixels[1:]).latent_dist.mean)
+
+
+def test_image_to_video_takes_the_sizes_that_it_draws():
+    """The 16 tokens of 4 pixels of a `target_size` of 16: of a wide image, 8 x 2 of them."""
+    pipeline = image_to_video.build()
+    family = HunyuanVideo15ImageToVideoFamily(num_frames=NUM_FRAMES)
+    assert family.call_options(pipeline, (8, 32)) == {"num_frames": NUM_FRAMES}
+    told = r"Videos have 24 x 16 pixels, and a `Hunyuan\w+` draws those of such an image with 20 x 12. Set `resolution` to "
+    for refused in (
+        lambda: family.call_options(pipeline, (16, 24)),
+        lambda: family.encode_sources(pipeline, torch.zeros(1, 1, 3, 16, 24)),
+    ):
+        with pytest.raises(ValueError, match=told + r"\[12, 20\]"):
+            refused()
+
+
+def test_the_first_frame_is_beside_the_first_latents_alone():
+    family = HunyuanVideo15ImageToVideoFamily()
+    sample, source = torch.full((1, 2, 3, 1, 1), 7.0), torch.tensor([2.0, 3.0]).reshape(1, 2, 1, 1, 1)
+    beside = family.first_frame(sample, {"source": source})
+    assert beside.flatten(2).tolist() == [[[2, 0, 0], [3, 0, 0], [1, 0, 0]]]
+
+
+def test_networks_that_are_told_where_a_step_ends_are_refused():
+    with pytest.raises(ValueError, match="`transformer` has `use_meanflow=True`: it was distilled to few steps"):
+        HunyuanVideo15ImageToVideoFamily(num_frames=NUM_FRAMES).check(image_to_video.build(use_meanflow=True))

@@ -29,7 +29,9 @@ LENGTHS = {
 """What the pipeline has no arguments for. With its own, which are 2000 tokens, a test would take minutes."""
 
 
-def _with_lengths(init):
+def with_lengths(init):
+    """A pipeline's `__init__` with [`LENGTHS`] behind it."""
+
     @functools.wraps(init)
     def initialize(self, *args, **kwargs):
         init(self, *args, **kwargs)
@@ -38,7 +40,7 @@ def _with_lengths(init):
     return initialize
 
 
-HunyuanVideo15Pipeline.__init__ = _with_lengths(HunyuanVideo15Pipeline.__init__)
+HunyuanVideo15Pipeline.__init__ = with_lengths(HunyuanVideo15Pipeline.__init__)
 
 
 def build(seed: int = 0, guidance_scale: float = 1.0, **network_kwargs) -> HunyuanVideo15Pipeline:
@@ -84,8 +86,11 @@ def build(seed: int = 0, guidance_scale: float = 1.0, **network_kwargs) -> Hunyu
     )
 
 
-def denoising_error(pipeline, pixels, prompts, draw):
-    """The velocity's error on the scheduler's shifted training grid, with what the pipeline gives the network."""
+def denoising_error(pipeline, pixels, prompts, draw, first_frames=None):
+    """The velocity's error on the scheduler's shifted training grid, with what the pipeline gives the network.
+
+    `first_frames(noisy)` are what it gives of images: latents, a mask, and embeddings.
+    """
     embeds, mask, embeds_2, mask_2 = pipeline.encode_prompt(prompts, batch_size=len(prompts))
     posteriors = [pipeline.vae.encode(row[None]).latent_dist for row in pixels]
     mean, std = (torch.cat([getattr(it, name) for it in posteriors]) for name in ("mean", "std"))
@@ -94,7 +99,11 @@ def denoising_error(pipeline, pixels, prompts, draw):
     indices = ((1 - draw.quantile) * schedule.config.num_train_timesteps).long()
     sigmas, timesteps = schedule.sigmas[indices].reshape(-1, 1, 1, 1, 1), schedule.timesteps[indices]
     noisy = (1.0 - sigmas) * latents + sigmas * draw.noise
-    condition, condition_mask = pipeline.prepare_cond_latents_and_mask(noisy, torch.float32, "cpu")
+    if first_frames is None:
+        condition, condition_mask = pipeline.prepare_cond_latents_and_mask(noisy, torch.float32, "cpu")
+        image_embeds = torch.zeros(len(prompts), 6, 8)
+    else:
+        condition, condition_mask, image_embeds = first_frames(noisy)
     prediction = pipeline.transformer(
         hidden_states=torch.cat([noisy, condition, condition_mask], dim=1),
         timestep=timesteps,
@@ -102,7 +111,7 @@ def denoising_error(pipeline, pixels, prompts, draw):
         encoder_attention_mask=mask,
         encoder_hidden_states_2=embeds_2,
         encoder_attention_mask_2=mask_2,
-        image_embeds=torch.zeros(len(prompts), 6, 8),
+        image_embeds=image_embeds,
         return_dict=False,
     )[0]
     return ((prediction - (draw.noise - latents)) ** 2).flatten(1).mean(1)

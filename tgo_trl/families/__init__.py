@@ -16,6 +16,7 @@ from .flux import FluxFamily
 from .flux2 import Flux2DevFamily, Flux2KleinFamily
 from .flux_kontext import FluxKontextFamily
 from .hunyuan_video15 import HunyuanVideo15Family
+from .hunyuan_video15_image_to_video import HunyuanVideo15ImageToVideoFamily
 from .krea2 import Krea2Family
 from .longcat_image import LongCatImageFamily
 from .ltx2 import LTX2Family
@@ -42,6 +43,7 @@ FAMILIES: dict[str, type[Family]] = {
     "Flux2Pipeline": Flux2DevFamily,
     "FluxKontextPipeline": FluxKontextFamily,
     "FluxPipeline": FluxFamily,
+    "HunyuanVideo15ImageToVideoPipeline": HunyuanVideo15ImageToVideoFamily,
     "HunyuanVideo15Pipeline": HunyuanVideo15Family,
     "Krea2Pipeline": Krea2Family,
     "LongCatImagePipeline": LongCatImageFamily,
@@ -123,6 +125,7 @@ __all__ = [
     "FluxFamily",
     "FluxKontextFamily",
     "HunyuanVideo15Family",
+    "HunyuanVideo15ImageToVideoFamily",
     "Krea2Family",
     "LTX2Family",
     "LongCatImageFamily",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -38,6 +38,7 @@ class HunyuanVideo15Family(NetworkAdapterFamily, FlowMatchingFamily):
     # `torch.all(image_embeds == 0)` and masks as indices, in the forward pass of the network
     waits_for_device = True
     ignores_padding = True
+    task_type: ClassVar[str] = "t2v"
     # Without `add_q_proj` and `to_add_out`: nothing reads the text that leaves the last block.
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
 
@@ -54,11 +55,16 @@ class HunyuanVideo15Family(NetworkAdapterFamily, FlowMatchingFamily):
         """Also refuses image-to-video and super-resolution networks, and a number of frames that does not fit."""
         super().check(pipeline)
         config, latent = pipeline.transformer.config, pipeline.vae.config.latent_channels
-        if config.task_type != "t2v" or config.in_channels != 2 * latent + 1:
+        if config.task_type != self.task_type or config.in_channels != 2 * latent + 1:
             raise ValueError(
                 f"`transformer` has `task_type={config.task_type!r}` and takes {config.in_channels} channels, and a "
-                f"`HunyuanVideo15Pipeline` gives it {2 * latent + 1}, of which those of an image are empty. Use a "
-                "text-to-video model: image to video and super-resolution are not known here."
+                f"`{type(pipeline).__name__}` is one of `task_type={self.task_type!r}` that gives it {2 * latent + 1}. "
+                "Load it as a pipeline of its kind; super-resolution is not known here."
+            )
+        if config.use_meanflow:
+            raise ValueError(
+                "`transformer` has `use_meanflow=True`: it was distilled to few steps, and is told where each of them "
+                "ends, which training has no word for. Train the model that it was distilled from."
             )
         check_num_frames(self.clip.num_frames, int(pipeline.vae_scale_factor_temporal))
 
@@ -109,12 +115,12 @@ class HunyuanVideo15Family(NetworkAdapterFamily, FlowMatchingFamily):
     def predict(
         self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]
     ) -> Tensor:
-        """The velocity, `[B, C, F, H, W]`; the channels of a first frame and of its mask are empty."""
+        """The velocity, `[B, C, F, H, W]`; beside the sample, the network sees a first frame and its mask."""
         transformer = networks["transformer"]
         dtype = compute_dtype(transformer)
         sample = corrupted.to(dtype)
         prediction: Tensor = transformer(
-            hidden_states=torch.cat([sample, torch.zeros_like(sample), torch.zeros_like(sample[:, :1])], 1),
+            hidden_states=torch.cat([sample, self.first_frame(sample, conditions)], 1),
             timestep=time.to(dtype),  # as the pipeline rounds it; the network computes in the dtype of the time
             encoder_hidden_states=conditions["embeds"].to(dtype),
             encoder_attention_mask=conditions["mask"].to(dtype),
@@ -124,6 +130,10 @@ class HunyuanVideo15Family(NetworkAdapterFamily, FlowMatchingFamily):
             return_dict=False,
         )[0]
         return prediction
+
+    def first_frame(self, sample: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        """The channels beside those of the sample `[B, C, F, H, W]`, `[B, C + 1, F, H, W]`: empty."""
+        return torch.cat([torch.zeros_like(sample), torch.zeros_like(sample[:, :1])], 1)
 
     def sample(
         self, pipeline: DiffusionPipeline, prompts: Sequence[str], generators: list[torch.Generator], size: Size,
