@@ -196,7 +196,7 @@ def _find_cases() -> list[Case]:
 
 
 CASES = _find_cases()
-RELATIVES = ("krea2", "longcat_image", "qwen_image21")
+RELATIVES = ("chroma", "flux2_dev", "krea2", "longcat_image", "qwen_image21", "qwen_image_edit_plus")
 """Kinds that others much like them stand for in the fast tests of all kinds that take long."""
 
 

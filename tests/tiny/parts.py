@@ -24,6 +24,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLTextModel,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -54,6 +56,7 @@ DECODER = {
     "num_key_value_heads": 2,
     "initializer_range": 0.2,  # with the usual 0.02, so narrow layers would hardly read the tokens before
 }
+QWEN_ROPE = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
 
 
 def ready(pipeline: DiffusionPipeline) -> DiffusionPipeline:
@@ -170,13 +173,18 @@ def qwen3_encoder(tokenizer: Qwen2Tokenizer) -> Qwen3Model:
 
 def qwen_vl_encoder(tokenizer: Qwen2Tokenizer, **ids: int) -> Qwen2_5_VLForConditionalGeneration:
     """16 wide, two layers of text and two of vision; `ids` are those of the tokens around pictures."""
-    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
     config = Qwen2_5_VLConfig(
-        text_config={**DECODER, **_vocabulary(tokenizer), "rope_parameters": rope},
+        text_config={**DECODER, **_vocabulary(tokenizer), "rope_parameters": QWEN_ROPE},
         vision_config={"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 16},
         **ids,
     )
     return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def qwen_vl_text(tokenizer: Qwen2Tokenizer, num_layers: int) -> Qwen2_5_VLTextModel:
+    """That of text alone, 16 wide."""
+    layers = {**DECODER, **_vocabulary(tokenizer), "num_hidden_layers": num_layers}
+    return Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**layers, rope_parameters=QWEN_ROPE)).eval()
 
 
 def qwen3_vl_lm(tokenizer: Qwen2Tokenizer, **ids: int) -> Qwen3VLForConditionalGeneration:

@@ -15,6 +15,8 @@ from .chroma import ChromaFamily
 from .flux import FluxFamily
 from .flux2 import Flux2DevFamily, Flux2KleinFamily
 from .flux_kontext import FluxKontextFamily
+from .hunyuan_video15 import HunyuanVideo15Family
+from .hunyuan_video15_image_to_video import HunyuanVideo15ImageToVideoFamily
 from .krea2 import Krea2Family
 from .longcat_image import LongCatImageFamily
 from .ltx2 import LTX2Family
@@ -41,6 +43,8 @@ FAMILIES: dict[str, type[Family]] = {
     "Flux2Pipeline": Flux2DevFamily,
     "FluxKontextPipeline": FluxKontextFamily,
     "FluxPipeline": FluxFamily,
+    "HunyuanVideo15ImageToVideoPipeline": HunyuanVideo15ImageToVideoFamily,
+    "HunyuanVideo15Pipeline": HunyuanVideo15Family,
     "Krea2Pipeline": Krea2Family,
     "LongCatImagePipeline": LongCatImageFamily,
     "LTX2Pipeline": LTX2Family,
@@ -120,6 +124,8 @@ __all__ = [
     "Flux2KleinFamily",
     "FluxFamily",
     "FluxKontextFamily",
+    "HunyuanVideo15Family",
+    "HunyuanVideo15ImageToVideoFamily",
     "Krea2Family",
     "LTX2Family",
     "LongCatImageFamily",

@@ -9,6 +9,8 @@ NOTES = {
     "transformers.utils.import_utils": r"`\w+` requires torchvision \(not installed\); falling back to `\w+Pil`",
     # How the pipeline of FLUX.2 [dev] asks for its prompts, at each of them.
     "transformers.processing_utils": r"Kwargs passed to `processor\.__call__` have to be in `processor_kwargs`",
+    # Of the pipeline of HunyuanVideo 1.5, at each load.
+    "diffusers.guiders.guider_utils": r"Guiders are currently an experimental feature",
     # Of an adapter without weights for text encoders. One of which anything fits nothing is refused here.
     "diffusers.loaders.lora_base": r"No LoRA keys associated to \w+ found with the prefix='text_encoder",
     # Kernels for GPUs and formats that nothing here uses, where torchao is installed for another version of PyTorch.

@@ -79,6 +79,8 @@ def check_pipeline(
     check_shardable(args, None, family.networks(pipeline))
     check_loss(args, process)
     check_samples_of_loss(args, pipeline)
+    if args.sample_guidance_scale is not None:  # which some pipelines do not take
+        family.call_options(pipeline, family.default_size(pipeline), guidance_scale=args.sample_guidance_scale)
     warn_of_distilled_steps(family, pipeline)
     check_best_metric_for(args, eval_dataset, process)
     check_policy(pipeline, family, args, peft_config)

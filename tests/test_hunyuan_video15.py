@@ -1,0 +1,129 @@
+"""HunyuanVideo 1.5: what its pipeline takes no argument for, and which networks it is not called with."""
+
+import numpy as np
+import pytest
+import torch
+
+from tgo_trl.families import HunyuanVideo15Family, HunyuanVideo15ImageToVideoFamily, build_family
+from tgo_trl.policy.draws import stable_seed
+
+from .runs import config, make_trainer
+from .tiny import hunyuan_video15_image_to_video as image_to_video
+from .tiny import scored_videos
+from .tiny.hunyuan_video15 import NUM_FRAMES, RESOLUTION, build
+
+FAMILY = HunyuanVideo15Family(num_frames=NUM_FRAMES)
+
+
+def drawn(pipeline, prompts=("a red cat", "a blue dog"), **kwargs):
+    generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+    return FAMILY.sample(pipeline, prompts, generators, (RESOLUTION, RESOLUTION), num_inference_steps=2, **kwargs)
+
+
+def test_a_guidance_scale_is_refused_with_what_to_write_instead(tmp_path):
+    told = r"The guidance scale is 3.0, and a `HunyuanVideo15Pipeline` takes none: .*guider.new\(guidance_scale=3.0\)"
+    with pytest.raises(ValueError, match=told):
+        drawn(build(), guidance_scale=3.0)
+    args = config(
+        tmp_path, resolution=RESOLUTION, num_frames=NUM_FRAMES, sample_prompts=["a cat"], sample_guidance_scale=3.0
+    )
+    with pytest.raises(ValueError, match=told):
+        make_trainer(args, model=build(), train_dataset=scored_videos(4))
+
+
+def test_samples_are_guided_by_the_pipelines_own_guider():
+    pipeline = build()
+    unguided = [frames[0].tobytes() for frames in drawn(pipeline)]
+    pipeline.guider = pipeline.guider.new(guidance_scale=3.0)
+    guided = [frames[0].tobytes() for frames in drawn(pipeline)]
+    assert all(one != other for one, other in zip(unguided, guided, strict=True))
+    stock = build(guidance_scale=3.0)
+    generator = torch.Generator().manual_seed(1)
+    size = {"height": RESOLUTION, "width": RESOLUTION, "num_frames": NUM_FRAMES}
+    video = stock(prompt="a blue dog", generator=generator, num_inference_steps=2, output_type="pil", **size).frames[0]
+    assert guided[1] == video[0].tobytes()
+
+
+def test_what_stands_in_quotation_marks_is_read_by_its_letters():
+    pipeline = build()
+    encoded = FAMILY.encode_prompts(pipeline, ['a sign "cat"', "a sign cat"])
+    # ByT5's tokens are bytes, and an end: `Text "cat". ` and it
+    assert encoded["glyph_mask"].sum(1).tolist() == [13, 0]
+    assert not encoded["glyphs"][1].any()
+    assert encoded["mask"].dtype == encoded["glyph_mask"].dtype == torch.int64
+
+
+def test_networks_of_images_and_other_numbers_of_frames_are_refused():
+    FAMILY.check(build())
+    with pytest.raises(
+        ValueError,
+        match="`transformer` has `task_type='i2v'` and takes 9 channels, and a `HunyuanVideo15Pipeline` is one of",
+    ):
+        FAMILY.check(build(task_type="i2v"))
+    with pytest.raises(ValueError, match=r"takes 13 channels, and a .* that gives it 9"):
+        FAMILY.check(build(in_channels=13))
+    with pytest.raises(ValueError, match=r"`num_frames` is 6, .* Set `num_frames` to 5 or 9"):
+        HunyuanVideo15Family(num_frames=6).check(build())
+    with pytest.raises(ValueError, match="`max_sequence_length` is set, but `HunyuanVideo15Pipeline` has nothing"):
+        build_family(type(build()), {"max_sequence_length": 16})
+
+
+def test_videos_are_as_published_where_nobody_says_otherwise():
+    family = HunyuanVideo15Family().fitted_to(build())
+    assert (family.num_frames, family.fps) == (121, 24.0)
+    pipeline = build(target_size=640)
+    pipeline.video_processor.register_to_config(vae_scale_factor=16)  # that of the published autoencoder
+    assert family.default_size(pipeline) == (480, 848)
+
+
+def test_the_snippet_of_the_card_draws_as_the_trainer_does(tmp_path, monkeypatch):
+    build(guidance_scale=3.0).save_pretrained(tmp_path / "base")
+    args = config(
+        tmp_path, resolution=RESOLUTION, num_frames=NUM_FRAMES, sample_prompts=["a cat"], sample_num_inference_steps=2
+    )
+    trainer = make_trainer(args, model=str(tmp_path / "base"), train_dataset=scored_videos(4))
+    trainer.save_model()
+    trainer.create_model_card()
+    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert 'export_to_video(frames, "sample.mp4", fps=24)' in code
+    shown = []
+    monkeypatch.setattr("diffusers.utils.export_to_video", lambda frames, *_, **__: shown.append(frames))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "snippet", "exec"), {})
+    ((first, *_),) = shown
+    [drawn] = trainer.sample(["a cat"], [stable_seed(args.seed, 0)], num_inference_steps=2)
+    assert np.abs(np.asarray(first) * 255 - np.asarray(drawn[0])).max() <= 1.01
+
+
+def test_autoencoders_take_one_video_after_the_other():
+    pipeline = build()
+    pixels = torch.rand(2, 3, NUM_FRAMES, RESOLUTION, RESOLUTION) * 2 - 1
+    with torch.no_grad():
+        together = FAMILY.encode_images(pipeline, pixels, torch.zeros(2, 4, dtype=torch.long))["mean"]
+        torch.testing.assert_close(together[1:], pipeline.vae.encode(pixels[1:]).latent_dist.mean)
+
+
+def test_image_to_video_takes_the_sizes_that_it_draws():
+    """The 16 tokens of 4 pixels of a `target_size` of 16: of a wide image, 8 x 2 of them."""
+    pipeline = image_to_video.build()
+    family = HunyuanVideo15ImageToVideoFamily(num_frames=NUM_FRAMES)
+    assert family.call_options(pipeline, (8, 32)) == {"num_frames": NUM_FRAMES}
+    told = r"Videos have 24 x 16 pixels, and a `Hunyuan\w+` draws those of such an image with 20 x 12. Set `resolution` to "
+    for refused in (
+        lambda: family.call_options(pipeline, (16, 24)),
+        lambda: family.encode_sources(pipeline, torch.zeros(1, 1, 3, 16, 24)),
+    ):
+        with pytest.raises(ValueError, match=told + r"\[12, 20\]"):
+            refused()
+
+
+def test_the_first_frame_is_beside_the_first_latents_alone():
+    family = HunyuanVideo15ImageToVideoFamily()
+    sample, source = torch.full((1, 2, 3, 1, 1), 7.0), torch.tensor([2.0, 3.0]).reshape(1, 2, 1, 1, 1)
+    beside = family.first_frame(sample, {"source": source})
+    assert beside.flatten(2).tolist() == [[[2, 0, 0], [3, 0, 0], [1, 0, 0]]]
+
+
+def test_networks_that_are_told_where_a_step_ends_are_refused():
+    with pytest.raises(ValueError, match="`transformer` has `use_meanflow=True`: it was distilled to few steps"):
+        HunyuanVideo15ImageToVideoFamily(num_frames=NUM_FRAMES).check(image_to_video.build(use_meanflow=True))
