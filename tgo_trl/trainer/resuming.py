@@ -45,8 +45,8 @@ def accepted_changes(checkpoint: Path, now: RunRecord, accept: bool, hint: str =
     if changes and not accept:
         raise ValueError(
             f"{checkpoint.name} in {str(checkpoint.parent)!r} is of a run with other settings or data: "
-            f"{'; '.join(changes)}. Go on with those of the checkpoint, set another `output_dir` to begin anew, or "
-            f"`resume_with_changes=True` to go on with these; the model card then says so. {hint}".rstrip()
+            f"{'; '.join(changes)}. Go on with those of the checkpoint, set another `output_dir` to begin anew, or set "
+            f"`resume_with_changes` to go on with these; the model card then says so. {hint}".rstrip()
         )
     resized = saved.course.settings.get("rows_per_update") != now.course.settings.get("rows_per_update")
     if resized and now.config.get("max_steps", -1) <= 0:

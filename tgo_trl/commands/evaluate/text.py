@@ -36,7 +36,10 @@ def print_evaluation(report: EvaluationReport, written: Sequence[str]) -> None:
     console.print(statement(report))
     for path in written:
         console.print(f"Written: {path}", soft_wrap=True)  # to be copied
-    console.print("Next: look at the grids. With more `--rewards` or `--models`, only what is missing is made.")
+    console.print(
+        "Next: look at the grids. With more `--rewards` or `--models`, only what is missing is made. "
+        "`tgo-trl strength` finds the best scale of an adapter, `tgo-trl export` writes it for other programs."
+    )
 
 
 # ---- Tables ----
