@@ -223,7 +223,7 @@ def test_a_missing_part_and_an_unknown_option_are_named(flux, tmp_path):
 def test_another_class_is_refused_of_a_modular_one_and_its_own_taken(flux):
     for call in (check_pipeline, lambda model, kwargs: load_pipeline(model, kwargs, None, None)):
         with pytest.raises(
-            ValueError, match="`pipeline_class` is 'FluxKontextPipeline', and .* is a modular repository"
+            ValueError, match=r"`pipeline_class` is 'FluxKontextPipeline', and .* is a modular repository"
         ):
             call(str(flux), {"pipeline_class": "FluxKontextPipeline"})
     own = load_pipeline(str(flux), {"pipeline_class": "FluxPipeline"}, None, None)
