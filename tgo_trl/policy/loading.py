@@ -17,15 +17,13 @@ from transformers import PreTrainedTokenizerBase
 from ..families import PUBLISHED_NAMES, Family, find_family, find_published_family
 from ..settings import PIPELINE_CLASS
 from .alterations import unwrapped
-from .modular import Modular, as_standard, load_modular, read_modular
+from .index import class_name, find_modular, read_index
+from .modular import as_standard, load_modular
 from .pipeline_class import check_instance, check_pipeline_class
 from .single_file import configuration_of, is_single_file, load_single_file
 from .skeleton import load_skeleton
 
 logger = logging.getLogger(__name__)
-
-INDEX_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
-"""What an index is read with."""
 
 _INIT_KWARGS: WeakKeyDictionary[DiffusionPipeline, Mapping[str, Any]] = WeakKeyDictionary()
 """What pipelines were loaded with that [`load_pipeline`] has loaded."""
@@ -105,8 +103,8 @@ def _load_repository(
     model: str, kwargs: dict[str, Any], quantization_config: Any, family: Family | None, dtype: torch.dtype
 ) -> DiffusionPipeline:
     # The class is known before anything is loaded, and with it the networks to be quantised.
-    family_class = type(family) if family is not None else find_published_family(_class_name(model, kwargs))
-    modular = _modular(model, kwargs)
+    family_class = type(family) if family is not None else find_published_family(class_name(model, kwargs))
+    modular = find_modular(model, kwargs)
     if modular is not None:
         kwargs.pop(PIPELINE_CLASS, None)
     if PIPELINE_CLASS in kwargs:
@@ -115,7 +113,7 @@ def _load_repository(
     quantized: list[str] = []
     if quantization_config is not None:
         if not isinstance(quantization_config, PipelineQuantizationConfig):
-            quantization_config = _of_networks(quantization_config, family_class, _index(model, kwargs))
+            quantization_config = _of_networks(quantization_config, family_class, read_index(model, kwargs))
         quantized = list(quantization_config.quant_mapping or quantization_config.components_to_quantize or ())
         kwargs["quantization_config"] = quantization_config
     kwargs = _with_dtype(kwargs, quantized, dtype)
@@ -125,7 +123,7 @@ def _load_repository(
 def _another_class(model: str, kwargs: Mapping[str, Any], family: Family | None) -> type[DiffusionPipeline]:
     """The class that is set; raises a ValueError, before weights are loaded, if the networks are not of its kind."""
     found = check_pipeline_class(
-        kwargs[PIPELINE_CLASS], _index(model, kwargs), kwargs, model, None if family is None else type(family)
+        kwargs[PIPELINE_CLASS], read_index(model, kwargs), kwargs, model, None if family is None else type(family)
     )
     if family is None:
         skeleton = _named_skeleton(model, dict(kwargs))
@@ -139,14 +137,14 @@ def _named_skeleton(model: str, kwargs: dict[str, Any]) -> DiffusionPipeline:
     if is_single_file(model):
         model = configuration_of(model, kwargs)
         kwargs.pop("config", None)
-    name = _class_name(model, kwargs)
+    name = class_name(model, kwargs)
     find_published_family(name)
-    modular = _modular(model, kwargs)
+    modular = find_modular(model, kwargs)
     kwargs.pop(PIPELINE_CLASS, None)
     options = _with_dtype(kwargs, [], torch.float32)
     if modular is not None:
         return load_modular(modular, model, options, weights=False)
-    return load_skeleton(model, PUBLISHED_NAMES.get(name, name), _index(model, kwargs), options)
+    return load_skeleton(model, PUBLISHED_NAMES.get(name, name), read_index(model, kwargs), options)
 
 
 def find_family_class(
@@ -163,12 +161,12 @@ def find_family_class(
         return find_family(type(model))
     if not isinstance(model, str) or is_single_file(model):
         return None
-    return find_published_family(_class_name(model, dict(init_kwargs or {})))
+    return find_published_family(class_name(model, dict(init_kwargs or {})))
 
 
 def network_names(model: str, init_kwargs: Mapping[str, Any] | None, family: type[Family]) -> list[str]:
     """The trained networks that a repository or folder has, before any of them is loaded."""
-    return _present(_index(model, dict(init_kwargs or {})), family)
+    return _present(read_index(model, dict(init_kwargs or {})), family)
 
 
 def network_classes(
@@ -191,7 +189,7 @@ def network_classes(
     if family_class is None or not isinstance(model, str) or is_single_file(model):
         return []
     kwargs = dict(init_kwargs or {})
-    index = {**_index(model, kwargs), **kwargs}
+    index = {**read_index(model, kwargs), **kwargs}
     classes = [_named_class(index.get(name)) for name in family_class.network_names]
     return [it for it in classes if it is not None]
 
@@ -231,7 +229,7 @@ def check_pipeline(model: str, init_kwargs: Mapping[str, Any] | None) -> None:
         ValueError: if there is no family for it.
     """
     if not is_single_file(model):
-        find_published_family(_class_name(model, dict(init_kwargs or {})))
+        find_published_family(class_name(model, dict(init_kwargs or {})))
 
 
 def attach_adapter(pipeline: DiffusionPipeline, family: Family, weights: str) -> None:
@@ -383,49 +381,6 @@ def _with_dtype(kwargs: dict[str, Any], quantized: Sequence[str], dtype: torch.d
         if isinstance(kwargs[name], str):
             kwargs[name] = getattr(torch, kwargs[name], kwargs[name])
     return kwargs
-
-
-def _index(model: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The `model_index.json` of a repository or folder, which comes before its weights, or what it would be."""
-    options = {name: kwargs[name] for name in INDEX_OPTIONS if name in kwargs}
-    try:
-        return dict(DiffusionPipeline.load_config(model, **options))
-    except OSError:
-        modular = _modular(model, kwargs)
-        if modular is None:
-            raise
-        return modular.index
-
-
-def _modular(model: str, kwargs: Mapping[str, Any]) -> Modular | None:
-    """What a repository or folder says that has a `modular_model_index.json` and no `model_index.json`."""
-    options = {name: kwargs[name] for name in INDEX_OPTIONS if name in kwargs}
-    try:
-        DiffusionPipeline.load_config(model, **options)
-    except OSError:
-        modular = read_modular(model, options)
-    else:
-        return None
-    named = kwargs.get(PIPELINE_CLASS)
-    if modular is not None and named not in (None, modular.pipeline_class.__name__):
-        raise ValueError(
-            f"`pipeline_class` is {named!r}, and {model!r} is a modular repository, whose parts are loaded as a "
-            f"`{modular.pipeline_class.__name__}`. Leave it out, or name another model."
-        )
-    return modular
-
-
-def _class_name(model: str, kwargs: Mapping[str, Any]) -> str:
-    index = _index(model, kwargs)
-    if kwargs.get(PIPELINE_CLASS) is not None:
-        return check_pipeline_class(kwargs[PIPELINE_CLASS], index, kwargs, model).__name__
-    name = index.get("_class_name")
-    if not isinstance(name, str):
-        raise ValueError(
-            f"The `model_index.json` of {model!r} names no class of a pipeline (`_class_name`), so that it is none. "
-            "Name the folder or the Hub id of a whole pipeline."
-        )
-    return name
 
 
 def _of_networks(config: Any, family: type[Family], index: Mapping[str, Any]) -> PipelineQuantizationConfig:
