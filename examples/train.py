@@ -17,13 +17,17 @@ The recipes of Diffusion-DPO and DSPO take rows of a prompt, a chosen and a reje
 import sys
 from dataclasses import dataclass, field
 
+from tgo_trl.messages.foreign import leave_out_notes
+
+leave_out_notes()  # of other libraries, which some make when they are loaded
+# ruff: noqa: E402
+
 import torch
 from datasets import load_dataset
 from diffusers import BitsAndBytesConfig
 from trl import ScriptArguments
 
 from tgo_trl import TGOConfig, TGOTrainer
-from tgo_trl.messages.foreign import leave_out_notes
 from tgo_trl.parser import SettingsParser
 
 
@@ -120,7 +124,6 @@ def main(script_args: TrainArguments, training_args: TGOConfig) -> None:
 
 
 if __name__ == "__main__":
-    leave_out_notes()  # of other libraries, which are of no use to who runs this
     parser = SettingsParser((TrainArguments, TGOConfig))
     parser.add_argument("--tiny", action="store_true", help="Try a recipe with a tiny random model on the CPU.")
     arguments = sys.argv[1:]

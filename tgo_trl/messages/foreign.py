@@ -14,6 +14,7 @@ NOTES = {
     # Of an adapter without weights for text encoders. One of which anything fits nothing is refused here.
     "diffusers.loaders.lora_base": r"No LoRA keys associated to \w+ found with the prefix='text_encoder",
     # Kernels for GPUs and formats that nothing here uses, where torchao is installed for another version of PyTorch.
+    "diffusers.quantizers.torchao.torchao_quantizer": r"Unable to import `torchao` Tensor objects",
     "torchao": r"Failed to load \S+\.so",
     "torchao.kernel.intmm": r"Warning: Detected no triton",
     "torch.utils._pytree": r"<enum '(KernelPreference|ScaleCalculationMode)'> is an Enum subclass",
