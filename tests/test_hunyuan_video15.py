@@ -104,16 +104,16 @@ def test_autoencoders_take_one_video_after_the_other():
 
 
 def test_image_to_video_takes_the_sizes_that_it_draws():
-    """The 16 tokens of 4 pixels of a `target_size` of 16: of a wide image, 8 x 2 of them."""
+    """At most 16 tokens of 4 pixels for a `target_size` of 16: 2 x 8 are, 4 x 6 are not, and 3 x 4 is near."""
     pipeline = image_to_video.build()
     family = HunyuanVideo15ImageToVideoFamily(num_frames=NUM_FRAMES)
     assert family.call_options(pipeline, (8, 32)) == {"num_frames": NUM_FRAMES}
-    told = r"Videos have 24 x 16 pixels, and a `Hunyuan\w+` draws those of such an image with 20 x 12. Set `resolution` to "
+    told = r"Videos have 24 x 16 pixels, and a `Hunyuan\w+` draws those .* with 16 x 12. Set `resolution` to \[12, 16\]"
     for refused in (
         lambda: family.call_options(pipeline, (16, 24)),
         lambda: family.encode_sources(pipeline, torch.zeros(1, 1, 3, 16, 24)),
     ):
-        with pytest.raises(ValueError, match=told + r"\[12, 20\]"):
+        with pytest.raises(ValueError, match=told):
             refused()
 
 
