@@ -471,12 +471,12 @@ def test_settings_that_cannot_act_are_refused(tmp_path, name, value):
 ZERO2 = {
     "zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
 }  # fmt: skip
+ZERO3 = {"zero_optimization": {"stage": 3}}
 
 
 @pytest.mark.parametrize(
     ("changes", "settings", "message"),
     [
-        ({"zero_optimization": {"stage": 3}}, {}, "`zero_optimization.stage` .* is 3: .* Shard them with FSDP2"),
         ({"zero_optimization": {"stage": 1}}, {}, "`zero_optimization.stage` .* is 1: gradients would be whole"),
         (
             {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, {},
@@ -490,6 +490,23 @@ ZERO2 = {
         ({"train_micro_batch_size_per_gpu": 3}, {}, "is 3, and `per_device_train_batch_size` 4"),
         ({}, {"optim": "adafactor"}, "DeepSpeed is asked for, and `optim` is .*adafactor.*: it was not tried"),
         ({}, {}, "DeepSpeed is asked for, and the run is on the CPU, where accelerate would replicate"),
+        (ZERO3, {}, "DeepSpeed is asked for, and the run is on the CPU, where accelerate would replicate"),
+        (
+            {"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": "auto"}}, {},
+            "`zero_optimization.stage3_prefetch_bucket_size` .* is 'auto': it would follow from a width",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, {},
+            "`zero_optimization.zero_hpz_partition_size` .* is 2: which was not tried",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, {},
+            "`zero_optimization.offload_param.device` .* is 'cpu': which was not tried",
+        ),
+        (ZERO3, {"precompute_ref_log_probs": True}, "`precompute_ref_log_probs` is True: processes compute different"),
+        (ZERO3, {"compile_repeated_blocks": True}, "`compile_repeated_blocks` is True: what gathers weights stands in"),
+        (ZERO3, {"ema_decay": 0.9}, "`ema_decay` is 0.9: the average of shards was not saved yet"),
+        (ZERO3, {"push_to_hub": True}, "`hub_strategy` is .*every_save.*: only the main process pushes"),
     ],
 )  # fmt: skip
 def test_what_deepspeed_cannot_do_is_refused_by_name(tmp_path, monkeypatch, changes, settings, message):
@@ -499,6 +516,14 @@ def test_what_deepspeed_cannot_do_is_refused_by_name(tmp_path, monkeypatch, chan
     args.deepspeed, args.deepspeed_plugin = "zero2.json", DeepSpeedPlugin(hf_ds_config={**ZERO2, **changes})
     with pytest.raises(ValueError, match=message):
         TGOTrainer("no/such-model", args, tiny.scored_rows(8))
+
+
+def test_encoders_are_not_sharded_when_they_are_loaded(tmp_path, monkeypatch):
+    args = config(tmp_path)
+    args.deepspeed, args.deepspeed_plugin = "zero3.json", DeepSpeedPlugin(hf_ds_config={**ZERO2, **ZERO3})
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO3_INIT", "true")
+    with pytest.raises(ValueError, match="`zero3_init_flag` of accelerate's configuration is on: text encoders"):
+        check_strategy(args)
 
 
 @pytest.mark.parametrize(("version", "found"), [("0.16.4", "0.16.4 is installed"), (None, "there is none")])
@@ -566,11 +591,13 @@ def test_what_is_quantised_is_not_sharded(tmp_path, monkeypatch):
         check_shardable(args, None, {"unet": pipeline.unet})
 
 
-def test_two_networks_are_not_trained_with_deepspeed(tmp_path, monkeypatch):
+def test_two_networks_are_not_trained_with_zero2(tmp_path, monkeypatch):
     args, unet = config(tmp_path), tiny.stable_diffusion().unet
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match="`first` and `second` are trained: it adds gradients up in the order"):
         check_shardable(args, None, {"first": unet, "second": unet})
+    args.deepspeed, args.deepspeed_plugin = "zero3.json", DeepSpeedPlugin(hf_ds_config={**ZERO2, **ZERO3})
+    check_shardable(args, None, {"first": unet, "second": unet})
 
 
 def test_an_optimizer_of_whole_weights_is_refused_where_they_are_sharded(tmp_path, monkeypatch):

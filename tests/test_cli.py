@@ -314,7 +314,7 @@ def test_a_launched_process_that_fails_is_not_repeated_with_its_secrets(train, m
 
 def test_an_unknown_accelerate_config_is_refused_with_the_known_ones(train, capsys):
     line = error_of(capsys, *train[0], "--accelerate_config", "quantum")
-    assert "`--accelerate_config quantum` is no file, and none of fsdp2, multi_gpu, single_gpu, zero2" in line
+    assert "`--accelerate_config quantum` is no file, and none of fsdp2, multi_gpu, single_gpu, zero2, zero3" in line
 
 
 FEW_GPUS = [

@@ -3,13 +3,17 @@
 import functools
 
 import pytest
-import torch
-from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
 
-from . import tiny
 from .runs import assert_close
-from .sharded_runs import CASES, assert_like_one_process, assert_same_metrics, run_case, run_sharded
+from .sharded_runs import (
+    CASES,
+    assert_like_one_process,
+    assert_same_metrics,
+    assert_saves_a_pipeline,
+    assert_saves_an_adapter,
+    run_case,
+    run_sharded,
+)
 
 FAST, ROUNDED = "adapter", ("bfloat16", "without autocast")
 
@@ -45,23 +49,7 @@ def test_an_adapter_on_a_sharded_base_trains_as_in_one_process(fast_case, one_pr
 
 
 def test_a_sharded_run_saves_what_stock_diffusers_loads(fast_case, one_process, folder):
-    """The adapter alone, and the same as of one process; a grid of every update was drawn on the way."""
-    out, trained = folder / "fast" / f"run-{FAST}" / "out", one_process(FAST)["weights"]
-    saved = load_file(out / "pytorch_lora_weights.safetensors")
-    expected = load_file(one_process_folder(folder, FAST) / "pytorch_lora_weights.safetensors")
-    assert_close(saved, expected, 1e-5)
-    assert len(list((out / "samples").glob("step-*.png"))) == 3
-    pipeline = tiny.stable_diffusion()
-    pipeline.load_lora_weights(out)
-    loaded = dict(pipeline.unet.named_parameters())
-    for name, weight in trained.items():
-        bare = name.removeprefix("networks.unet.")
-        found = next(loaded[key] for key in loaded if key.replace("default_0", "default") == bare)
-        torch.testing.assert_close(found, weight, rtol=0, atol=1e-5)
-
-
-def one_process_folder(folder, name):
-    return folder / f"one-{name}" / "out"
+    assert_saves_an_adapter(folder / "fast" / f"run-{FAST}" / "out", one_process(FAST)["weights"])
 
 
 @pytest.mark.slow
@@ -78,9 +66,7 @@ def test_blocks_are_compiled_whole_on_shards(slow_cases):
 
 @pytest.mark.slow
 def test_all_weights_are_saved_as_a_pipeline_of_stock_diffusers(slow_cases, one_process, folder):
-    pipeline = StableDiffusionPipeline.from_pretrained(folder / "slow" / "run-all weights" / "out")
-    saved = {f"networks.unet.{name}": weight for name, weight in pipeline.unet.named_parameters()}
-    assert_close(saved, one_process("all weights")["weights"], 1e-5)
+    assert_saves_a_pipeline(folder / "slow" / "run-all weights" / "out", one_process("all weights")["weights"])
 
 
 @pytest.mark.slow

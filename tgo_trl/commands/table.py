@@ -90,7 +90,7 @@ COMMANDS = {
 }
 
 LAUNCH_OPTIONS = ("accelerate_config", "num_processes")
-PROFILES = {"tgo_trl": ("fsdp2", "zero2"), "trl": ("multi_gpu", "single_gpu")}
+PROFILES = {"tgo_trl": ("fsdp2", "zero2", "zero3"), "trl": ("multi_gpu", "single_gpu")}
 """Configurations of accelerate's that packages bring along, and that training can be launched with."""
 
 
@@ -118,8 +118,8 @@ def _describe_launching(parser: Any) -> None:
         ("--config", "YAML file of settings, which the command line overrides."),
         (
             "--accelerate_config",
-            "Run on several processes: `multi_gpu`, `fsdp2` (weights sharded), `zero2` (moments sharded), or a file of "
-            "accelerate's.",
+            "Run on several processes: `multi_gpu`, `fsdp2` or `zero3` (weights sharded), `zero2` (moments sharded), "
+            "or a file of accelerate's.",
         ),
         ("--num_processes", "How many processes accelerate starts, in place of the number in that file."),
         (

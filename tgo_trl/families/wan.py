@@ -158,7 +158,7 @@ class WanFamily(FlowMatchingFamily):
             if mine:
                 found = self._velocity_of(mine, networks[name], corrupted, time, inputs)
                 predictions.update(zip(mine, found.unbind(), strict=True))
-            elif isinstance(networks[name], FSDPModule):
+            elif _is_sharded(networks[name]):
                 # every process calls both networks, whatever its rows are: to gather their weights takes all of them
                 zeros.append(self._velocity_of([0], networks[name], corrupted, time, inputs).flatten()[:0])
             else:
@@ -279,6 +279,11 @@ def _check_boundary(pipeline: DiffusionPipeline) -> None:
             f"The pipeline has `boundary_ratio={boundary}` and no `transformer_2` for the times below. Load both "
             "networks, or call `pipeline.register_to_config(boundary_ratio=None)` if there is one for all times."
         )
+
+
+def _is_sharded(network: nn.Module) -> bool:
+    """Whether this process holds parts of the weights, by FSDP2 or ZeRO-3."""
+    return isinstance(network, FSDPModule) or hasattr(next(network.parameters()), "ds_tensor")
 
 
 def _nothing_of(network: nn.Module) -> list[Tensor]:

@@ -154,6 +154,8 @@ def _problems(network: nn.Module, where: str) -> Iterator[str]:
         part = f"`{where}{'.' if path else ''}{path}`"
         if isinstance(module, (FullyShardedDataParallel, FSDPModule)):
             yield f"{part} is sharded (FSDP), and what is saved needs its weights whole. {LOAD_ANEW}"
+        if any(hasattr(weight, "ds_tensor") for weight in module.parameters(recurse=False)):
+            yield f"{part} is sharded (DeepSpeed), and what is saved needs its weights whole. {LOAD_ANEW}"
         attribute = _wraps_as(module)
         if attribute is not None:
             yield (

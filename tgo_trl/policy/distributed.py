@@ -1,7 +1,6 @@
 """The ways of spreading weights over processes, and one of them: every process holds a part of each (FSDP2)."""
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,8 +14,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..storage.fingerprints import tensors_digest
 from .policy import Policy
 from .reference import ModelReference, Reference
-from .replication import Replication
+from .replication import Replication, replaced
 from .zero import OptimizerSharding
+from .zero3 import WeightSharding
 
 
 class Sharding(Replication):
@@ -89,7 +89,7 @@ class Sharding(Replication):
             whole = full_tensor(shard.detach()).cpu()
             if is_kept:
                 gathered.append((owner, name, shard, nn.Parameter(whole, shard.requires_grad)))
-        with _as_plain(modules), _replaced(gathered):
+        with _as_plain(modules), replaced(gathered):
             yield
         if loading:
             for _, _, shard, weight in gathered:
@@ -184,21 +184,6 @@ def _as_plain(modules: Iterable[nn.Module]) -> Iterator[None]:
             part.__class__ = its_class
 
 
-@contextmanager
-def _replaced(weights: Sequence[tuple[nn.Module, str, nn.Parameter, nn.Parameter]]) -> Iterator[None]:
-    """Within, the second of two parameters is in the place of the first, in the module and under the name given."""
-    hooks = {owner: owner._load_state_dict_post_hooks for owner, *_ in weights}
-    for owner, name, _, weight in weights:
-        owner._parameters[name] = weight
-        owner._load_state_dict_post_hooks = OrderedDict()  # in which FSDP2 looks for its shards
-    try:
-        yield
-    finally:
-        for owner, name, shard, _ in weights:
-            owner._parameters[name] = shard
-            owner._load_state_dict_post_hooks = hooks[owner]
-
-
 STRATEGIES: dict[DistributedType, type[Replication]] = {
     DistributedType.MULTI_GPU: Replication,
     DistributedType.FSDP: Sharding,
@@ -209,6 +194,9 @@ STRATEGIES: dict[DistributedType, type[Replication]] = {
 
 def build_strategy(accelerator: Accelerator) -> Replication:
     """The strategy of a run."""
+    plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == DistributedType.DEEPSPEED else None
+    if plugin is not None and plugin.zero_stage == 3:
+        return WeightSharding(accelerator)
     return STRATEGIES.get(accelerator.distributed_type, Replication)(accelerator)
 
 

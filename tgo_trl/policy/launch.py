@@ -12,7 +12,7 @@ from packaging.version import Version
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from .deepspeed_config import check_deepspeed
+from .deepspeed_config import check_deepspeed, zero_stage
 
 logger = logging.getLogger(__name__)
 
@@ -124,11 +124,12 @@ def check_shardable(
             "or train with whole weights in each process (`--accelerate_config multi_gpu`), which quantised ones are "
             "small enough for."
         )
-    if sharding == "DeepSpeed" and len(parts) > 1:
+    if sharding == "DeepSpeed" and len(parts) > 1 and zero_stage(args) != 3:
         raise ValueError(
             f"DeepSpeed is asked for, and {' and '.join(f'`{name}`' for name in parts)} are trained: it adds gradients "
             "up in the order in which they come, and which network is called first depends on the rows of a process, "
-            "so that those of other weights would be added. Shard with FSDP2 (`--accelerate_config fsdp2`)."
+            "so that those of other weights would be added. Shard the weights too (`--accelerate_config fsdp2`, or "
+            "`zero3`)."
         )
 
 
@@ -140,7 +141,7 @@ def _check_options(args: TrainingArguments) -> None:
 
 
 def _check_processes(args: TrainingArguments, sharding: str) -> None:
-    setting, profile = {"FSDP": ("fsdp", "fsdp2"), "DeepSpeed": ("deepspeed", "zero2")}[sharding]
+    setting, profile = ("fsdp", "fsdp2") if sharding == "FSDP" else ("deepspeed", f"zero{zero_stage(args)}")
     if args.device.type in REPLICATING_DEVICES:
         raise ValueError(
             f"{sharding} is asked for, and the run is on the {args.device.type.upper()}, where accelerate would "
@@ -245,7 +246,19 @@ def _refused_settings(args: TrainingArguments, sharding: str) -> dict[str, tuple
             "transformers refuses that together with `save_only_model`. Leave one of the two out.",
         ),
     }  # fmt: skip
-    return refused | (_refused_of_parts(args) if sharding == "FSDP" else {})
+    if sharding == "FSDP":
+        return refused | _refused_of_parts(args)
+    return refused | _refused_of_parts(args) | _refused_of_layers(args) if zero_stage(args) == 3 else refused
+
+
+def _refused_of_layers(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
+    """The same, of weights that are gathered within the blocks (ZeRO-3)."""
+    return {
+        "compile_repeated_blocks": (
+            bool(getattr(args, "compile_repeated_blocks", None)),
+            "what gathers weights stands in the layers, which were not compiled with it yet. Leave it out.",
+        ),
+    }
 
 
 def _refused_of_parts(args: TrainingArguments) -> dict[str, tuple[bool, str]]:

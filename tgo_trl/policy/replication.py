@@ -1,5 +1,6 @@
 """Weights that are whole in every process, and what any other way of spreading them has to answer for."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -95,6 +96,14 @@ class Replication:
         """
         yield
 
+    @contextmanager
+    def parts(self, policy: Policy, reference: Reference) -> Iterator[None]:
+        """Within, each weight is as much as this process holds of it, and what is put into it is kept.
+
+        Of policy and reference they are of the same places, so that what is done number by number needs no others.
+        """
+        yield
+
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """The optimizer's `state_dict()` of whole tensors, for the main process; called by every one."""
         state: dict[str, Any] = optimizer.state_dict()
@@ -103,11 +112,17 @@ class Replication:
     def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
         """The inverse of [`optimizer_state`], in every process, of a run whose weights were spread in any way."""
         saved, empty = state["param_groups"], [{**group, "params": []} for group in optimizer.param_groups]
-        optimizer.load_state_dict({**state, "param_groups": fit_groups(saved, saved, empty, optimizer)})
+        groups = fit_groups(saved, saved, empty, self.groups(optimizer))
+        optimizer.load_state_dict({**state, "param_groups": groups})
+
+    def groups(self, optimizer: Any) -> list[dict[str, Any]]:
+        """The groups of weights of the optimizer."""
+        groups: list[dict[str, Any]] = optimizer.param_groups
+        return groups
 
 
 def fit_groups(
-    values: Sequence[Any], saved: Sequence[Mapping[str, Any]], own: Sequence[Any], optimizer: Any
+    values: Sequence[Any], saved: Sequence[Mapping[str, Any]], own: Sequence[Any], groups: Sequence[Mapping[str, Any]]
 ) -> list[Any]:
     """What was saved for each group of weights, for the groups of an optimizer: DeepSpeed leaves out empty ones.
 
@@ -115,11 +130,26 @@ def fit_groups(
         values: one for each saved group.
         saved: the groups.
         own: what those of the optimizer have instead that are empty; one for each.
-        optimizer: of the same weights.
+        groups: those of the optimizer, of the same weights.
     """
     kept = [value for value, group in zip(values, saved, strict=True) if group["params"]]
-    if len(kept) != sum(bool(group["params"]) for group in optimizer.param_groups):
+    if len(kept) != sum(bool(group["params"]) for group in groups):
         return list(values)  # of other weights, as PyTorch will say
     following = iter(kept)
-    pairs = zip(optimizer.param_groups, own, strict=True)
+    pairs = zip(groups, own, strict=True)
     return [next(following) if group["params"] else mine for group, mine in pairs]
+
+
+@contextmanager
+def replaced(weights: Sequence[tuple[nn.Module, str, nn.Parameter, nn.Parameter]]) -> Iterator[None]:
+    """Within, the second of two parameters is in the place of the first, in the module and under the name given."""
+    hooks = {owner: owner._load_state_dict_post_hooks for owner, *_ in weights}
+    for owner, name, _, weight in weights:
+        owner._parameters[name] = weight
+        owner._load_state_dict_post_hooks = OrderedDict()  # in which FSDP2 looks for its shards
+    try:
+        yield
+    finally:
+        for owner, name, shard, _ in weights:
+            owner._parameters[name] = shard
+            owner._load_state_dict_post_hooks = hooks[owner]

@@ -57,18 +57,14 @@ class OptimizerSharding(Replication):
         engine: Any = model
         zero = engine.optimizer
         if not zero._grad_acc_hooks:
-            raise ValueError(
-                "DeepSpeed's engine of this trainer has ended with its run. Make a new trainer, which goes on with the "
-                "same pipeline, or with a checkpoint."
-            )
+            raise ValueError(f"DeepSpeed's engine of this trainer has ended with its run. {self._instead}")
         policy = self.unwrap(engine.module)
-        policy.begin_run(weight for group in zero.bit16_groups for weight in group)
+        policy.begin_run(weight for group in self._weights(zero) for weight in group)
         self.accelerator.deepspeed_engine_wrapped = _Backward(engine, self.accelerator)
-        optimizer.step = _step_of(engine, optimizer.step)
+        optimizer.step = _step_of(engine, optimizer.step, self._end_step)
         optimizer.__has_overflow__ = False  # an update that is left out is one for the schedule, as without DeepSpeed
-        # What is refused is refused as gradients that overflow are, and not by a look of DeepSpeed's own.
-        zero._step_supports_amp_scaling = zero.check_grad_overflow = True
-        zero._check_overflow = partial(_refuse, zero)
+        zero._step_supports_amp_scaling = True
+        self._refuse_as_told(zero)
         engine.zero_grad = policy.zero_grad  # which would look through all weights by itself
 
     def end_run(self, policy: Policy) -> None:
@@ -126,11 +122,26 @@ class OptimizerSharding(Replication):
             saved = [state["state"].get(number, {}) for number in group["params"]]
             values = max(saved, key=len)
             parts[place] = {
-                key: _part_of([it.get(key) for it in saved], weights, part) if _is_per_number(value) else value
+                key: _part_of([it.get(key) for it in saved], weights, part) if is_per_number(value) else value
                 for key, value in values.items()
             }
         numbered = [{**group, "params": [place]} for place, group in enumerate(groups)]
         zero.optimizer.load_state_dict({"state": parts, "param_groups": numbered})
+
+    _instead = "Make a new trainer, which goes on with the same pipeline, or with a checkpoint."
+
+    def _weights(self, zero: Any) -> list[list[nn.Parameter]]:
+        """Those that are trained, by the group of the optimizer that they are in."""
+        groups: list[list[nn.Parameter]] = zero.bit16_groups
+        return groups
+
+    def _refuse_as_told(self, zero: Any) -> None:
+        """What is refused is refused as gradients that overflow are, and not by a look of DeepSpeed's own."""
+        zero.check_grad_overflow = True
+        zero._check_overflow = partial(refuse, zero)
+
+    def _end_step(self) -> None:
+        """Called when a step was taken, or refused."""
 
     @property
     def _zero(self) -> Any:
@@ -145,7 +156,7 @@ class OptimizerSharding(Replication):
 
     def _gather(self, value: Any, weight: nn.Parameter, part: Tensor) -> Any:
         """The whole of what an optimizer keeps of a weight, from a tensor like this process's part of all weights."""
-        if not _is_per_number(value):
+        if not is_per_number(value):
             return value.cpu().clone() if isinstance(value, Tensor) else value  # one process counts each for itself
         mine = torch.zeros(weight.numel(), dtype=value.dtype, device=value.device)
         for of_weight, of_part in _overlap(weight):
@@ -171,22 +182,24 @@ class _Backward:
         self.engine.backward(loss, **kwargs)
 
 
-def _step_of(engine: Any, tell: Callable[[], None]) -> Callable[[], None]:
+def _step_of(engine: Any, tell: Callable[[], None], end: Callable[[], None]) -> Callable[[], None]:
     """The engine's step; accelerate's does nothing, but for telling the schedule that there was one."""
 
     @wraps(tell)
     def step() -> None:
         tell()
         engine.step()
+        end()
 
     return step
 
 
-def _refuse(zero: Any, partition_gradients: bool = True) -> None:
+def refuse(zero: Any, *args: Any, **kwargs: Any) -> None:
+    """Makes DeepSpeed's optimizer refuse an update if the guard has found it to be bad."""
     zero.overflow = bool(zero.found_inf)
 
 
-def _is_per_number(value: Any) -> bool:
+def is_per_number(value: Any) -> bool:
     """Whether an optimizer keeps a number for each of a weight, and not one for all of it, such as a count of steps."""
     return isinstance(value, Tensor) and value.dim() > 0
 

@@ -221,7 +221,7 @@ class BaseTrainer(ResumableTrainer):
             raise ValueError(f"There is no reference to synchronise ({self._objective_name}).")
         policy = self.policy
         name = policy.adapter_name
-        with self.optimizer_mode.averaged():
+        with self.optimizer_mode.averaged(), self.strategy.parts(policy, self.reference):
             self.reference.sync(policy.state_dict() if name is None else policy.adapter_state(name), alpha)
 
     @torch.no_grad()

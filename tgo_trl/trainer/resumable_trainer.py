@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..media.types import Size
 from ..messages.failures import writing
 from ..policy.alterations import check_networks, unwrap_networks
 from ..policy.compilation import RepeatedBlocks
+from ..policy.deepspeed_config import whole_when_loaded
 from ..policy.distributed import build_strategy, full_tensor
 from ..policy.policy import Policy
 from ..policy.reference import Reference
@@ -100,7 +102,7 @@ class ResumableTrainer(Trainer):
         self.changes: list[str] = []  # of the whole run, for its record
         self._last_saved = 0
 
-    @property
+    @cached_property
     def strategy(self) -> Replication:
         """How weights are spread over processes."""
         return build_strategy(self.accelerator)
@@ -247,6 +249,11 @@ class ResumableTrainer(Trainer):
         finally:
             args.torch_compile_backend = backend
         self.is_deepspeed_enabled = False
+        whole_when_loaded(args)
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not self.strategy.shards:  # which puts parts of it there
+            super()._move_model_to_device(model, device)
 
     def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
         folder = self.args.output_path

@@ -104,7 +104,7 @@ def load_optimizer(checkpoint: Path, optimizer: Any, scheduler: Any, strategy: R
     own, groups = scheduler.state_dict(), state["param_groups"]
     for name, values in schedule.items():
         if isinstance(values, list) and len(values) == len(groups):  # one of each group
-            schedule[name] = fit_groups(values, groups, own.get(name, values), optimizer)
+            schedule[name] = fit_groups(values, groups, own.get(name, values), strategy.groups(optimizer))
     scheduler.load_state_dict(schedule)
 
 

@@ -21,6 +21,7 @@ from ..losses.dspo import DSPO_BETAS
 from ..losses.tgo import ERROR_SCALES, NEGATIVES
 from ..messages.public import without_secrets
 from ..noise import DENSITIES
+from ..policy.deepspeed_config import whole_when_loaded
 from ..policy.launch import check_launched_precision, precision_of_settings, read_switch
 from ..policy.targets import check_target_names
 from ..precision import has_bfloat16
@@ -661,6 +662,7 @@ class TGOConfig(TrainingArguments):
         self.fsdp = read_switch(self.fsdp)
         with precision_of_settings():
             super().__post_init__()  # type: ignore[no-untyped-call]
+        whole_when_loaded(self)
         for name, value in of_blocks.items():
             setattr(self, name, value)
         for name in names if is_open else ():

@@ -1,0 +1,124 @@
+"""ZeRO-3 by DeepSpeed: weights that are spread over processes train, compute, save and go on as whole ones do."""
+
+import functools
+import importlib.util
+import shutil
+
+import pytest
+import torch
+
+from .runs import assert_close
+from .sharded_runs import (
+    assert_like_one_process,
+    assert_same_metrics,
+    assert_saves_a_pipeline,
+    assert_saves_an_adapter,
+    run_case,
+    run_sharded,
+)
+
+is_missing = importlib.util.find_spec("deepspeed") is None
+pytestmark = [
+    pytest.mark.deepspeed,
+    pytest.mark.slow,
+    pytest.mark.skipif(is_missing, reason="`make test-deepspeed` installs DeepSpeed"),
+]
+
+CASES = [
+    "adapter", "all weights", "all weights, without a reference", "moving reference", "accumulated", "evaluated before",
+    "held to bounds", "resumed", "kto", "loaded by path", "flux", "stable_diffusion_3", "two networks", "left out",
+]  # fmt: skip
+ROUNDED = ["bfloat16", "without autocast"]
+RESUMED = ["resumed", "all weights, resumed"]
+KEPT = ["adapter", "all weights"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("zero3")
+
+
+@pytest.fixture(scope="module")
+def one_process(folder):
+    """A case, trained by one process with batches of eight rows."""
+
+    @functools.cache
+    def run(name):
+        return run_case(name, folder / f"one-{name}", per_device_train_batch_size=8)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def cases(folder):
+    names = [*CASES, *ROUNDED]
+    parts = (names[::2], names[1::2])  # that take half as long
+    return run_sharded(parts[0], folder / "two", way="weights") | run_sharded(parts[1], folder / "two", way="weights")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_runs_equal_one_process(cases, one_process, name):
+    assert_like_one_process(cases[name], one_process(name))
+
+
+def test_what_is_saved_loads_in_stock_diffusers(cases, one_process, folder):
+    assert_saves_an_adapter(folder / "two" / "run-adapter" / "out", one_process("adapter")["weights"])
+    assert_saves_a_pipeline(folder / "two" / "run-all weights" / "out", one_process("all weights")["weights"])
+
+
+@pytest.fixture(scope="module")
+def kept(folder):
+    """Runs as `accelerate launch` begins them with our profile, whose small weights stay whole between the steps."""
+    return run_sharded(KEPT, folder / "kept", way="zero3")
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_weights_that_stay_whole_between_steps_equal_one_process(kept, one_process, name):
+    assert_like_one_process(kept[name], one_process(name))
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_trained_weights_stay_float32_and_times_are_not_rounded(cases, one_process, name):
+    (first, _), one = cases[name], one_process(name)
+    assert first["is sharded"]
+    assert {weight.dtype for weight in first["weights"].values()} == {torch.float32}
+    losses, whole = ([it["loss"] for it in run["log"] if "loss" in it] for run in (first, one))
+    assert losses == pytest.approx(whole, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def begun(folder):
+    """Runs that two processes began, and were stopped after their third update, of which two are saved."""
+    return folder / "begun", run_sharded(RESUMED, folder / "begun", phase="begin", way="weights")
+
+
+@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("way", ["one process", "weights", "deepspeed"])
+def test_a_run_goes_on_with_and_without_shards(begun, folder, one_process, name, way):
+    (started, results), run = begun, folder / f"on-{way}-{name}"
+    assert results[name][0]["is sharded"]
+    shutil.copytree(started / f"run-{name}", run / f"run-{name}")
+    if way == "one process":
+        result = run_case(name, run / f"run-{name}", "go on", per_device_train_batch_size=8)
+    else:
+        result = run_sharded([name], run, 2, "go on", way)[name][0]
+    expected = one_process(name)
+    assert result["is sharded"] == (way != "one process")
+    assert_close(result["weights"], expected["weights"], 1e-5)
+    assert_same_metrics(result["log"], expected["log"])
+    names = {path.name for path in (run / f"run-{name}" / "out" / "checkpoint-4").iterdir()}
+    assert not [it for it in names if "zero" in it or "global_step" in it], "nothing is saved by DeepSpeed"
+
+
+@pytest.mark.parametrize("way", ["one process", "deepspeed"])
+def test_more_shards_go_on_with_a_run_of_others(folder, one_process, way):
+    """Of four processes, some hold nothing of the smallest weights; ZeRO-2 leaves out empty groups of them."""
+    run = folder / f"from-{way}"
+    if way == "one process":
+        run_case("resumed", run / "run-resumed", "begin", per_device_train_batch_size=8)
+    else:
+        run_sharded(["resumed"], run, 2, "begin", way)
+    result = run_sharded(["resumed"], run, 4, "go on", "weights")["resumed"][0]
+    assert result["is sharded"]
+    assert_close(result["weights"], one_process("resumed")["weights"], 1e-5)
+    assert_same_metrics(result["log"], one_process("resumed")["log"])
