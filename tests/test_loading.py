@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from tgo_trl.families import StableDiffusionFamily
+from tgo_trl.policy.index import read_index
 from tgo_trl.policy.loading import (
-    _index,
     _of_networks,
     adapter_scales,
     attach_adapter,
@@ -139,9 +139,9 @@ def test_quantization_is_set_in_one_place(folder):
 
 def test_a_networks_quantization_is_applied_to_the_trained_networks_only(folder):
     config = quantization()
-    assert _of_networks(config, StableDiffusionFamily, _index(folder, {})).quant_mapping == {"unet": config}
+    assert _of_networks(config, StableDiffusionFamily, read_index(folder, {})).quant_mapping == {"unet": config}
     # of two networks, those that the repository has
-    assert _of_networks(config, TwoNetworks, _index(folder, {})).quant_mapping == {"unet": config}
+    assert _of_networks(config, TwoNetworks, read_index(folder, {})).quant_mapping == {"unet": config}
 
 
 # ---- The reference ----
