@@ -92,10 +92,7 @@ def run_command(command: str, arguments: list[str], debug: bool = False) -> int:
         print(config_text(command, classes, given, None if printed == "all" else defaults, launch, variables))
         return 0
     settings = settings[: len(classes)]  # what follows is the launcher's
-    from .storage.processes import failing_together  # slow to load
-
-    with failing_together():
-        result = load(COMMANDS[command].function)(*settings)
+    result = load(COMMANDS[command].function)(*settings)
     _say_what_is_next(command, settings, result, typed)
     return 0
 

@@ -30,7 +30,6 @@ from ..policy.loading import find_family_class
 from ..policy.modular import as_standard
 from ..rewards import load_reward
 from ..rewards.base import DifferentiableReward, check_differentiable, check_sources, checked_pixel_scores, reward_name
-from ..storage.processes import failing_together
 from ..storage.sources import open_dataset
 from .alignprop_config import AlignPropConfig
 from .arguments import check_launch, run_name_of, training_dtype
@@ -92,7 +91,6 @@ class AlignPropTrainer(BaseTrainer):
     method_paper: Paper = ALIGNPROP_PAPER
     _objective_name = "AlignProp"
 
-    @failing_together()
     def __init__(
         self,
         model: str | DiffusionPipeline | ModularPipeline,
@@ -249,7 +247,6 @@ class AlignPropTrainer(BaseTrainer):
             metrics["variety"] = pictures.distance
         return metrics
 
-    @failing_together()
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:

@@ -37,7 +37,6 @@ from ..policy.reference import AdapterReference, ModelReference, OwnReference, R
 from ..policy.sampling import cpu_generators, negating, quiet
 from ..rewards.base import Reward
 from ..storage.fingerprints import component_fingerprint, tensors_digest, weights_fingerprint
-from ..storage.processes import failing_together
 from ..storage.records import CARD_NAME
 from . import checkpoints
 from .arguments import (
@@ -285,7 +284,6 @@ class BaseTrainer(ResumableTrainer):
 
     # ---- Which checkpoint is kept ----
 
-    @failing_together()
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
     ) -> TrainOutput:

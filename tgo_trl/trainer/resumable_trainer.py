@@ -33,7 +33,6 @@ from ..policy.policy import Policy
 from ..policy.reference import Reference
 from ..policy.replication import Replication
 from ..storage.locks import sole_writer
-from ..storage.processes import failing_together
 from . import checkpoints
 from .course import Course
 from .interruption import Interruption, Terminated
@@ -119,7 +118,6 @@ class ResumableTrainer(Trainer):
 
     # ---- Saving and loading ----
 
-    @failing_together()
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves what was trained, to the output directory unless told otherwise; called by every process."""
         with self.optimizer_mode.averaged(), self.strategy.whole(self.policy, self._moving_reference):

@@ -39,7 +39,6 @@ from ..policy.memory import Footprint, device_memory, footprint, has_usual_adapt
 from ..policy.modular import as_standard
 from ..policy.reference import AdapterReference, ModelReference, PastReference
 from ..settings import shown
-from ..storage.processes import failing_together
 from .arguments import (
     default_args,
     training_dtype,
@@ -132,7 +131,6 @@ class TGOTrainer(BaseTrainer):
     # `compute_loss` normalises over all rows of an accumulated batch.
     loss_is_scaled_for_ga = True
 
-    @failing_together()
     def __init__(
         self,
         model: str | DiffusionPipeline | ModularPipeline,
@@ -525,7 +523,6 @@ class TGOTrainer(BaseTrainer):
     def _training_metrics(self) -> dict[str, float]:
         return self._metrics["train"].pop_means(self.accelerator)
 
-    @failing_together()
     def evaluate(
         self,
         eval_dataset: RawDataset | Mapping[str, RawDataset] | str | None = None,
