@@ -6,8 +6,9 @@ A case is found by itself: any module of `tests.tiny` with `build`, and each of 
 - `RESOLUTION`, and for videos `NUM_FRAMES`;
 - `CALL`, keyword arguments of a fast call of the pipeline, and `UNGUIDED`, those that switch guidance off;
 - `SETTINGS`, of the family;
-- `denoising_error(pipeline, pixels, prompts, draw)`, `[B]`: what diffusers' own training script computes, written from
-  the public parts of pipeline and scheduler, without `tgo_trl`;
+- `denoising_error(pipeline, pixels, prompts, draw)`, `[B]`: the error by a second formula, written from the public
+  parts of pipeline and scheduler, without `tgo_trl`: of a published training script, which its docstring names, or our
+  own where there is none;
 - for families of edits, `SOURCES`, the source images of each of the two [`PROMPTS`];
 - `read_call(arguments, latent_shape)`: corrupted sample and time, as the family's `predict` takes them, from what the
   pipeline fed its network;

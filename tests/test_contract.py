@@ -207,7 +207,7 @@ def test_a_saved_adapter_comes_back(case, tmp_path):
 # ---- Against upstream ----
 
 
-def test_the_error_is_what_the_training_script_of_diffusers_computes(case, tmp_path):
+def test_the_error_is_that_of_a_second_formula(case, tmp_path):
     setup = case.setup(tmp_path)
     draw = setup.draw()
     with torch.no_grad():
