@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline, ModularPipeline, PipelineQuantizationConfig
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
@@ -19,6 +18,7 @@ from ..settings import PIPELINE_CLASS
 from .alterations import unwrapped
 from .index import class_name, find_modular, read_index
 from .modular import as_standard, load_modular
+from .part_class import class_in_index
 from .pipeline_class import check_instance, check_pipeline_class
 from .single_file import configuration_of, is_single_file, load_single_file
 from .skeleton import load_skeleton
@@ -190,18 +190,9 @@ def network_classes(
         return []
     kwargs = dict(init_kwargs or {})
     index = {**read_index(model, kwargs), **kwargs}
-    classes = [_named_class(index.get(name)) for name in family_class.network_names]
+    parts = [index.get(name) for name in family_class.network_names]
+    classes = [type(part) if isinstance(part, nn.Module) else class_in_index(part) for part in parts]
     return [it for it in classes if it is not None]
-
-
-def _named_class(part: Any) -> type | None:
-    """Of a part of a pipeline: diffusers' class that a `model_index.json` names, or that of a network."""
-    if isinstance(part, nn.Module):
-        return type(part)
-    if not isinstance(part, (list, tuple)) or len(part) != 2 or part[0] != "diffusers":
-        return None
-    found = getattr(diffusers, str(part[1]), None)
-    return found if isinstance(found, type) else None
 
 
 def _check_no_code(kwargs: dict[str, Any]) -> None:

@@ -12,8 +12,9 @@ from diffusers import DiffusionPipeline, ModelMixin, ModularPipeline
 from torch import nn
 
 from ..messages.public import public_text
+from .part_class import named_class
 from .single_file import HUB_OPTIONS
-from .skeleton import named_class, without_weights
+from .skeleton import without_weights
 
 STANDARD = {
     "Flux2KleinBaseModularPipeline": "Flux2KleinPipeline",

@@ -16,6 +16,7 @@ from ..families import FAMILIES, Family, find_published_family
 from ..messages.values import did_you_mean, shown, shown_path
 from ..settings import PIPELINE_CLASS
 from ..storage.records import RUN_NAME
+from .part_class import class_in_index, is_part
 
 
 def find_pipeline_class(name: object) -> type[DiffusionPipeline]:
@@ -66,7 +67,7 @@ def _why_unfit(
 ) -> str | None:
     """A clause; None if parts and class go together."""
     parameters = {name: it for name, it in inspect.signature(found.__init__).parameters.items() if name != "self"}
-    parts = {name: entry for name, entry in index.items() if _is_part(entry)} | dict(given)
+    parts = {name: entry for name, entry in index.items() if is_part(entry)} | dict(given)
     required = [name for name, it in parameters.items() if it.default is it.empty and it.kind is not it.VAR_KEYWORD]
     missing = [name for name in required if name not in parts and name not in found._optional_components]
     if missing:
@@ -83,14 +84,10 @@ def _why_unfit(
     return None
 
 
-def _is_part(entry: Any) -> bool:
-    return isinstance(entry, (list, tuple)) and len(entry) == 2 and entry[0] is not None
-
-
 def _network_class(entry: Any) -> type[nn.Module] | None:
     """The class of a part that is a network of diffusers."""
-    named = getattr(diffusers, str(entry[1]), None) if _is_part(entry) and entry[0] == "diffusers" else None
-    return named if isinstance(named, type) and issubclass(named, nn.Module) else None
+    named = class_in_index(entry)
+    return named if named is not None and issubclass(named, nn.Module) else None
 
 
 def check_instance(pipeline: DiffusionPipeline, init_kwargs: Mapping[str, Any] | None) -> None:

@@ -16,14 +16,13 @@ from torch.utils._pytree import tree_map_only
 from .. import models
 from ..families import Family
 from ..families.base import present
+from .part_class import class_in_index, is_part
 from .single_file import HUB_OPTIONS
 
 ASKING_FOR_VALUES = ("attention_mask", "use_cache")
 """Arguments of text encoders that change no shape, with which those of transformers look at values; left out where they
 may be."""
 META = torch.device("meta")
-LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
-"""Whose classes a `model_index.json` may name here, beside those of the modules of pipelines."""
 
 
 def load_skeleton(
@@ -60,20 +59,12 @@ def _network_class(entry: Any, hint: Any) -> Any:
         hint: what the pipeline takes, which is right where the two do not go together: published indexes name classes
             that are nowhere.
     """
-    if not isinstance(entry, (list, tuple)) or len(entry) != 2 or entry[0] is None:
+    if not is_part(entry):
         return None
-    named, is_class = named_class(*entry), isinstance(hint, type)
+    named, is_class = class_in_index(entry, of_diffusers_alone=False), isinstance(hint, type)
     if named is None or (is_class and not issubclass(named, hint)):
         named = hint if is_class else None
     return named if isinstance(named, type) and issubclass(named, nn.Module) else None
-
-
-def named_class(library: str | None, class_name: str | None) -> type | None:
-    """The class of a part that an index names; None if it is neither of diffusers nor of transformers."""
-    # of a part that one kind of pipeline alone has, the library is the module of that pipeline
-    found = LIBRARIES.get(str(library)) or getattr(diffusers.pipelines, str(library), None)
-    named = getattr(found, str(class_name), None)
-    return named if isinstance(named, type) else None
 
 
 def without_weights(network_class: Any, model: str, name: str, options: Mapping[str, Any]) -> Any:
