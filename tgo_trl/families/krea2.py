@@ -10,7 +10,7 @@ from torch import Tensor
 from ..media.types import Size
 from ..precision import compute_dtype
 from .base_frames import FrameFamily
-from .qwen_image import packed, unpacked
+from .base_packing import packed, unpacked
 
 DISTILLED_SHIFT = 1.15
 """`mu` of the pipeline's schedule if it `is_distilled`, whatever the image's size; it has no name for it."""

@@ -14,7 +14,7 @@ from ..media.types import Sample, Size
 from ..precision import compute_dtype
 from .base_adapters import NetworkAdapterFamily
 from .base_flow import FlowMatchingFamily
-from .qwen_image import packed, token_lengths, unpacked
+from .base_packing import length_ratio, packed, unpacked
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ class LongCatImageFamily(NetworkAdapterFamily, FlowMatchingFamily):
     def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
         """No longer than the prediction with a prompt, in each token: the channels of two by two latents."""
         guided = super().guided(with_prompt, without, scale)
-        lengths = [token_lengths(it) for it in (with_prompt, guided)]
-        return guided * (lengths[0] / (lengths[1] + 1e-8)).clamp(max=1)
+        return guided * length_ratio(with_prompt, guided, epsilon=1e-8).clamp(max=1)
 
     def predict(
         self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Tensor]

@@ -4,17 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from diffusers import DiffusionPipeline, QwenImagePipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..precision import compute_dtype
 from .base import known_lengths, parts_of_last_block
+from .base_packing import Shape, length_ratio, packed, padded, unpacked
 from .base_qwen import QwenFamily
-
-Shape = tuple[int, int, int]
-"""Frames, rows and columns of tokens."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +64,7 @@ class QwenImageFamily(QwenFamily):
     def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
         """As long as the prediction with a prompt, in each token: the channels of two by two latents."""
         guided = super().guided(with_prompt, without, scale)
-        lengths = [token_lengths(it) for it in (with_prompt, guided)]
-        return guided * (lengths[0] / lengths[1])
+        return guided * length_ratio(with_prompt, guided)
 
     def predict(
         self, networks: Mapping[str, Any], corrupted: Tensor, time: Tensor, conditions: Mapping[str, Any]
@@ -96,27 +91,6 @@ class QwenImageFamily(QwenFamily):
         return packed(latents)
 
 
-def packed(latents: Tensor) -> tuple[Tensor, list[Shape]]:
-    """Latents `[B, C, H, W]` as tokens `[B, n, 4 C]`, two by two in one, and the one shape that these lie in."""
-    height, width = latents.shape[-2:]
-    return QwenImagePipeline._pack_latents(latents, *latents.shape), [(1, height // 2, width // 2)]
-
-
-def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Latents `[B, C, height, width]` of tokens `[B, n, 4 C]`, the inverse of [`packed`]."""
-    # with a scale factor of 1, pixels and latents are as large as each other
-    latents: Tensor = QwenImagePipeline._unpack_latents(tokens, height, width, 1)
-    return latents.squeeze(2)
-
-
-def padded(embeds: Tensor, mask: Tensor | None, length: int) -> dict[str, Tensor]:
-    """What `encode_prompt` returned, `[B, tokens, features]` and `[B, tokens]`, with zeros up to a length."""
-    if mask is None:  # none of them is padded
-        mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
-    missing = length - embeds.shape[1]
-    return {"embeds": F.pad(embeds, (0, 0, 0, missing)), "mask": F.pad(mask, (0, missing))}
-
-
 def _without_padding(embeds: Tensor, mask: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """Embeddings and mask up to the longest prompt of the batch, and no mask if they all are as long.
 
@@ -124,9 +98,3 @@ def _without_padding(embeds: Tensor, mask: Tensor, lengths: Sequence[int]) -> tu
     """
     longest = max(lengths)
     return embeds[:, :longest], None if min(lengths) == longest else mask[:, :longest]
-
-
-def token_lengths(latents: Tensor) -> Tensor:
-    """The norm of each token, at all of its latents, `[B, 1, H, W]`, of latents `[B, C, H, W]`."""
-    squares = F.avg_pool2d(latents.square().sum(1, keepdim=True), 2) * 4
-    return squares.sqrt().repeat_interleave(2, -2).repeat_interleave(2, -1)

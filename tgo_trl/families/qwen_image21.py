@@ -16,8 +16,8 @@ from ..media.images import load_image
 from ..media.types import Sample, Size
 from ..precision import compute_dtype
 from .base import known_lengths
+from .base_packing import padded
 from .base_qwen import QwenFamily, check_length
-from .qwen_image import padded
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..media.types import Size
 from .base_latents import standardized
+from .base_packing import Shape, packed, padded
 from .base_qwen import check_length
 from .base_sources import SourceFamily, as_images
-from .qwen_image import QwenImageFamily, Shape, packed, padded
+from .qwen_image import QwenImageFamily
 
 EDIT_AREA = 1024 * 1024
 """Pixels that `QwenImageEditPipeline` brings a source to; it has no name for them."""
