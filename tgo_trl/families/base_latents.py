@@ -23,10 +23,12 @@ class LatentFamily(Family):
     """Latents on each side of what the network sees as one."""
     guides_from_prompt: ClassVar[bool] = False
     """Whether the pipeline's scale is `s` in `f_c + s (f_c - f_0)`, which is 0 for no guidance."""
+    usual_size: ClassVar[Size | None] = None
+    """The pipeline's default, of one that does not say it but in its call."""
 
     def default_size(self, pipeline: DiffusionPipeline) -> Size:
         """The pipeline's default, or else its network's sample size, in pixels."""
-        return default_square(pipeline, self.network_names[0])
+        return self.usual_size or default_square(pipeline, self.network_names[0])
 
     def size_multiple(self, pipeline: DiffusionPipeline) -> int:
         """Pixels on each side of a latent, times `latent_patch`."""

@@ -1,4 +1,4 @@
-"""What Qwen-Image and Qwen-Image 2.1 share: guidance that is heeded beside a negative prompt alone."""
+"""What Qwen-Image and Qwen-Image 2.1 share: guidance that is heeded beside a negative prompt alone, of each prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,9 +36,8 @@ class QwenFamily(FrameFamily):
     ) -> list[Sample]:  # fmt: skip
         """One image per prompt, each from its own generator; the pipeline wants a negative prompt for each."""
         negative = self.call_options(pipeline, size, **kwargs).get("negative_prompt")
-        if isinstance(negative, str):
-            kwargs["negative_prompt"] = [negative] * len(prompts)
-        return super().sample(pipeline, prompts, generators, size, **kwargs)
+        options = {**kwargs, **for_each(negative, len(prompts))}
+        return super().sample(pipeline, prompts, generators, size, **options)
 
     def call_options(self, pipeline: DiffusionPipeline, size: Size, **kwargs: Any) -> dict[str, Any]:
         """With `guidance_scale` as the classifier-free one, as everywhere.
@@ -48,6 +47,11 @@ class QwenFamily(FrameFamily):
         if "guidance_scale" in kwargs:
             kwargs = {"true_cfg_scale": kwargs.pop("guidance_scale"), "negative_prompt": NO_PROMPT, **kwargs}
         return super().call_options(pipeline, size, **kwargs)
+
+
+def for_each(negative: Any, num_prompts: int) -> dict[str, list[str]]:
+    """The argument `negative_prompt` with one for each prompt; nothing, unless one is given for all."""
+    return {"negative_prompt": [negative] * num_prompts} if isinstance(negative, str) else {}
 
 
 def check_length(prompt: str, length: int, limit: int) -> None:

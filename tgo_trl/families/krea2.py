@@ -7,7 +7,6 @@ from typing import Any
 from diffusers import DiffusionPipeline, Krea2Pipeline
 from torch import Tensor
 
-from ..media.types import Size
 from ..precision import compute_dtype
 from .base_frames import FrameFamily
 from .base_packing import packed, unpacked
@@ -29,6 +28,7 @@ class Krea2Family(FrameFamily):
 
     network_names = ("transformer",)
     has_sampler = True
+    usual_size = (1024, 1024)
     own_sigmas = True
     latent_patch = 2
     guides_from_prompt = True
@@ -56,10 +56,6 @@ class Krea2Family(FrameFamily):
     def step_distilled_from(self, pipeline: DiffusionPipeline) -> str | None:
         """Of the pipelines that say `is_distilled` too."""
         return f"`{self.undistilled}`" if pipeline.config.get("is_distilled") else super().step_distilled_from(pipeline)
-
-    def default_size(self, pipeline: DiffusionPipeline) -> Size:
-        """1024 pixels, the pipeline's default."""
-        return 1024, 1024
 
     def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
         """Hidden states of Qwen's layers, and where the pipeline has them.

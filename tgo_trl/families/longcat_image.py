@@ -15,6 +15,7 @@ from ..precision import compute_dtype
 from .base_adapters import NetworkAdapterFamily
 from .base_flow import FlowMatchingFamily
 from .base_packing import length_ratio, packed, unpacked
+from .base_qwen import for_each
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,8 @@ class LongCatImageFamily(NetworkAdapterFamily, FlowMatchingFamily):
         **kwargs: Any,
     ) -> list[Sample]:  # fmt: skip
         """One image per prompt, each from its own generator; the pipeline wants a negative prompt for each."""
-        negative = kwargs.get("negative_prompt") or ""
-        if isinstance(negative, str):
-            kwargs["negative_prompt"] = [negative] * len(prompts)
-        return super().sample(pipeline, prompts, generators, size, **kwargs)
+        options = {**kwargs, **for_each(kwargs.get("negative_prompt") or "", len(prompts))}
+        return super().sample(pipeline, prompts, generators, size, **options)
 
     def call_options(self, pipeline: DiffusionPipeline, size: Size, **kwargs: Any) -> dict[str, Any]:
         """Without another prompt that the text encoder would write, unless it is asked for."""

@@ -43,6 +43,7 @@ class QwenImage21Family(QwenFamily):
 
     network_names = ("transformer",)
     has_sampler = True
+    usual_size = (1024, 1024)
     own_sigmas = True
     prompt_encoders = ("text_encoder", "processor")
     reads_lengths = True
@@ -56,10 +57,6 @@ class QwenImage21Family(QwenFamily):
         return (
             f"`{self.undistilled}`" if pipeline.config.get("sample_sigmas") else super().step_distilled_from(pipeline)
         )
-
-    def default_size(self, pipeline: DiffusionPipeline) -> Size:
-        """1024 pixels, the pipeline's default."""
-        return 1024, 1024
 
     def size_multiple(self, pipeline: DiffusionPipeline) -> int:
         """Pixels on each side of two latents, by which the network counts images."""

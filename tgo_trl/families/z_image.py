@@ -9,7 +9,6 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..media.types import Size
 from ..precision import compute_dtype
 from .base import known_lengths
 from .base_flow import FlowMatchingFamily
@@ -28,6 +27,7 @@ class ZImageFamily(FlowMatchingFamily):
 
     network_names = ("transformer",)
     has_sampler = True
+    usual_size = (1024, 1024)
     guides_from_prompt = True
     own_sigmas = True
     latent_patch = 2
@@ -46,10 +46,6 @@ class ZImageFamily(FlowMatchingFamily):
                 "The transformer has a `siglip_feat_dim`: this is an omni model, which takes pictures beside the "
                 "prompt, and those cannot be trained here. Use Z-Image, Z-Image-Turbo, or a fine-tune of them."
             )
-
-    def default_size(self, pipeline: DiffusionPipeline) -> Size:
-        """1024 pixels, the pipeline's default."""
-        return 1024, 1024
 
     def longest_prompt(self, pipeline: DiffusionPipeline) -> int:
         """The positions that the network has for prompts."""
