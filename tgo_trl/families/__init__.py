@@ -1,4 +1,4 @@
-"""Model families, one file each, and the table that finds the family of a pipeline."""
+"""Model families, one file for each or for near relatives, and the table that finds the family of a pipeline."""
 
 from collections.abc import Mapping
 from dataclasses import fields
