@@ -465,6 +465,17 @@ def test_what_cannot_be_compared_is_named(base, message, tmp_path):
         judge(config(endpoint, models, tmp_path / "out"))
 
 
+def test_a_cell_of_several_images_is_no_image(tmp_path):
+    """Which of them would be compared, nobody has said."""
+    cells = [[png(value), png(value + 1)] for value in OURS.values()]
+    several = write(tmp_path, "several", OURS, {"image": [ImageFeature()]}, image=cells)
+    models = [several, write(tmp_path, "base", BASE)]
+    with serving() as endpoint:
+        with pytest.raises(ValueError, match="Row 0 of 'several', column 'image': an image must be .* not `list`"):
+            judge(config(endpoint, models, tmp_path / "out"))
+        assert not [asked for asked in endpoint.questions if not asked.is_check]
+
+
 def test_columns_that_are_missing_or_repeat_themselves_are_named(models, tmp_path):
     twice = write(tmp_path, "twice", BASE, {"sample_index": Value("int64")}, sample_index=[0, 1, 0, 0])
     wrong = write(tmp_path, "wrong", BASE, {"sample_index": Value("float64")}, sample_index=[0.5, 1, 0, 1])
