@@ -471,7 +471,7 @@ def test_a_cell_of_several_images_is_no_image(tmp_path):
     several = write(tmp_path, "several", OURS, {"image": [ImageFeature()]}, image=cells)
     models = [several, write(tmp_path, "base", BASE)]
     with serving() as endpoint:
-        with pytest.raises(ValueError, match="Row 0 of 'several', column 'image': an image must be .* not `list`"):
+        with pytest.raises(ValueError, match=r"Row 0 of 'several', column 'image': an image must be .* not `list`"):
             judge(config(endpoint, models, tmp_path / "out"))
         assert not [asked for asked in endpoint.questions if not asked.is_check]
 
