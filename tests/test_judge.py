@@ -679,6 +679,25 @@ def test_verdicts_on_edits_are_matched_by_what_they_were_made_from(tmp_path):
     assert same.agreements[0].confusion == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
+def test_a_column_of_peoples_verdicts_is_of_sources_only_if_it_is_named_so(models, tmp_path):
+    """`sources` holds digests in another judge's folder; in a table, files if it is `source_column`, else anything."""
+    edits = [write_edits(tmp_path, "mine", EDITS), write_edits(tmp_path, "theirs", OF_BASE)]
+    renamed = [Dataset.from_parquet(f"{it}/train.parquet").rename_column("source_image", "sources") for it in edits]
+    for folder, dataset in zip(edits, renamed, strict=True):
+        dataset.to_parquet(f"{folder}/train.parquet")
+    (tmp_path / "light.png").write_bytes(png(SOURCES["light"])["bytes"])
+    people = tmp_path / "people.jsonl"
+    people.write_text(json.dumps({"prompt": "brighten", "sources": ["light.png"], "winner": "theirs"}))
+    given = {"agreement_with": [str(people)]}
+    with serving(brighter_edit) as endpoint:
+        report = judge(config(endpoint, edits, tmp_path / "out", source_column="sources", **given))
+    assert report.agreements[0].confusion == [[0, 0, 0], [0, 0, 0], [0, 0, 1]]
+    people.write_text(json.dumps({"prompt": "a cat", "sample_index": 0, "sources": ["a friend"], "winner": "ours"}))
+    with serving() as endpoint:
+        report = judge(config(endpoint, models, tmp_path / "plain", **given))
+    assert report.agreements[0].confusion == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
 def test_edits_of_other_images_are_no_comparison(tmp_path):
     ours = write_edits(tmp_path, "ours", EDITS)
     plain = write(tmp_path, "plain", {("brighten", 0): 90, ("darken", 0): 50})
