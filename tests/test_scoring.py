@@ -438,7 +438,7 @@ def test_settings_that_contradict_each_other(tmp_path, settings, message):
 
 @pytest.mark.parametrize(("is_drawn", "fps"), [(False, 8.0), (True, None), (True, 16.0)])
 def test_a_reward_of_videos_at_another_rate_is_refused(tmp_path, is_drawn, fps):
-    """Frames that are read at 8 a second, or were drawn for 24, whatever `fps` is, and a reward that takes them for 16."""
+    """Frames that are read at 8 a second, or, whatever `fps` is, were drawn for 24, and a reward that is told 16."""
     (tmp_path / "rows").mkdir()
     scored_videos(2).remove_columns("score").to_parquet(tmp_path / "rows" / "train.parquet")
     if is_drawn:
