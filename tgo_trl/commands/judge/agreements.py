@@ -88,7 +88,7 @@ def read_others(
     )
     known = set(map(_key, comparisons))
     has_digests = path.name == VERDICTS_NAME  # of another judge
-    of_sources = SOURCES if has_digests else source_column
+    of_sources: str | None = SOURCES if has_digests else source_column
     if of_sources not in columns or not any(comparison.subject.sources for comparison in comparisons):
         of_sources = None
     find_subject = _subjects(source, comparisons, of_sources, has_digests)
