@@ -288,6 +288,30 @@ def test_a_network_without_the_blocks_that_its_class_names_is_refused():
         RepeatedBlocks([unet], "eager", None, False)
 
 
+def test_blocks_keep_a_forward_that_was_put_on_them():
+    """As accelerate's hooks put one on each module."""
+    unet = tiny.stable_diffusion().unet
+    hooked, plain = [it for it in unet.modules() if type(it).__name__ == "BasicTransformerBlock"][:2]
+    calls = []
+    own = hooked.forward
+
+    def forward(*args, **kwargs):
+        calls.append(torch.compiler.is_compiling())
+        return own(*args, **kwargs)
+
+    hooked.forward = forward
+    blocks = RepeatedBlocks([unet], "eager", None, False)
+    hidden, prompt = torch.ones(1, 4, hooked.norm1.normalized_shape[0]), torch.ones(1, 3, hooked.attn2.to_k.in_features)
+    with blocks.compiled():
+        hooked(hidden, encoder_hidden_states=prompt)
+        plain(torch.ones(1, 4, plain.norm1.normalized_shape[0]), encoder_hidden_states=prompt)
+    assert vars(hooked)["forward"] is forward
+    assert "forward" not in vars(plain)
+    number = len(calls)
+    hooked(hidden, encoder_hidden_states=prompt)
+    assert len(calls) == number + 1
+
+
 @pytest.mark.parametrize(("name", "number"), [("stable_diffusion", 1), ("flux", 1), ("wan-two_stage", 2)])
 def test_the_networks_of_a_folder_are_known_before_it_is_loaded(tmp_path, name, number):
     pipeline = BY_NAME[name].build()

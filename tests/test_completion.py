@@ -27,6 +27,7 @@ EXPECTED = {
     ("evaluate", "--prompts", "pa"): ["parti"],
     ("evaluate", "--prompts", "pr"): ["prompts.txt"],
     ("convert", "--layout", "rich"): ["richhf"],
+    ("judge", "--criteria", "pr"): ["prompts.txt"],
     ("generate", "--shell", ""): [],
 }
 """What is offered behind words of a command line, in a folder of the files below."""

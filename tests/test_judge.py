@@ -465,6 +465,17 @@ def test_what_cannot_be_compared_is_named(base, message, tmp_path):
         judge(config(endpoint, models, tmp_path / "out"))
 
 
+def test_a_cell_of_several_images_is_no_image(tmp_path):
+    """Which of them would be compared, nobody has said."""
+    cells = [[png(value), png(value + 1)] for value in OURS.values()]
+    several = write(tmp_path, "several", OURS, {"image": [ImageFeature()]}, image=cells)
+    models = [several, write(tmp_path, "base", BASE)]
+    with serving() as endpoint:
+        with pytest.raises(ValueError, match=r"Row 0 of 'several', column 'image': an image must be .* not `list`"):
+            judge(config(endpoint, models, tmp_path / "out"))
+        assert not [asked for asked in endpoint.questions if not asked.is_check]
+
+
 def test_columns_that_are_missing_or_repeat_themselves_are_named(models, tmp_path):
     twice = write(tmp_path, "twice", BASE, {"sample_index": Value("int64")}, sample_index=[0, 1, 0, 0])
     wrong = write(tmp_path, "wrong", BASE, {"sample_index": Value("float64")}, sample_index=[0.5, 1, 0, 1])
@@ -666,6 +677,25 @@ def test_verdicts_on_edits_are_matched_by_what_they_were_made_from(tmp_path):
     (agreed,) = report.agreements
     assert agreed.confusion == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]  # only the second is another
     assert same.agreements[0].confusion == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def test_a_column_of_peoples_verdicts_is_of_sources_only_if_it_is_named_so(models, tmp_path):
+    """`sources` holds digests in another judge's folder; in a table, files if it is `source_column`, else anything."""
+    edits = [write_edits(tmp_path, "mine", EDITS), write_edits(tmp_path, "theirs", OF_BASE)]
+    renamed = [Dataset.from_parquet(f"{it}/train.parquet").rename_column("source_image", "sources") for it in edits]
+    for folder, dataset in zip(edits, renamed, strict=True):
+        dataset.to_parquet(f"{folder}/train.parquet")
+    (tmp_path / "light.png").write_bytes(png(SOURCES["light"])["bytes"])
+    people = tmp_path / "people.jsonl"
+    people.write_text(json.dumps({"prompt": "brighten", "sources": ["light.png"], "winner": "theirs"}))
+    given = {"agreement_with": [str(people)]}
+    with serving(brighter_edit) as endpoint:
+        report = judge(config(endpoint, edits, tmp_path / "out", source_column="sources", **given))
+    assert report.agreements[0].confusion == [[0, 0, 0], [0, 0, 0], [0, 0, 1]]
+    people.write_text(json.dumps({"prompt": "a cat", "sample_index": 0, "sources": ["a friend"], "winner": "ours"}))
+    with serving() as endpoint:
+        report = judge(config(endpoint, models, tmp_path / "plain", **given))
+    assert report.agreements[0].confusion == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
 
 
 def test_edits_of_other_images_are_no_comparison(tmp_path):

@@ -170,3 +170,24 @@ def test_the_record_of_an_adapter_on_the_hub_is_read(tmp_path, hub):
     HfApi().upload_folder(repo_id="me/mine", folder_path=str(tmp_path))
     assert recorded_class("me/mine") == "WanImageToVideoPipeline"
     assert recorded_class("me/none") is None
+
+
+def test_a_record_that_cannot_be_had_now_is_warned_of_once(tmp_path, hub, naps, caplog):
+    """A repository without one is none of those, nor is one that does not exist."""
+    (tmp_path / "README.md").write_text("of another program")
+    for name in ("me/plain", "me/silent"):
+        HfApi().create_repo(name)
+        HfApi().upload_folder(repo_id=name, folder_path=str(tmp_path))
+    assert recorded_class("me/plain") is recorded_class("me/absent") is None
+    assert not caplog.records
+    hub.fail("HEAD /me/silent/", status=503, times=1000)
+    assert recorded_class("me/silent") is recorded_class("me/silent") is None
+    (record,) = (it for it in caplog.records if it.name.startswith("tgo_trl"))
+    assert "tgo_config.json of me/silent is neither in the cache" in record.getMessage()
+    assert "Set `pipeline_class` if the adapter" in record.getMessage()
+    hub.fail("HEAD /me/plain/", status=401, message="Invalid credentials in Authorization header", times=1000)
+    message = r"me/plain was trained under \(tgo_config.json\): Invalid credentials in Authorization header. Mend that"
+    with pytest.raises(ValueError, match=message):
+        recorded_class("me/plain")
+    settings = {"prompts": "p", "output_dir": "o", "adapter_name_or_path": "me/plain"}
+    assert init_kwargs_of(GenerateConfig("m", **settings, **TO_VIDEO)) == TO_VIDEO  # and nobody is asked

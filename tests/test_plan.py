@@ -271,20 +271,23 @@ def test_time_between_updates_is_none_of_theirs(monkeypatch):
     assert clock.read(7) == Speed(2, 19 - 10 - 4)
 
 
-def test_a_grid_takes_no_time_of_updates(base, tmp_path, monkeypatch):
-    """A minute a sample, in each of four grids and two evaluations, shows nowhere."""
+def test_what_is_no_update_takes_no_time_of_updates(base, tmp_path, monkeypatch):
+    """A minute in each of four grids, two evaluations, and three things that follow the last update, shows nowhere."""
     clock = {"now": 0.0}
     monkeypatch.setattr("tgo_trl.trainer.measured_speed._now", lambda: clock["now"])
     _, args = settings_of(
         base, output_dir=str(tmp_path), max_steps=4, eval_strategy="steps", eval_steps=2, sample_prompts=["a"],
-        sample_steps=1, sample_num_inference_steps=1,
+        sample_steps=1, sample_num_inference_steps=1, save_strategy="steps", save_steps=2, load_best_model_at_end=True,
     )  # fmt: skip
     trainer = TGOTrainer(str(base / "base"), args, scored_rows(8), scored_rows(4))
-    for name in ("sample", "evaluation_loop", "training_step"):
+    reporters = trainer.callback_handler
+    monkeypatch.setattr(reporters, "on_train_end", slowly(reporters.on_train_end, clock, 60.0))
+    for name in ("sample", "evaluation_loop", "training_step", "_load_best_model", "_finish_current_push"):
         monkeypatch.setattr(
             trainer, name, slowly(getattr(trainer, name), clock, 1.0 if name == "training_step" else 60.0)
         )
     trainer.train()
+    assert trainer.kept_step is not None
     assert trainer.speed == Speed(3, 3.0 * args.gradient_accumulation_steps)
 
 

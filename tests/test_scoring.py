@@ -436,9 +436,9 @@ def test_settings_that_contradict_each_other(tmp_path, settings, message):
         config(tmp_path, tmp_path / "out", **settings)
 
 
-@pytest.mark.parametrize("is_drawn", [False, True])
-def test_a_reward_of_videos_at_another_rate_is_refused(tmp_path, is_drawn):
-    """Frames that are read at 8 a second, or were drawn for 24, and a reward that takes them for 16."""
+@pytest.mark.parametrize(("is_drawn", "fps"), [(False, 8.0), (True, None), (True, 16.0)])
+def test_a_reward_of_videos_at_another_rate_is_refused(tmp_path, is_drawn, fps):
+    """Frames that are read at 8 a second, or, whatever `fps` is, were drawn for 24, and a reward that is told 16."""
     (tmp_path / "rows").mkdir()
     scored_videos(2).remove_columns("score").to_parquet(tmp_path / "rows" / "train.parquet")
     if is_drawn:
@@ -447,7 +447,7 @@ def test_a_reward_of_videos_at_another_rate_is_refused(tmp_path, is_drawn):
         (tmp_path / "rows" / "README.md").touch()
     rate = 24 if is_drawn else 8
     settings = {"rewards": ["videoreward"], "reward_kwargs": {"videoreward": {"fps": 16}}}
-    settings |= {} if is_drawn else {"fps": 8.0}
+    settings |= {} if fps is None else {"fps": fps}
     message = rf"'videoreward' has `fps=16`, and .* {rate} a second. Set its `fps` to {rate}\."
     with pytest.raises(ValueError, match=message):
         score(config(tmp_path, tmp_path / "out", **settings))

@@ -198,6 +198,11 @@ def several(entry: Any) -> Any:
     return list(entry) if isinstance(entry, (list, tuple)) else entry
 
 
+def files_of(entry: Any) -> list[Any]:
+    """The files of the source images of one prompt, as an entry of the setting has them."""
+    return list(entry) if isinstance(entry, (list, tuple)) else [entry]
+
+
 def as_dictionary(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
     """The dictionary that a setting is, or that it is the JSON text of, as on a command line.
 

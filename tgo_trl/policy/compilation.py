@@ -140,11 +140,15 @@ def _with_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[..
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        before = vars(module).get("forward")  # of hooks, as accelerate puts them around a module
         module.forward = forward
         try:
             return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
         finally:
-            del module.forward
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before
 
     return call
 

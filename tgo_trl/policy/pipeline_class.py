@@ -2,14 +2,23 @@
 
 import inspect
 import json
+import logging
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import diffusers
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from torch import nn
 
 from ..families import FAMILIES, Family, find_published_family
@@ -17,6 +26,8 @@ from ..messages.values import did_you_mean, shown, shown_path
 from ..settings import PIPELINE_CLASS
 from ..storage.records import RUN_NAME
 from .part_class import class_in_index, is_part
+
+logger = logging.getLogger(__name__)
 
 
 def find_pipeline_class(name: object) -> type[DiffusionPipeline]:
@@ -100,11 +111,19 @@ def check_instance(pipeline: DiffusionPipeline, init_kwargs: Mapping[str, Any] |
         )
 
 
+def chosen_class(name: str | None, adapter: str | None) -> str | None:
+    """The class that the settings name, else the one that [`recorded_class`] finds; raises as that one."""
+    return name or recorded_class(adapter)
+
+
 def recorded_class(adapter: str | None) -> str | None:
     """The class that a run was told to load its pipeline under, as the record beside its adapter says; None if none.
 
     Args:
-        adapter: folder, file or Hub id.
+        adapter: folder, file or Hub id. Of a Hub that cannot be reached, a warning says that the record is not known.
+
+    Raises:
+        ValueError: if the Hub refuses to say whether there is a record.
     """
     path = None if adapter is None else _record(adapter)
     try:
@@ -121,5 +140,25 @@ def _record(adapter: str) -> Path | None:
         return (path if path.is_dir() else path.parent) / RUN_NAME
     try:
         return Path(hf_hub_download(adapter, RUN_NAME))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled):
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):  # the first is an EntryNotFoundError too
+        _warn_of_unread(adapter)
         return None
+    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+        return None
+    except HfHubHTTPError as error:
+        why = error.server_message or f"status {error.response.status_code}"
+        raise ValueError(
+            f"The Hub does not say what {adapter} was trained under ({RUN_NAME}): {why.rstrip('.')}. Mend "
+            "that, or set `pipeline_class`."
+        ) from error
+
+
+@cache
+def _warn_of_unread(adapter: str) -> None:
+    """Warns once: commands ask several times."""
+    logger.warning(
+        "%s of %s is neither in the cache nor, now, to be had from the Hub. Set `pipeline_class` if the adapter was "
+        "trained under another class than that of the model's index.",
+        RUN_NAME,
+        adapter,
+    )

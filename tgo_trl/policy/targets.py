@@ -84,11 +84,13 @@ def _without_unread(
 
     Distributed training waits for the gradient of every trained weight.
     """
-    dead = [name for found in fits.values() for name in found if name not in _read(found, unread)]
+    alive = {entry: _read(found, unread) for entry, found in fits.items()}
+    read = {name for names in alive.values() for name in names}
+    dead = [name for found in fits.values() for name in found if name not in read]
     if not dead:
         return given
     for entry, found in fits.items():
-        if not _read(found, unread):
+        if not alive[entry]:
             raise ValueError(
                 f"`{setting}` has {entry!r}, which fits only modules of `{where}` that nothing reads in training, such "
                 f"as `{found[0]}`: no adapter could learn there. Leave it out."
@@ -97,8 +99,7 @@ def _without_unread(
         f"`{setting}` also fits {len(dead)} modules of `{where}` that nothing reads in training, such as `{dead[0]}`: "
         "these get no adapter."
     )
-    fitting = {name for found in fits.values() for name in _read(found, unread)}
-    return sorted(fitting)
+    return sorted(read)
 
 
 def _read(names: Sequence[str], unread: Sequence[str]) -> list[str]:

@@ -36,6 +36,7 @@ from ..policy.policy import Policy, build_policy, disable_dropout
 from ..policy.reference import AdapterReference, ModelReference, OwnReference, Reference
 from ..policy.sampling import cpu_generators, negating, quiet
 from ..rewards.base import Reward
+from ..settings import files_of
 from ..storage.fingerprints import component_fingerprint, tensors_digest, weights_fingerprint
 from ..storage.records import CARD_NAME
 from . import checkpoints
@@ -55,7 +56,7 @@ from .plots import SCORE_HISTOGRAM_NAME, plot_evaluations
 from .publishing import folder_upload, open_model_repository, sum_up
 from .resumable_trainer import ResumableTrainer
 from .sample_grids import SampleGridCallback, last_grid
-from .selection import SAMPLES, VARIETY, OutsideBoundsError, files_of
+from .selection import SAMPLES, VARIETY, OutsideBoundsError
 from .sources import OF_GRIDS, SampleSources, of_evaluations
 from .speed import DEFAULT_BACKEND
 from .tgo_config import TGOConfig

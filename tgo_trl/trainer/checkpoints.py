@@ -35,7 +35,6 @@ from .progress import Progress
 
 logger = logging.getLogger(__name__)
 
-CONFIG_NAME = RUN_NAME
 REFERENCE_NAME = "reference.safetensors"
 RAW_WEIGHTS_NAME = "raw_weights"
 TRAINER_STATE_NAME = "trainer_state.json"
@@ -90,12 +89,12 @@ class RunRecord:
             values["sample_ways"] = self.sample_ways
         if self.lanes:
             values["lanes"] = self.lanes
-        (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        (folder / RUN_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
         """The inverse of [`write`]."""
-        values = json.loads((folder / CONFIG_NAME).read_text())
+        values = json.loads((folder / RUN_NAME).read_text())
         rule = values["label_rule"]
         return cls(
             config=values["config"],
@@ -238,7 +237,7 @@ def checkpoint_damage(checkpoint: Path) -> str | None:
         RunRecord.read(checkpoint)
         TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     except (OSError, KeyError, TypeError, ValueError) as error:  # of other versions of this package or of transformers
-        return f"{CONFIG_NAME} or {TRAINER_STATE_NAME} is missing or of another version ({type(error).__name__})"
+        return f"{RUN_NAME} or {TRAINER_STATE_NAME} is missing or of another version ({type(error).__name__})"
     return None
 
 

@@ -216,7 +216,6 @@ class ResumableTrainer(Trainer):
             self._begin(checkpoint)
             try:
                 output = super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
-                self.speed = self.clock.read(self.state.global_step)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(self._describe_end("Interrupted")) from None
             finally:
@@ -363,6 +362,8 @@ class ResumableTrainer(Trainer):
         is_more = self.control.should_evaluate or self.control.should_save
         with self.clock.aside() if is_more else nullcontext():
             super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.control.should_training_stop:  # what follows the last update, as loading the best, is none of its time
+            self.speed = self.clock.read(self.state.global_step)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of a batch, whose gradient is taken at the weights that steps are taken from."""

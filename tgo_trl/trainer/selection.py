@@ -9,7 +9,7 @@ from typing import Any
 from ..losses import LOSSES
 from ..messages.values import did_you_mean
 from ..rewards import REWARDS
-from ..settings import shown
+from ..settings import files_of, shown
 
 SAMPLES = "samples/"
 """How the names of metrics of samples begin."""
@@ -247,8 +247,3 @@ def check_source_files(name: str, files: object, prompts_name: str, prompts: obj
             f"`{name}` has {len(entries)} files, and `{prompts_name}` has {number} prompts. Give one for each prompt, "
             """or of several, a list: '["first.png", "second.png"]' on a command line."""
         )
-
-
-def files_of(entry: Any) -> list[Any]:
-    """The files of the source images of one prompt, as an entry of the setting has them."""
-    return list(entry) if isinstance(entry, (list, tuple)) else [entry]

@@ -11,8 +11,7 @@ from ..data.columns import known_columns
 from ..families import Family
 from ..media.images import load_image
 from ..messages.values import did_you_mean
-from ..settings import shown
-from .selection import files_of
+from ..settings import files_of, shown
 from .tgo_config import DEFAULTS, TGOConfig
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ FOLDERS = ("output_dir", "image_dir", "encoding_cache_dir")
 PATHS = (
     "config", "accelerate_config", "model_name_or_path", "adapter_name_or_path", "dataset_name", "drift_dataset_name",
     "datasets", "prompts", "held_out_prompts", "rewards", "eval_rewards", "held_out_rewards", "sample_sources",
-    "eval_sources", "resume_from_checkpoint", "agreement_with",
+    "eval_sources", "resume_from_checkpoint", "agreement_with", "criteria",
 )  # fmt: skip
 """Settings that are, or may be, paths of files or folders."""
 CHOICES = {

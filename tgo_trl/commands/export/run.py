@@ -20,7 +20,7 @@ from ...families import Family
 from ...messages.failures import writing
 from ...messages.values import shown_path
 from ...policy.loading import attach_adapter, find_family_class, load_pipeline, network_names
-from ...policy.pipeline_class import recorded_class
+from ...policy.pipeline_class import chosen_class
 from ...precision import cast
 from ...settings import with_pipeline_class
 from ...storage.files import flush, replace_file, sweep
@@ -67,12 +67,12 @@ def export(config: ExportConfig) -> list[Path]:
     if config.format == COMFYUI:
         return _export_factors(config, folder, family_class, networks)
     load_weights(folder, family_class(), networks)  # which fails where it does not fit, before the base is loaded
-    return [_export_merged(config, folder, family_class(), base)]
+    return [_export_merged(config, folder, family_class(), base, init_kwargs)]
 
 
 def _init_kwargs(config: ExportConfig) -> dict[str, Any] | None:
     assert not isinstance(config.model_init_kwargs, str)
-    name = config.pipeline_class or recorded_class(config.adapter_name_or_path)
+    name = chosen_class(config.pipeline_class, config.adapter_name_or_path)
     return with_pipeline_class(config.model_init_kwargs, name)
 
 
@@ -187,7 +187,9 @@ def _scaled(module: str, pair: Factors, scale: float, dtype: torch.dtype) -> lis
 # ---- The base with the adapter in it ----
 
 
-def _export_merged(config: ExportConfig, folder: Path, family: Family, base: str) -> Path:
+def _export_merged(
+    config: ExportConfig, folder: Path, family: Family, base: str, init_kwargs: Mapping[str, Any] | None
+) -> Path:
     output = Path(config.output_dir).resolve()
     # without the lock, and what a kill leaves
     if output.exists() and (not output.is_dir() or any(it.name[0] not in "._" for it in output.iterdir())):
@@ -195,7 +197,7 @@ def _export_merged(config: ExportConfig, folder: Path, family: Family, base: str
             f"`output_dir` is {shown_path(str(output))}, which is not empty; a pipeline is written into a folder of "
             "its own. Name another one, or delete it."
         )
-    pipeline: Any = load_pipeline(base, _init_kwargs(config), None, None)
+    pipeline: Any = load_pipeline(base, init_kwargs, None, None)
     _merge(pipeline, family, folder, config.scale, getattr(torch, config.dtype))
     _publish(pipeline, output)
     print(f"{output}: the pipeline with the adapter in its weights, at a scale of {config.scale:g}")

@@ -32,7 +32,7 @@ from ...media.types import Sample, Size
 from ...messages.public import public_name, without_secrets
 from ...policy.loading import adapter_scales, attach_adapter, find_family_class, load_pipeline, set_adapter_scale
 from ...policy.modular import as_standard
-from ...policy.pipeline_class import check_instance, recorded_class
+from ...policy.pipeline_class import check_instance, chosen_class
 from ...precision import as_dtype, default_dtype
 from ...settings import with_pipeline_class
 from ...storage.fingerprints import component_fingerprint, config_fingerprint, fingerprint
@@ -125,7 +125,7 @@ def find_kind(
 def init_kwargs_of(config: GenerateConfig) -> dict[str, Any]:
     """What the pipeline is loaded with: under the class that is set, or that the adapter's run was set to."""
     assert not isinstance(config.model_init_kwargs, str)
-    name = config.pipeline_class or recorded_class(config.adapter_name_or_path)
+    name = chosen_class(config.pipeline_class, config.adapter_name_or_path)
     return with_pipeline_class(config.model_init_kwargs, name) or {}
 
 

@@ -87,8 +87,11 @@ def read_others(
         f"`agreement_with` {public_name(source)!r}", columns, wanted, "Rename columns, or name another table."
     )
     known = set(map(_key, comparisons))
-    of_sources = next((name for name in (SOURCES, source_column) if name in columns), None)
-    find_subject = _subjects(source, comparisons, of_sources)
+    has_digests = path.name == VERDICTS_NAME  # of another judge
+    of_sources: str | None = SOURCES if has_digests else source_column
+    if of_sources not in columns or not any(comparison.subject.sources for comparison in comparisons):
+        of_sources = None
+    find_subject = _subjects(source, comparisons, of_sources, has_digests)
     if "sample_index" not in columns and len({(c.subject, c.first, c.second) for c in comparisons}) < len(comparisons):
         raise ValueError(
             f"`agreement_with` {public_name(source)!r} has no column 'sample_index', and prompts have several."
@@ -138,14 +141,15 @@ def _key(comparison: Comparison) -> Key:
 
 
 def _subjects(
-    source: str, comparisons: Sequence[Comparison], column: str | None
+    source: str, comparisons: Sequence[Comparison], column: str | None, has_digests: bool
 ) -> Callable[[Mapping[str, Any], str], Subject]:
     """What finds the subject of a row.
 
     Args:
         source: of the rows.
         comparisons: all that are made.
-        column: of digests, or of source images; None if prompts alone tell subjects apart.
+        column: of source images; None if prompts alone tell subjects apart.
+        has_digests: whether it holds digests of them.
 
     Raises:
         ValueError: if they do not.
@@ -164,7 +168,7 @@ def _subjects(
         if column is None or not cell:
             return of_prompt.get(prompt, Subject(prompt))
         try:
-            return Subject(prompt, tuple(cell) if column == SOURCES else digests_of(cell, origin))
+            return Subject(prompt, tuple(cell) if has_digests else digests_of(cell, origin))
         except ValueError as error:
             raise ValueError(f"{where}, column {column!r}: {error}.") from error
 

@@ -1,9 +1,9 @@
 """The images of models that are compared: which each has, and what two of them have of the same prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset
 
@@ -19,6 +19,8 @@ from ...storage.fingerprints import fingerprint, task_of
 from ...storage.sources import open_dataset
 from ..generate.config import SOURCE_COLUMN
 from .config import JudgeConfig
+
+T = TypeVar("T")
 
 REMEDY = "Set `prompt_column` and `image_column`."
 
@@ -69,18 +71,18 @@ class ModelSamples:
         Raises:
             ValueError: if it cannot be read, naming row and column.
         """
-        return self._files(subject, sample_index, self.image_column)[0]
+        return self._read(subject, sample_index, self.image_column, _image_file)
 
     def sources(self, subject: Subject, sample_index: int) -> list[bytes]:
         """The files of the images that one was made from, not decoded; raises as [`image`]."""
         if self.source_column is None:
             return []
-        return self._files(subject, sample_index, self.source_column)
+        return self._read(subject, sample_index, self.source_column, read_files)
 
-    def _files(self, subject: Subject, sample_index: int, column: str) -> list[bytes]:
+    def _read(self, subject: Subject, sample_index: int, column: str, read: Callable[[Any, Origin], T]) -> T:
         row = self.rows[subject, sample_index]
         try:
-            return read_cell(self.files[row], column, lambda cell: read_files(cell, self.origin))
+            return read_cell(self.files[row], column, lambda cell: read(cell, self.origin))
         except ColumnError as error:
             raise ValueError(f"Row {row} of {self.name!r}, column {error.column!r}: {error}. Mend the row.") from error
 
@@ -100,6 +102,11 @@ class Comparison:
     first: int
     second: int
     category: str | None
+
+
+def _image_file(cell: Any, origin: Origin) -> bytes:
+    """The file of the one image in a cell, which a list is not."""
+    return encoded_bytes(origin.locate(cell))
 
 
 def read_files(cell: Any, origin: Origin) -> list[bytes]:

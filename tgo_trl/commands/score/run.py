@@ -328,13 +328,13 @@ def with_sources(reader: RowReader, features: Features, column: str, rewards: Ma
 
 
 def _check_rates(rewards: Mapping[str, Reward], config: ScoreConfig) -> None:
-    """As [`check_rates`], of files that are read at `fps`, and of frames that `generate` has drawn."""
-    if config.fps is not None:
-        check_rates(rewards, config.fps, "frames are read at `fps`")
-        return
+    """As [`check_rates`], of frames that `generate` has drawn, whatever `fps` is, else of files that are read at it."""
     drawn = read_record(Path(config.dataset_name), GENERATION_NAME)
     rate = None if drawn is None else drawn["settings"].get("family", {}).get("fps")
-    check_rates(rewards, rate, f"{GENERATION_NAME} says that the videos were drawn for")
+    if rate is not None:
+        check_rates(rewards, rate, f"{GENERATION_NAME} says that the videos were drawn for")
+    else:
+        check_rates(rewards, config.fps, "frames are read at `fps`")
 
 
 def _load_rewards(config: ScoreConfig, rewards: Mapping[str, Reward] | None) -> list[Reward]:

@@ -12,7 +12,7 @@ from diffusers.utils import is_bitsandbytes_available
 from ...families import find_family
 from ...media.origin import named_origin, remember_origin, source_folder
 from ...policy.loading import attach_adapter, load_pipeline
-from ...policy.pipeline_class import recorded_class
+from ...policy.pipeline_class import chosen_class
 from ...storage.sources import open_dataset
 from ...trainer.arguments import training_dtype
 from ...trainer.checkpoints import last_checkpoint
@@ -78,7 +78,7 @@ def open_datasets(arguments: TrainArguments, args: TGOConfig) -> list[Dataset | 
 
 def take_recorded_class(arguments: TrainArguments, args: TGOConfig) -> None:
     """Sets `pipeline_class`, where it is not set, to what the adapter was trained under that training goes on with."""
-    args.pipeline_class = args.pipeline_class or recorded_class(arguments.adapter_name_or_path)
+    args.pipeline_class = chosen_class(args.pipeline_class, arguments.adapter_name_or_path)
 
 
 def named_pipeline(arguments: TrainArguments, args: TGOConfig, weights: bool = True) -> Any:
