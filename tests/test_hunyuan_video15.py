@@ -44,6 +44,14 @@ def test_samples_are_guided_by_the_pipelines_own_guider():
     assert guided[1] == video[0].tobytes()
 
 
+def test_each_prompt_has_its_own_of_a_list_of_negative_prompts():
+    pipeline = build(guidance_scale=3.0)
+    alone = [drawn(pipeline, negative_prompt=negative) for negative in ("a", "bb")]
+    together = drawn(pipeline, negative_prompt=["a", "bb"])
+    assert [frames[0].tobytes() for frames in together] == [alone[i][i][0].tobytes() for i in range(2)]
+    assert alone[0][0][0].tobytes() != alone[1][0][0].tobytes()
+
+
 def test_what_stands_in_quotation_marks_is_read_by_its_letters():
     pipeline = build()
     encoded = FAMILY.encode_prompts(pipeline, ['a sign "cat"', "a sign cat"])

@@ -348,6 +348,18 @@ class Family(ABC):
         return f"pipeline.set_adapters(pipeline.get_active_adapters(), {scale:g})"
 
 
+OF_ROWS = ("latents", "negative_prompt")
+"""What a call of a pipeline may have one of for each prompt."""
+
+
+def of_row(kwargs: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """Arguments for a call of a pipeline with one of the prompts: of what there is one of for each, that of a row."""
+    return {
+        name: value[row : row + 1] if name in OF_ROWS and isinstance(value, (list, tuple, Tensor)) else value
+        for name, value in kwargs.items()
+    }
+
+
 _FACTOR = re.compile(r"lora[._](A|B|up|down|embedding_A|embedding_B)\b")
 """A factor of an adapter, in the names of the formats that diffusers reads."""
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..media.images import load_image
 from ..media.types import Sample, Size
 from ..precision import compute_dtype
-from .base import known_lengths
+from .base import known_lengths, of_row
 from .base_packing import padded
 from .base_qwen import QwenFamily, check_length
 
@@ -142,16 +142,10 @@ class QwenImage21Family(QwenFamily):
         own = pipeline.config.sample_sigmas
         if own is not None and kwargs.get("num_inference_steps", len(own)) != len(own):
             _warn_of_steps(len(own), kwargs["num_inference_steps"])
-        of_rows = {name: it for name, it in kwargs.items() if isinstance(it, (list, Tensor)) and name in OF_ROWS}
         samples: list[Sample] = []
         for i, (prompt, generator) in enumerate(zip(prompts, generators, strict=True)):
-            options = {**kwargs, **{name: it[i : i + 1] for name, it in of_rows.items()}}
-            samples += super().sample(pipeline, [prompt], [generator], size, **options)
+            samples += super().sample(pipeline, [prompt], [generator], size, **of_row(kwargs, i))
         return [_over_white(sample) for sample in samples]
-
-
-OF_ROWS = ("latents", "negative_prompt")
-"""What a call of the pipeline may have one of for each prompt."""
 
 
 @functools.cache
