@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -145,7 +146,7 @@ class QwenImage21Family(QwenFamily):
         samples: list[Sample] = []
         for i, (prompt, generator) in enumerate(zip(prompts, generators, strict=True)):
             samples += super().sample(pipeline, [prompt], [generator], size, **of_row(kwargs, i))
-        return [_over_white(sample) for sample in samples]
+        return samples if kwargs.get("output_type") == "latent" else [_over_white(sample) for sample in samples]
 
 
 @functools.cache
@@ -156,7 +157,9 @@ def _warn_of_steps(own: int, asked: int) -> None:
 
 
 def _over_white(sample: Any) -> Any:
-    """A picture with transparency, as it is seen: an image, or a tensor `[4, H, W]` in [0, 1]."""
+    """A picture with transparency, as it is seen: an image, or in [0, 1] a tensor `[4, H, W]` or array `[H, W, 4]`."""
     if isinstance(sample, Image.Image):
         return load_image(sample)
+    if isinstance(sample, np.ndarray):
+        return 1 + (sample[..., :3] - 1) * sample[..., 3:]
     return 1 + (sample[:3] - 1) * sample[3:]
