@@ -11,6 +11,7 @@ from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15I
 from tgo_trl.families import HunyuanVideo15Family, HunyuanVideo15ImageToVideoFamily, build_family
 from tgo_trl.families.hunyuan_video15_image_to_video import check_size
 from tgo_trl.policy.draws import stable_seed
+from tgo_trl.policy.sampling import negating
 
 from .runs import config, make_trainer
 from .tiny import hunyuan_video15_image_to_video as image_to_video
@@ -27,8 +28,11 @@ def drawn(pipeline, prompts=("a red cat", "a blue dog"), **kwargs):
 
 def test_a_guidance_scale_is_refused_with_what_to_write_instead(tmp_path):
     told = r"The guidance scale is 3.0, and a `HunyuanVideo15Pipeline` takes none: .*guider.new\(guidance_scale=3.0\)"
-    with pytest.raises(ValueError, match=told):
-        drawn(build(), guidance_scale=3.0)
+    pipeline = build()
+    for called in (pipeline, negating(pipeline, "a dog")):
+        with pytest.raises(ValueError, match=told):
+            drawn(called, guidance_scale=3.0)
+    assert len(drawn(pipeline, ["a cat"], guidance_scale=None)) == 1
     args = config(
         tmp_path, resolution=RESOLUTION, num_frames=NUM_FRAMES, sample_prompts=["a cat"], sample_guidance_scale=3.0
     )

@@ -152,11 +152,16 @@ class HunyuanVideo15Family(NetworkAdapterFamily, FlowMatchingFamily):
         Raises:
             ValueError: if there is a `guidance_scale`, which the pipeline does not take.
         """
-        scale = kwargs.get("guidance_scale")
+        scale = kwargs.pop("guidance_scale", None)
         if scale is not None:
             raise ValueError(
-                f"The guidance scale is {scale}, and a `{type(pipeline).__name__}` takes none: its component `guider` "
+                f"The guidance scale is {scale}, and a `{class_name(pipeline)}` takes none: its component `guider` "
                 f"has it. Leave it out, and pass a pipeline with `pipeline.guider = pipeline.guider.new("
                 f"guidance_scale={scale})`."
             )
         return super().call_options(pipeline, size, **kwargs)
+
+
+def class_name(pipeline: DiffusionPipeline) -> str:
+    """The class of a pipeline, also if it is called through one that gives each call its negative prompt."""
+    return type(getattr(pipeline, "_pipeline", pipeline)).__name__

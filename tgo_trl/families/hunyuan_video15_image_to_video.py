@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..media.types import Size
 from .base_sources import SourceFamily, as_images
-from .hunyuan_video15 import HunyuanVideo15Family
+from .hunyuan_video15 import HunyuanVideo15Family, class_name
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def check_size(pipeline: DiffusionPipeline, size: Size) -> None:
     drawn = _drawn_size(pipeline, size)
     if drawn != tuple(size):
         raise ValueError(
-            f"Videos have {size[1]} x {size[0]} pixels, and a `{type(pipeline).__name__}` draws those of such an image "
+            f"Videos have {size[1]} x {size[0]} pixels, and a `{class_name(pipeline)}` draws those of such an image "
             f"with {drawn[1]} x {drawn[0]}. Set `resolution` to {list(_kept_size(pipeline, drawn))}, which it keeps, "
             "and leave `aspect_ratio_buckets` out."
         )
