@@ -43,7 +43,7 @@ def test_prompts_need_room_behind_the_system_message(tmp_path):
     pipeline = build()
     Flux2DevFamily(max_sequence_length=32).check(pipeline)
     with pytest.raises(
-        ValueError, match=r"`max_sequence_length` is 31, and the pipeline's system message and template"
+        ValueError, match=r"`max_sequence_length` is 31, and what the pipeline puts .* takes 31 tokens alone: prompts"
     ):
         Flux2DevFamily(max_sequence_length=31).check(pipeline)
     embeds = [
@@ -55,6 +55,14 @@ def test_prompts_need_room_behind_the_system_message(tmp_path):
     args = config(tmp_path, resolution=16, max_sequence_length=16)
     with pytest.raises(ValueError, match="prompts would be cut away"):
         make_trainer(args, model=pipeline, train_dataset=scored_rows(4))
+
+
+def test_prompts_of_klein_need_room_in_their_template():
+    """`<|im_start|>user\\n<|im_end|>\\n<|im_start|>assistant\\n` are 3, 2 and 3 tokens."""
+    pipeline = flux2.build()
+    Flux2KleinFamily(max_sequence_length=9).check(pipeline)
+    with pytest.raises(ValueError, match=r"is 8, and what the pipeline puts .* takes 8 tokens alone: prompts would"):
+        Flux2KleinFamily(max_sequence_length=8).check(pipeline)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,17 @@
 """HunyuanVideo 1.5: what its pipeline takes no argument for, and which networks it is not called with."""
 
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor, generate_crop_size_list
 
 from tgo_trl.families import HunyuanVideo15Family, HunyuanVideo15ImageToVideoFamily, build_family
+from tgo_trl.families.hunyuan_video15_image_to_video import check_size
 from tgo_trl.policy.draws import stable_seed
+from tgo_trl.policy.sampling import negating
 
 from .runs import config, make_trainer
 from .tiny import hunyuan_video15_image_to_video as image_to_video
@@ -22,8 +28,11 @@ def drawn(pipeline, prompts=("a red cat", "a blue dog"), **kwargs):
 
 def test_a_guidance_scale_is_refused_with_what_to_write_instead(tmp_path):
     told = r"The guidance scale is 3.0, and a `HunyuanVideo15Pipeline` takes none: .*guider.new\(guidance_scale=3.0\)"
-    with pytest.raises(ValueError, match=told):
-        drawn(build(), guidance_scale=3.0)
+    pipeline = build()
+    for called in (pipeline, negating(pipeline, "a dog")):
+        with pytest.raises(ValueError, match=told):
+            drawn(called, guidance_scale=3.0)
+    assert len(drawn(pipeline, ["a cat"], guidance_scale=None)) == 1
     args = config(
         tmp_path, resolution=RESOLUTION, num_frames=NUM_FRAMES, sample_prompts=["a cat"], sample_guidance_scale=3.0
     )
@@ -42,6 +51,14 @@ def test_samples_are_guided_by_the_pipelines_own_guider():
     size = {"height": RESOLUTION, "width": RESOLUTION, "num_frames": NUM_FRAMES}
     video = stock(prompt="a blue dog", generator=generator, num_inference_steps=2, output_type="pil", **size).frames[0]
     assert guided[1] == video[0].tobytes()
+
+
+def test_each_prompt_has_its_own_of_a_list_of_negative_prompts():
+    pipeline = build(guidance_scale=3.0)
+    alone = [drawn(pipeline, negative_prompt=negative) for negative in ("a", "bb")]
+    together = drawn(pipeline, negative_prompt=["a", "bb"])
+    assert [frames[0].tobytes() for frames in together] == [alone[i][i][0].tobytes() for i in range(2)]
+    assert alone[0][0][0].tobytes() != alone[1][0][0].tobytes()
 
 
 def test_what_stands_in_quotation_marks_is_read_by_its_letters():
@@ -108,13 +125,33 @@ def test_image_to_video_takes_the_sizes_that_it_draws():
     pipeline = image_to_video.build()
     family = HunyuanVideo15ImageToVideoFamily(num_frames=NUM_FRAMES)
     assert family.call_options(pipeline, (8, 32)) == {"num_frames": NUM_FRAMES}
-    told = r"Videos have 24 x 16 pixels, and a `Hunyuan\w+` draws those .* with 16 x 12. Set `resolution` to \[12, 16\]"
+    told = (
+        r"Videos have 24 x 16 pixels, and a `Hunyuan\w+` draws those .* with 16 x 12. Set `resolution` to \[12, 16\], w"
+    )
     for refused in (
         lambda: family.call_options(pipeline, (16, 24)),
         lambda: family.encode_sources(pipeline, torch.zeros(1, 1, 3, 16, 24)),
     ):
         with pytest.raises(ValueError, match=told):
             refused()
+
+
+@pytest.mark.parametrize("target_size", [640, 960])
+def test_sizes_that_are_advised_are_taken(target_size):
+    """For the targets of 480p and 720p, and the 16 pixels to a latent of the published autoencoder."""
+    processor = HunyuanVideo15ImageProcessor(vae_scale_factor=16)
+    pipeline = SimpleNamespace(video_processor=processor, target_size=target_size)
+    num_refused = 0
+    for size in [*generate_crop_size_list(target_size, 16), (1280, 720)]:
+        try:
+            check_size(pipeline, size)
+        except ValueError as error:
+            num_refused += 1
+            check_size(pipeline, tuple(map(int, re.search(r"\[(\d+), (\d+)\]", str(error)).groups())))
+    assert num_refused == {640: 42, 960: 78}[target_size]
+    if target_size == 640:  # drawn with 480 x 848, which itself is drawn with this
+        with pytest.raises(ValueError, match=r"with 480 x 848. Set `resolution` to \[832, 480\], which it keeps"):
+            check_size(pipeline, (1280, 720))
 
 
 def test_the_first_frame_is_beside_the_first_latents_alone():

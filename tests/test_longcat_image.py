@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tgo_trl.families import LongCatImageFamily
+from tgo_trl.policy.loading import attach_adapter
 
 from .cases import calls_of
+from .test_generation import save_adapter
 from .tiny.longcat_image import CALL, RESOLUTION, build
 
 SHORT, LONG = "a cat", "a dog on a hill"
@@ -43,3 +46,20 @@ def test_samples_of_several_prompts_are_those_of_each_without_another_prompt_wri
     for row, prompt in enumerate((SHORT, LONG)):
         theirs = pipeline(prompt, generator=torch.Generator().manual_seed(row), **CALL).images[0]
         assert np.abs(np.asarray(theirs, int) - np.asarray(ours[row], int)).max() <= 1
+
+
+def test_an_adapter_of_a_larger_network_is_refused(tmp_path):
+    """Its network reads adapters itself, and passes over what fits nothing."""
+    save_adapter(build(), tmp_path / "adapter", FAMILY)
+    path = tmp_path / "adapter" / "pytorch_lora_weights.safetensors"
+    state = load_file(path)
+    renamed = {
+        key.replace("single_transformer_blocks.0", "single_transformer_blocks.7"): value for key, value in state.items()
+    }
+    missing = sum(key not in state for key in renamed)
+    assert 0 < missing < len(state)
+    save_file(renamed, path)
+    with pytest.raises(
+        ValueError, match=f"{missing} of {len(state)} weights fit nothing in this `LongCatImagePipeline`"
+    ):
+        attach_adapter(build(), FAMILY, str(path.parent))

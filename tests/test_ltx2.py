@@ -98,6 +98,14 @@ def test_the_rate_is_told_in_training_and_in_samples(pipeline):
     assert [len(frames) for frames in videos] == [9]
 
 
+def test_samples_are_of_the_kind_that_is_asked_for(pipeline):
+    family = LTX2Family(num_frames=9, fps=8.0, max_sequence_length=16)
+    (video,) = family.sample(
+        pipeline, ["a"], [torch.Generator().manual_seed(0)], (32, 32), num_inference_steps=2, output_type="np"
+    )
+    assert video.shape == (9, 32, 32, 3)
+
+
 # ---- Sound ----
 
 

@@ -123,6 +123,20 @@ def test_samples_are_drawn_one_per_prompt_each_from_its_own_generator(family, ti
 # ---- Loading ----
 
 
+def test_each_prompt_has_its_own_of_a_list_of_negative_prompts():
+    """Of aMUSEd, which is called for one prompt after the other."""
+    pipeline, family = amused.build(), AmusedFamily()
+
+    def drawn(negative):
+        generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+        call = {"negative_prompt": negative, "num_inference_steps": 2, "guidance_scale": 9.0}
+        return [image.tobytes() for image in family.sample(pipeline, PROMPTS, generators, (16, 16), **call)]
+
+    first, second = drawn("a"), drawn("a dog on a hill")
+    assert drawn(["a", "a dog on a hill"]) == [first[0], second[1]]
+    assert first[1] != second[1]
+
+
 def test_relatives_without_masked_training_rows_are_unknown():
     assert find_family(AmusedPipeline) is AmusedFamily
     with pytest.raises(ValueError, match="No model family is known for `AmusedInpaintPipeline`"):

@@ -95,10 +95,21 @@ def test_a_modular_repository_is_the_standard_pipeline(name, tmp_path):
     assert {part.training for part in loaded.components.values() if isinstance(part, nn.Module)} == {False}
     assert loaded.scheduler.config.items() >= {k: v for k, v in whole.scheduler.config.items() if k[0] != "_"}.items()
     assert loaded.config["_name_or_path"] == str(tmp_path / "base")
-    for key in ("is_distilled", "boundary_ratio", "force_zeros_for_empty_prompt"):
+    for key in ("is_distilled", "boundary_ratio", "force_zeros_for_empty_prompt", "sample_sigmas"):
         assert loaded.config.get(key) == whole.config.get(key), key
     family = BY_NAME[name].family(loaded)
     family.check(loaded)
+
+
+def test_a_list_of_numbers_is_a_setting_and_no_part(tmp_path):
+    levels = [1.0, 0.6, 0.3, 0.1]
+    whole = BY_NAME["qwen_image21"].build(sample_sigmas=levels)
+    modular = modular_of(whole, "QwenImage21TurboModularPipeline")
+    modular.save_pretrained(str(tmp_path), overwrite_modular_index=True)
+    own = {name: part for name, part in whole.components.items() if type(part).__module__.startswith("tests.")}
+    for pipeline in (load_pipeline(str(tmp_path), own, None, None), as_standard(modular)):
+        assert pipeline.config.sample_sigmas == levels
+        assert FAMILIES["QwenImage21Pipeline"]().step_distilled_from(pipeline) == "`Qwen/Qwen-Image-2.1`"
 
 
 def test_what_is_known_before_loading_is_known_of_modular_ones(flux):

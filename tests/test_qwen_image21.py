@@ -113,6 +113,14 @@ def test_samples_with_a_gradient_lie_over_white(pipeline, monkeypatch):
     torch.testing.assert_close(found, torch.tensor([0.6, 1.0, 0.2]).expand(3, 3))
 
 
+def test_samples_of_every_kind_lie_over_white(pipeline):
+    image, array, tensor = (drawn(pipeline, [SHORT], output_type=kind)[0] for kind in ("pil", "np", "pt"))
+    assert array.shape == (RESOLUTION, RESOLUTION, 3)
+    np.testing.assert_allclose(array, tensor.permute(1, 2, 0).numpy(), atol=1e-6)
+    assert np.abs(array * 255 - np.asarray(image)).max() <= 1.51  # color, opacity, and what is over white are rounded
+    assert drawn(pipeline, [SHORT], output_type="latent")[0].shape == (16, 4)  # as the network has them
+
+
 # ---- Turbo ----
 
 

@@ -80,6 +80,20 @@ def test_samples_are_the_pipelines(case):
     assert drawn[0].tobytes() != drawn[1].tobytes()
 
 
+def test_each_prompt_has_its_own_of_a_list_of_negative_prompts():
+    pipeline, family = PLUS.build(), PLUS.family(PLUS.build())
+    options = {"num_inference_steps": 2, "max_sequence_length": 80, "guidance_scale": 2.0}
+
+    def drawn(negative):
+        generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+        images = family.sample(pipeline, PROMPTS, generators, SIZE, PLUS.sources, negative_prompt=negative, **options)
+        return [image.tobytes() for image in images]
+
+    first, second = drawn("a"), drawn("bb")
+    assert drawn(["a", "bb"]) == [first[0], second[1]]
+    assert first[0] != second[0]
+
+
 def test_prompts_see_every_source():
     pipeline, family = PLUS.build(), PLUS.family(PLUS.build())
     pixels = PLUS.source_pixels()

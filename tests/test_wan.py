@@ -232,6 +232,9 @@ def test_samples_are_the_frames_of_a_video_per_prompt_each_from_its_own_generato
     assert [size for size, _ in first] == [(48, 32)] * 5
     assert first != second
     assert sample(PROMPTS[::-1], [2, 1]) == [second, first]
+    generator = torch.Generator().manual_seed(1)
+    (video,) = FAMILY.sample(pipeline, PROMPTS[:1], [generator], (32, 48), num_inference_steps=1, output_type="np")
+    assert video.shape == (5, 32, 48, 3)
 
 
 def test_a_family_of_ones_own_says_what_a_video_is_by_the_older_name_too():

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..media.types import Sample, Size
 from ..precision import compute_dtype
+from .base import of_row
 from .base_adapters import NetworkAdapterFamily
 from .base_tokens import MaskedTokenFamily, as_grid, token_logits
 
@@ -70,8 +71,8 @@ class AmusedFamily(NetworkAdapterFamily, MaskedTokenFamily):
         """One image per prompt, one after the other: the scheduler takes a single generator."""
         height, width = size
         return [
-            pipeline(prompt, generator=generator, height=height, width=width, **kwargs).images[0]
-            for prompt, generator in zip(prompts, generators, strict=True)
+            pipeline([prompt], generator=generator, height=height, width=width, **of_row(kwargs, i)).images[0]
+            for i, (prompt, generator) in enumerate(zip(prompts, generators, strict=True))
         ]
 
 

@@ -348,6 +348,18 @@ class Family(ABC):
         return f"pipeline.set_adapters(pipeline.get_active_adapters(), {scale:g})"
 
 
+OF_ROWS = ("latents", "negative_prompt")
+"""What a call of a pipeline may have one of for each prompt."""
+
+
+def of_row(kwargs: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """Arguments for a call of a pipeline with one of the prompts: of what there is one of for each, that of a row."""
+    return {
+        name: value[row : row + 1] if name in OF_ROWS and isinstance(value, (list, tuple, Tensor)) else value
+        for name, value in kwargs.items()
+    }
+
+
 _FACTOR = re.compile(r"lora[._](A|B|up|down|embedding_A|embedding_B)\b")
 """A factor of an adapter, in the names of the formats that diffusers reads."""
 
@@ -358,14 +370,26 @@ def load_whole_adapter(pipeline: Any, weights: str, **options: Any) -> None:
     Raises:
         ValueError: if it passed over some of them, and not over all.
     """
-    before = _num_factors(pipeline)
+    before = num_factors(pipeline)
     pipeline.load_lora_weights(weights, **options)
-    loaded = _num_factors(pipeline) - before
     if hasattr(pipeline, "unet"):
         options = {**options, "unet_config": pipeline.unet.config}
     options.pop("load_into_transformer_2", None)
     state = pipeline.lora_state_dict(weights, **options)
-    given = sum(_FACTOR.search(key) is not None for key in (state[0] if isinstance(state, tuple) else state))
+    check_whole(pipeline, weights, state[0] if isinstance(state, tuple) else state, before)
+
+
+def check_whole(pipeline: DiffusionPipeline, weights: str, keys: Iterable[str], before: int) -> None:
+    """Raises a ValueError if some of an adapter was passed over, and not all.
+
+    Args:
+        pipeline: with the adapter.
+        weights: what it was loaded from.
+        keys: of the weights there.
+        before: [`num_factors`] of the pipeline without it.
+    """
+    loaded = num_factors(pipeline) - before
+    given = sum(_FACTOR.search(key) is not None for key in keys)
     if 0 < loaded < given:
         raise ValueError(
             f"Of the adapter {weights!r}, {given - loaded} of {given} weights fit nothing in this "
@@ -392,7 +416,8 @@ def _checkpointing_some(every: int) -> Callable[..., Any]:
     return call
 
 
-def _num_factors(pipeline: DiffusionPipeline) -> int:
+def num_factors(pipeline: DiffusionPipeline) -> int:
+    """How many factors of adapters the networks of a pipeline have."""
     modules = (part for part in pipeline.components.values() if isinstance(part, nn.Module))
     return sum(_FACTOR.search(name) is not None for module in modules for name, _ in module.named_parameters())
 

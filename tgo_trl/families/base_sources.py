@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..media.images import fit_image
 from ..media.types import Sample, Size
-from .base import Family
+from .base import Family, of_row
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SourceFamily(Family):
             generators: one each.
             size: height and width in pixels, also of the sources.
             sources: the source images of each.
-            kwargs: for the call.
+            kwargs: for the call; of a list of negative prompts, or of latents, each prompt has one.
 
         Raises:
             ValueError: if a prompt has no sources.
@@ -49,9 +49,9 @@ class SourceFamily(Family):
                 "`sources`, a list of images for each prompt."
             )
         samples: list[Sample] = []
-        for prompt, generator, images in zip(prompts, generators, sources, strict=True):
+        for i, (prompt, generator, images) in enumerate(zip(prompts, generators, sources, strict=True)):
             options = self.source_options([fit_image(image, size) for image in images])
-            samples += super().sample(pipeline, [prompt], [generator], size, **{**options, **kwargs})
+            samples += super().sample(pipeline, [prompt], [generator], size, **{**options, **of_row(kwargs, i)})
         return samples
 
     def source_options(self, images: list[Image.Image]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """FLUX.2 [dev] and [klein]: a transformer on packed latents, conditioned on three hidden states of a language model."""
 
 import functools
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,21 @@ class Flux2Family(FlowMatchingFamily):
     lora_target_modules = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_qkv_mlp_proj",
     )  # fmt: skip
+
+    def check(self, pipeline: DiffusionPipeline) -> None:
+        """Also refuses to leave prompts no room in the chat template."""
+        super().check(pipeline)
+        taken = self.num_template_tokens(pipeline)
+        if self.max_sequence_length <= taken:
+            raise ValueError(
+                f"`max_sequence_length` is {self.max_sequence_length}, and what the pipeline puts around prompts (its "
+                f"template, and the system message if it has one) takes {taken} tokens alone: prompts would be cut "
+                f"away. Leave it out, or set it well above {taken}."
+            )
+
+    @abstractmethod
+    def num_template_tokens(self, pipeline: DiffusionPipeline) -> int:
+        """Tokens around an empty prompt."""
 
     def encode_images(self, pipeline: DiffusionPipeline, pixels: Tensor, geometry: Tensor) -> dict[str, Tensor]:
         """Mean of the posterior as the network sees it, float32 `[B, 4 C, H / 2, W / 2]` of `[B, C, H, W]`.
@@ -119,17 +135,11 @@ class Flux2DevFamily(ToldGuidanceFamily, Flux2Family):
     usual_guidance = 4.0
     undistilled = "black-forest-labs/FLUX.2-dev"
 
-    def check(self, pipeline: DiffusionPipeline) -> None:
-        """Also refuses to leave prompts no room behind the system message, which is read first."""
-        super().check(pipeline)
+    def num_template_tokens(self, pipeline: DiffusionPipeline) -> int:
+        """Of the system message too, which is read first."""
         conversation = format_input([""], system_message=pipeline.system_message)
         (tokens,) = pipeline.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"]
-        if self.max_sequence_length <= len(tokens):
-            raise ValueError(
-                f"`max_sequence_length` is {self.max_sequence_length}, and the pipeline's system message and template "
-                f"alone take {len(tokens)} tokens: prompts would be cut away. Leave it out, or set it well above "
-                f"{len(tokens)}."
-            )
+        return len(tokens)
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,14 @@ class Flux2KleinFamily(Flux2Family):
     Attributes:
         max_sequence_length: Qwen tokens of each prompt, with the chat template around it; longer prompts are cut.
     """
+
+    def num_template_tokens(self, pipeline: DiffusionPipeline) -> int:
+        """Of a user's turn, and what begins the answer."""
+        conversation = [{"role": "user", "content": ""}]
+        text = pipeline.tokenizer.apply_chat_template(
+            conversation, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return len(pipeline.tokenizer(text)["input_ids"])
 
     def step_distilled_from(self, pipeline: DiffusionPipeline) -> str | None:
         """What the pipelines that say `is_distilled` were distilled from."""

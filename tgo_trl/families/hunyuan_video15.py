@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..media.types import Sample, Size, VideoFormat
 from ..precision import compute_dtype
-from .base import parts_of_last_block
+from .base import of_row, parts_of_last_block
 from .base_adapters import NetworkAdapterFamily
 from .base_flow import FlowMatchingFamily
 from .base_latents import check_num_frames
@@ -142,8 +142,8 @@ class HunyuanVideo15Family(NetworkAdapterFamily, FlowMatchingFamily):
         """One video per prompt, as its frames, one after the other, as the autoencoder takes them."""
         call = self.call_options(pipeline, size, **{"output_type": "pil", **kwargs})
         return [
-            pipeline(prompt=prompt, generator=generator, **call).frames[0]
-            for prompt, generator in zip(prompts, generators, strict=True)
+            pipeline(prompt=[prompt], generator=generator, **of_row(call, i)).frames[0]
+            for i, (prompt, generator) in enumerate(zip(prompts, generators, strict=True))
         ]
 
     def call_options(self, pipeline: DiffusionPipeline, size: Size, **kwargs: Any) -> dict[str, Any]:
@@ -152,11 +152,16 @@ class HunyuanVideo15Family(NetworkAdapterFamily, FlowMatchingFamily):
         Raises:
             ValueError: if there is a `guidance_scale`, which the pipeline does not take.
         """
-        scale = kwargs.get("guidance_scale")
+        scale = kwargs.pop("guidance_scale", None)
         if scale is not None:
             raise ValueError(
-                f"The guidance scale is {scale}, and a `{type(pipeline).__name__}` takes none: its component `guider` "
+                f"The guidance scale is {scale}, and a `{class_name(pipeline)}` takes none: its component `guider` "
                 f"has it. Leave it out, and pass a pipeline with `pipeline.guider = pipeline.guider.new("
                 f"guidance_scale={scale})`."
             )
         return super().call_options(pipeline, size, **kwargs)
+
+
+def class_name(pipeline: DiffusionPipeline) -> str:
+    """The class of a pipeline, also if it is called through one that gives each call its negative prompt."""
+    return type(getattr(pipeline, "_pipeline", pipeline)).__name__

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..media.types import Size
 from .base_sources import SourceFamily, as_images
-from .hunyuan_video15 import HunyuanVideo15Family
+from .hunyuan_video15 import HunyuanVideo15Family, class_name
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class HunyuanVideo15ImageToVideoFamily(SourceFamily, HunyuanVideo15Family):
 
     def default_size(self, pipeline: DiffusionPipeline) -> Size:
         """That of an image of 16 : 9: of 480p, 480 x 848 pixels."""
-        return _own_size(pipeline, (9, 16))
+        return _kept_size(pipeline, (9, 16))
 
     def unread_parts(self, network: Any) -> list[str]:
         """As of text to video, but for what reads the image."""
@@ -80,14 +80,25 @@ class HunyuanVideo15ImageToVideoFamily(SourceFamily, HunyuanVideo15Family):
 
 def check_size(pipeline: DiffusionPipeline, size: Size) -> None:
     """Raises a ValueError for a height and width in pixels that the pipeline does not leave an image at."""
-    own = _own_size(pipeline, size)
-    if own != tuple(size):
+    drawn = _drawn_size(pipeline, size)
+    if drawn != tuple(size):
         raise ValueError(
-            f"Videos have {size[1]} x {size[0]} pixels, and a `{type(pipeline).__name__}` draws those of such an image "
-            f"with {own[1]} x {own[0]}. Set `resolution` to {list(own)}, and leave `aspect_ratio_buckets` out."
+            f"Videos have {size[1]} x {size[0]} pixels, and a `{class_name(pipeline)}` draws those of such an image "
+            f"with {drawn[1]} x {drawn[0]}. Set `resolution` to {list(_kept_size(pipeline, drawn))}, which it keeps, "
+            "and leave `aspect_ratio_buckets` out."
         )
 
 
-def _own_size(pipeline: DiffusionPipeline, size: Size) -> Size:
+def _kept_size(pipeline: DiffusionPipeline, size: Size) -> Size:
+    """Where an image of a size ends that is drawn from again and again: it is drawn with that very size.
+
+    Many sizes of diffusers' own list are drawn with another of them, and this with a third; none leads back.
+    """
+    while (drawn := _drawn_size(pipeline, size)) != tuple(size):
+        size = drawn
+    return size
+
+
+def _drawn_size(pipeline: DiffusionPipeline, size: Size) -> Size:
     height, width = pipeline.video_processor.calculate_default_height_width(*size, pipeline.target_size)
     return int(height), int(width)

@@ -162,8 +162,8 @@ class LTX2Family(FlowMatchingFamily):
         **kwargs: Any,
     ) -> list[Sample]:  # fmt: skip
         """One video per prompt, as its frames, without the sound that is drawn with it, each from its own generator."""
-        call = {"frame_rate": self.clip.fps, **self.call_options(pipeline, size, **kwargs)}
-        return list(pipeline(prompt=list(prompts), generator=generators, output_type="pil", **call).frames)
+        call = {"frame_rate": self.clip.fps, **self.call_options(pipeline, size, **{"output_type": "pil", **kwargs})}
+        return list(pipeline(prompt=list(prompts), generator=generators, **call).frames)
 
     def comfyui_module(self, module: str) -> str | None:
         """The same name in LTX-2's own code, of what is in blocks."""

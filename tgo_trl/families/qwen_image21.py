@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from ..media.images import load_image
 from ..media.types import Sample, Size
 from ..precision import compute_dtype
-from .base import known_lengths
+from .base import known_lengths, of_row
 from .base_packing import padded
 from .base_qwen import QwenFamily, check_length
 
@@ -142,16 +143,10 @@ class QwenImage21Family(QwenFamily):
         own = pipeline.config.sample_sigmas
         if own is not None and kwargs.get("num_inference_steps", len(own)) != len(own):
             _warn_of_steps(len(own), kwargs["num_inference_steps"])
-        of_rows = {name: it for name, it in kwargs.items() if isinstance(it, (list, Tensor)) and name in OF_ROWS}
         samples: list[Sample] = []
         for i, (prompt, generator) in enumerate(zip(prompts, generators, strict=True)):
-            options = {**kwargs, **{name: it[i : i + 1] for name, it in of_rows.items()}}
-            samples += super().sample(pipeline, [prompt], [generator], size, **options)
-        return [_over_white(sample) for sample in samples]
-
-
-OF_ROWS = ("latents", "negative_prompt")
-"""What a call of the pipeline may have one of for each prompt."""
+            samples += super().sample(pipeline, [prompt], [generator], size, **of_row(kwargs, i))
+        return samples if kwargs.get("output_type") == "latent" else [_over_white(sample) for sample in samples]
 
 
 @functools.cache
@@ -162,7 +157,9 @@ def _warn_of_steps(own: int, asked: int) -> None:
 
 
 def _over_white(sample: Any) -> Any:
-    """A picture with transparency, as it is seen: an image, or a tensor `[4, H, W]` in [0, 1]."""
+    """A picture with transparency, as it is seen: an image, or in [0, 1] a tensor `[4, H, W]` or array `[H, W, 4]`."""
     if isinstance(sample, Image.Image):
         return load_image(sample)
+    if isinstance(sample, np.ndarray):
+        return 1 + (sample[..., :3] - 1) * sample[..., 3:]
     return 1 + (sample[:3] - 1) * sample[3:]

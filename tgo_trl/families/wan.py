@@ -193,8 +193,8 @@ class WanFamily(FlowMatchingFamily):
         **kwargs: Any,
     ) -> list[Sample]:  # fmt: skip
         """One video per prompt, as its frames, each from its own generator, as long as those of training."""
-        call = self.call_options(pipeline, size, **kwargs)
-        return list(pipeline(prompt=list(prompts), generator=generators, output_type="pil", **call).frames)
+        call = self.call_options(pipeline, size, **{"output_type": "pil", **kwargs})
+        return list(pipeline(prompt=list(prompts), generator=generators, **call).frames)
 
     def save_adapter(self, pipeline: DiffusionPipeline, adapter_name: str, folder: Path) -> None:
         """Writes a file per network, each for the pipeline's own `load_lora_weights`."""

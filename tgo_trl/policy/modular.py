@@ -108,10 +108,11 @@ def read_modular(model: str, options: Mapping[str, Any]) -> Modular | None:
         return None
     modular_class = str(index.get("_class_name"))
     pipeline_class = _standard_class([modular_class], f"{model!r} is a modular repository")
-    accepted = _accepted(pipeline_class)
-    parts = {name: _part(model, name, index[name]) for name in accepted if isinstance(index.get(name), (list, tuple))}
+    _, settings = pipeline_class._get_signature_keys(pipeline_class)  # of which a list is no part
+    names = [name for name in _accepted(pipeline_class) if name not in settings]
+    parts = {name: _part(model, name, index[name]) for name in names if isinstance(index.get(name), (list, tuple))}
     said = {**VALUES.get(modular_class, {}), **index}
-    values = {name: said[name] for name in accepted if name in said and name not in parts}
+    values = {name: said[name] for name in settings if name in said}
     found = {name: part for name, part in parts.items() if part is not None}
     return Modular(modular_class, pipeline_class, found, values)
 
