@@ -112,7 +112,7 @@ def test_good_and_bad_runs_are_drawn_at_a_small_size(digits, tmp_path, capsys):
     from PIL import Image
 
     path = good_and_bad.main(demo.Options(tmp_path, num_images=80, num_updates=4, batch_size=8, num_inference_steps=2))
-    assert Image.open(path).size == (1100, 572)
+    assert Image.open(path).size == (1100, 660)
     for name, settings in (("paper", ("absolute", 3.0, 1.0)), ("tgo", ("relative", 0.3, "balanced"))):
         saved = json.loads((tmp_path / name / "tgo_config.json").read_text())["config"]
         assert (saved["error_scale"], saved["beta"], saved["negative_weight"]) == settings

@@ -255,7 +255,8 @@ def test_a_family_has_a_sampler_or_says_why_not(name):
     with pytest.raises(ValueError, match=f"`{name}` cannot be trained by the gradient of a reward here") as refused:
         check_sampler(family, name)
     why = dict.fromkeys(("AmusedPipeline", "MeissonicPipeline"), "tokens")
-    why |= dict.fromkeys(("LTX2Pipeline", "WanImageToVideoPipeline", "WanPipeline"), "videos")
+    of_videos = ("LTX2Pipeline", "HunyuanVideo15ImageToVideoPipeline", "HunyuanVideo15Pipeline")
+    why |= dict.fromkeys((*of_videos, "WanImageToVideoPipeline", "WanPipeline"), "videos")
     assert why.get(name, "has_sampler") in str(refused.value)
 
 
