@@ -70,6 +70,7 @@ def test_an_adapter_trains_on_it_without_autocast(folder, tmp_path):
     assert logs[1] == pytest.approx(logs[0], rel=1e-2)
 
 
+@pytest.mark.slow  # where no coverage is taken, whose tracer breaks graphs
 def test_compiled_blocks_of_an_8_bit_base_give_the_same_bit_for_bit(folder, tmp_path):
     compiled = {"compile_repeated_blocks": True, "torch_compile_backend": "eager"}
     runs = [trainer_of(folder, tmp_path / str(i), settings=it) for i, it in enumerate(({}, compiled))]
