@@ -14,7 +14,7 @@ SET_BY_SIZES = {"prompt", "image", "height", "width", "num_frames", "max_sequenc
 
 
 def encode(case, family, pipeline, size):
-    """A row's image, twice as wide as high, its prompt, and its sources as they are given to the pipeline."""
+    """A row's image, wider than high, its prompt, and its sources as they are given to the pipeline."""
     frames = () if case.num_frames is None else (case.num_frames,)
     image = family.encode_images(pipeline, torch.zeros(1, 3, *frames, *size), crop_geometry(size, size).expand(1, -1))
     if case.sources is None:
@@ -32,7 +32,7 @@ def encode(case, family, pipeline, size):
 def test_the_network_is_called_as_the_pipeline_calls_it(case):
     pipeline = case.build()
     family = case.family(pipeline).fitted_to(pipeline)
-    size = (case.module.RESOLUTION, 2 * case.module.RESOLUTION)
+    size = getattr(case.module, "OBLONG", (case.module.RESOLUTION, 2 * case.module.RESOLUTION))
     with torch.no_grad():
         image, prompt, sources = encode(case, family, pipeline, size)
     conditions, networks = family.conditions(pipeline, image, prompt), family.networks(pipeline)

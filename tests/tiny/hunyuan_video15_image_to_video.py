@@ -10,6 +10,7 @@ from .parts import ready
 
 RESOLUTION, NUM_FRAMES, UNGUIDED = (getattr(hunyuan_video15, name) for name in ("RESOLUTION", "NUM_FRAMES", "UNGUIDED"))
 SETTINGS = hunyuan_video15.SETTINGS
+OBLONG = (12, 20)  # a size that it keeps
 SOURCES = [[picture(90)], [picture(91)]]
 CALL = {"image": SOURCES[0][0], "num_frames": NUM_FRAMES, "num_inference_steps": 2}
 
