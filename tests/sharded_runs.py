@@ -3,11 +3,14 @@
 `torchrun -m tests.sharded_runs CASES OUT PHASE` runs named cases and saves what they gave.
 """
 
+import functools
+import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -55,6 +58,14 @@ WAYS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Ways of sharding, by the settings that ask for them."""
+NEEDS_DEEPSPEED = [
+    pytest.mark.deepspeed,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("deepspeed") is None, reason="`make test-deepspeed` installs DeepSpeed"
+    ),
+]
+"""Marks of tests that DeepSpeed shards in."""
 
 
 def launch_with(profile: str) -> None:
@@ -210,6 +221,16 @@ def assert_ended(trainer: TGOTrainer, args: Any, data: dict[str, Any]) -> None:
         trainer.train()
     with pytest.raises(ValueError, match=r"is sharded \(DeepSpeed\), and what is saved needs its weights whole"):
         make_trainer(args, model=trainer.pipeline, **data)
+
+
+def runs_of_one_process(folder: Path) -> Callable[[str], dict[str, Any]]:
+    """Trains a case, once, by one process with batches of eight rows."""
+
+    @functools.cache
+    def run(name: str) -> dict[str, Any]:
+        return run_case(name, folder / f"one-{name}", per_device_train_batch_size=8)
+
+    return run
 
 
 def make_bad(trainer: TGOTrainer, update: int) -> None:

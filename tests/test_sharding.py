@@ -1,7 +1,5 @@
 """Weights that are spread over processes: they train, sample, save and go on as whole ones do."""
 
-import functools
-
 import pytest
 
 from .runs import assert_close
@@ -13,6 +11,7 @@ from .sharded_runs import (
     assert_saves_an_adapter,
     run_case,
     run_sharded,
+    runs_of_one_process,
 )
 
 FAST, ROUNDED = "adapter", ("bfloat16", "without autocast")
@@ -35,13 +34,7 @@ def slow_cases(folder):
 
 @pytest.fixture(scope="module")
 def one_process(folder):
-    """A case, trained by one process with batches of eight rows."""
-
-    @functools.cache
-    def run(name):
-        return run_case(name, folder / f"one-{name}", per_device_train_batch_size=8)
-
-    return run
+    return runs_of_one_process(folder)
 
 
 def test_an_adapter_on_a_sharded_base_trains_as_in_one_process(fast_case, one_process):

@@ -1,7 +1,5 @@
 """ZeRO-3 by DeepSpeed: weights that are spread over processes train, compute, save and go on as whole ones do."""
 
-import functools
-import importlib.util
 import shutil
 
 import pytest
@@ -9,20 +7,17 @@ import torch
 
 from .runs import assert_close
 from .sharded_runs import (
+    NEEDS_DEEPSPEED,
     assert_like_one_process,
     assert_same_metrics,
     assert_saves_a_pipeline,
     assert_saves_an_adapter,
     run_case,
     run_sharded,
+    runs_of_one_process,
 )
 
-is_missing = importlib.util.find_spec("deepspeed") is None
-pytestmark = [
-    pytest.mark.deepspeed,
-    pytest.mark.slow,
-    pytest.mark.skipif(is_missing, reason="`make test-deepspeed` installs DeepSpeed"),
-]
+pytestmark = NEEDS_DEEPSPEED
 
 CASES = [
     "adapter", "all weights", "all weights, without a reference", "moving reference", "accumulated", "evaluated before",
@@ -40,13 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_process(folder):
-    """A case, trained by one process with batches of eight rows."""
-
-    @functools.cache
-    def run(name):
-        return run_case(name, folder / f"one-{name}", per_device_train_batch_size=8)
-
-    return run
+    return runs_of_one_process(folder)
 
 
 @pytest.fixture(scope="module")
