@@ -1,23 +1,23 @@
 """HunyuanVideo 1.5, text to video: a transformer on latents of a video autoencoder, told of Qwen2.5-VL and ByT5."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..media.types import Sample, Size, VideoFormat
+from ..media.types import Sample, Size
 from ..precision import compute_dtype
 from .base import of_row, parts_of_last_block
 from .base_adapters import NetworkAdapterFamily
-from .base_flow import FlowMatchingFamily
 from .base_latents import check_num_frames
+from .base_video import VideoFamily
 
 
 @dataclass(frozen=True)
-class HunyuanVideo15Family(NetworkAdapterFamily, FlowMatchingFamily):
+class HunyuanVideo15Family(NetworkAdapterFamily, VideoFamily):
     """`HunyuanVideo15Pipeline`: HunyuanVideo 1.5, text to video.
 
     What guides samples is a part of the pipeline, its `guider`, and no argument of its call. Prompts have as many
@@ -29,10 +29,6 @@ class HunyuanVideo15Family(NetworkAdapterFamily, FlowMatchingFamily):
         fps: their rate, frames per second, by default 24.
     """
 
-    num_frames: int | None = None
-    fps: float | None = None
-
-    task = "text-to-video"
     network_names = ("transformer",)
     prompt_encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     # `torch.all(image_embeds == 0)` and masks as indices, in the forward pass of the network
@@ -41,15 +37,6 @@ class HunyuanVideo15Family(NetworkAdapterFamily, FlowMatchingFamily):
     task_type: ClassVar[str] = "t2v"
     # Without `add_q_proj` and `to_add_out`: nothing reads the text that leaves the last block.
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
-
-    @property
-    def clip(self) -> VideoFormat:
-        """`num_frames` at `fps`, or 121 at 24 where they are left out."""
-        return VideoFormat(121 if self.num_frames is None else self.num_frames, 24.0 if self.fps is None else self.fps)
-
-    def fitted_to(self, pipeline: DiffusionPipeline) -> "HunyuanVideo15Family":
-        """With 121 frames, those of the pipeline's call, at 24 per second where they are left out."""
-        return replace(self, num_frames=self.clip.num_frames, fps=self.clip.fps)
 
     def check(self, pipeline: DiffusionPipeline) -> None:
         """Also refuses image-to-video and super-resolution networks, and a number of frames that does not fit."""

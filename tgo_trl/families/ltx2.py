@@ -4,25 +4,25 @@ import functools
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..media.types import Sample, Size, VideoFormat
+from ..media.types import Sample, Size
 from ..precision import compute_dtype
 from .base import FEW_STEPS
-from .base_flow import FlowMatchingFamily
 from .base_latents import check_num_frames
+from .base_video import VideoFamily
 
 AUDIO = ("audio_", "video_to_audio", "video_a2v", "av_cross_attn", "keyframes_")
 """What the names of the parts begin with that video alone does not pass through, or whose result it does not use."""
 
 
 @dataclass(frozen=True)
-class LTX2Family(FlowMatchingFamily):
+class LTX2Family(VideoFamily):
     """`LTX2Pipeline` on videos without sound: LTX-2 and LTX-2.3.
 
     The network denoises a video and its sound beside each other, and each attends to the other. Rows hold no sound, so
@@ -37,11 +37,8 @@ class LTX2Family(FlowMatchingFamily):
         max_sequence_length: Gemma tokens of each prompt, a multiple of the registers that fill it up, 128 as published.
     """
 
-    num_frames: int | None = None
-    fps: float | None = None
     max_sequence_length: int = 1024
 
-    task = "text-to-video"
     network_names = ("transformer",)
     prompt_encoders = ("text_encoder", "tokenizer", "connectors")
     reads_posterior_noise = False
@@ -51,15 +48,6 @@ class LTX2Family(FlowMatchingFamily):
     lora_target_modules = tuple(
         f"{attention}.{layer}" for attention in ("attn1", "attn2") for layer in ("to_q", "to_k", "to_v", "to_out.0")
     )
-
-    @property
-    def clip(self) -> VideoFormat:
-        """`num_frames` at `fps`, or 121 at 24 where they are left out."""
-        return VideoFormat(121 if self.num_frames is None else self.num_frames, 24.0 if self.fps is None else self.fps)
-
-    def fitted_to(self, pipeline: DiffusionPipeline) -> "LTX2Family":
-        """With 121 frames at 24 per second, those of the pipeline's call, where they are left out."""
-        return replace(self, num_frames=self.clip.num_frames, fps=self.clip.fps)
 
     def check(self, pipeline: DiffusionPipeline) -> None:
         """Also refuses networks of other inputs, and numbers of frames and of tokens that do not fit."""

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,8 +24,8 @@ from .base import (
     posterior_sample,
     strip_prefix,
 )
-from .base_flow import FlowMatchingFamily
 from .base_latents import check_num_frames, standardized
+from .base_video import VideoFamily
 
 ADAPTER_FILES = {"transformer": LORA_WEIGHT_NAME_SAFE, "transformer_2": "pytorch_lora_weights_2.safetensors"}
 """`load_lora_weights` puts one file into one of the two."""
@@ -38,7 +38,7 @@ COMFYUI_FEED_FORWARD = {"net.0.proj": "ffn.0", "net.2": "ffn.2"}
 
 
 @dataclass(frozen=True)
-class WanFamily(FlowMatchingFamily):
+class WanFamily(VideoFamily):
     """`WanPipeline` with text-to-video networks: Wan 2.1, Wan 2.2 A14B and Wan 2.2 TI2V-5B.
 
     Of Wan 2.2 A14B both networks are trained: `transformer` at the times from `boundary_ratio * 1000` on, where there
@@ -51,11 +51,9 @@ class WanFamily(FlowMatchingFamily):
         max_sequence_length: T5 tokens of each prompt.
     """
 
-    num_frames: int | None = None
-    fps: float | None = None
     max_sequence_length: int = 512
 
-    task = "text-to-video"
+    usual_format: ClassVar[VideoFormat] = VideoFormat(81, 16.0)
     network_names = ("transformer", "transformer_2")
     prompt_encoders = ("text_encoder", "tokenizer")
     optional_components: ClassVar[tuple[str, ...]] = ("transformer_2",)
@@ -64,19 +62,9 @@ class WanFamily(FlowMatchingFamily):
     comfyui_prefix = "diffusion_model."
     lora_target_modules: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
 
-    @property
-    def clip(self) -> VideoFormat:
-        """`num_frames` at `fps`, or 81 at 16 where they are left out and no pipeline has been asked."""
-        return VideoFormat(81 if self.num_frames is None else self.num_frames, 16.0 if self.fps is None else self.fps)
-
-    def fitted_to(self, pipeline: DiffusionPipeline) -> "WanFamily":
-        """With the model's own `num_frames` and `fps` where they are left out."""
-        num_frames, fps = (121, 24.0) if pipeline.config.expand_timesteps else (81, 16.0)
-        return replace(
-            self,
-            num_frames=num_frames if self.num_frames is None else self.num_frames,
-            fps=fps if self.fps is None else self.fps,
-        )
+    def format_of(self, pipeline: DiffusionPipeline) -> VideoFormat:
+        """121 frames at 24 per second of Wan 2.2 TI2V-5B, or 81 at 16."""
+        return VideoFormat(121, 24.0) if pipeline.config.expand_timesteps else self.usual_format
 
     def check(self, pipeline: DiffusionPipeline) -> None:
         """Also refuses image-to-video networks, half a pair of networks, and a number of frames that does not fit."""
