@@ -33,7 +33,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from tgo_trl import TGOConfig
-from tgo_trl.families import Family, build_family
+from tgo_trl.families import Family, build_family, edit_family
 from tgo_trl.losses import RowErrors
 from tgo_trl.media.images import image_to_tensor
 from tgo_trl.media.sizes import crop_geometry
@@ -68,7 +68,12 @@ class Case:
         return getattr(self.module, "NUM_FRAMES", None)
 
     def family(self, pipeline: DiffusionPipeline) -> Family:
-        return build_family(type(pipeline), self.module.SETTINGS)
+        return self.family_with(pipeline, self.module.SETTINGS)
+
+    def family_with(self, pipeline: DiffusionPipeline, settings: dict[str, Any]) -> Family:
+        """That of edits, if the case has sources."""
+        family = build_family(type(pipeline), settings)
+        return family if self.sources is None else edit_family(family)
 
     def pixels(self, num_rows: int = 2, seed: int = 0) -> Tensor:
         frames = () if self.num_frames is None else (self.num_frames,)
@@ -197,7 +202,7 @@ def _find_cases() -> list[Case]:
 
 
 CASES = _find_cases()
-RELATIVES = ("chroma", "flux2_dev", "krea2", "longcat_image", "qwen_image21", "qwen_image_edit_plus")
+RELATIVES = ("chroma", "flux2_dev", "flux2_dev_edit", "krea2", "longcat_image", "qwen_image21", "qwen_image_edit_plus")
 """Kinds that others much like them stand for in the fast tests of all kinds that take long."""
 
 

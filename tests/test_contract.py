@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tgo_trl.families import FAMILIES, build_family, find_family
+from tgo_trl.families import EDIT_FAMILIES, FAMILIES
 from tgo_trl.losses.likelihood import implicit_reward, log_ratio
 from tgo_trl.losses.tgo import tgo_loss
 from tgo_trl.policy.draws import Draw
@@ -33,7 +33,7 @@ def gradients(module):
 
 
 def test_every_family_of_the_table_has_a_case():
-    assert {find_family(type(case.build())) for case in CASES} == set(FAMILIES.values())
+    assert {type(case.family(case.build())) for case in CASES} == {*FAMILIES.values(), *EDIT_FAMILIES.values()}
 
 
 # ---- Policy and reference ----
@@ -218,7 +218,7 @@ def test_the_error_is_that_of_a_second_formula(case, tmp_path):
 
 def test_samples_have_prompts_of_the_length_of_training(case, tmp_path):
     pipeline = case.build()
-    family = build_family(type(pipeline), {})  # with the lengths that the published ones have
+    family = case.family_with(pipeline, {})  # with the lengths that the published ones have
     if not family.prompt_length(pipeline) or case.num_frames is not None:
         pytest.skip("prompts have one length, or samples take long")
     trained = {name: tuple(tensor.shape) for name, tensor in case.encode(family, pipeline)[1].items()}

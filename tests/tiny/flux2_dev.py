@@ -1,6 +1,7 @@
 """A FLUX.2 [dev] of 16-pixel images, with the latents and the blocks of the tiny [klein]."""
 
 import re
+from collections.abc import Sequence
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2Pipeline
@@ -29,8 +30,8 @@ class TextProcessor(ProcessorMixin):
         super().__init__(tokenizer, chat_template=chat_template)
 
 
-def build(seed: int = 0, **network_kwargs) -> Flux2Pipeline:
-    """The pipeline; `network_kwargs` go to its transformer."""
+def build(seed: int = 0, widths: Sequence[int] = flux2.WIDTHS, **network_kwargs) -> Flux2Pipeline:
+    """The pipeline; `widths` are its autoencoder's, and `network_kwargs` go to its transformer."""
     torch.manual_seed(seed)
     words = dict.fromkeys(re.findall(r" ?\w+", SYSTEM_MESSAGE))
     tokenizer = qwen_tokenizer([word for word in words if len(word) > 2], AROUND)
@@ -38,7 +39,7 @@ def build(seed: int = 0, **network_kwargs) -> Flux2Pipeline:
     return ready(
         Flux2Pipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-            vae=flux2.tiny_autoencoder(),
+            vae=flux2.tiny_autoencoder(widths),
             text_encoder=mistral3_lm(tokenizer, num_layers=31),  # the pipeline reads the 10th, 20th and 30th
             tokenizer=TextProcessor(tokenizer, chat_template=CHAT_TEMPLATE),
             transformer=flux2.tiny_transformer(network_kwargs),
@@ -46,9 +47,10 @@ def build(seed: int = 0, **network_kwargs) -> Flux2Pipeline:
     )
 
 
-def denoising_error(pipeline, pixels, prompts, draw):
+def denoising_error(pipeline, pixels, prompts, draw, sources=None):
     """As train_dreambooth_lora_flux2.py computes it, at the guidance that the pipeline has by itself."""
-    return flux2.denoising_error(pipeline, pixels, prompts, draw, LENGTH, torch.tensor([4.0]).expand(len(prompts)))
+    guidance = torch.tensor([4.0]).expand(len(prompts))
+    return flux2.denoising_error(pipeline, pixels, prompts, draw, LENGTH, guidance, sources)
 
 
 read_call = flux2.read_call

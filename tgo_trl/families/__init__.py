@@ -14,6 +14,7 @@ from .base_sources import SourceFamily
 from .chroma import ChromaFamily
 from .flux import FluxFamily
 from .flux2 import Flux2DevFamily, Flux2KleinFamily
+from .flux2_edit import Flux2DevEditFamily, Flux2KleinEditFamily
 from .flux_kontext import FluxKontextFamily
 from .hunyuan_video15 import HunyuanVideo15Family
 from .hunyuan_video15_image_to_video import HunyuanVideo15ImageToVideoFamily
@@ -64,6 +65,12 @@ FAMILIES: dict[str, type[Family]] = {
 }
 """The family of each pipeline class, by the class's name."""
 
+EDIT_FAMILIES: dict[type[Family], type[Family]] = {
+    Flux2DevFamily: Flux2DevEditFamily,
+    Flux2KleinFamily: Flux2KleinEditFamily,
+}
+"""What takes the place of a family where there are source images, of pipelines that take some or none."""
+
 PUBLISHED_NAMES = {"Pipeline": "MeissonicPipeline"}
 """What published repositories call a pipeline class that is not in diffusers."""
 
@@ -92,6 +99,12 @@ def find_published_family(class_name: str) -> type[Family]:
     return find_family(pipeline_class)
 
 
+def edit_family(family: Family) -> Family:
+    """What takes its place where there are source images, with the same settings: itself, if no other does."""
+    kind = EDIT_FAMILIES.get(type(family))
+    return family if kind is None else kind(**{field.name: getattr(family, field.name) for field in fields(family)})
+
+
 def build_family(pipeline_class: type[DiffusionPipeline], settings: Mapping[str, Any]) -> Family:
     """The family of a pipeline class, with the settings that are its own.
 
@@ -115,12 +128,15 @@ def build_family(pipeline_class: type[DiffusionPipeline], settings: Mapping[str,
 
 
 __all__ = [
+    "EDIT_FAMILIES",
     "FAMILIES",
     "AmusedFamily",
     "ChromaFamily",
     "Clip",
     "Family",
+    "Flux2DevEditFamily",
     "Flux2DevFamily",
+    "Flux2KleinEditFamily",
     "Flux2KleinFamily",
     "FluxFamily",
     "FluxKontextFamily",
@@ -147,6 +163,7 @@ __all__ = [
     "WanImageToVideoFamily",
     "ZImageFamily",
     "build_family",
+    "edit_family",
     "find_family",
     "find_published_family",
 ]

@@ -104,18 +104,22 @@ class Flux2Family(FlowMatchingFamily):
         """The velocity, `[B, 4 C, H / 2, W / 2]`."""
         transformer = networks["transformer"]
         dtype, device = compute_dtype(transformer), corrupted.device
-        batch, _, height, width = corrupted.shape
         embeds = conditions["embeds"].to(dtype)
+        tokens, ids = self.image_tokens(corrupted.to(dtype), conditions)
         prediction: Tensor = transformer(
-            hidden_states=corrupted.to(dtype).flatten(2).transpose(1, 2),
+            hidden_states=tokens,
             timestep=time / 1000,
-            guidance=self.guidance_input(batch, device),
+            guidance=self.guidance_input(len(corrupted), device),
             encoder_hidden_states=embeds,
-            txt_ids=_ids(1, 1, embeds.shape[1], device),
-            img_ids=_ids(height, width, 1, device),
+            txt_ids=token_ids((1, 1, embeds.shape[1]), device),
+            img_ids=ids,
             return_dict=False,
-        )[0]
+        )[0][:, : corrupted[0, 0].numel()]
         return prediction.transpose(1, 2).reshape(corrupted.shape)
+
+    def image_tokens(self, latents: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Tokens `[B, N, 4 C]` of latents `[B, 4 C, H / 2, W / 2]`, and the ids of each, int64 `[1, N, 4]`."""
+        return flattened(latents), token_ids((*latents.shape[-2:], 1), latents.device)
 
     def guidance_input(self, batch: int, device: torch.device) -> Tensor | None:
         """What the network is told of each row, float32 `[batch]`, if anything."""
@@ -182,12 +186,22 @@ def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
     return mean[:, None, None], (variance + vae.config.batch_norm_eps).sqrt()[:, None, None]
 
 
+def flattened(latents: Tensor) -> Tensor:
+    """Tokens `[B, H * W, C]`, row by row, of latents `[B, C, H, W]`."""
+    return latents.flatten(2).transpose(1, 2)
+
+
 @functools.lru_cache(maxsize=64)
-def _ids(height: int, width: int, length: int, device: torch.device) -> Tensor:
-    """0, row, column and place in the prompt of each token, int64 `[1, height * width * length, 4]`, of all rows.
+def token_ids(sizes: tuple[int, int, int], device: torch.device, time: int = 0) -> Tensor:
+    """Time, row, column and place in the prompt of each token, int64 `[1, height * width * length, 4]`, of all rows.
 
     Kept, because to bring numbers to a GPU waits for it.
+
+    Args:
+        sizes: height, width and length.
+        device: of the ids.
+        time: of all tokens: 0 but of source images.
     """
     with torch.inference_mode(False):
-        ids = torch.cartesian_prod(torch.arange(1), *(torch.arange(size) for size in (height, width, length)))
+        ids = torch.cartesian_prod(torch.tensor([time]), *(torch.arange(size) for size in sizes))
         return ids[None].to(device)

@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from diffusers import DiffusionPipeline
 
 from ..data.lanes import can_be_divided
-from ..families import Family, build_family
+from ..families import Family, build_family, edit_family
 from ..losses import LOSSES
 from ..media.sizes import aspect_ratio_sizes, check_size
 from ..media.types import Size
@@ -206,10 +206,18 @@ def training_dtype(args: TGOConfig) -> torch.dtype:
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 
-def resolve_family(args: TGOConfig, family: Family | None, pipeline: DiffusionPipeline) -> Family:
+def resolve_family(
+    args: TGOConfig, family: Family | None, pipeline: DiffusionPipeline, has_sources: bool = False
+) -> Family:
     """The pipeline's family with the settings of `args`, or the user's own, for which its networks are unwrapped.
 
     What is left out is as the model was trained.
+
+    Args:
+        args: the run's settings.
+        family: the user's, or None to look it up.
+        pipeline: of the run.
+        has_sources: whether rows have source images, of pipelines that take some or none.
 
     Raises:
         ValueError: if they do not fit, or a network is not what it seems.
@@ -220,7 +228,8 @@ def resolve_family(args: TGOConfig, family: Family | None, pipeline: DiffusionPi
             f"A `family` was passed, and the `TGOConfig` sets {', '.join(f'`{name}`' for name in settings)}, which it "
             "would not see. Set them in the family object, or leave `family` out."
         )
-    family = (family or build_family(type(pipeline), settings)).fitted_to(pipeline)
+    family = family or build_family(type(pipeline), settings)
+    family = (edit_family(family) if has_sources else family).fitted_to(pipeline)
     unwrap_networks(pipeline, family.network_names)
     family.check(pipeline)
     check_networks(pipeline, family, args.use_peft)

@@ -97,10 +97,12 @@ class BaseTrainer(ResumableTrainer):
 
     def _load_pipeline(
         self, model: str | DiffusionPipeline, args: TGOConfig, dtype: torch.dtype, family: Family | None,
-        processing_class: Any, quantization_config: Any,
+        processing_class: Any, quantization_config: Any, has_sources: bool = False,
     ) -> TrainedPipeline:  # fmt: skip
         """Sets `pipeline`, `family`, `denoiser`, `size` and `sizes`, each checked against the settings."""
-        trained = load_for_training(model, args, dtype, family, processing_class, quantization_config)
+        trained = load_for_training(
+            model, args, dtype, family, processing_class, quantization_config, has_sources=has_sources
+        )
         self.pipeline, self.family, self.denoiser, self.size, self.sizes = trained
         return trained
 

@@ -35,7 +35,7 @@ class TrainedPipeline(NamedTuple):
 
 def load_for_training(
     model: str | DiffusionPipeline, args: TGOConfig, dtype: torch.dtype, family: Family | None = None,
-    processing_class: Any = None, quantization_config: Any = None, weights: bool = True,
+    processing_class: Any = None, quantization_config: Any = None, weights: bool = True, has_sources: bool = False,
 ) -> TrainedPipeline:  # fmt: skip
     """The pipeline of a run; raises as [`~tgo_trl.policy.loading.load_pipeline`] does, and if settings do not fit it.
 
@@ -47,6 +47,7 @@ def load_for_training(
         processing_class: takes the place of the pipeline's tokenizer.
         quantization_config: that it is loaded with.
         weights: False for networks of shapes alone.
+        has_sources: whether rows have source images, of pipelines that take some or none.
     """
     if args.compile_repeated_blocks:
         check_compilable(model, args.model_init_dict, family)
@@ -54,7 +55,7 @@ def load_for_training(
     remove_offloading(pipeline)
     if processing_class is not None:
         replace_tokenizer(pipeline, processing_class)
-    family = resolve_family(args, family, pipeline)
+    family = resolve_family(args, family, pipeline, has_sources)
     size = resolve_size(args, family, pipeline)
     sizes = resolve_sizes(args, size, family, pipeline)
     networks = family.networks(pipeline).values()

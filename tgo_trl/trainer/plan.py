@@ -129,8 +129,10 @@ def plan_run(
     sources = check_datasets(args, model, None, train_dataset, eval_dataset)
     dtype = training_dtype(args)
     config = quantization_config if isinstance(model, str) else None
-    trained = load_for_training(model, args, dtype, quantization_config=config, weights=False)
-    check_pipeline(args, trained, sources, train_dataset, eval_dataset)
+    trained = load_for_training(
+        model, args, dtype, quantization_config=config, weights=False, has_sources=sources.are_read
+    )
+    check_pipeline(args, trained, sources.of_samples, train_dataset, eval_dataset)
 
     # Its rows, with encoders that have no weights, and perhaps the digests of some.
     writer = shard_writer(args)

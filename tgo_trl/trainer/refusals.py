@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from peft import PeftConfig
 
-from ..families import Family
+from ..families import EDIT_FAMILIES, Family
 from ..policy.adapters import check_policy
 from ..policy.launch import check_shardable
 from ..policy.loading import find_family_class
@@ -20,7 +20,7 @@ from .eval_samples import load_eval_rewards
 from .feasibility import check_best_metric_for, check_feasible
 from .loading import TrainedPipeline
 from .pair_sources import check_all_columns
-from .sources import SampleSources, of_evaluations, read_sample_sources
+from .sources import RunSources, SampleSources, of_evaluations, read_sample_sources, reads_sources
 from .tgo_config import TGOConfig
 
 
@@ -39,8 +39,8 @@ def check_settings(
 
 def check_datasets(
     args: TGOConfig, model: str | DiffusionPipeline, family: Family | None, train_dataset: Any, eval_dataset: Any
-) -> SampleSources | None:
-    """The source images of samples; None where the pipeline's family is not known before anything is loaded.
+) -> RunSources:
+    """What the run makes of source images.
 
     Raises:
         ValueError: if no family is known, or the data sets lack a column that it or the loss reads.
@@ -51,9 +51,12 @@ def check_datasets(
         family_class = None
     is_video = family_class is not None and family_class.task.endswith("-to-video")
     check_all_columns(args, train_dataset, eval_dataset, "video" if is_video else None)
+    datasets = named_datasets(train_dataset, eval_dataset)
+    are_read = reads_sources(args, family_class, datasets)
     if family_class is None:
-        return None
-    return read_sample_sources(args, family_class, named_datasets(train_dataset, eval_dataset))
+        return RunSources(are_read, None)
+    family_class = EDIT_FAMILIES.get(family_class, family_class) if are_read else family_class
+    return RunSources(are_read, read_sample_sources(args, family_class, datasets))
 
 
 def check_pipeline(
@@ -65,7 +68,7 @@ def check_pipeline(
     Args:
         args: the run's settings.
         trained: the pipeline, with or without weights.
-        sources: what [`check_datasets`] returned.
+        sources: those of samples that [`check_datasets`] returned.
         train_dataset: of `TGOTrainer`.
         eval_dataset: likewise.
         peft_config: of the adapter.

@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import IterableDataset
 from PIL import Image
 
-from ..data.columns import known_columns
-from ..families import Family
+from ..data.columns import column_names, known_columns
+from ..families import EDIT_FAMILIES, Family
 from ..media.images import load_image
 from ..messages.values import did_you_mean
 from ..settings import files_of, shown
@@ -20,6 +20,35 @@ OF_GRIDS, OF_EVALUATIONS = "sample_sources", "eval_sources"
 
 SampleSources = dict[str, list[list[Image.Image]]]
 """The source images of each sample, by the setting that names the files."""
+
+
+class RunSources(NamedTuple):
+    """What a run makes of source images.
+
+    Attributes:
+        are_read: whether its rows have some, as far as its pipeline's family does not say so itself.
+        of_samples: of each sample; None where the family is not known before anything is loaded.
+    """
+
+    are_read: bool
+    of_samples: SampleSources | None
+
+
+def reads_sources(args: TGOConfig, family: type[Family] | None, datasets: Mapping[str, Any]) -> bool:
+    """Whether a run is one of edits, of pipelines that take source images or none.
+
+    It is if a data set has a column of them, or a setting names some.
+
+    Args:
+        args: the run's settings.
+        family: of the pipeline; None where it is not known.
+        datasets: of training and evaluation, by name.
+    """
+    if family is not None and family not in EDIT_FAMILIES:
+        return False
+    if any(getattr(args, name) != DEFAULTS[name] for name in ("source_column", OF_GRIDS, OF_EVALUATIONS)):
+        return True
+    return any(args.source_column in column_names(dataset) for dataset in datasets.values())
 
 
 def read_sample_sources(args: TGOConfig, family: type[Family], datasets: Mapping[str, Any]) -> SampleSources:
@@ -40,21 +69,21 @@ def read_sample_sources(args: TGOConfig, family: type[Family], datasets: Mapping
         if isinstance(dataset, IterableDataset):
             raise ValueError(
                 f"`{name}` is a stream, and `{family.__name__}` trains on rows with source images, which are encoded "
-                "before training. Load it without `streaming=True`."
+                f"before training. Load it without `streaming=True`{_or_prompts_alone(args, family)}."
             )
         columns = known_columns(dataset)
         if columns is not None and args.source_column not in columns:
             raise ValueError(
                 f"`{family.__name__}` makes samples from source images, and `{name}` has no column "
                 f"{args.source_column!r} of them; it has {', '.join(map(repr, columns))}."
-                f"{did_you_mean(args.source_column, columns)} Set `source_column`, or train a pipeline that reads "
-                "prompts alone."
+                f"{did_you_mean(args.source_column, columns)} Set `source_column`, or "
+                f"train a pipeline that reads prompts alone{_or_prompts_alone(args, family)}."
             )
     for prompts, sources in (("sample_prompts", OF_GRIDS), ("eval_prompts", OF_EVALUATIONS)):
         if getattr(args, prompts) and not getattr(args, sources):
             raise ValueError(
                 f"`{prompts}` is set, and `{family.__name__}` makes samples from source images. Set `{sources}` to the "
-                "file of one for each prompt."
+                f"file of one for each prompt{_or_prompts_alone(args, family)}."
             )
     given = {name: list(map(files_of, getattr(args, name) or ())) for name in (OF_GRIDS, OF_EVALUATIONS)}
     for name, files in given.items():
@@ -63,6 +92,16 @@ def read_sample_sources(args: TGOConfig, family: type[Family], datasets: Mapping
     return {
         name: [[_load(it, images) for it in of_prompt] for of_prompt in files] for name, files in given.items() if files
     }
+
+
+def _or_prompts_alone(args: TGOConfig, family: type[Family]) -> str:
+    """What else there is to do, as the end of a sentence, of a pipeline that takes source images or none."""
+    if family not in EDIT_FAMILIES.values():
+        return ""
+    return (
+        f"; or, to train this one from prompts alone, leave out `source_column`, `{OF_GRIDS}` and `{OF_EVALUATIONS}`, "
+        f"and remove the column {args.source_column!r} from all data sets"
+    )
 
 
 def _check_number(name: str, files: Sequence[Sequence[str]], family: type[Family]) -> None:

@@ -163,8 +163,10 @@ class TGOTrainer(BaseTrainer):
 
         # The pipeline, and whether settings fit it.
         sources = check_datasets(args, model, family, train_dataset, eval_dataset)
-        trained = self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
-        sources = check_pipeline(args, trained, sources, train_dataset, eval_dataset, peft_config)
+        trained = self._load_pipeline(
+            model, args, dtype, family, processing_class, quantization_config, sources.are_read
+        )
+        of_samples = check_pipeline(args, trained, sources.of_samples, train_dataset, eval_dataset, peft_config)
         ref_networks = None
         if ref_model is not None:
             ref_networks = load_reference_networks(
@@ -241,7 +243,7 @@ class TGOTrainer(BaseTrainer):
         if self.label_rule is not None:
             are_weighed = self.loss.weighs_rows
             self.add_callback(ScoreLogCallback(self, self.label_rule, self.train_labels, are_weighed))
-        self._add_own_callbacks(eval_rewards, sources)
+        self._add_own_callbacks(eval_rewards, of_samples)
         if self.is_world_process_zero():
             objective = self._objective() | ({} if args.recipe is None else {"recipe": args.recipe})
             print_summary(self._summary_rows(objective))

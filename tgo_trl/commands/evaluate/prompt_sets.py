@@ -11,7 +11,7 @@ from ...data.columns import check_columns
 from ...messages.values import shown, why
 from ...storage.sources import open_dataset
 from ...storage.text_tables import parse_json, read_table
-from ..generate.prompts import distinct_tasks, read_tasks
+from ..generate.prompts import PROMPTS_ALONE, SourceUse, distinct_tasks, read_tasks
 from ..generate.tasks import Task
 from .config import EvaluateConfig
 
@@ -32,18 +32,18 @@ class PromptSet(NamedTuple):
     read: Callable[[str, str | None], Iterator[list[Any]]]
 
 
-def read_prompt_set(config: EvaluateConfig, most_sources: int = 0) -> dict[Task, str | None]:
+def read_prompt_set(config: EvaluateConfig, use: SourceUse = PROMPTS_ALONE) -> dict[Task, str | None]:
     """The category of each distinct prompt, with its source images if there are any; None of all without categories.
 
     Args:
         config: that names them.
-        most_sources: source images of a prompt that the models take; of 0, prompts are read alone.
+        use: what the models make of source images.
 
     Raises:
         ValueError: if the source cannot be read, a set is not to be had, or has no source images, there are fewer than
             two prompts, or more categories than a table has lines.
     """
-    if config.prompts in SETS and most_sources:
+    if config.prompts in SETS and use.are_needed:
         raise ValueError(
             f"The set {config.prompts!r} has prompts alone, and the models make images from others. Name a file or a "
             f"data set with a column {config.source_column!r} beside that of the prompts."
@@ -53,7 +53,7 @@ def read_prompt_set(config: EvaluateConfig, most_sources: int = 0) -> dict[Task,
     else:
         prompts = read_tasks(
             config.prompts, config.prompt_column, config.category_column, config.dataset_config, config.dataset_split,
-            config.max_prompts, config.source_column if most_sources else None, most_sources,
+            config.max_prompts, config.source_column, use,
         )  # fmt: skip
     if len(prompts) < 2:
         raise ValueError(

@@ -24,7 +24,8 @@ from ...settings import shown
 from ...storage.files import replace_file, sweep, write_json
 from ...storage.processes import process_state
 from ...storage.records import SCORING_NAME, read_record
-from ..generate.run import build_sampler, find_kind, init_kwargs_of, most_sources, write_samples
+from ..generate.prompts import SourceUse
+from ..generate.run import build_sampler, find_kind, init_kwargs_of, source_use, write_samples
 from ..generate.tasks import Task, source_pictures, tasks_fingerprint
 from ..sharded_run import check_own_folder, locks_output_dir
 from ..strength.card import check_adapter
@@ -66,12 +67,12 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport | None:
     # What can fail, before a model is loaded.
     if state.is_main_process:
         check_own_folder(folder, RECORD_NAME)
-    most = _shared_sources(config, {it.label: _check_model(config, it) for it in config.contestants()})
-    tasks = read_prompt_set(config, most)
+    use = _shared_use(config, {it.label: _check_model(config, it) for it in config.contestants()})
+    tasks = read_prompt_set(config, use)
     _check_grid(config, len(tasks))
     kwargs: Any = config.reward_kwargs
     remedy = "The models make images from prompts alone: take another reward."
-    rewards = load_rewards(config.rewards, kwargs, most > 0, remedy)
+    rewards = load_rewards(config.rewards, kwargs, bool(next(iter(tasks)).sources), remedy)
     if state.is_main_process:
         _claim(folder, config)
     state.wait_for_everyone()
@@ -113,17 +114,18 @@ def _check_model(config: EvaluateConfig, contestant: Contestant) -> type[Family]
         raise ValueError(f"The model {shown(contestant.label)}: {error}") from error
 
 
-def _shared_sources(config: EvaluateConfig, kinds: Mapping[str, type[Family] | None]) -> int:
-    """How many source images of a prompt all models take; raises a ValueError if some take none and others do."""
-    most = {label: most_sources(config, kind) for label, kind in kinds.items() if kind is not None}
-    of_edits, others = ([label for label in most if bool(most[label]) == edits] for edits in (True, False))
+def _shared_use(config: EvaluateConfig, kinds: Mapping[str, type[Family] | None]) -> SourceUse:
+    """What all models make of source images; raises a ValueError if some take none and others need them."""
+    uses = {label: source_use(config, kind) for label, kind in kinds.items() if kind is not None}
+    of_edits = [label for label, use in uses.items() if use.are_needed]
+    others = [label for label, use in uses.items() if not use.most]
     if of_edits and others:
         raise ValueError(
             f"The model {shown(of_edits[0])} makes images from others, and {shown(others[0])} from prompts alone: "
             "they have no task in common. Compare models of one kind, or set `pipeline_class` for all, if they can be "
             "loaded under one."
         )
-    return min(most.values(), default=0)
+    return SourceUse(min((use.most for use in uses.values()), default=0), bool(of_edits))
 
 
 def _check_grid(config: EvaluateConfig, num_prompts: int) -> None:

@@ -3,10 +3,10 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...data.classes import ClassNames
-from ...data.columns import check_columns, known_columns, undecoded
+from ...data.columns import check_columns, column_names, known_columns, undecoded
 from ...data.rows import check_prompt
 from ...data.sources import locate_sources
 from ...media.embedding import file_bytes
@@ -21,6 +21,22 @@ from .tasks import SourceImage, SourceStore, Task
 logger = logging.getLogger(__name__)
 
 
+class SourceUse(NamedTuple):
+    """What pipelines make of the source images of a prompt.
+
+    Attributes:
+        most: that they take; 0 for prompts alone.
+        are_needed: whether they take no prompt without; if not, prompts without a column of source images are read
+            alone.
+    """
+
+    most: int = 0
+    are_needed: bool = False
+
+
+PROMPTS_ALONE = SourceUse()
+
+
 def read_prompts(
     source: str, column: str = "prompt", dataset_config: str | None = None, dataset_split: str = "train",
     max_prompts: int | None = None,
@@ -31,8 +47,8 @@ def read_prompts(
 
 def read_tasks(
     source: str, column: str = "prompt", category_column: str | None = None, dataset_config: str | None = None,
-    dataset_split: str = "train", max_prompts: int | None = None, source_column: str | None = None,
-    most_sources: int | None = None,
+    dataset_split: str = "train", max_prompts: int | None = None, source_column: str = "source_image",
+    use: SourceUse = PROMPTS_ALONE,
 ) -> dict[Task, str | None]:  # fmt: skip
     """The category of each distinct task of a source, in order; None of all of them without `category_column`.
 
@@ -46,28 +62,34 @@ def read_tasks(
         dataset_split: of a data set.
         max_prompts: take the first tasks only.
         source_column: of the source image of each prompt, or a list of them; those of a table are files beside it, or
-            below its folder. None for pipelines that make images from prompts alone.
-        most_sources: source images of a prompt that the pipeline takes; None for any number.
+            below its folder.
+        use: what the pipeline makes of them.
 
     Raises:
         ValueError: if the source or a column cannot be read, a prompt is empty or no string, or has no category, or a
             source image is missing or cannot be read.
     """
     path = Path(source)
-    named = {"prompt_column": column, "source_column": source_column, "category_column": category_column}
-    columns = {setting: name for setting, name in named.items() if name is not None}
     if suffix_of(path) in _READERS:
         if not path.is_file():
             raise ValueError(f"There is no file {source!r} to read prompts from.")
-        entries = _file_entries(path, columns)
+        has_sources = use.are_needed or (use.most > 0 and source_column in _columns_of_first(path))
+        columns = _columns(column, source_column if has_sources else None, category_column)
+        unread = source_column if use.most > 0 and not has_sources else None
+        entries = _file_entries(path, columns, unread)
     elif path.is_file() and suffix_of(path) not in FORMATS:
         raise ValueError(
             f"Prompts cannot be read from {path.name!r}. Write a text file with a prompt a line (.txt), or one of "
             f"{', '.join(dict.fromkeys([*_READERS, *FORMATS]))}."
         )
     else:
+        has_sources = use.are_needed
+        if use.most > 0 and not use.are_needed:
+            dataset = open_dataset(source, dataset_config, dataset_split, streaming=True)
+            has_sources = source_column in column_names(dataset)
+        columns = _columns(column, source_column if has_sources else None, category_column)
         entries = _dataset_entries(source, columns, dataset_config, dataset_split)
-    read = None if source_column is None else _SourceReader(named_origin(source), most_sources)
+    read = _SourceReader(named_origin(source), use.most) if has_sources else None
     return distinct_tasks(entries, source, max_prompts, read)
 
 
@@ -134,9 +156,27 @@ class _SourceReader:
         return self._found[key]
 
 
-def _file_entries(path: Path, columns: Mapping[str, str]) -> Iterator[Sequence[Any]]:
+def _columns(column: str, source_column: str | None, category_column: str | None) -> dict[str, str]:
+    """Those that are read, by the setting that names each, in the order of an entry."""
+    named = {"prompt_column": column, "source_column": source_column, "category_column": category_column}
+    return {setting: name for setting, name in named.items() if name is not None}
+
+
+def _columns_of_first(path: Path) -> list[str]:
+    """The columns of a file's first entry, if it has any."""
+    first = next(iter(_READERS[suffix_of(path)](path)), None)
+    return list(first) if isinstance(first, dict) else []
+
+
+def _file_entries(path: Path, columns: Mapping[str, str], unread: str | None) -> Iterator[Sequence[Any]]:
+    """What the columns hold; no entry has `unread`, which would be the column of source images."""
     for entry in _READERS[suffix_of(path)](path):
         if isinstance(entry, dict):
+            if unread in entry:
+                raise ValueError(
+                    f"Some prompts of {path.name!r} have a {unread!r}, and the first has none. Those with source "
+                    "images and those without are drawn apart: write two files."
+                )
             check_columns(repr(path.name), list(entry), columns.values(), _remedy(columns))
             yield [entry[name] for name in columns.values()]
         elif "source_column" in columns:

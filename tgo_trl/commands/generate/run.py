@@ -26,7 +26,7 @@ from PIL import Image
 from ...cards.dataset_card import build_card
 from ...cards.model_card import base_license
 from ...data.rows import check_prompt
-from ...families import Family, build_family
+from ...families import EDIT_FAMILIES, Family, build_family, edit_family
 from ...media.sizes import check_size
 from ...media.types import Sample, Size
 from ...messages.public import public_name, without_secrets
@@ -41,7 +41,7 @@ from ...storage.processes import process_state
 from ...storage.records import GENERATION_NAME
 from ..sharded_run import ShardedRun, check_destination, locks_output_dir, rows_per_shard, write_dataset
 from .config import SOURCE_COLUMN, GenerateConfig, SamplingSettings
-from .prompts import read_tasks
+from .prompts import PROMPTS_ALONE, SourceUse, read_tasks
 from .sampling import Request, Sampler, find_requests
 from .tasks import SourceImage, Task, tasks_fingerprint
 
@@ -92,23 +92,33 @@ def find_tasks(config: GenerateConfig, kind: type[Family] | None) -> list[Task]:
     Raises:
         ValueError: if they cannot be read, or the pipeline needs source images and there are none.
     """
-    most = most_sources(config, kind)
+    use = source_use(config, kind)
     return list(
         read_tasks(
             config.prompts, config.prompt_column, None, config.dataset_config, config.dataset_split,
-            config.max_prompts, config.source_column if most else None, most,
+            config.max_prompts, config.source_column, use,
         )
     )  # fmt: skip
 
 
-def most_sources(config: SamplingSettings, kind: type[Family] | None) -> int:
-    """How many source images of a prompt a pipeline takes; raises a ValueError if it takes none and a column is set."""
-    if kind is not None and not kind.most_sources and config.source_column != SOURCE_COLUMN:
+def source_use(config: SamplingSettings, kind: type[Family] | None) -> SourceUse:
+    """What a pipeline makes of source images; raises a ValueError if it takes none and a column is set.
+
+    One that takes some or none takes them where there is a column of them; a column that is set has to be there.
+
+    Args:
+        config: that names the column.
+        kind: of the pipeline, as [`find_kind`] gives it.
+    """
+    if kind is None:
+        return PROMPTS_ALONE
+    is_set, most = config.source_column != SOURCE_COLUMN, EDIT_FAMILIES.get(kind, kind).most_sources
+    if is_set and not most:
         raise ValueError(
             f"`source_column` is {config.source_column!r}, and `{kind.__name__}` makes images from prompts alone. "
             "Leave it out, or name a pipeline of edits."
         )
-    return 0 if kind is None else kind.most_sources
+    return SourceUse(most, is_set or kind.most_sources > 0)
 
 
 def find_kind(
@@ -145,12 +155,13 @@ def build_sampler(
             makes images from others where there are none, if possible before it is loaded.
     """
     kind = find_kind(config, pipeline, family)
-    _check_has_sources(kind, has_sources)
+    if kind is not None:
+        _check_has_sources(kind, has_sources)
     if pipeline is None:
         pipeline = _load(config, family, process_state())
     else:
         check_instance(pipeline, with_pipeline_class(None, config.pipeline_class))
-    family = _family(config, family, pipeline)
+    family = _family(config, family, pipeline, has_sources)
     if kind is None:  # of a single file, too, which does not say sooner what it is
         _check_has_sources(type(family), has_sources)
     if config.adapter_name_or_path is not None:
@@ -159,8 +170,9 @@ def build_sampler(
     return Sampler(pipeline, family, size, config.batch_size, call)
 
 
-def _check_has_sources(kind: type[Family] | None, has_sources: bool) -> None:
-    if kind is None or bool(kind.most_sources) == has_sources:
+def _check_has_sources(kind: type[Family], has_sources: bool) -> None:
+    kind = EDIT_FAMILIES.get(kind, kind) if has_sources else kind
+    if bool(kind.most_sources) == has_sources:
         return
     if has_sources:
         raise ValueError(f"`{kind.__name__}` makes images from prompts alone, and here they have source images.")
@@ -204,7 +216,8 @@ def generate_rows(
     Raises:
         ValueError: if there are sources, and not those of each prompt.
     """
-    family = (family or build_family(type(pipeline), {})).fitted_to(pipeline)
+    family = family or build_family(type(pipeline), {})
+    family = (edit_family(family) if sources else family).fitted_to(pipeline)
     distinct = [check_prompt(prompt) for prompt in prompts]
     if sources and len(sources) != len(distinct):
         raise ValueError(f"There are {len(distinct)} prompts and sources of {len(sources)}. Give those of each prompt.")
@@ -357,7 +370,7 @@ def _load(config: GenerateConfig, family: Family | None, state: PartialState) ->
     return load_pipeline(config.model_name_or_path, kwargs, None, family)
 
 
-def _family(config: GenerateConfig, family: Family | None, pipeline: DiffusionPipeline) -> Family:
+def _family(config: GenerateConfig, family: Family | None, pipeline: DiffusionPipeline, has_sources: bool) -> Family:
     named = {name: getattr(config, name) for name in ("num_frames", "max_sequence_length")}
     settings = {name: value for name, value in named.items() if value is not None}
     if family is not None and settings:
@@ -365,7 +378,8 @@ def _family(config: GenerateConfig, family: Family | None, pipeline: DiffusionPi
             f"A `family` was passed, and the settings have {', '.join(f'`{name}`' for name in settings)}, which it "
             "would not see. Set them in the family object, or leave `family` out."
         )
-    return (family or build_family(type(pipeline), settings)).fitted_to(pipeline)
+    family = family or build_family(type(pipeline), settings)
+    return (edit_family(family) if has_sources else family).fitted_to(pipeline)
 
 
 def _size(config: GenerateConfig, family: Family, pipeline: DiffusionPipeline) -> Size:

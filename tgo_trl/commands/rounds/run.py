@@ -36,6 +36,7 @@ from ...storage.fingerprints import weights_fingerprint
 from ...storage.parquet import ParquetFolder, column
 from ...storage.processes import process_state
 from ...storage.records import CARD_NAME, SCORING_NAME, read_record
+from ...storage.sources import open_dataset
 from ...trainer.arguments import check_launch
 from ...trainer.checkpoints import RunRecord, public_config
 from ...trainer.course import OF_THE_BASE, WITHOUT_EFFECT, Course
@@ -45,8 +46,8 @@ from ...trainer.tgo_config import DEFAULTS, TGOConfig
 from ..evaluate.prompt_sets import read_prompt_set
 from ..evaluate.run import evaluate
 from ..generate.config import SOURCE_COLUMN, GenerateConfig
-from ..generate.run import build_sampler, find_kind, find_tasks, generate, most_sources
-from ..generate.tasks import tasks_fingerprint
+from ..generate.run import build_sampler, find_kind, find_tasks, generate, source_use
+from ..generate.tasks import Task, tasks_fingerprint
 from ..score.run import score
 from ..sharded_run import check_own_folder, locks_output_dir
 from ..strength.drift import denoising_errors, encode_drift_rows, read_drift_rows
@@ -175,7 +176,8 @@ class _Rounds:
         prints = {"the prompts": tasks_fingerprint(tasks)}
         if config.is_measured:
             measured = config.evaluation("", {}, self._held_out_seed, generation)
-            held_out = read_prompt_set(measured, most_sources(generation, kind))
+            held_out = read_prompt_set(measured, source_use(generation, kind))
+            _check_alike(tasks[0], next(iter(held_out)), generation.source_column)
             prints["the prompts of the measurements"] = tasks_fingerprint(held_out)
         return Course(self._settings(), prints)
 
@@ -327,8 +329,8 @@ class _Rounds:
     def _drift(self, number: int, rows_of_base: Path) -> list[float]:
         """Errors of a policy over those of the base, by quartile of the time, on samples of the base."""
         generation = self.generation(number + 1)
-        kind = find_kind(generation)
-        sampler = build_sampler(generation, None, None, kind is not None and kind.most_sources > 0)
+        has_sources = SOURCE_COLUMN in open_dataset(str(rows_of_base)).column_names
+        sampler = build_sampler(generation, None, None, has_sources)
         columns = Columns(media=sampler.medium, source=SOURCE_COLUMN)
         rows = read_drift_rows(str(rows_of_base), "train", columns, NUM_DRIFT_ROWS, sampler.family)
         encoded, errors = encode_drift_rows(rows, sampler, process_state().device, [0.0, 1.0]), {}
@@ -440,6 +442,15 @@ def _why_kept(kept: Round, done: Sequence[Round], limits: Limits) -> str:
     name, reward = next(iter(kept.measurement.rewards.items()))
     within = " within the bounds" if limits else ""
     return f"Round {kept.number} of {len(done)} is kept, with the highest {name}{within} ({reward.value:.4g})."
+
+
+def _check_alike(drawn: Task, held_out: Task, source_column: str) -> None:
+    """Raises a ValueError if one of two tasks is an edit, and the other is not."""
+    if bool(drawn.sources) != bool(held_out.sources):
+        raise ValueError(
+            "Of `prompts` and `held_out_prompts`, one has source images and the other has none: what is trained would "
+            f"not be what is measured. Give both a column {source_column!r}, or neither."
+        )
 
 
 def _read_measurement(path: Path, names: Collection[str]) -> Measurement:
