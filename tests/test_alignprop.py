@@ -13,7 +13,6 @@ from datasets import Dataset
 from diffusers import StableDiffusionPipeline
 
 from tgo_trl import AlignPropConfig, AlignPropTrainer
-from tgo_trl.families import find_family
 from tgo_trl.trainer.arguments import run_name_of
 from tgo_trl.trainer.nonfinite import NonFiniteError
 
@@ -145,7 +144,7 @@ def test_two_processes_equal_one(tmp_path):
         assert first[name] == pytest.approx(values, abs=1e-5), name
 
 
-SAMPLED = [case for case in CASES if find_family(type(case.build())).has_sampler and "-" not in case.name]
+SAMPLED = [case for case in CASES if case.family(case.build()).has_sampler and "-" not in case.name]
 
 
 @pytest.mark.parametrize("case", [as_parameter(case, case.name in RELATIVES) for case in SAMPLED])

@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit, with one and two sources, and Wan from first frames, through `evaluate`, `strength` and `rounds`."""
+"""Qwen-Image-Edit and FLUX.2, with one and two sources, and Wan from first frames, through `evaluate`, `strength` and `rounds`."""
 
 import json
 import sys
@@ -13,12 +13,12 @@ from diffusers import DiffusionPipeline, WanImageToVideoPipeline
 
 from tgo_trl.cli import main
 from tgo_trl.commands.generate.sampling import image_seed
-from tgo_trl.families import QwenImageEditFamily, QwenImageEditPlusFamily, WanImageToVideoFamily
+from tgo_trl.families import Flux2KleinEditFamily, QwenImageEditFamily, QwenImageEditPlusFamily, WanImageToVideoFamily
 from tgo_trl.policy.pipeline_class import recorded_class
 from tgo_trl.storage.fingerprints import fingerprint, task_of
 
 from .test_generation import save_adapter
-from .tiny import picture, qwen_image_edit, qwen_image_edit_plus, wan, wan_image_to_video
+from .tiny import flux2_edit, picture, qwen_image_edit, qwen_image_edit_plus, wan, wan_image_to_video
 
 pytestmark = [
     pytest.mark.slow, pytest.mark.usefixtures("on_cpu"), pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -68,8 +68,12 @@ class Kind:
     def medium(self):
         return "video" if "num_frames" in self.settings else "image"
 
+    @property
+    def side(self):
+        return self.call["height"]
+
     def sources(self, prompt):
-        return [picture(10 * prompt + i, (SIDE, SIDE)) for i in range(self.num_sources)]
+        return [picture(10 * prompt + i, (self.side, self.side)) for i in range(self.num_sources)]
 
     def assert_drawn(self, row, prompt, adapter=None):
         """A row is what diffusers draws of its prompt and sources from its seed, with the adapter or without."""
@@ -128,6 +132,14 @@ def build_plus(folder):
     return qwen(folder, qwen_image_edit_plus, QwenImageEditPlusFamily(), 2, 1)
 
 
+def build_klein(folder):
+    """Whose index says nothing of source images, as it makes images from prompts alone too."""
+    side = {"height": flux2_edit.RESOLUTION, "width": flux2_edit.RESOLUTION}
+    settings = flux2_edit.SETTINGS
+    call, family = {**side, **settings}, Flux2KleinEditFamily(**settings)
+    return build_kind(folder, flux2_edit.build(), family, (2, 2, 1), call, settings, settings)
+
+
 def build_wan(folder):
     """As the published TI2V-5B, whose index says text to video."""
     frames = {"num_frames": wan.NUM_FRAMES}
@@ -142,7 +154,7 @@ def build_wan(folder):
     return kind
 
 
-@pytest.fixture(scope="module", params=[build_edit, build_plus, build_wan], ids=lambda build: build.__name__[6:])
+@pytest.fixture(scope="module", params=[build_edit, build_plus, build_klein, build_wan], ids=lambda build: build.__name__[6:])
 def kind(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:  # that of videos needs torchvision
         lazy = sys.modules["transformers"]  # which takes the place of the module that was imported first
@@ -163,8 +175,8 @@ def rows_of(folder, cache):
 
 def sampling(kind, **settings):
     common = {
-        "height": SIDE,
-        "width": SIDE,
+        "height": kind.side,
+        "width": kind.side,
         "num_inference_steps": kind.num_steps,
         "num_images_per_prompt": 2,
         "rows_per_shard": 4,
@@ -209,7 +221,7 @@ def test_each_round_draws_from_the_policy_of_the_one_before(kind, tmp_path):
         "rounds", tmp_path, model_name_or_path=kind.folder / "model", prompts=kind.folder / "prompts.jsonl",
         rewards=rewards["nearness"], held_out_rewards=rewards["farness"], num_rounds=kind.num_rounds,
         num_images_per_prompt=2, num_inference_steps=kind.num_steps, held_out_images_per_prompt=2, max_steps=1,
-        resolution=SIDE, learning_rate=1e-2, threshold_type="prompt_mean", use_cpu="true", report_to="none", lora_r=4,
+        resolution=kind.side, learning_rate=1e-2, threshold_type="prompt_mean", use_cpu="true", report_to="none", lora_r=4,
         encoding_cache_dir=tmp_path / "encodings", **kind.training,
     )  # fmt: skip
     report = json.loads((tmp_path / "rounds.json").read_text())["report"]

@@ -57,7 +57,7 @@ def account_of(case, pipeline, args, has_weights):
     lengths = {"lengths": tuple(prompt["mask"].sum(1).tolist())} if family.reads_lengths else {}
     noise = torch.zeros(1, *family.latent_shape(image), device=device)
     placed = {name: it.to(device) for name, it in prompt.items()}
-    denoiser = load_for_training(pipeline, args, dtype).denoiser
+    denoiser = load_for_training(pipeline, args, dtype, has_sources=case.sources is not None).denoiser
     corrupted = denoiser.corrupt(image, placed | lengths, Draw(torch.full((1,), 0.5), noise, noise))
     with torch.autocast("cpu", dtype):
         return parts, shapes(image), shapes(prompt), footprint(policy, policy.networks.values(), corrupted, 1)
