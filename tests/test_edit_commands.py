@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit and FLUX.2, with one and two sources, and Wan from first frames, through `evaluate`, `strength` and `rounds`."""
+"""Qwen-Image-Edit and FLUX.2, with one and two sources, and Wan from first frames: `evaluate`, `strength`, `rounds`."""
 
 import json
 import sys
@@ -154,7 +154,9 @@ def build_wan(folder):
     return kind
 
 
-@pytest.fixture(scope="module", params=[build_edit, build_plus, build_klein, build_wan], ids=lambda build: build.__name__[6:])
+@pytest.fixture(
+    scope="module", params=[build_edit, build_plus, build_klein, build_wan], ids=lambda build: build.__name__[6:]
+)
 def kind(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:  # that of videos needs torchvision
         lazy = sys.modules["transformers"]  # which takes the place of the module that was imported first
@@ -221,8 +223,8 @@ def test_each_round_draws_from_the_policy_of_the_one_before(kind, tmp_path):
         "rounds", tmp_path, model_name_or_path=kind.folder / "model", prompts=kind.folder / "prompts.jsonl",
         rewards=rewards["nearness"], held_out_rewards=rewards["farness"], num_rounds=kind.num_rounds,
         num_images_per_prompt=2, num_inference_steps=kind.num_steps, held_out_images_per_prompt=2, max_steps=1,
-        resolution=kind.side, learning_rate=1e-2, threshold_type="prompt_mean", use_cpu="true", report_to="none", lora_r=4,
-        encoding_cache_dir=tmp_path / "encodings", **kind.training,
+        resolution=kind.side, learning_rate=1e-2, threshold_type="prompt_mean", use_cpu="true", report_to="none",
+        lora_r=4, encoding_cache_dir=tmp_path / "encodings", **kind.training,
     )  # fmt: skip
     report = json.loads((tmp_path / "rounds.json").read_text())["report"]
     for number in range(1, kind.num_rounds + 1):

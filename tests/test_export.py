@@ -24,8 +24,8 @@ from .test_generation import save_adapter
 SCALE = 0.5
 PREFIXES = {
     "stable_diffusion": "lora_unet_", "stable_diffusion_xl": "lora_unet_", "flux": "transformer.",
-    "flux2": "transformer.", "flux2_dev": "transformer.", "flux2_edit": "transformer.", "flux2_dev_edit": "transformer.",
-    "flux_kontext": "transformer.", "chroma": "transformer.",
+    "flux2": "transformer.", "flux2_dev": "transformer.", "flux2_edit": "transformer.",
+    "flux2_dev_edit": "transformer.", "flux_kontext": "transformer.", "chroma": "transformer.",
     "krea2": "transformer.",
     "longcat_image": "transformer.",
     "qwen_image_edit": "transformer.", "qwen_image_edit_plus": "transformer.",

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from PIL import Image
 from torch import Tensor
 
@@ -50,6 +51,12 @@ class Flux2EditFamily(SourceFamily, Flux2Family):
         tokens, ids = zip(*found, strict=True)
         return torch.cat(tokens, 1), torch.cat(ids, 1)
 
+    def source_options(self, images: list[Image.Image]) -> dict[str, Any]:
+        """As all families of edits; raises a ValueError for a size of sources that the pipeline refuses."""
+        for image in images:
+            _check_size(image)
+        return super().source_options(images)
+
 
 @dataclass(frozen=True)
 class Flux2DevEditFamily(Flux2EditFamily, Flux2DevFamily):
@@ -74,19 +81,23 @@ class Flux2KleinEditFamily(Flux2EditFamily, Flux2KleinFamily):
     most_sources = 4
 
 
+def _check_size(image: Image.Image) -> None:
+    try:
+        Flux2ImageProcessor.check_image_input(image)
+    except ValueError as error:
+        raise ValueError(
+            f"FLUX.2 takes no source images of this size ({error}). They are brought to the size of the sample: set "
+            "`resolution`, or `height` and `width`, to at least 64 pixels a side, and no side to more than 8 times the "
+            "other."
+        ) from error
+
+
 def _as_taken(pipeline: Any, images: list[Image.Image]) -> Tensor:
     """Pixels float32 `[N, 3, H, W]` of sources of one size, as the pipeline brings them to the autoencoder."""
     processor, multiple = pipeline.image_processor, 2 * int(pipeline.vae_scale_factor)
     taken = []
     for image in images:
-        try:
-            processor.check_image_input(image)
-        except ValueError as error:
-            raise ValueError(
-                f"A `{type(pipeline).__name__}` takes no source images of this size ({error}). They are brought to the "
-                "size of the sample: set `resolution`, or `height` and `width`, to at least 64 pixels a side, and no "
-                "side to more than 8 times the other."
-            ) from error
+        _check_size(image)
         image = processor._resize_if_exceeds_area(image, LARGEST)
         height, width = (side // multiple * multiple for side in (image.height, image.width))
         taken.append(processor.preprocess(image, height=height, width=width, resize_mode="crop"))
