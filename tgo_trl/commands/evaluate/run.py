@@ -71,7 +71,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport | None:
     tasks = read_prompt_set(config, use)
     _check_grid(config, len(tasks))
     kwargs: Any = config.reward_kwargs
-    remedy = "The models make images from prompts alone: take another reward."
+    remedy = "Samples are made from prompts alone: take another reward, or prompts with source images."
     rewards = load_rewards(config.rewards, kwargs, bool(next(iter(tasks)).sources), remedy)
     if state.is_main_process:
         _claim(folder, config)

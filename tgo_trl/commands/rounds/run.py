@@ -170,7 +170,7 @@ class _Rounds:
         tasks = find_tasks(generation, kind)
         check_same_number("Prompts", (task.sources for task in tasks))
         scoring: Any = config.scoring("", "").reward_kwargs
-        remedy = "The pipeline makes images from prompts alone: take another reward."
+        remedy = "Samples are made from prompts alone: take another reward, or prompts with source images."
         specs = (*config.rewards, *(config.held_out_rewards or ()))
         load_rewards(specs, scoring, bool(tasks[0].sources), remedy)
         prints = {"the prompts": tasks_fingerprint(tasks)}

@@ -89,7 +89,7 @@ def strength(
         )
     kwargs: Any = config.reward_kwargs
     has_sources = bool(tasks[0].sources)
-    remedy = "The pipeline makes images from prompts alone: take another reward."
+    remedy = "Samples are made from prompts alone: take another reward, or prompts with source images."
     rewards = load_rewards(config.rewards, kwargs, has_sources, remedy)
     destination = _destination(config) if config.push_to_hub and state.is_main_process else None
 
