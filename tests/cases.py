@@ -202,7 +202,16 @@ def _find_cases() -> list[Case]:
 
 
 CASES = _find_cases()
-RELATIVES = ("chroma", "flux2_dev", "flux2_dev_edit", "krea2", "longcat_image", "qwen_image21", "qwen_image_edit_plus")
+RELATIVES = (
+    "chroma",
+    "flux2_dev",
+    "flux2_dev_edit",
+    "krea2",
+    "longcat_image",
+    "qwen_image21",
+    "qwen_image21_edit",
+    "qwen_image_edit_plus",
+)
 """Kinds that others much like them stand for in the fast tests of all kinds that take long."""
 
 

@@ -77,27 +77,38 @@ def build(seed: int = 0, sample_sigmas: list[float] | None = None, **network_kwa
             scheduler=FlowMatchEulerDiscreteScheduler(**shifts),
             vae=vae,
             text_encoder=qwen3_vl_lm(tokenizer, **ids),
-            processor=PromptProcessor(Qwen2VLImageProcessorPil(min_pixels=28**2), tokenizer, CHAT_TEMPLATE),
+            processor=PromptProcessor(
+                Qwen2VLImageProcessorPil(min_pixels=32**2, patch_size=16), tokenizer, CHAT_TEMPLATE
+            ),
             transformer=transformer,
             sample_sigmas=sample_sigmas,
         )
     )
 
 
-def denoising_error(pipeline, pixels, prompts, draw):
-    """As train_dreambooth_lora_qwenimage21.py computes it, in batches of one."""
+def denoising_error(pipeline, pixels, prompts, draw, sources=None):
+    """As train_dreambooth_lora_qwenimage21.py computes it, in batches of one.
+
+    With images of `sources` for each row, as the `_img2img` version of the script does.
+    """
     opaque = F.pad(pixels, (0, 0, 0, 0, 0, 1), value=1.0)
     noisy, timesteps, target = qwen_image.noisy_latents(pipeline, opaque, draw)
     _, channels, _, height, width = noisy.shape
     errors = []
     for row, prompt in enumerate(prompts):
-        embeds, mask, image_pad_mask = pipeline.encode_prompt([prompt])
+        images = None if sources is None else sources[row]
+        embeds, mask, image_pad_mask = pipeline.encode_prompt([prompt], images)
+        frames = [pipeline.image_processor.preprocess(it.convert("RGBA")).unsqueeze(2) for it in images or ()]
+        tokens, source_tokens = pipeline.prepare_latents(
+            frames or None, 1, channels, height * 16, width * 16, torch.float32, "cpu", None,
+            latents=pipeline._pack_latents(noisy[[row]], 1, channels, height, width),
+        )  # fmt: skip
         prediction = pipeline.transformer(
-            hidden_states=pipeline._pack_latents(noisy[[row]], 1, channels, height, width),
+            hidden_states=tokens if source_tokens is None else torch.cat([source_tokens, tokens], 1),
             encoder_hidden_states=embeds,
             encoder_hidden_states_mask=mask,
             timestep=timesteps[[row]] / 1000,
-            img_shapes=[[(1, height, width)]],
+            img_shapes=[[(1, height, width)] * (1 + len(frames))],
             img_mask=torch.cat([image_pad_mask, torch.ones(1, height * width // 4, dtype=torch.bool)], dim=1),
             return_dict=False,
         )[0][:, -height * width :]
@@ -107,6 +118,7 @@ def denoising_error(pipeline, pixels, prompts, draw):
 
 
 def read_call(arguments, latent_shape):
-    """Corrupted sample and time of a call of the network."""
-    latents = arguments["hidden_states"].transpose(1, 2).reshape(1, *latent_shape)
+    """Corrupted sample and time of a call of the network, without the tokens of sources."""
+    tokens = arguments["hidden_states"][:, -latent_shape[-2] * latent_shape[-1] :]
+    latents = tokens.transpose(1, 2).reshape(1, *latent_shape)
     return latents, arguments["timestep"] * 1000

@@ -25,6 +25,7 @@ from .lumina2 import Lumina2Family
 from .meissonic import MeissonicFamily
 from .qwen_image import QwenImageFamily
 from .qwen_image21 import QwenImage21Family
+from .qwen_image21_edit import QwenImage21EditFamily
 from .qwen_image_edit import QwenImageEditFamily, QwenImageEditPlusFamily
 from .sana import SanaFamily
 from .stable_diffusion import StableDiffusionFamily
@@ -68,6 +69,7 @@ FAMILIES: dict[str, type[Family]] = {
 EDIT_FAMILIES: dict[type[Family], type[Family]] = {
     Flux2DevFamily: Flux2DevEditFamily,
     Flux2KleinFamily: Flux2KleinEditFamily,
+    QwenImage21Family: QwenImage21EditFamily,
 }
 """What takes the place of a family where there are source images, of pipelines that take some or none."""
 
@@ -147,6 +149,7 @@ __all__ = [
     "LongCatImageFamily",
     "Lumina2Family",
     "MeissonicFamily",
+    "QwenImage21EditFamily",
     "QwenImage21Family",
     "QwenImageEditFamily",
     "QwenImageEditPlusFamily",

@@ -17,7 +17,7 @@ from ..media.images import load_image
 from ..media.types import Sample, Size
 from ..precision import compute_dtype
 from .base import known_lengths, of_row
-from .base_packing import padded
+from .base_packing import Shape, padded
 from .base_qwen import QwenFamily, check_length
 
 logger = logging.getLogger(__name__)
@@ -117,23 +117,28 @@ class QwenImage21Family(QwenFamily):
         """The velocity, `[B, C, H, W]`."""
         transformer = networks["transformer"]
         dtype = compute_dtype(transformer)
-        height, width = corrupted.shape[-2:]
-        num_tokens, slots = height * width, corrupted.new_ones(1, height * width // 4, dtype=torch.bool)
-        rows = zip(
-            corrupted.to(dtype), time / 1000, conditions["embeds"].to(dtype), known_lengths(conditions), strict=True
-        )
+        embeds, lengths = conditions["embeds"].to(dtype), known_lengths(conditions)
         predictions = []
-        for latents, moment, embeds, length in rows:
+        for row, (latents, moment, length) in enumerate(zip(corrupted.to(dtype), time / 1000, lengths, strict=True)):
+            tokens, shapes = flattened([*self.row_sources(conditions, row, dtype), latents])
             prediction = transformer(
-                hidden_states=latents.flatten(1).T[None],
+                hidden_states=tokens,
                 timestep=moment[None],
-                encoder_hidden_states=embeds[None, :length],
-                img_shapes=[[(1, height, width)]],
-                img_mask=F.pad(slots, (length, 0)),
+                encoder_hidden_states=embeds[[row], :length],
+                img_shapes=[shapes],
+                img_mask=F.pad(self.picture_slots(conditions, row, length), (0, latents[0].numel() // 4), value=True),
                 return_dict=False,
             )[0]
-            predictions.append(prediction[0, -num_tokens:].T.reshape(latents.shape))
+            predictions.append(prediction[0, -latents[0].numel() :].T.reshape(latents.shape))
         return torch.stack(predictions)
+
+    def row_sources(self, conditions: Mapping[str, Any], row: int, dtype: torch.dtype) -> Sequence[Tensor]:
+        """The latents of a row's source images, `[C, H, W]` each, if it has any."""
+        return []
+
+    def picture_slots(self, conditions: Mapping[str, Any], row: int, length: int) -> Tensor:
+        """Bool `[1, length]`: which tokens of a row's prompt stand for pictures."""
+        return torch.zeros(1, length, dtype=torch.bool, device=conditions["embeds"].device)
 
     def sample(
         self, pipeline: DiffusionPipeline, prompts: Sequence[str], generators: list[torch.Generator], size: Size,
@@ -147,6 +152,12 @@ class QwenImage21Family(QwenFamily):
         for i, (prompt, generator) in enumerate(zip(prompts, generators, strict=True)):
             samples += super().sample(pipeline, [prompt], [generator], size, **of_row(kwargs, i))
         return samples if kwargs.get("output_type") == "latent" else [_over_white(sample) for sample in samples]
+
+
+def flattened(images: Sequence[Tensor]) -> tuple[Tensor, list[Shape]]:
+    """Latents `[C, H, W]` as tokens `[1, n, C]`, one image after the other, and the shape that each lies in."""
+    shapes = [(1, *image.shape[-2:]) for image in images]
+    return torch.cat([image.flatten(1).T for image in images])[None], shapes
 
 
 @functools.cache
