@@ -13,12 +13,28 @@ from diffusers import DiffusionPipeline, WanImageToVideoPipeline
 
 from tgo_trl.cli import main
 from tgo_trl.commands.generate.sampling import image_seed
-from tgo_trl.families import Flux2KleinEditFamily, QwenImageEditFamily, QwenImageEditPlusFamily, WanImageToVideoFamily
+from tgo_trl.families import (
+    Flux2KleinEditFamily,
+    QwenImage21EditFamily,
+    QwenImageEditFamily,
+    QwenImageEditPlusFamily,
+    WanImageToVideoFamily,
+)
+from tgo_trl.media.images import load_image
 from tgo_trl.policy.pipeline_class import recorded_class
 from tgo_trl.storage.fingerprints import fingerprint, task_of
 
 from .test_generation import save_adapter
-from .tiny import flux2_edit, picture, qwen_image_edit, qwen_image_edit_plus, wan, wan_image_to_video
+from .tiny import (
+    flux2_edit,
+    picture,
+    qwen_image21,
+    qwen_image21_edit,
+    qwen_image_edit,
+    qwen_image_edit_plus,
+    wan,
+    wan_image_to_video,
+)
 
 pytestmark = [
     pytest.mark.slow, pytest.mark.usefixtures("on_cpu"), pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -92,6 +108,7 @@ class Kind:
         expected = found.frames[0] if self.medium == "video" else [found.images[0]]
         given = row[self.medium] if self.medium == "video" else [row[self.medium]]
         for ours, theirs in zip(given, expected, strict=True):
+            theirs = load_image(theirs)  # over white, where it is transparent
             assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
 
     def nearness(self, row, prompt):
@@ -118,10 +135,14 @@ def qwen(folder, module, family, num_sources, num_rounds):
     settings, numbers = module.SETTINGS, (num_sources, 2, num_rounds)
     call = {"height": SIDE, "width": SIDE, **settings}
     kind = build_kind(folder, module.build(), family, numbers, call, settings, settings)
-    index = json.loads((folder / "model" / "model_index.json").read_text())
-    index["processor"] = ["transformers", "Qwen2VLProcessor"]
-    (folder / "model" / "model_index.json").write_text(json.dumps(index))
+    name_processor(folder, "Qwen2VLProcessor")
     return kind
+
+
+def name_processor(folder, name):
+    index = json.loads((folder / "model" / "model_index.json").read_text())
+    index["processor"] = ["transformers", name]
+    (folder / "model" / "model_index.json").write_text(json.dumps(index))
 
 
 def build_edit(folder):
@@ -140,6 +161,16 @@ def build_klein(folder):
     return build_kind(folder, flux2_edit.build(), family, (2, 2, 1), call, settings, settings)
 
 
+def build_qwen21(folder):
+    """Likewise; the pipeline is told to leave sources as large as they are."""
+    side = qwen_image21_edit.RESOLUTION
+    settings, family = qwen_image21_edit.SETTINGS, QwenImage21EditFamily(**qwen_image21_edit.SETTINGS)
+    call = {"height": side, "width": side, "output_resolution": side}
+    kind = build_kind(folder, qwen_image21_edit.build(), family, (2, 2, 1), call, settings, settings)
+    name_processor(folder, "Qwen3VLProcessor")
+    return kind
+
+
 def build_wan(folder):
     """As the published TI2V-5B, whose index says text to video."""
     frames = {"num_frames": wan.NUM_FRAMES}
@@ -155,12 +186,15 @@ def build_wan(folder):
 
 
 @pytest.fixture(
-    scope="module", params=[build_edit, build_plus, build_klein, build_wan], ids=lambda build: build.__name__[6:]
+    scope="module",
+    params=[build_edit, build_plus, build_klein, build_qwen21, build_wan],
+    ids=lambda build: build.__name__[6:],
 )
 def kind(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:  # that of videos needs torchvision
         lazy = sys.modules["transformers"]  # which takes the place of the module that was imported first
         patch.setattr(lazy, "Qwen2VLProcessor", qwen_image_edit.PictureProcessor)
+        patch.setattr(lazy, "Qwen3VLProcessor", qwen_image21.PromptProcessor)
         yield request.param(tmp_path_factory.mktemp("kind"))
 
 

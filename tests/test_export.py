@@ -30,7 +30,7 @@ PREFIXES = {
     "longcat_image": "transformer.",
     "qwen_image_edit": "transformer.", "qwen_image_edit_plus": "transformer.",
     "stable_diffusion_3": "transformer.", "qwen_image": "transformer.", "z_image": "transformer.",
-    "qwen_image21": "transformer.",
+    "qwen_image21": "transformer.", "qwen_image21_edit": "transformer.",
     "ltx2": "diffusion_model.", "wan": "diffusion_model.", "wan_image_to_video": "diffusion_model.",
 }  # fmt: skip
 

@@ -141,7 +141,15 @@ def test_drawing_leaves_the_pipeline_and_torch_as_they_were():
 
 GUIDED = {
     name: {"true_cfg_scale": 4.0}
-    for name in ("qwen_image", "qwen_image21", "qwen_image_edit", "qwen_image_edit_plus", "flux", "flux_kontext")
+    for name in (
+        "qwen_image",
+        "qwen_image21",
+        "qwen_image21_edit",
+        "qwen_image_edit",
+        "qwen_image_edit_plus",
+        "flux",
+        "flux_kontext",
+    )
 }
 
 

@@ -256,7 +256,9 @@ def test_the_snippet_loads_what_was_trained_in(tmp_path, base, setting, dtype):
     assert '# "base" was on the machine that trained this: write where yours is' in card
 
 
-@pytest.mark.parametrize("name", ["flux2_dev_edit", "flux2_edit", "flux_kontext", "qwen_image_edit_plus"])
+@pytest.mark.parametrize(
+    "name", ["flux2_dev_edit", "flux2_edit", "flux_kontext", "qwen_image21_edit", "qwen_image_edit_plus"]
+)
 def test_the_snippet_of_an_editing_pipeline_edits(tmp_path, monkeypatch, name):
     (case,) = (case for case in CASES if case.name == name)
     case.build().save_pretrained(tmp_path / "base")

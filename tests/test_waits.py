@@ -20,7 +20,11 @@ from .runs import make_trainer
 
 DEVICE = torch.device("meta")
 
-WAITING = [case for case in CASES if case.name in ("qwen_image21", "hunyuan_video15", "hunyuan_video15_image_to_video")]
+WAITING = [
+    case
+    for case in CASES
+    if case.name in ("qwen_image21", "qwen_image21_edit", "hunyuan_video15", "hunyuan_video15_image_to_video")
+]
 """Whose network asks the device itself: where images lie in its sequence, whether there is one, where prompts end."""
 FAMILIES = [case for case in CASES if case not in WAITING and ("-" not in case.name or case.name == "wan-two_stage")]
 """Of each other a case, and the two networks of which the times of the rows choose."""

@@ -145,8 +145,8 @@ class TGOConfig(TrainingArguments):
             What each of the `score_columns` counts, in the order in which they are named; 1 each if not set.
         source_column (`str`, *optional*, defaults to `"source_image"`):
             For pipelines that make an image or video from others, as FLUX.1 Kontext: the column of the source image of
-            each row, or of a list of them. FLUX.2 is trained on edits where it is there, and else from prompts alone.
-            Other pipelines read none, and say so where there is one.
+            each row, or of a list of them. FLUX.2 and Qwen-Image 2.1 are trained on edits where it is there, and else
+            from prompts alone. Other pipelines read none, and say so where there is one.
         chosen_column, rejected_column (`str`, *optional*):
             For losses of pairs, the columns of the better and of the worse images or videos: `"chosen"` and
             `"rejected"` by default, as TRL names them. There is no score then.
