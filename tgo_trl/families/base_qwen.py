@@ -1,6 +1,6 @@
-"""What Qwen-Image and Qwen-Image 2.1 share: guidance that is heeded beside a negative prompt alone, of each prompt."""
+"""What Qwen-Image and Qwen-Image 2.1 share: guidance beside a negative prompt alone, and prompts beside sources."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..media.types import Sample, Size
 from .base_frames import FrameFamily
+from .base_latents import standardized
+from .base_sources import SourceFamily
 
 NO_PROMPT = " "
 
@@ -47,6 +49,26 @@ class QwenFamily(FrameFamily):
         if "guidance_scale" in kwargs:
             kwargs = {"true_cfg_scale": kwargs.pop("guidance_scale"), "negative_prompt": NO_PROMPT, **kwargs}
         return super().call_options(pipeline, size, **kwargs)
+
+
+@dataclass(frozen=True)
+class QwenSourceFamily(SourceFamily, QwenFamily):
+    """One whose text encoder reads prompts beside their sources; put it before the family without sources."""
+
+    task = "image-to-image"
+    has_sampler = False
+    prompts_see_sources = True
+
+    def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
+        """Refused: no prompt is read without sources, beside which [`encode_edits`] encodes it."""
+        raise NotImplementedError("prompts are encoded beside their sources")
+
+    def conditions(
+        self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], prompt: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """With `source` as [`clean`] scales latents, which the configuration says."""
+        source = standardized(image["source"], pipeline.vae.config)
+        return {**super().conditions(pipeline, image, prompt), "source": source}
 
 
 def for_each(negative: Any, num_prompts: int) -> dict[str, list[str]]:

@@ -11,10 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base_latents import standardized
 from .base_packing import padded
-from .base_qwen import check_length
-from .base_sources import SourceFamily, as_images
+from .base_qwen import QwenSourceFamily, check_length
+from .base_sources import as_images
 from .qwen_image21 import QwenImage21Family
 
 PICTURE = "<image{}><|vision_start|><|image_pad|><|vision_end|>"
@@ -22,7 +21,7 @@ PICTURE = "<image{}><|vision_start|><|image_pad|><|vision_end|>"
 
 
 @dataclass(frozen=True)
-class QwenImage21EditFamily(SourceFamily, QwenImage21Family):
+class QwenImage21EditFamily(QwenSourceFamily, QwenImage21Family):
     """`QwenImage21Pipeline` of one to ten source images, as many as Qwen-Image-2.1 was published for.
 
     Sources are opaque, as all pictures that are read are.
@@ -32,10 +31,7 @@ class QwenImage21EditFamily(SourceFamily, QwenImage21Family):
             pictures themselves are not counted.
     """
 
-    task = "image-to-image"
     most_sources = 10
-    has_sampler = False
-    prompts_see_sources = True
 
     def encode_sources(self, pipeline: DiffusionPipeline, pixels: Tensor) -> dict[str, Tensor]:
         """The mean of the autoencoder's posterior, which the pipeline takes too, float32 `[B, C, S, H, W]`."""
@@ -43,10 +39,6 @@ class QwenImage21EditFamily(SourceFamily, QwenImage21Family):
         # without a size of the original, which this network is not told
         means = self.encode_images(pipeline, images, images.new_zeros(len(images), 4))["mean"]
         return {"source": means.reshape(*pixels.shape[:2], *means.shape[1:]).transpose(1, 2).contiguous()}
-
-    def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
-        """Refused: no prompt is read without sources, beside which [`encode_edits`] encodes it."""
-        raise NotImplementedError("prompts are encoded beside their sources")
 
     def check_prompts(self, pipeline: DiffusionPipeline, prompts: Iterable[str], num_sources: int = 0) -> None:
         """Refuses those that [`encode_edits`] would, before anything is encoded."""
@@ -80,13 +72,6 @@ class QwenImage21EditFamily(SourceFamily, QwenImage21Family):
             missing = row["mask"].shape[1] - slots.shape[1]
             rows.append({**row, "slots": F.pad(slots.long(), (0, missing))})
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-
-    def conditions(
-        self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], prompt: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """With `source` as [`clean`] scales latents, which the configuration says."""
-        source = standardized(image["source"], pipeline.vae.config)
-        return {**super().conditions(pipeline, image, prompt), "source": source}
 
     def row_sources(self, conditions: Mapping[str, Any], row: int, dtype: torch.dtype) -> Sequence[Tensor]:
         """Of `source`."""

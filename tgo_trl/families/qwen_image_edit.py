@@ -11,10 +11,9 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_p
 from torch import Tensor
 
 from ..media.types import Size
-from .base_latents import standardized
 from .base_packing import Shape, packed, padded
-from .base_qwen import check_length
-from .base_sources import SourceFamily, as_images
+from .base_qwen import QwenSourceFamily, check_length
+from .base_sources import as_images
 from .qwen_image import QwenImageFamily
 
 EDIT_AREA = 1024 * 1024
@@ -22,7 +21,7 @@ EDIT_AREA = 1024 * 1024
 
 
 @dataclass(frozen=True)
-class QwenImageEditFamily(SourceFamily, QwenImageFamily):
+class QwenImageEditFamily(QwenSourceFamily, QwenImageFamily):
     """`QwenImageEditPipeline`: Qwen-Image-Edit, of one source image.
 
     The pipeline brings sources to about a million pixels, whatever the sample's size, and so do we.
@@ -32,9 +31,6 @@ class QwenImageEditFamily(SourceFamily, QwenImageFamily):
             Longer prompts are refused, as the pipeline does not cut them.
     """
 
-    task = "image-to-image"
-    has_sampler = False
-    prompts_see_sources = True
     undistilled: ClassVar[str | None] = "Qwen/Qwen-Image-Edit"
     prompt_encoders = ("text_encoder", "tokenizer", "processor")
 
@@ -55,10 +51,6 @@ class QwenImageEditFamily(SourceFamily, QwenImageFamily):
         posterior = pipeline.vae.encode(frames.to(pixels.device, pipeline.vae.dtype)).latent_dist
         means = posterior.mode().float().squeeze(2).unflatten(0, (num_rows, num_sources))
         return {"source": means.transpose(1, 2).contiguous()}
-
-    def encode_prompts(self, pipeline: DiffusionPipeline, prompts: list[str]) -> dict[str, Tensor]:
-        """Refused: no prompt is read without sources, beside which [`encode_edits`] encodes it."""
-        raise NotImplementedError("prompts are encoded beside their sources")
 
     def pictures(self, number: int) -> str:
         """What stands for pictures at the beginning of a prompt, where the template has nothing for them."""
@@ -91,13 +83,6 @@ class QwenImageEditFamily(SourceFamily, QwenImageFamily):
             check_length(prompt, embeds.shape[1] - of_pictures, limit)
             rows.append(padded(embeds, mask, limit + of_pictures))
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-
-    def conditions(
-        self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], prompt: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """With `source` as [`clean`] scales latents, which the configuration says."""
-        source = standardized(image["source"], pipeline.vae.config)
-        return {**super().conditions(pipeline, image, prompt), "source": source}
 
     def image_tokens(self, latents: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, list[Shape]]:
         """Those of the latents, then those of each source."""
