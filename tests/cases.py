@@ -16,6 +16,8 @@ A case is found by itself: any module of `tests.tiny` with `build`, and each of 
   `UNSEEN`, names of arguments that change nothing of their outputs that training reads.
 """
 
+import copy
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -66,6 +68,16 @@ class Case:
     @property
     def num_frames(self) -> int | None:
         return getattr(self.module, "NUM_FRAMES", None)
+
+    def fresh(self) -> DiffusionPipeline:
+        """As `build` gives it, in less time: networks and scheduler are its own, and the rest is that of all others.
+
+        For tests that leave encoders and tokenizers as they are.
+        """
+        built = _built(self)
+        own = (*self.family(built).network_names, "scheduler")
+        shared = [part for name, part in built.components.items() if name not in own]
+        return copy.deepcopy(built, {id(part): part for part in shared})
 
     def family(self, pipeline: DiffusionPipeline) -> Family:
         return self.family_with(pipeline, self.module.SETTINGS)
@@ -126,13 +138,27 @@ class Case:
         self, folder: Path, dtype: torch.dtype = torch.float32, num_rows: int = 2,
         pipeline: DiffusionPipeline | None = None, **settings: Any,
     ) -> "Setup":  # fmt: skip
-        """A policy with a fresh adapter, and encoded rows."""
-        pipeline = pipeline or self.build()
+        """A policy with a fresh adapter, and encoded rows: of a [`fresh`] pipeline, or of one that is given."""
+        if pipeline is None:
+            pipeline, encoded = self.fresh(), _encoded(self, num_rows)
+        else:
+            encoded = self.encode(self.family(pipeline), pipeline, num_rows)
+        image, prompt = ({name: tensor.clone() for name, tensor in tensors.items()} for tensors in encoded)
         family = self.family(pipeline)
-        image, prompt = self.encode(family, pipeline, num_rows)
         torch.manual_seed(0)
         policy, _ = build_policy(pipeline, family, self.config(folder, **settings), None, dtype)
         return Setup(pipeline, family, policy, AdapterReference(policy, keep_copy=False), image, prompt)
+
+
+@functools.cache
+def _built(case: Case) -> DiffusionPipeline:
+    return case.build()
+
+
+@functools.cache
+def _encoded(case: Case, num_rows: int) -> tuple[dict, dict]:
+    pipeline = _built(case)
+    return case.encode(case.family(pipeline), pipeline, num_rows)
 
 
 @dataclass(frozen=True)

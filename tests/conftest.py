@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import memory
 from matplotlib.figure import Figure
 
 from .pictures import save_empty
@@ -18,6 +19,7 @@ from .pictures import save_empty
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 os.fsync = lambda descriptor: None  # nothing here outlives a loss of power, and trainers wait for the disk very often
+memory.gc = SimpleNamespace(collect=lambda: 0)  # which `Trainer` calls at every start: garbage is collected when due
 
 
 def _untraced(function):
@@ -58,6 +60,7 @@ def follow_no_library():
 
 def pytest_collection_finish():
     gc.freeze()  # what was imported since `runs.py` did so
+    gc.set_threshold(20_000, 20, 20)  # every run makes many small objects, and not much garbage
     if sys.gettrace() is not None:  # which begins after this file is loaded, in the processes of pytest-xdist
         follow_no_library()
 
@@ -88,6 +91,12 @@ def undrawn():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", save_empty)
         yield
+
+
+@pytest.fixture
+def undrawn_here(monkeypatch):
+    """Pictures are empty, for a test that looks at none, in a module where others do."""
+    monkeypatch.setattr(Figure, "savefig", save_empty)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tgo_trl.losses.tgo import tgo_loss
 from tgo_trl.policy.draws import Draw
 from tgo_trl.trainer.plots import film_strip
 
-from .cases import CASES, PROMPTS, as_parameter, calls_of, perturb
+from .cases import CASES, KINDS, PROMPTS, as_parameter, calls_of, perturb
 from .runs import first_log, logged, make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -21,6 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 ALIKE = ("ltx2-later", "wan_image_to_video-two_stage", "longcat_image")
 """Whose networks and whose inputs have a case each, or nearly so."""
 PARAMETERS = [as_parameter(case, case.name in ALIKE) for case in CASES]
+of_kinds = pytest.mark.parametrize("case", KINDS)
+"""For tests that take long, and see nothing of what tells variants and relatives apart."""
 
 
 @pytest.fixture(params=PARAMETERS)
@@ -33,7 +35,7 @@ def gradients(module):
 
 
 def test_every_family_of_the_table_has_a_case():
-    assert {type(case.family(case.build())) for case in CASES} == {*FAMILIES.values(), *EDIT_FAMILIES.values()}
+    assert {type(case.family(case.fresh())) for case in CASES} == {*FAMILIES.values(), *EDIT_FAMILIES.values()}
 
 
 # ---- Policy and reference ----
@@ -96,6 +98,7 @@ def test_the_prediction_depends_on_the_prompt(case, tmp_path):
     assert not torch.allclose(setup.errors().policy, first, rtol=1e-5, atol=0)
 
 
+@of_kinds
 def test_gradient_checkpointing_changes_nothing(case, tmp_path):
     found = []
     for checkpointing in (False, True):
@@ -114,6 +117,7 @@ def test_gradient_checkpointing_changes_nothing(case, tmp_path):
         torch.testing.assert_close(checkpointed_gradients[name], gradient, rtol=1e-4, atol=1e-6)
 
 
+@of_kinds
 def test_gradient_checkpointing_saves_memory(case, tmp_path):
     def saved_bytes(checkpointing):
         setup = case.setup(tmp_path)
@@ -134,6 +138,7 @@ def test_gradient_checkpointing_saves_memory(case, tmp_path):
     assert saved_bytes(True) < saved_bytes(False)
 
 
+@of_kinds
 @pytest.mark.parametrize("autocasts", [True, False], ids=["autocast", "without"])
 def test_bfloat16_runs(case, tmp_path, autocasts):
     exact = case.setup(tmp_path).errors().policy
@@ -157,7 +162,7 @@ def test_a_saved_adapter_predicts_the_same_in_stock_diffusers(case, tmp_path):
     perturb(setup.policy)
     setup.family.save_adapter(setup.pipeline, setup.policy.adapter_name, tmp_path)
 
-    stock = case.build()
+    stock = case.fresh()
     exec(setup.family.loading_code(stock, str(tmp_path)), {"pipeline": stock})  # what the model card says
     generator = torch.Generator().manual_seed(0)
     arguments = {**case.module.CALL, "prompt": PROMPTS[0], "generator": generator, "output_type": "pt"}
@@ -175,11 +180,12 @@ def test_a_saved_adapter_predicts_the_same_in_stock_diffusers(case, tmp_path):
             assert (plain - expected).abs().max() > 1e-3
 
 
+@of_kinds
 def test_an_adapter_is_attached_as_the_model_card_says(case, tmp_path):
     setup = case.setup(tmp_path, lora_r=3, lora_alpha=7)
     perturb(setup.policy)
     setup.family.save_adapter(setup.pipeline, setup.policy.adapter_name, tmp_path)
-    attached, told = case.build(), case.build()
+    attached, told = case.fresh(), case.fresh()
     setup.family.attach_adapter(attached, str(tmp_path))
     exec(setup.family.loading_code(told, str(tmp_path)), {"pipeline": told})
     for name, network in setup.family.networks(attached).items():
@@ -189,6 +195,7 @@ def test_an_adapter_is_attached_as_the_model_card_says(case, tmp_path):
         assert all(torch.equal(state[key], expected[key]) for key in state)
 
 
+@of_kinds
 def test_a_saved_adapter_comes_back(case, tmp_path):
     setup = case.setup(tmp_path)
     perturb(setup.policy)
@@ -217,7 +224,7 @@ def test_the_error_is_that_of_a_second_formula(case, tmp_path):
 
 
 def test_samples_have_prompts_of_the_length_of_training(case, tmp_path):
-    pipeline = case.build()
+    pipeline = case.fresh()
     family = case.family_with(pipeline, {})  # with the lengths that the published ones have
     if not family.prompt_length(pipeline) or case.num_frames is not None:
         pytest.skip("prompts have one length, or samples take long")
@@ -297,6 +304,7 @@ def first_tensor(output):
 # ---- Training ----
 
 
+@of_kinds
 def test_training_lowers_the_loss_of_eight_rows(case, tmp_path):
     setup = case.setup(tmp_path, num_rows=8)
     process = setup.family.process(setup.pipeline)
@@ -317,6 +325,7 @@ def test_training_lowers_the_loss_of_eight_rows(case, tmp_path):
     assert losses[-1] < losses[0] - 0.01
 
 
+@of_kinds
 def test_the_trainer_runs_changes_samples_and_releases_the_encoders(case, tmp_path):
     args = case.config(tmp_path, max_steps=4, per_device_train_batch_size=8, learning_rate=1e-2, bf16=True)
     trainer = make_trainer(args, model=case.build(), train_dataset=case.rows(8))

@@ -172,6 +172,7 @@ def test_scores_are_kept_for_each_image_without_it(compared):
 # ---- Going on ----
 
 
+@pytest.mark.usefixtures("undrawn_here")
 def test_what_is_there_is_not_made_again(folder, tmp_path):
     out = tmp_path / "out"
     evaluate(config(folder, out, models=("base", "half")))
@@ -274,6 +275,7 @@ def test_two_processes_find_what_one_finds(folder, tmp_path):
     assert contents(tmp_path / "two" / "out") == contents(tmp_path / "one" / "out")
 
 
+@pytest.mark.usefixtures("undrawn_here")
 def test_videos(folder, tmp_path):
     [case] = [case for case in CASES if case.name == "wan"]
     case.build().save_pretrained(tmp_path / "wan")
@@ -302,6 +304,7 @@ def test_a_reward_of_videos_at_another_rate_is_refused_before_any_is_drawn(folde
     assert not list((tmp_path / "out").rglob("*.parquet"))
 
 
+@pytest.mark.usefixtures("undrawn_here")
 def test_the_command_reads_a_file_of_settings(folder, compared, tmp_path, capsys):
     settings = vars(config(folder, tmp_path / "out", models=("base",), max_prompts=2, category_column=None))
     given = {name: value for name, value in settings.items() if value not in (None, {}, [])}

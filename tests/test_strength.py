@@ -159,6 +159,7 @@ def test_drift_is_the_ratio_of_errors_on_what_the_base_drew(folder, measured, tm
     assert min(abs(value - 1) for value in expected) > 1e-4
 
 
+@pytest.mark.usefixtures("undrawn_here")
 def test_drift_has_the_share_of_an_adapted_text_encoder(folder, tmp_path):
     pipeline = tiny.stable_diffusion()
     pipeline.unet.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=["to_q"]))
@@ -207,6 +208,7 @@ def errors_by_hand(pipeline, module, pixels, prompts, seed=42, shape=(4, 8, 8)):
     return means
 
 
+@pytest.mark.usefixtures("undrawn_here")
 @pytest.mark.parametrize("case", KINDS)
 def test_every_family_is_scaled_and_measured_as_its_card_says(case, tmp_path):
     save_adapter(case.build(), tmp_path / "adapter", case.family(case.build()))
@@ -235,6 +237,7 @@ def test_every_family_is_scaled_and_measured_as_its_card_says(case, tmp_path):
     assert base == denoising_errors(Sampler(case.build(), family, (side, side), 4, {}), rows, 42) != found
 
 
+@pytest.mark.usefixtures("undrawn_here")
 @pytest.mark.parametrize(("name", "reward", "medium"), [("wan", "of_first_frame", "video"), ("amused", "red", "image")])
 def test_videos_and_tokens(folder, tmp_path, name, reward, medium):
     [case] = [case for case in CASES if case.name == name]
@@ -256,6 +259,7 @@ def test_videos_and_tokens(folder, tmp_path, name, reward, medium):
     assert scales == {8 / 4}, "the pipeline is left at scale 1"
 
 
+@pytest.mark.usefixtures("undrawn_here")
 def test_drift_on_rows_of_ones_own(folder, measured, tmp_path):
     _, report = measured
     tiny.scored_rows(4).to_parquet(tmp_path / "rows.parquet")
@@ -449,6 +453,7 @@ def test_of_the_card_before_only_what_describes_the_same_weights_is_kept():
     assert with_section(ours, "strength", "second", "b2") == with_section("# A\n", "strength", "second", "b2")
 
 
+@pytest.mark.usefixtures("undrawn_here")
 def test_a_trainers_card_keeps_the_section_until_the_weights_are_trained_on(folder, tmp_path, hub):
     from huggingface_hub import HfApi
 
@@ -537,6 +542,7 @@ def test_the_picture_has_the_samples_in_order_and_marks_the_suggestion(tmp_path)
     assert places[0].max() < suggested.min() < suggested.max() < places[2].min()
 
 
+@pytest.mark.usefixtures("undrawn_here")
 def test_a_card_on_the_hub_is_copied_and_pushed_with_what_it_says(folder, tmp_path, hub):
     from huggingface_hub import HfApi
 
@@ -645,6 +651,7 @@ def test_an_adapter_of_another_network_and_a_folder_of_another_adapter(folder, m
         strength(config(folder, tmp_path / "out", adapter_name_or_path=str(tmp_path / "other")))
 
 
+@pytest.mark.usefixtures("undrawn_here")
 def test_a_base_without_variety_is_named(folder, tmp_path):
     pipeline = tiny.stable_diffusion()
     with torch.no_grad():

@@ -39,6 +39,11 @@ SAME_FUNCTION = frozenset(
 )  # fmt: skip
 """Attention processors of diffusers that compute the same in other ways."""
 
+NUM_PLAIN = 8
+"""Plain networks that are kept, of one process: two networks' and their references', and some more."""
+
+_PLAIN: dict[tuple[type, str], nn.Module] = {}
+
 LOAD_ANEW = "Load the pipeline anew, and pass it as it is."
 
 
@@ -128,12 +133,23 @@ def check_saved_names(network: nn.Module, name: str, adapter_name: str | None) -
 def plain_network(network: Any) -> nn.Module | None:
     """The network as its configuration alone builds it, without memory; None if it has no configuration of diffusers'.
 
+    The same object for equal configurations, which a run compares with more than once: it is read, and never changed.
+
     Raises:
         ValueError: if its configuration builds none.
     """
     network = unwrapped(network)
     if not isinstance(network, ConfigMixin):
         return None
+    key = (type(network), repr([item for item in network.config.items() if item[0] != "_name_or_path"]))
+    if key not in _PLAIN:
+        if len(_PLAIN) == NUM_PLAIN:
+            _PLAIN.pop(next(iter(_PLAIN)))
+        _PLAIN[key] = _build_plain(network)
+    return _PLAIN[key]
+
+
+def _build_plain(network: ConfigMixin) -> nn.Module:
     try:
         with no_init_weights(), accelerate.init_empty_weights():  # as `from_pretrained` builds it
             plain: nn.Module = type(network).from_config(network.config)
