@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from tgo_trl.families import StableDiffusionFamily
+from tgo_trl.policy import alterations
 from tgo_trl.policy.alterations import check_networks, check_saved_names, plain_network, unwrapped
 
 from . import tiny
@@ -44,6 +45,28 @@ def test_a_network_as_it_is_loaded_is_what_it_seems(case, caplog):
     for network in family.networks(pipeline).values():
         shapes = {name: weight.shape for name, weight in network.state_dict().items()}
         assert {name: weight.shape for name, weight in plain_network(network).state_dict().items()} == shapes
+
+
+def test_a_plain_network_is_built_once_for_each_configuration():
+    one, moved, wide = (
+        tiny.stable_diffusion().unet,
+        tiny.stable_diffusion(seed=1).unet,
+        tiny.stable_diffusion(width=4).unet,
+    )
+    moved.register_to_config(_name_or_path="elsewhere")
+    plain = plain_network(one)
+    assert plain_network(moved) is plain
+    assert plain_network(wide).conv_in.weight.shape == (4, 4, 3, 3) != plain.conv_in.weight.shape
+    for size in range(alterations.NUM_PLAIN + 1):
+        one.register_to_config(sample_size=size)
+        assert plain_network(one).config.sample_size == size
+    assert len(alterations._PLAIN) == alterations.NUM_PLAIN
+    one.register_to_config(sample_size=8)
+    again = plain_network(one)
+    assert again is not plain
+    assert {name: weight.shape for name, weight in again.state_dict().items()} == {
+        name: weight.shape for name, weight in one.state_dict().items()
+    }
 
 
 # ---- Wrappers ----

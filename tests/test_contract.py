@@ -13,7 +13,7 @@ from tgo_trl.policy.draws import Draw
 from tgo_trl.trainer.plots import film_strip
 
 from .cases import CASES, KINDS, PROMPTS, as_parameter, calls_of, perturb
-from .runs import first_log, logged, make_trainer
+from .runs import assert_equal, first_log, logged, make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -357,3 +357,17 @@ def test_the_trainer_runs_changes_samples_and_releases_the_encoders(case, tmp_pa
     assert before.tobytes() != after.tobytes()
     frozen = {name for name in trainer.pipeline.components if name not in trainer.family.network_names}
     assert moved == [(frozen, args.device), (frozen, torch.device("cpu"))] * 2
+
+
+# ---- The tests themselves ----
+
+
+def test_what_the_tests_share_is_as_it_was_built(case):
+    """The last one, so that it finds what the others did to the parts that they share."""
+    built, fresh, other = case.build(), case.fresh(), case.fresh()
+    assert fresh.components.keys() == built.components.keys()
+    for name, part in built.components.items():
+        if isinstance(part, torch.nn.Module):
+            assert_equal(getattr(fresh, name).state_dict(), part.state_dict(), name)
+            is_own = name in case.family(built).network_names
+            assert (getattr(fresh, name) is not getattr(other, name)) == is_own
