@@ -62,7 +62,8 @@ def refused(words: list[str]) -> str | None:
 
 
 def test_commands_of_a_block_are_found():
-    block = 'A="--x 1\n  --y 2"\ntgo-trl score $A \\\n    --z "a b"   # why\n# no\nHF_HOME=/x make demo > b && python a.py &\n'
+    block = 'A="--x 1\n  --y 2"\ntgo-trl score $A \\\n    --z "a b"   # why\n# no\n'
+    block += "HF_HOME=/x make demo > b && python a.py &\n"
     assert commands(block) == [["tgo-trl", "score", "--x", "1", "--y", "2", "--z", "a b"], ["make", "demo"],
                                ["python", "a.py"]]  # fmt: skip
 

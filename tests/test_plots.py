@@ -254,7 +254,9 @@ def test_evaluations_are_drawn_a_panel_each_with_bounds_where_they_lie(tmp_path)
     assert pixels(tmp_path / "none.png").size
 
 
-@pytest.mark.parametrize(("drift", "bound", "middle"), [(1.4, 1.2, 1.2), (1.4, None, 1.2), (9.0, 1.2, 3.0), (1.44, 5, 1.2)])
+@pytest.mark.parametrize(
+    ("drift", "bound", "middle"), [(1.4, 1.2, 1.2), (1.4, None, 1.2), (9.0, 1.2, 3.0), (1.44, 5, 1.2)]
+)
 def test_drift_is_in_even_steps_unless_it_or_its_bound_is_large(tmp_path, monkeypatch, drift, bound, middle):
     # what lies halfway between 1 and the drift: the mean in even steps, else the geometric mean
     drawn = []

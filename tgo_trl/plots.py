@@ -37,7 +37,7 @@ def legend_of_outcomes(figure: Figure, colours: Mapping[str, str], rate: str, fo
     """A legend below all axes: the parts of the bars, by name, and what the dot with its line is called."""
     handles: list[Any] = [Patch(color=colour) for colour in colours.values()]
     handles.append(Line2D([], [], color="black", marker="o", markersize=3, linewidth=1.4))
-    place = {"loc": "outside lower center", "ncols": len(handles), "frameon": False}
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": len(handles), "frameon": False}
     figure.legend(handles, [*colours, rate], fontsize=fontsize, **place)
 
 

@@ -56,8 +56,8 @@ def plot_win_rates(report: EvaluationReport, path: Path) -> None:
             text = f"{100 * rate.value:.0f} %"
             axes.annotate(text, (100, row), (5, 0), textcoords="offset points", va="center", fontsize=SMALL)
     parts = {"wins": WIN, **({"ties": TIE} if has_ties else {}), "losses": LOSS}
-    rate = f"win rate{' (ties count half)' if has_ties else ''}, 95 % interval"
-    legend_of_outcomes(figure, parts, rate, SMALL)
+    dot = f"win rate{' (ties count half)' if has_ties else ''}, 95 % interval"
+    legend_of_outcomes(figure, parts, dot, SMALL)
     save_figure(figure, path, DOTS_PER_INCH)
 
 
@@ -137,9 +137,7 @@ def _pairs(report: EvaluationReport) -> list[tuple[str, str]]:
     return [(labels[i], labels[j]) for i in reversed(range(len(labels))) for j in range(i)]
 
 
-def _panels(
-    titles: Sequence[str], rows: Sequence[str], row_height: float, unit: str
-) -> tuple[Figure, list[Any]]:
+def _panels(titles: Sequence[str], rows: Sequence[str], row_height: float, unit: str) -> tuple[Figure, list[Any]]:
     """A figure as wide as a page, with a panel for each title, up to three side by side, that share their rows.
 
     Args:
