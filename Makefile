@@ -19,7 +19,7 @@ FULLY_COVERED := tgo_trl/losses/*,tgo_trl/labels/*,tgo_trl/noise/*
 
 help:
 	@echo "make demo         align a small pipeline of handwritten digits, and compare with SFT (about 6 minutes)"
-	@echo "make frontier     the tables of docs/results.md: methods along their strength (an hour and a half on two cores)"
+	@echo "make frontier     the tables of docs/results_tables.md: methods along their strength (an hour and a half on two cores)"
 	@echo "make paper-table  every loss in both worlds, tuned alike (an hour and a half on two cores)"
 	@echo "make ablations    what threshold, weights and temperature do (an hour on two cores)"
 	@echo "make test         ruff, mypy --strict, pytest (under 10 minutes)"

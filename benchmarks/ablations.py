@@ -211,8 +211,8 @@ def plot(rows: Sequence[dict[str, Any]], sampler: str, path: Path) -> None:
             panels[0].set_yticks([], minor=True)
     for panel in axes.flat:
         panel.tick_params(labelsize=8)
-    for panel in (axes[0, 0], axes[0, -1]):
-        panel.legend(fontsize=7, loc="lower right")
+    handles, names = (a + b for a, b in zip(*(axes[0, i].get_legend_handles_labels() for i in (0, -1)), strict=True))
+    figure.legend(handles, names, fontsize=8, loc="outside lower center", ncols=len(names), frameon=False)
     save_figure(figure, path, 110)
 
 

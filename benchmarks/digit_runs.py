@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,8 @@ MOST_DRIFT, LEAST_VARIETY = 1.2, 0.87
 MEASURES = ("variety", "frechet")
 DISTANCES = (1, 2, 5, 10)
 """Ticks in the picture."""
+MARKERS = "osD^v<>PXph*d8H"
+"""One for each method, which colours alone would not tell apart."""
 
 
 @dataclass(frozen=True)
@@ -499,13 +502,13 @@ def show(mean: float, half: float, is_share: bool) -> str:
 def plot(rows: Sequence[dict[str, Any]], worlds: Sequence[str], methods: Mapping[str, Method], path: Path) -> None:
     """Score against distance and against variety, a line per method, for each world and sampler."""
     looks = UNTRAINED | {name: (name, method.color) for name, method in methods.items()}
-    figure = Figure(figsize=(11, 4.2 * len(worlds)), layout="constrained")
+    figure = Figure(figsize=(11, 4.2 * len(worlds) + 0.4), layout="constrained")
     axes = figure.subplots(len(worlds), 4, squeeze=False)
     for i, world in enumerate(worlds):
         judge_name = list(WORLDS[world].judges)[1]
         for k, (sampler, measured) in enumerate((s, m) for s in SAMPLERS for m in reversed(MEASURES)):
             panel = axes[i, k]
-            for method in looks:
+            for marker, method in zip(cycle(MARKERS), looks, strict=False):
                 chosen = [
                     row for row in rows
                     if (row["world"], row["method"], row["sampler"]) == (world, method, sampler)
@@ -517,7 +520,7 @@ def plot(rows: Sequence[dict[str, Any]], worlds: Sequence[str], methods: Mapping
                     continue
                 (x, x_half), (y, y_half) = (np.array(values).T for values in zip(*points, strict=True))
                 label, color = looks[method]
-                panel.errorbar(x, y, y_half, x_half, color=color, marker="o", markersize=4, linewidth=1.2,
+                panel.errorbar(x, y, y_half, x_half, color=color, marker=marker, markersize=5, linewidth=1.2,
                                elinewidth=0.6, label=label)  # fmt: skip
             if measured == "frechet":
                 panel.set_xscale("log")
@@ -531,7 +534,7 @@ def plot(rows: Sequence[dict[str, Any]], worlds: Sequence[str], methods: Mapping
     handles = {
         label: handle for panel in axes.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles, fontsize=7, loc="outside right upper")
+    figure.legend(handles.values(), handles, fontsize=8, loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, dpi=110)
 
 

@@ -274,8 +274,9 @@ def missed(results: Results) -> list[str]:
 
 def section(results: Results) -> str:
     """The tables, as docs/performance.md has them."""
-    place = results.place or "No GPU was at hand yet: nothing below is measured, and nothing is estimated."
-    parts = [place, step_table(results), peer_table(results), settings_table(results), bar_table(results)]
+    if not results.by_name:
+        return "No GPU was at hand yet: nothing is measured, and nothing is estimated. The tables come to stand here."
+    parts = [results.place, step_table(results), peer_table(results), settings_table(results), bar_table(results)]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -26,6 +26,7 @@ from tgo_trl.labels.thresholds import mean_threshold, percentile_threshold, prom
 from tgo_trl.labels.weights import confidence_weights
 from tgo_trl.losses.likelihood import implicit_reward
 from tgo_trl.losses.tgo import tgo_loss
+from tgo_trl.plots import legend_below
 
 NUM_OUTPUTS = 8  # Y
 PROMPT_SIZE, OUTPUT_SIZE = 4, 8  # numbers that describe a prompt (the first is 1) and an output
@@ -476,7 +477,7 @@ def _plot_length(axes: Any, problems: Sequence[Problem], noise: float, spread: f
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set(xscale="log", xlabel="updates", ylabel="attained objective")
     axes.set_title(f"shared policy, spread {spread:g}, noise {noise:g}: when to stop", fontsize=10)
-    axes.legend(fontsize=8)
+    legend_below(axes)
 
 
 def _plot_prompts(axes: Any, problems: Sequence[Problem], noise: float, spread: float, options: Options) -> None:
@@ -501,7 +502,7 @@ def _plot_prompts(axes: Any, problems: Sequence[Problem], noise: float, spread: 
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set(xlabel="level(x): hard prompts on the left, easy ones on the right", ylabel="attained objective")
     axes.set_title(f"tabular policy, spread {spread:g}, noise {noise:g}: where it is lost", fontsize=10)
-    axes.legend(fontsize=8)
+    legend_below(axes)
 
 
 def main(options: Options) -> None:

@@ -440,6 +440,23 @@ def test_pictures_of_few_and_many_models(tmp_path, num_models):
         assert Image.open(path).getextrema()[0] == (0, 255), path
 
 
+def test_pictures_say_what_bars_lines_and_axes_are(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("tgo_trl.commands.evaluate.plots.save_figure", lambda figure, *_: drawn.append(figure))
+    report, scores = report_of(("base", "tgo"))
+    plot_win_rates(report, tmp_path / "win_rates.png")
+    plot_distributions(report, scores, tmp_path / "scores.png")
+    rates, distributions = drawn
+    names = [[text.get_text() for text in figure.legends[0].get_texts()] for figure in drawn]
+    assert names[0] == ["wins", "ties", "losses", "win rate (ties count half), 95 % interval"]
+    assert names[1] == ["median", "median of base"]
+    assert rates.axes[0].get_xlabel() == "% of samples"
+    assert distributions.axes[0].get_xlabel() == "score"
+    baseline = distributions.axes[0].lines[-1]
+    assert baseline.get_linestyle() == ":"
+    assert baseline.get_xdata()[0] == report.overall.rewards["r"].medians["base"].value
+
+
 def test_a_grid_shows_the_colours_of_its_pictures(tmp_path):
     images = [[Image.new("RGB", (16, 16), colour) for colour in row] for row in (["red", "lime"], ["blue", "yellow"])]
     plot_grid(["a", "b"], ["p", "q"], images, tmp_path / "grid.png")

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image, ImageColor
 
 from tgo_trl.labels.fitting import fit_label_rule
 from tgo_trl.measures import Estimate
-from tgo_trl.plots import plain_text, plot_outcomes
+from tgo_trl.plots import LOSS, WIN, legend_of_outcomes, plain_text, plot_outcomes
 from tgo_trl.trainer.evaluations import Evaluation
 from tgo_trl.trainer.plots import plot_evaluations, plot_grid, plot_scores
 from tgo_trl.trainer.selection import Bounds
@@ -145,6 +146,16 @@ def test_bars_of_outcomes_are_as_long_as_wins_ties_and_losses():
     assert (lines[1], lines[2]) == ([[60, 0]], [[0, 1]])
 
 
+def test_the_legend_of_outcomes_names_the_colours_of_the_bars_and_the_line():
+    figure = Figure(layout="constrained")
+    figure.subplots()
+    legend_of_outcomes(figure, {"win": WIN, "loss": LOSS}, "win rate", 8)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["win", "loss", "win rate"]
+    assert [to_hex(patch.get_facecolor()) for patch in legend.get_patches()] == [WIN, LOSS]
+    assert [(line.get_color(), line.get_marker()) for line in legend.get_lines()] == [("black", "o")]
+
+
 # ---- Grids ----
 
 
@@ -241,3 +252,18 @@ def test_evaluations_are_drawn_a_panel_each_with_bounds_where_they_lie(tmp_path)
     assert 0.2 < line < 0.4, "0.75 of an axis that ends at 1.1, in the upper three quarters"
     plot_evaluations([Evaluation(1, {"eval_loss": 1.0})], Bounds(), None, tmp_path / "none.png")  # patience alone
     assert pixels(tmp_path / "none.png").size
+
+
+@pytest.mark.parametrize(
+    ("drift", "bound", "middle"), [(1.4, 1.2, 1.2), (1.4, None, 1.2), (9.0, 1.2, 3.0), (1.44, 5, 1.2)]
+)
+def test_drift_is_in_even_steps_unless_it_or_its_bound_is_large(tmp_path, monkeypatch, drift, bound, middle):
+    # what lies halfway between 1 and the drift: the mean in even steps, else the geometric mean
+    drawn = []
+    monkeypatch.setattr("tgo_trl.trainer.plots.save_figure", lambda figure, *_: drawn.append(figure))
+    evaluations = [Evaluation(step, {"eval_drift/quartile_4": value}) for step, value in ((10, 1.0), (20, drift))]
+    plot_evaluations(evaluations, Bounds(max_drift=bound), None, tmp_path / "evaluations.png")
+    (axes,) = drawn[0].axes
+    heights = axes.transData.transform([(10, value) for value in (1.0, middle, drift)])[:, 1]
+    assert heights[1] == pytest.approx((heights[0] + heights[2]) / 2)
+    assert axes.get_ylim()[1] >= 1.1 * (bound or 1)

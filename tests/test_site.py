@@ -10,7 +10,7 @@ import pytest
 import tgo_trl
 from docs.site.command_line import command_pages
 from docs.site.navigation import navigation
-from docs.site.pages import free_bars, gallery, place, read_repository, rewrite_links, source_page
+from docs.site.pages import free_bars, gallery, mark_sentences, place, read_repository, rewrite_links, source_page
 from docs.site.reference import API, api_pages, as_markdown
 from tgo_trl.commands.table import COMMANDS, settings_parser
 
@@ -71,6 +71,20 @@ def test_every_page_is_in_the_navigation(pages):
 
 def test_bars_of_tables_are_shown_as_on_github():
     assert free_bars("| `a \\| b` | c \\| d |\n`e \\| f`") == "| `a | b` | c \\| d |\n`e \\| f`"
+
+
+def test_columns_of_sentences_are_marked_in_tables_of_many_columns(pages):
+    long, link = "x" * 61, f"[x](https://{'x' * 60})"
+    table = f"| a | b | c | d | e | f |\n|---|---|---|---|---|---|\n| {long} | `\\|` | {long} | d | {link} | {long} |\n"
+    marked = f'<div class="sentences-3 sentences-6"></div>\n\n{table}'
+    fenced = f"```text\n{table}```\n"
+    assert mark_sentences(f"A\n\n{table}\nB\n\n{fenced}") == f"A\n\n{marked}\nB\n\n{fenced}"
+    few = f"| a | b |\n|---|---|\n| a | {long} |\n"
+    assert mark_sentences(few) == few
+    css = (ROOT / "docs" / "site" / "style.css").read_text()
+    classes = {name for text in pages.values() for name in re.findall(r"sentences-\d", text)}
+    assert classes
+    assert classes <= {name for name, column in re.findall(r"\.(sentences-(\d)) \+ \* tr > :nth-child\(\2\)", css)}
 
 
 def test_a_file_with_fences_is_shown_whole():

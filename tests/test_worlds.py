@@ -316,3 +316,45 @@ def test_ablations_at_a_small_size(tmp_path, capsys, monkeypatch):
     )
     for sampler in ("ddim", "ancestral"):
         assert (tmp_path / f"ablations_{sampler}.png").stat().st_size > 10_000
+
+
+# ---- Rounds ----
+
+
+def test_the_chart_of_rounds_has_a_panel_for_each_scorer(monkeypatch, tmp_path):
+    from demo import Result
+    from matplotlib.figure import Figure
+    from rounds import draw_chart
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    shares = {"training scorer": 0.5, "unseen scorer": 0.25}
+    results = [Result("x", {name: [share + i / 10] * 2 for name, share in shares.items()}) for i in range(4)]
+    draw_chart(results, tmp_path / "rounds.png")  # the base, one offline round, and two online ones
+    for axes, (scorer, share) in zip(drawn[0].axes, shares.items(), strict=True):
+        assert axes.get_title() == f"judged by the {scorer}"
+        online, offline = axes.containers[0].lines[0], axes.lines[-1]
+        assert online.get_xydata().tolist() == [[0, share], [1, share + 0.2], [2, share + 0.3]]
+        assert offline.get_ydata()[0] == share + 0.1
+    names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert sorted(names) == ["one offline round with the whole budget", "online"]
+
+
+def test_methods_are_told_apart_by_their_marks(monkeypatch, tmp_path):
+    from matplotlib.figure import Figure
+
+    from benchmarks.digit_runs import MARKERS, UNTRAINED, Method, plot
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    methods = {f"method {i}": Method({}, "beta", (1,), "red") for i in range(len(MARKERS))}  # more than there are marks
+    measured = {"unseen net": (0.5, 0.1), "variety": (0.9, 0.1), "frechet": (1.0, 0.1)}
+    rows = [
+        {"world": "asked", "method": name, "sampler": "ddim", "guidance": 1.0, "measured": measured} for name in methods
+    ]
+    plot(rows, ["asked"], methods, tmp_path / "frontier.png")
+    marks = [container.lines[0].get_marker() for container in drawn[0].axes[0].containers]
+    start = len(UNTRAINED)
+    assert marks == [*MARKERS[start:], *MARKERS[:start]]
+    assert len(set(MARKERS)) == len(MARKERS)
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == list(methods)

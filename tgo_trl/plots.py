@@ -1,10 +1,12 @@
 """What all pictures have in common: colours of labels and outcomes, names that hold any text, and PNG files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from .measures import Estimate
 
@@ -29,6 +31,14 @@ def plot_outcomes(axes: Any, outcomes: Sequence[tuple[float, Estimate]]) -> None
         axes.plot([100 * rate.value], [row], "o", color="black", markersize=3, clip_on=False)
     axes.axvline(50, color="black", linewidth=0.8, linestyle="--")
     axes.set(xlim=(0, 100), xticks=[0, 25, 50, 75, 100])
+
+
+def legend_of_outcomes(figure: Figure, colours: Mapping[str, str], rate: str, fontsize: float) -> None:
+    """A legend below all axes: the parts of the bars, by name, and what the dot with its line is called."""
+    handles: list[Any] = [Patch(color=colour) for colour in colours.values()]
+    handles.append(Line2D([], [], color="black", marker="o", markersize=3, linewidth=1.4))
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": len(handles), "frameon": False}
+    figure.legend(handles, [*colours, rate], fontsize=fontsize, **place)
 
 
 def legend_below(axes: Any, fontsize: int = 8, title: str | None = None) -> None:

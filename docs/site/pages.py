@@ -19,16 +19,19 @@ RENAMED = {
 """Pages that are named otherwise in the site, by their path in the repository."""
 AS_THEY_ARE = (".md", ".png", ".jpg", ".svg", ".gif")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml"}
-CODE = re.compile(r"^(`{3,})[^\n]*\n.*?^\1$|(?<!`)(`+)(?!`).+?(?<!`)\2(?!`)", re.MULTILINE | re.DOTALL)
+FENCES = re.compile(r"^(`{3,})[^\n]*\n.*?^\1$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(FENCES.pattern + r"|(?<!`)(`+)(?!`).+?(?<!`)\2(?!`)", FENCES.flags)
 """Fenced blocks, and code within a line."""
+MANY_COLUMNS, SENTENCE = 6, 60
+"""Of a table, from which on browsers squeeze columns; and of a cell, the letters from which on this hurts."""
 
 
-def outside_code(text: str, change: Callable[[str], str]) -> str:
-    """Markdown in which everything but code is changed."""
+def outside_code(text: str, change: Callable[[str], str], code: re.Pattern[str] = CODE) -> str:
+    """Markdown in which everything but code, or another pattern, is changed."""
     parts, end = [], 0
-    for code in CODE.finditer(text):
-        parts += [change(text[end : code.start()]), code[0]]
-        end = code.end()
+    for found in code.finditer(text):
+        parts += [change(text[end : found.start()]), found[0]]
+        end = found.end()
     return "".join([*parts, change(text[end:])])
 
 
@@ -79,6 +82,21 @@ def free_bars(text: str) -> str:
     return re.sub(r"^\|.*", freed, text, flags=re.MULTILINE)
 
 
+def mark_sentences(text: str) -> str:
+    """Markdown in which a mark for style.css stands above each large table, and says which columns have sentences."""
+
+    def marked(table: re.Match[str]) -> str:
+        shown = re.sub(r"\]\([^)]*\)", "]", table[0])
+        rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in shown.splitlines()]
+        columns = list(zip(*rows, strict=False))
+        long = [i for i, cells in enumerate(columns, 1) if i > 1 and max(map(len, cells)) > SENTENCE]
+        if len(columns) < MANY_COLUMNS or not long:
+            return table[0]
+        return f'<div class="{" ".join(f"sentences-{i}" for i in long)}"></div>\n\n{table[0]}'
+
+    return outside_code(text, lambda part: re.sub(r"(?:^\|.*\n)+", marked, part, flags=re.MULTILINE), FENCES)
+
+
 def source_page(path: str, text: str) -> str:
     """The page that shows a file."""
     fence = "`" * max(3, 1 + max(map(len, re.findall(r"^`+", text, re.MULTILINE)), default=0))
@@ -112,7 +130,7 @@ def read_repository(root: Path) -> tuple[dict[str, str], list[str]]:
         if path.endswith((".md", ".ipynb")):
             text = notebook_page(text) if path.endswith(".ipynb") else text
             text, targets = rewrite_links(text, path, root)
-            pages[place(path)] = free_bars(text)
+            pages[place(path)] = free_bars(mark_sentences(text))
             waiting += targets
         else:
             pages[place(path)] = source_page(path, text)

@@ -17,9 +17,12 @@ import torch
 from demo import SCORERS, WORLD, Options, Result, evaluate, print_results
 from digits import DIGIT_NAMES, prompts_of
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from tgo_trl import RoundsConfig, TGOConfig
 from tgo_trl import rounds as run_rounds
+
+ONLINE, OFFLINE = "#4c72b0", "#dd8452"
 
 
 @dataclass
@@ -75,24 +78,26 @@ def run(budget: Budget, num_rounds: int) -> list[Path]:
 
 
 def draw_chart(results: list[Result], path: Path) -> None:
-    """The share of right digits after each round, with its confidence interval."""
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
-    axes = figure.subplots()
+    """The share of right digits after each round, with its confidence interval: a panel for each scorer.
+
+    Args:
+        results: of the base, of one offline round, and of each online round.
+        path: of the PNG.
+    """
     base, offline, *online = results
-    for scorer, marker in zip(SCORERS, ("o", "s"), strict=True):
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(SCORERS), sharey=True)
+    for axes, scorer in zip(panels, SCORERS, strict=True):
         means, halves = zip(*(result.interval(scorer) for result in (base, *online)), strict=True)
-        (line,) = axes.plot(range(len(means)), means, marker=marker, label=f"online, {scorer}")
-        axes.fill_between(
-            range(len(means)),
-            [mean - half for mean, half in zip(means, halves, strict=True)],
-            [mean + half for mean, half in zip(means, halves, strict=True)],
-            color=line.get_color(),
-            alpha=0.15,
-        )
-        mean, _ = offline.interval(scorer)
-        axes.axhline(mean, color=line.get_color(), linestyle="--", label=f"one offline round, {scorer}")
-    axes.set(xlabel="round", ylabel="share of images with the asked digit", xticks=range(len(online) + 1))
-    axes.legend(loc="lower right", fontsize=8)
+        axes.errorbar(range(len(means)), means, halves, color=ONLINE, marker="o", capsize=3, label="online")
+        mean, half = offline.interval(scorer)
+        axes.axhline(mean, color=OFFLINE, linestyle="--", label="one offline round with the whole budget")
+        axes.axhspan(mean - half, mean + half, color=OFFLINE, alpha=0.15, linewidth=0)
+        axes.set_title(f"judged by the {scorer}", fontsize=10)
+        axes.set(xlabel="round (0: base)", xticks=range(len(means)))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels[0].set_ylabel("images with the asked digit")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=120)
 
 

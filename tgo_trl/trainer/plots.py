@@ -19,6 +19,7 @@ LONGEST_NAME = 24
 DRIFT_COLOURS = ("#9ecae1", "#6baed6", "#3182bd", "#08306b")
 """Of the quartiles of time, darker with more noise."""
 MOST_DRIFT_IN_EVEN_STEPS = 4
+"""The drift, or its bound, from which on the axis is logarithmic."""
 
 
 def plot_scores(labels: Labels, rule: LabelRule, path: Path, are_weighed: bool = True) -> None:
@@ -108,7 +109,11 @@ def plot_evaluations(evaluations: Sequence[Evaluation], bounds: Bounds, best: in
 
 
 def _plot_drift(axes: Axes, evaluations: Sequence[Evaluation], bounds: Bounds) -> None:
-    axes.set_yscale("log")
+    largest = max(bounds.max_drift or 1, *(value for it in evaluations for value in it.drifts.values()))
+    if largest >= MOST_DRIFT_IN_EVEN_STEPS:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     for i in sorted(evaluations[-1].drifts):
         points = {it.step: it.drifts.get(i) for it in evaluations}
         _plot_curve(axes, points, DRIFT_COLOURS[i - 1], f"quartile {i}")
@@ -116,12 +121,7 @@ def _plot_drift(axes: Axes, evaluations: Sequence[Evaluation], bounds: Bounds) -
     axes.set_ylim(min(low, 0.95), max(high, 1.1 * (bounds.max_drift or 1)))
     axes.axhline(1, color="grey", linestyle="--", linewidth=1)
     _shade(axes, bounds.max_drift, "max_drift", upwards=True)
-    if high < MOST_DRIFT_IN_EVEN_STEPS:  # or there would be one tick, at 1
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-    else:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title("drift by quartile of time", fontsize=10)
 
 

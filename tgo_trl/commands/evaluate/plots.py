@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.lines import Line2D
 from PIL import Image
 from torch import Tensor
 
-from ...plots import LOSS, TIE, WIN, plain_text, plot_outcomes, save_figure
+from ...plots import LOSS, TIE, WIN, legend_of_outcomes, plain_text, plot_outcomes, save_figure
 from .report import EvaluationReport
 
 DOTS_PER_INCH = 300
@@ -30,6 +30,9 @@ ALIKE = 1e-9
 LONGEST_NAME = 28
 HEIGHT, FOOT = 0.86, 0.44
 """Of a histogram, in rows: that of the fullest bin, and how far below its row's middle it stands."""
+MEDIAN: dict[str, Any] = {"color": "black", "linewidth": 1.2}
+BASELINE: dict[str, Any] = {"color": "grey", "linewidth": 0.8, "linestyle": ":"}
+"""Of the lines at the median of a model, and of the baseline's in the rows of all."""
 SMALL = 7.5
 """Points of what stands beside axes."""
 
@@ -43,7 +46,7 @@ def plot_win_rates(report: EvaluationReport, path: Path) -> None:
     """
     pairs = _pairs(report)
     names = [f"{_short(ours)} vs. {_short(theirs)}" for ours, theirs in pairs]
-    figure, panels = _panels(list(report.rewards), names, 0.24)
+    figure, panels = _panels(list(report.rewards), names, 0.24, "% of samples")
     has_ties = False
     for axes, results in zip(panels, report.overall.rewards.values(), strict=False):
         outcomes = [(results.ties[ours][theirs], results.win_rates[ours][theirs]) for ours, theirs in pairs]
@@ -52,8 +55,9 @@ def plot_win_rates(report: EvaluationReport, path: Path) -> None:
             has_ties |= tie > 0
             text = f"{100 * rate.value:.0f} %"
             axes.annotate(text, (100, row), (5, 0), textcoords="offset points", va="center", fontsize=SMALL)
-    parts = {"wins": WIN, **({"ties": TIE} if has_ties else {}), "losses, in % of samples": LOSS}
-    _legend(figure, parts)
+    parts = {"wins": WIN, **({"ties": TIE} if has_ties else {}), "losses": LOSS}
+    dot = f"win rate{' (ties count half)' if has_ties else ''}, 95 % interval"
+    legend_of_outcomes(figure, parts, dot, SMALL)
     save_figure(figure, path, DOTS_PER_INCH)
 
 
@@ -66,7 +70,7 @@ def plot_distributions(report: EvaluationReport, scores: Mapping[str, Tensor], p
         path: of the PNG.
     """
     labels = report.labels
-    figure, panels = _panels(list(scores), list(map(_short, labels)), 0.42)
+    figure, panels = _panels(list(scores), list(map(_short, labels)), 0.42, "score")
     for axes, (name, values) in zip(panels, scores.items(), strict=False):
         flat, medians = values.flatten(1).numpy(), report.overall.rewards[name].medians
         edges = _bin_edges(flat)
@@ -75,8 +79,11 @@ def plot_distributions(report: EvaluationReport, scores: Mapping[str, Tensor], p
         for i, label in enumerate(labels):
             colour, median = COLOURS[i % len(COLOURS)], medians[label].value
             axes.stairs(i + FOOT - heights[i], edges, baseline=i + FOOT, fill=True, color=colour, alpha=0.75)
-            axes.plot([median, median], [i + FOOT, i + FOOT - HEIGHT], color="black", linewidth=1.2)
-        axes.axvline(medians[report.baseline].value, color="grey", linewidth=0.8, linestyle=":", zorder=0)
+            axes.plot([median, median], [i + FOOT, i + FOOT - HEIGHT], **MEDIAN)
+        axes.axvline(medians[report.baseline].value, zorder=0, **BASELINE)
+    handles = [Line2D([], [], **style) for style in (MEDIAN, BASELINE)]
+    names = ["median", f"median of {_short(report.baseline)}"]
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False)
     save_figure(figure, path, DOTS_PER_INCH)
 
 
@@ -130,21 +137,23 @@ def _pairs(report: EvaluationReport) -> list[tuple[str, str]]:
     return [(labels[i], labels[j]) for i in reversed(range(len(labels))) for j in range(i)]
 
 
-def _panels(titles: Sequence[str], rows: Sequence[str], row_height: float) -> tuple[Figure, list[Any]]:
+def _panels(titles: Sequence[str], rows: Sequence[str], row_height: float, unit: str) -> tuple[Figure, list[Any]]:
     """A figure as wide as a page, with a panel for each title, up to three side by side, that share their rows.
 
     Args:
         titles: of the panels.
         rows: names of the rows of each panel, from above; row `i` is at the height `i`.
         row_height: in inches.
+        unit: of the x axis.
     """
     columns = min(len(titles), PANELS_IN_A_ROW)
     lines = math.ceil(len(titles) / columns)
     width = PAGE if columns > 1 else 0.7 * PAGE
-    figure = Figure(figsize=(width, lines * (row_height * len(rows) + 0.5) + 0.3), layout="constrained")
+    figure = Figure(figsize=(width, lines * (row_height * len(rows) + 0.68) + 0.3), layout="constrained")
     axes = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
     for panel, title in zip(axes, titles, strict=False):
         panel.set_title(title, fontsize=9)
+        panel.set_xlabel(unit, fontsize=SMALL)
         panel.set_yticks(range(len(rows)), rows)
         panel.set_ylim(len(rows) - 0.5, -0.5)
         panel.tick_params(labelsize=SMALL, length=2)
@@ -154,11 +163,6 @@ def _panels(titles: Sequence[str], rows: Sequence[str], row_height: float) -> tu
     for unused in axes[len(titles) :]:
         unused.set_visible(False)
     return figure, axes
-
-
-def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
-    patches = [Patch(color=colour) for colour in colours.values()]
-    figure.legend(patches, list(colours), loc="outside lower center", ncols=len(patches), fontsize=SMALL, frameon=False)
 
 
 def _short(text: str) -> str:

@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
-from ...plots import LOSS, TIE, WIN, plain_text, plot_outcomes, save_figure
+from ...plots import LOSS, TIE, WIN, legend_of_outcomes, plain_text, plot_outcomes, save_figure
 from .report import JudgeReport, PairResult
 
 DOTS_PER_INCH = 150
@@ -55,11 +53,8 @@ def _plot_bars(bars: Sequence[tuple[str, PairResult]], title: str, judge: str, p
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    kinds = {"win": WIN, "tie": TIE, "loss": LOSS}
-    handles: list[Any] = [Patch(color=colour) for colour in kinds.values()]
-    handles.append(Line2D([], [], color="black", marker="o", markersize=3, linewidth=1.4))
-    names = [*kinds, "win rate (ties count half), 95 % interval"]
-    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    rate = "win rate (ties count half), 95 % interval"
+    legend_of_outcomes(figure, {"win": WIN, "tie": TIE, "loss": LOSS}, rate, fontsize=9)
     save_figure(figure, path, DOTS_PER_INCH)
 
 

@@ -1,0 +1,107 @@
+"""Every command line of the pages: its program knows the settings, and the files of this repository are there."""
+
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tgo_trl.commands.table import COMMANDS, settings_parser
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LONGEST_LINE = 92
+"""Of a command in the README: as much as a page of GitHub shows, or one of the site, without scrolling."""
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```bash\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(block: str) -> list[list[str]]:
+    """The words of each command of a block, without comments and files to write; `$NAME` is what the block says."""
+    text = re.sub(r"(^|\s)#.*$|\s>\s*\S+", "", block.replace("\\\n", " "), flags=re.MULTILINE)
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|<>()\n")
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
+    found: list[list[str]] = [[]]
+    for word in lexer:
+        if set(word) <= set(";&|()\n"):
+            found.append([])
+        else:
+            found[-1].append(word)
+    variables: dict[str, str] = {}
+    for words in found:
+        while words and (name := re.match(r"(\w+)=", words[0])):
+            variables[name[1]] = words.pop(0).removeprefix(name[0])
+    return [
+        [part for word in words for part in (shlex.split(variables[word[1:]]) if word[1:] in variables else [word])]
+        for words in found if words
+    ]  # fmt: skip
+
+
+@cache
+def options_of(command: str) -> dict[str, object]:
+    return settings_parser(command)._option_string_actions
+
+
+def refused(words: list[str]) -> str | None:
+    """What the parser of `tgo-trl` says against a command; what it requires may be in a file, or left out."""
+    command, *arguments = words[1:]
+    if command not in COMMANDS:
+        return f"there is no command {command}"
+    parser = settings_parser(command)
+    for action in parser._actions:
+        action.required = False
+    arguments = [word for word in arguments if word not in ("...", "--help-all")]
+    try:
+        _, unknown = parser.parse_known_args(arguments)
+    except SystemExit:
+        return "see what is printed"
+    return f"unknown: {unknown}" if unknown else None
+
+
+def test_commands_of_a_block_are_found():
+    block = 'A="--x 1\n  --y 2"\ntgo-trl score $A \\\n    --z "a b"   # why\n# no\n'
+    block += "HF_HOME=/x make demo > b && python a.py &\n"
+    assert commands(block) == [["tgo-trl", "score", "--x", "1", "--y", "2", "--z", "a b"], ["make", "demo"],
+                               ["python", "a.py"]]  # fmt: skip
+
+
+def test_what_no_command_takes_is_refused(capsys):
+    assert refused(["tgo-trl", "score", "--reward", "x"]) == "unknown: ['--reward', 'x']"
+    assert refused(["tgo-trl", "train", "--max_steps", "many"]) == "see what is printed"
+    assert "invalid int value: 'many'" in capsys.readouterr().err
+    assert refused(["tgo-trl", "sing"]) == "there is no command sing"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_taken(page):
+    for words in (words for block in blocks(page) for words in commands(block)):
+        if words[0] == "tgo-trl":
+            assert refused(words) is None, words
+        elif words[0] == "make":
+            assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), words
+        elif words[0] == "python":
+            source = Path(*words[2].split(".")).with_suffix(".py") if words[1] == "-m" else Path(words[1])
+            assert (ROOT / source).is_file(), words
+            sources = "".join(path.read_text() for path in (ROOT / source).parent.glob("*.py"))
+            for option in (word for word in words if word.startswith("--")):
+                assert re.search(rf"\b{option[2:]}\b", sources), (words, option)
+        for word in words:
+            if re.match(r"(examples|recipes)/", word):
+                assert (ROOT / word.partition(":")[0]).exists(), word
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_of_commands_in_sentences_are_known(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for command, rest in re.findall(r"`tgo-trl (\w+)((?: [^`]*)?)`", text):
+        assert command in COMMANDS
+        for option in re.findall(r"(--\w+)", rest):
+            assert option in options_of(command) or option in ("--help", "--help-all"), (command, option)
+
+
+def test_commands_of_the_readme_are_read_without_scrolling():
+    for line in "".join(blocks(ROOT / "README.md")).splitlines():
+        assert len(line) <= LONGEST_LINE, line
