@@ -16,10 +16,10 @@ from .sharded_runs import (
     runs_of_one_process,
 )
 
-pytestmark = NEEDS_DEEPSPEED
+pytestmark = [*NEEDS_DEEPSPEED, pytest.mark.slow]
 
 CASES = [
-    "adapter", "all weights", "moving reference", "accumulated", "evaluated before", "held to bounds", "resumed", "kto",
+    "all weights", "moving reference", "accumulated", "evaluated before", "held to bounds", "resumed", "kto",
     "compiled", "flux", *OF_WHOLE_WEIGHTS,
 ]  # fmt: skip
 ROUNDED = ["bfloat16", "without autocast"]

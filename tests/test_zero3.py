@@ -11,16 +11,15 @@ from .sharded_runs import (
     assert_like_one_process,
     assert_same_metrics,
     assert_saves_a_pipeline,
-    assert_saves_an_adapter,
     run_case,
     run_sharded,
     runs_of_one_process,
 )
 
-pytestmark = NEEDS_DEEPSPEED
+pytestmark = [*NEEDS_DEEPSPEED, pytest.mark.slow]
 
 CASES = [
-    "adapter", "all weights", "all weights, without a reference", "moving reference", "accumulated", "evaluated before",
+    "all weights", "all weights, without a reference", "moving reference", "accumulated", "evaluated before",
     "held to bounds", "resumed", "kto", "loaded by path", "flux", "stable_diffusion_3", "two networks", "left out",
 ]  # fmt: skip
 ROUNDED = ["bfloat16", "without autocast"]
@@ -51,7 +50,6 @@ def test_runs_equal_one_process(cases, one_process, name):
 
 
 def test_what_is_saved_loads_in_stock_diffusers(cases, one_process, folder):
-    assert_saves_an_adapter(folder / "two" / "run-adapter" / "out", one_process("adapter")["weights"])
     assert_saves_a_pipeline(folder / "two" / "run-all weights" / "out", one_process("all weights")["weights"])
 
 
