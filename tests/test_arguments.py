@@ -503,7 +503,6 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
             "`zero_optimization.offload_param.device` .* is 'cpu': which was not tried",
         ),
         (ZERO3, {"precompute_ref_log_probs": True}, "`precompute_ref_log_probs` is True: processes compute different"),
-        (ZERO3, {"compile_repeated_blocks": True}, "`compile_repeated_blocks` is True: what gathers weights stands in"),
         (ZERO3, {"ema_decay": 0.9}, "`ema_decay` is 0.9: the average of shards was not saved yet"),
         (ZERO3, {"push_to_hub": True}, "`hub_strategy` is .*every_save.*: only the main process pushes"),
     ],

@@ -21,6 +21,7 @@ pytestmark = [*NEEDS_DEEPSPEED, pytest.mark.slow]
 CASES = [
     "all weights", "all weights, without a reference", "moving reference", "accumulated", "evaluated before",
     "held to bounds", "resumed", "kto", "loaded by path", "flux", "stable_diffusion_3", "two networks", "left out",
+    "compiled", "compiled with gradients",
 ]  # fmt: skip
 ROUNDED = ["bfloat16", "without autocast"]
 RESUMED = ["resumed", "all weights, resumed"]
@@ -47,6 +48,20 @@ def cases(folder):
 @pytest.mark.parametrize("name", CASES)
 def test_runs_equal_one_process(cases, one_process, name):
     assert_like_one_process(cases[name], one_process(name))
+
+
+def test_no_weight_is_kept_whole_from_the_forward_to_the_backward_pass(cases, one_process):
+    """As a linear layer keeps its weight, transposed, for the gradient of its input."""
+    assert not any(count for name in CASES for _, count in cases[name][0]["kept"])
+    called, count = cases["accumulated"][0]["kept"][0]
+    assert (called, called) == one_process("accumulated")["kept"][0]
+    assert (called > 0, count) == (True, 0)
+
+
+def test_blocks_are_compiled_whole_on_shards(cases):
+    """Weights of a block are gathered before it is called: as many graphs as on FSDP2's shards, and no break."""
+    assert [it["graphs"] for it in cases["compiled"]] == [(5, 0), (5, 0)]
+    assert [it["graphs"] for it in cases["compiled with gradients"]] == [(11, 0), (11, 0)]
 
 
 def test_what_is_saved_loads_in_stock_diffusers(cases, one_process, folder):

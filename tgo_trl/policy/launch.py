@@ -246,19 +246,8 @@ def _refused_settings(args: TrainingArguments, sharding: str) -> dict[str, tuple
             "transformers refuses that together with `save_only_model`. Leave one of the two out.",
         ),
     }  # fmt: skip
-    if sharding == "FSDP":
-        return refused | _refused_of_parts(args)
-    return refused | _refused_of_parts(args) | _refused_of_layers(args) if zero_stage(args) == 3 else refused
-
-
-def _refused_of_layers(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
-    """The same, of weights that are gathered within the blocks (ZeRO-3)."""
-    return {
-        "compile_repeated_blocks": (
-            bool(getattr(args, "compile_repeated_blocks", None)),
-            "what gathers weights stands in the layers, which were not compiled with it yet. Leave it out.",
-        ),
-    }
+    has_parts = sharding == "FSDP" or zero_stage(args) == 3
+    return refused | _refused_of_parts(args) if has_parts else refused
 
 
 def _refused_of_parts(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
