@@ -589,15 +589,6 @@ def test_what_is_quantised_is_not_sharded(tmp_path, monkeypatch):
         check_shardable(args, None, {"unet": pipeline.unet})
 
 
-def test_two_networks_are_not_trained_with_zero2(tmp_path, monkeypatch):
-    args, unet = config(tmp_path), tiny.stable_diffusion().unet
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ValueError, match="`first` and `second` are trained: it adds gradients up in the order"):
-        check_shardable(args, None, {"first": unet, "second": unet})
-    args.deepspeed, args.deepspeed_plugin = "zero3.json", DeepSpeedPlugin(hf_ds_config={**ZERO2, **ZERO3})
-    check_shardable(args, None, {"first": unet, "second": unet})
-
-
 def test_an_optimizer_of_whole_weights_is_refused_where_they_are_sharded(tmp_path, monkeypatch):
     pipeline, args = tiny.stable_diffusion(), config(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

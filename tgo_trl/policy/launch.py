@@ -108,7 +108,7 @@ def check_strategy(args: TrainingArguments) -> None:
 def check_shardable(
     args: TrainingArguments, quantization_config: Any, networks: Mapping[str, Any] | None = None
 ) -> None:
-    """Raises a ValueError for networks that cannot be sharded: quantised ones, and several with DeepSpeed.
+    """Raises a ValueError for networks that cannot be sharded: quantised ones.
 
     Args:
         args: of the run.
@@ -123,13 +123,6 @@ def check_shardable(
             f"{' and '.join(quantized) or 'The model'} is quantised, and {cannot}. Load it in bfloat16 (`bf16=True`), "
             "or train with whole weights in each process (`--accelerate_config multi_gpu`), which quantised ones are "
             "small enough for."
-        )
-    if sharding == "DeepSpeed" and len(parts) > 1 and zero_stage(args) != 3:
-        raise ValueError(
-            f"DeepSpeed is asked for, and {' and '.join(f'`{name}`' for name in parts)} are trained: it adds gradients "
-            "up in the order in which they come, and which network is called first depends on the rows of a process, "
-            "so that those of other weights would be added. Shard the weights too (`--accelerate_config fsdp2`, or "
-            "`zero3`)."
         )
 
 
