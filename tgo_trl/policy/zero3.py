@@ -198,7 +198,7 @@ class WeightSharding(OptimizerSharding):
         if self._by_block:
             for network in module.networks.values():
                 for block in repeated_blocks(network):
-                    block._z3_leaf = True
+                    block._z3_leaf = True  # type: ignore[assignment]
         self._gather_for(module)
         module.to(self.accelerator.device)  # the buffers
         for network in module.networks.values():
