@@ -10,7 +10,9 @@ BIN := $(VENV)/bin
 LATEST := .venv-latest
 LOWEST := .venv-lowest
 DEEPSPEED := .venv-deepspeed
-PYTEST := -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not long"
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not long and not deepspeed"
+# Which says that DeepSpeed is asked for, so that its tests fail without it.
+DEEPSPEED_PYTEST := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(DEEPSPEED)/bin/python -m pytest --durations=10
 READY := $(VENV)/.ready-$(subst /,_,$(TORCH))
 # Parts that the paper's equations live in: every branch of them is tested.
 FULLY_COVERED := tgo_trl/losses/*,tgo_trl/labels/*,tgo_trl/noise/*
@@ -29,7 +31,7 @@ help:
 	@echo "make test-long    commands killed at many points, which go on to the same end"
 	@echo "make test-latest  the tests on the newest versions that pyproject.toml allows, and what differs from the pins"
 	@echo "make test-lowest  the tests on the lower bounds of pyproject.toml"
-	@echo "make test-deepspeed  the tests that need DeepSpeed, with it on top of what the others have"
+	@echo "make test-deepspeed  all tests that need DeepSpeed, of which make test runs two"
 	@echo "make pins         hold constraints.txt to the versions that test-latest installed"
 	@echo "make benchmark    the cost of a trainer step beside a bare PyTorch loop"
 	@echo "make benchmark-gpu  steps of published networks on this GPU, beside a bare loop (goes on where it ended)"
@@ -65,11 +67,13 @@ $(BIN)/python -m mypy > $(VENV)/.types 2>&1 & types=$$!; \
 	wait $$types; typed=$$?; cat $(VENV)/.types; exit $$((tested | typed))
 endef
 
-test: lint
+test: lint $(DEEPSPEED)/.ready
 	$(call TEST_AND_TYPE)
+	$(DEEPSPEED_PYTEST) tests/test_deepspeed.py
 
-coverage: lint
+coverage: lint $(DEEPSPEED)/.ready
 	$(call TEST_AND_TYPE,--cov --cov-report=)
+	$(DEEPSPEED_PYTEST) tests/test_deepspeed.py
 	$(BIN)/python -m coverage report --fail-under=90
 	$(BIN)/python -m coverage report --include="$(FULLY_COVERED)" --fail-under=100
 
@@ -96,18 +100,21 @@ test-lowest:
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST)
 
 # What DeepSpeed needs goes into an environment of its own, which finds all else where the other tests do.
-test-deepspeed: $(READY)
-	test -x $(DEEPSPEED)/bin/python || $(PYTHON) -m venv $(DEEPSPEED)
+$(DEEPSPEED)/.ready: $(READY)
+	$(BIN)/python -m venv --clear $(DEEPSPEED)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> $$($(DEEPSPEED)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/layer.pth
 	DS_BUILD_OPS=0 $(DEEPSPEED)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[deepspeed]"
-	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(DEEPSPEED)/bin/python -m pytest -m deepspeed --durations=10
+	touch $@
+
+test-deepspeed: $(DEEPSPEED)/.ready
+	$(DEEPSPEED_PYTEST) -m deepspeed
 
 # For older Pythons than that of $(LATEST), uv finds the newest that they can have.
 pins:
 	$(LATEST)/bin/python -m pip install --quiet uv
 	$(LATEST)/bin/python .ci/versions.py installed > $(LATEST)/installed.txt
-	$(LATEST)/bin/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --extra dev \
+	$(LATEST)/bin/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --extra dev --extra deepspeed \
 		--constraint $(LATEST)/installed.txt --output-file $(LATEST)/constraints.txt --upgrade pyproject.toml
 	{ grep '^#' constraints.txt; grep -vE '^(torch|triton|(nvidia|cuda)-.*)==' $(LATEST)/constraints.txt; } \
 		> $(LATEST)/pins.txt

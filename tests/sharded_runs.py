@@ -26,9 +26,11 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from tgo_trl import TGOTrainer, cli
 from tgo_trl.policy import launch
+from tgo_trl.policy.compilation import repeated_blocks
 from tgo_trl.policy.reference import ModelReference
 
 from .cases import CASES as FAMILIES
@@ -60,12 +62,19 @@ WAYS: dict[str, dict[str, Any]] = {
 """Ways of sharding, by the settings that ask for them."""
 NEEDS_DEEPSPEED = [
     pytest.mark.deepspeed,
-    pytest.mark.slow,
     pytest.mark.skipif(
-        importlib.util.find_spec("deepspeed") is None, reason="`make test-deepspeed` installs DeepSpeed"
+        importlib.util.find_spec("deepspeed") is None and "DS_ACCELERATOR" not in os.environ,
+        reason="`make test` and `make test-deepspeed` install DeepSpeed",
     ),
 ]
-"""Marks of tests that DeepSpeed shards in."""
+"""Marks of tests that DeepSpeed shards in, which fail without it where they are told its device, as `make` does."""
+
+
+def compile_no_operation() -> None:
+    """Makes DeepSpeed add up by gloo, where it would first compile an operation of its own, for the CPU alone."""
+    from deepspeed.ops import __compatible_ops__ as operations
+
+    operations["deepspeed_shm_comm"] = False
 
 
 def launch_with(profile: str) -> None:
@@ -125,6 +134,10 @@ CASES: dict[str, dict[str, Any]] = {
         "eval_prompts": ["a red cat", "a blue dog"],
     },
     "compiled": {"max_steps": 2, "compile_repeated_blocks": True, "torch_compile_backend": "eager"},
+    "compiled with gradients": {
+        "max_steps": 2, "compile_repeated_blocks": True, "torch_compile_backend": "aot_eager",
+        "gradient_checkpointing": False, "family": "flux",
+    },
     "kto": {"max_steps": 2, "loss_type": "diffusion_kto", "temperature": 0.01},
     "loaded by path": {"max_steps": 1, "use_peft": False, "by_path": True},
     "flux": {"max_steps": 2, "family": "flux"},
@@ -140,6 +153,13 @@ OF_WHOLE_WEIGHTS: dict[str, dict[str, Any]] = {
     "averaged": {"max_steps": 3, "ema_decay": 0.9, "eval_strategy": "steps", "eval_steps": 1},
     "reference remembered": {"max_steps": 2, "use_peft": False, "precompute_ref_log_probs": True},
     "trained on": {"max_steps": 2, "train_again": True},
+    # of which each process has rows of one network in a batch, whose gradients come in an order of their own
+    "two networks, row by row": {
+        "max_steps": 2,
+        "family": "wan-two_stage",
+        "gradient_accumulation_steps": 4,
+        "use_peft": False,
+    },
 }
 """The same, where every process holds all weights."""
 
@@ -186,6 +206,7 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
         trainer = make_trainer(args, model=trainer.pipeline, train_dataset=rows, **evaluated)
     if bad_update is not None:
         make_bad(trainer, bad_update)
+    kept, graphs = count_kept_weights(trainer), num_graphs()
     evaluations = [trainer.evaluate()] if eval_first else []
     trainer.train(resume_from_checkpoint=stop is not None)
     samples = [] if kind.num_frames else trainer.sample(["a red cat"], [5], **kind.module.CALL)
@@ -198,7 +219,8 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
         "evaluations": metrics(evaluations),
         "samples": torch.tensor(np.array([np.asarray(picture) for picture in samples], dtype=np.float32)),
         "is sharded": is_sharded(trainer),
-        "graphs": num_graphs(),
+        "graphs": tuple(after - before for after, before in zip(num_graphs(), graphs, strict=True)),
+        "kept": kept,
     }
     assert_ended(trainer, args, {"train_dataset": rows, **evaluated})
     return result
@@ -231,6 +253,34 @@ def runs_of_one_process(folder: Path) -> Callable[[str], dict[str, Any]]:
         return run_case(name, folder / f"one-{name}", per_device_train_batch_size=8)
 
     return run
+
+
+def count_kept_weights(trainer: TGOTrainer) -> list[tuple[int, int]]:
+    """Linear layers that each forward pass with gradients calls, and how many of their weights are there after it."""
+    called: list[StorageWeakRef] = []
+    kept: list[tuple[int, int]] = []
+
+    def is_linear(layer: Any) -> bool:
+        return type(layer) is torch.nn.Linear
+
+    def note(module: Any, *args: Any) -> None:
+        weights = [layer._parameters.get("weight") for layer in module.modules() if is_linear(layer)]
+        called.extend(StorageWeakRef(weight.untyped_storage()) for weight in weights)
+
+    def count(*args: Any) -> None:
+        if torch.is_grad_enabled():
+            kept.append((len(called), sum(not weight.expired() for weight in called)))
+        called.clear()
+
+    networks = trainer.policy.networks.values()
+    if trainer.args.compile_repeated_blocks:  # within which a hook would break graphs
+        watched = [block for network in networks for block in repeated_blocks(network)]
+    else:
+        watched = [layer for layer in trainer.policy.modules() if is_linear(layer)]
+    for module in watched:
+        module.register_forward_hook(note)  # before that of an engine which is made later
+    trainer.policy.register_forward_hook(count)
+    return kept
 
 
 def make_bad(trainer: TGOTrainer, update: int) -> None:
@@ -361,6 +411,8 @@ def main(cases: list[str], out: Path, phase: str = "", way: str = "fsdp2") -> No
     """Runs cases in updates of 8 rows over all processes; each process saves its own results."""
     torch.set_num_threads(1)
     allow_sharding_on_the_cpu()
+    if way != "fsdp2":
+        compile_no_operation()
     if way in ("zero2", "zero3"):
         launch_with(way)
     torch.distributed.init_process_group("gloo")

@@ -503,7 +503,6 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
             "`zero_optimization.offload_param.device` .* is 'cpu': which was not tried",
         ),
         (ZERO3, {"precompute_ref_log_probs": True}, "`precompute_ref_log_probs` is True: processes compute different"),
-        (ZERO3, {"compile_repeated_blocks": True}, "`compile_repeated_blocks` is True: what gathers weights stands in"),
         (ZERO3, {"ema_decay": 0.9}, "`ema_decay` is 0.9: the average of shards was not saved yet"),
         (ZERO3, {"push_to_hub": True}, "`hub_strategy` is .*every_save.*: only the main process pushes"),
     ],
@@ -588,15 +587,6 @@ def test_what_is_quantised_is_not_sharded(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match="`unet` is quantised, and DeepSpeed was not tried on them"):
         check_shardable(args, None, {"unet": pipeline.unet})
-
-
-def test_two_networks_are_not_trained_with_zero2(tmp_path, monkeypatch):
-    args, unet = config(tmp_path), tiny.stable_diffusion().unet
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ValueError, match="`first` and `second` are trained: it adds gradients up in the order"):
-        check_shardable(args, None, {"first": unet, "second": unet})
-    args.deepspeed, args.deepspeed_plugin = "zero3.json", DeepSpeedPlugin(hf_ds_config={**ZERO2, **ZERO3})
-    check_shardable(args, None, {"first": unet, "second": unet})
 
 
 def test_an_optimizer_of_whole_weights_is_refused_where_they_are_sharded(tmp_path, monkeypatch):

@@ -11,8 +11,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 DIRECT = [Requirement(line) for line in requires("tgo_trl")]
-EXTRAS = {"", *metadata("tgo_trl").get_all("Provides-Extra")} - {"deepspeed"}
-"""Those that the tests' environment has; `make test-deepspeed` has one of its own, for a narrow range of versions."""
+EXTRAS = {"", *metadata("tgo_trl").get_all("Provides-Extra")}
 
 
 def test_a_line_is_a_name_and_a_version():

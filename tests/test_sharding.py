@@ -55,6 +55,7 @@ def test_sharded_runs_equal_one_process(slow_cases, one_process, name):
 def test_blocks_are_compiled_whole_on_shards(slow_cases):
     """Hooks that gather weights stand outside: one graph for each of the calls that one process makes, and no break."""
     assert [it["graphs"] for it in slow_cases["compiled"]] == [(5, 0), (5, 0)]
+    assert [it["graphs"] for it in slow_cases["compiled with gradients"]] == [(11, 0), (11, 0)]
 
 
 @pytest.mark.slow

@@ -16,11 +16,11 @@ from .sharded_runs import (
     runs_of_one_process,
 )
 
-pytestmark = NEEDS_DEEPSPEED
+pytestmark = [*NEEDS_DEEPSPEED, pytest.mark.slow]
 
 CASES = [
-    "adapter", "all weights", "moving reference", "accumulated", "evaluated before", "held to bounds", "resumed", "kto",
-    "compiled", "flux", *OF_WHOLE_WEIGHTS,
+    "all weights", "moving reference", "accumulated", "evaluated before", "held to bounds", "resumed", "kto",
+    "compiled", "flux", "two networks", *OF_WHOLE_WEIGHTS,
 ]  # fmt: skip
 ROUNDED = ["bfloat16", "without autocast"]
 RESUMED = ["resumed", "all weights, resumed"]

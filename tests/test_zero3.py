@@ -11,17 +11,17 @@ from .sharded_runs import (
     assert_like_one_process,
     assert_same_metrics,
     assert_saves_a_pipeline,
-    assert_saves_an_adapter,
     run_case,
     run_sharded,
     runs_of_one_process,
 )
 
-pytestmark = NEEDS_DEEPSPEED
+pytestmark = [*NEEDS_DEEPSPEED, pytest.mark.slow]
 
 CASES = [
-    "adapter", "all weights", "all weights, without a reference", "moving reference", "accumulated", "evaluated before",
+    "all weights", "all weights, without a reference", "moving reference", "accumulated", "evaluated before",
     "held to bounds", "resumed", "kto", "loaded by path", "flux", "stable_diffusion_3", "two networks", "left out",
+    "compiled", "compiled with gradients",
 ]  # fmt: skip
 ROUNDED = ["bfloat16", "without autocast"]
 RESUMED = ["resumed", "all weights, resumed"]
@@ -50,8 +50,21 @@ def test_runs_equal_one_process(cases, one_process, name):
     assert_like_one_process(cases[name], one_process(name))
 
 
+def test_no_weight_is_kept_whole_from_the_forward_to_the_backward_pass(cases, one_process):
+    """As a linear layer keeps its weight, transposed, for the gradient of its input."""
+    assert not any(count for name in CASES for _, count in cases[name][0]["kept"])
+    called, count = cases["accumulated"][0]["kept"][0]
+    assert (called, called) == one_process("accumulated")["kept"][0]
+    assert (called > 0, count) == (True, 0)
+
+
+def test_blocks_are_compiled_whole_on_shards(cases):
+    """Weights of a block are gathered before it is called: as many graphs as on FSDP2's shards, and no break."""
+    assert [it["graphs"] for it in cases["compiled"]] == [(5, 0), (5, 0)]
+    assert [it["graphs"] for it in cases["compiled with gradients"]] == [(11, 0), (11, 0)]
+
+
 def test_what_is_saved_loads_in_stock_diffusers(cases, one_process, folder):
-    assert_saves_an_adapter(folder / "two" / "run-adapter" / "out", one_process("adapter")["weights"])
     assert_saves_a_pipeline(folder / "two" / "run-all weights" / "out", one_process("all weights")["weights"])
 
 

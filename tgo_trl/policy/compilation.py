@@ -44,7 +44,7 @@ class RepeatedBlocks:
         self._compiled: dict[nn.Module, Callable[..., Any] | None] = {}
         for network in networks:
             check_repeated(type(network))
-            for block in _repeated(network):
+            for block in repeated_blocks(network):
                 forward = torch.compile(block.forward, backend=backend, mode=mode, dynamic=dynamic)
                 self._compiled[block] = _with_forward(block, forward)
         self._known = _given_up()
@@ -153,7 +153,7 @@ def _with_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[..
     return call
 
 
-def _repeated(network: nn.Module) -> list[nn.Module]:
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
     """The blocks that diffusers names, also where `fully_shard` made them a class of its own, derived from theirs."""
     names = set(network._repeated_blocks)  # type: ignore[arg-type]
     blocks = [it for it in network.modules() if names & {kind.__name__ for kind in type(it).__mro__}]

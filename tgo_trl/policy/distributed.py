@@ -192,11 +192,16 @@ STRATEGIES: dict[DistributedType, type[Replication]] = {
 """By accelerate's name; whatever is not named replicates, as `DistributedDataParallel` does on any device."""
 
 
-def build_strategy(accelerator: Accelerator) -> Replication:
-    """The strategy of a run."""
+def build_strategy(accelerator: Accelerator, compiles_blocks: bool = False) -> Replication:
+    """The strategy of a run.
+
+    Args:
+        accelerator: of the run.
+        compiles_blocks: whether repeated blocks are compiled, within which nothing may gather weights then.
+    """
     plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == DistributedType.DEEPSPEED else None
     if plugin is not None and plugin.zero_stage == 3:
-        return WeightSharding(accelerator)
+        return WeightSharding(accelerator, compiles_blocks)
     return STRATEGIES.get(accelerator.distributed_type, Replication)(accelerator)
 
 

@@ -108,7 +108,7 @@ def check_strategy(args: TrainingArguments) -> None:
 def check_shardable(
     args: TrainingArguments, quantization_config: Any, networks: Mapping[str, Any] | None = None
 ) -> None:
-    """Raises a ValueError for networks that cannot be sharded: quantised ones, and several with DeepSpeed.
+    """Raises a ValueError for networks that cannot be sharded: quantised ones.
 
     Args:
         args: of the run.
@@ -123,13 +123,6 @@ def check_shardable(
             f"{' and '.join(quantized) or 'The model'} is quantised, and {cannot}. Load it in bfloat16 (`bf16=True`), "
             "or train with whole weights in each process (`--accelerate_config multi_gpu`), which quantised ones are "
             "small enough for."
-        )
-    if sharding == "DeepSpeed" and len(parts) > 1 and zero_stage(args) != 3:
-        raise ValueError(
-            f"DeepSpeed is asked for, and {' and '.join(f'`{name}`' for name in parts)} are trained: it adds gradients "
-            "up in the order in which they come, and which network is called first depends on the rows of a process, "
-            "so that those of other weights would be added. Shard the weights too (`--accelerate_config fsdp2`, or "
-            "`zero3`)."
         )
 
 
@@ -246,19 +239,8 @@ def _refused_settings(args: TrainingArguments, sharding: str) -> dict[str, tuple
             "transformers refuses that together with `save_only_model`. Leave one of the two out.",
         ),
     }  # fmt: skip
-    if sharding == "FSDP":
-        return refused | _refused_of_parts(args)
-    return refused | _refused_of_parts(args) | _refused_of_layers(args) if zero_stage(args) == 3 else refused
-
-
-def _refused_of_layers(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
-    """The same, of weights that are gathered within the blocks (ZeRO-3)."""
-    return {
-        "compile_repeated_blocks": (
-            bool(getattr(args, "compile_repeated_blocks", None)),
-            "what gathers weights stands in the layers, which were not compiled with it yet. Leave it out.",
-        ),
-    }
+    has_parts = sharding == "FSDP" or zero_stage(args) == 3
+    return refused | _refused_of_parts(args) if has_parts else refused
 
 
 def _refused_of_parts(args: TrainingArguments) -> dict[str, tuple[bool, str]]:

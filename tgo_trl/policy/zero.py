@@ -60,6 +60,8 @@ class OptimizerSharding(Replication):
             raise ValueError(f"DeepSpeed's engine of this trainer has ended with its run. {self._instead}")
         policy = self.unwrap(engine.module)
         policy.begin_run(weight for group in self._weights(zero) for weight in group)
+        if len(policy.networks) > 1:
+            self._reduce_in_order(zero)
         self.accelerator.deepspeed_engine_wrapped = _Backward(engine, self.accelerator)
         optimizer.step = _step_of(engine, optimizer.step, self._end_step)
         optimizer.__has_overflow__ = False  # an update that is left out is one for the schedule, as without DeepSpeed
@@ -139,6 +141,25 @@ class OptimizerSharding(Replication):
         """What is refused is refused as gradients that overflow are, and not by a look of DeepSpeed's own."""
         zero.check_grad_overflow = True
         zero._check_overflow = partial(refuse, zero)
+
+    def _reduce_in_order(self, zero: Any) -> None:
+        """Adds gradients up over processes in the order of the weights, when a backward pass has all of them.
+
+        DeepSpeed does it as they come. Which network is called first depends on the rows of a process, and what is
+        added up would be of other weights.
+        """
+        waiting: dict[int, tuple[nn.Parameter, int]] = {}
+        reduce, end = zero.process_gradients, zero.independent_gradient_partition_epilogue
+
+        def wait(weight: nn.Parameter, group: int) -> None:
+            waiting[zero.get_param_id(weight)] = (weight, group)
+
+        def reduce_all() -> None:
+            for number in sorted(waiting):
+                reduce(*waiting.pop(number))
+            end()
+
+        zero.process_gradients, zero.independent_gradient_partition_epilogue = wait, reduce_all
 
     def _end_step(self) -> None:
         """Called when a step was taken, or refused."""

@@ -3,13 +3,16 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from .compilation import repeated_blocks
+from .kept_weights import keeping_no_gathered
 from .policy import Policy
 from .reference import ModelReference, Reference
 from .replication import Replication, replaced
@@ -22,13 +25,19 @@ class WeightSharding(OptimizerSharding):
     Weights are sharded when the trainer is made, so that evaluations and samples before training need no other way, and
     no process puts all of them on its device. DeepSpeed's engine, made when training begins, finds them sharded.
     Everything that computes is called by every process: to gather weights takes all of them.
+
+    Args:
+        accelerator: of the run.
+        by_block: whether all weights of a repeated block are gathered when it is called, and nothing stands within it,
+            so that it can be compiled.
     """
 
     shards = True
     _instead = "Load the pipeline anew in a new process, and go on with a checkpoint."
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, accelerator: Accelerator, by_block: bool = False) -> None:
+        super().__init__(accelerator)
+        self._by_block = by_block
         self._gathering: dict[nn.Module, Any] = {}  # DeepSpeed's hooks, of modules that no engine calls
 
     @property
@@ -39,6 +48,7 @@ class WeightSharding(OptimizerSharding):
     def prepare_policy(self, policy: Policy) -> None:
         """Shards the policy in place; processes get the weights of the first."""
         super().prepare_policy(policy)
+        policy.forward = _keeping_no_gathered(policy.forward)  # type: ignore[method-assign]
         self._shard(policy)
 
     def prepare_reference(self, reference: Reference | None) -> None:
@@ -57,6 +67,22 @@ class WeightSharding(OptimizerSharding):
         for part in model.modules():  # where the next hooks would go on with what these ones made
             vars(part).pop("pre_bwd_fn", None)
             vars(part).pop("post_bwd_fn", None)
+
+    def begin_run(self, model: nn.Module, optimizer: Any) -> None:
+        """As with ZeRO-2, and adds gradients of blocks up as those of layers."""
+        engine: Any = model
+        zero = engine.optimizer
+        if zero._leaf_module_hooks:
+            # They would be added up when those of a block's inputs are there: of the first block, whose inputs have
+            # none, before those of its weights, which would be left out.
+            for hook in (*zero._leaf_module_hooks, *zero._grad_acc_hooks):
+                hook.remove()
+            zero._leaf_module_hooks.clear()
+            zero._grad_acc_hooks.clear()
+            for weight in self.unwrap(engine.module).parameters():
+                vars(weight).pop("ds_z3_leaf_module", None)
+            zero.create_reduce_and_remove_grad_hooks()
+        super().begin_run(model, optimizer)
 
     def end_run(self, policy: Policy) -> None:
         """Ends the engine, which goes on to gather weights; without one, they are gathered as before the run."""
@@ -160,12 +186,19 @@ class WeightSharding(OptimizerSharding):
     def _refuse_as_told(self, zero: Any) -> None:
         zero._overflow_check_and_loss_scale_update = partial(refuse, zero)
 
+    def _reduce_in_order(self, zero: Any) -> None:
+        """Nothing: DeepSpeed orders them itself."""
+
     def _end_step(self) -> None:
         # or a weight without a gradient would be trained with its last one
         self._zero.grad_partitions_flat_buffer.zero_()
 
     def _shard(self, module: Any) -> None:
         """Leaves this process its part of each weight, on the device."""
+        if self._by_block:
+            for network in module.networks.values():
+                for block in repeated_blocks(network):
+                    block._z3_leaf = True  # type: ignore[assignment]
         self._gather_for(module)
         module.to(self.accelerator.device)  # the buffers
         for network in module.networks.values():
@@ -225,6 +258,24 @@ class WeightSharding(OptimizerSharding):
         if not is_per_number(value):
             return value.cpu().clone() if isinstance(value, Tensor) else value  # one process counts each for itself
         return self._whole(value[place], weight).cpu()
+
+
+def _keeping_no_gathered(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, which leaves no gathered weight behind."""
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.runtime.zero.partitioned_param_coordinator import iter_params
+    from deepspeed.utils import z3_leaf_module
+
+    def weights_here() -> Iterator[Any]:
+        module = FWD_MODULE_STACK[-1]
+        return iter(iter_params(module, recurse=z3_leaf_module(module)))
+
+    @wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with keeping_no_gathered(weights_here):
+            return forward(*args, **kwargs)
+
+    return call
 
 
 def _reading(network: nn.Module, is_called: bool) -> Callable[..., None]:

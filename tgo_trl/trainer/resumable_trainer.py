@@ -104,7 +104,7 @@ class ResumableTrainer(Trainer):
     @cached_property
     def strategy(self) -> Replication:
         """How weights are spread over processes."""
-        return build_strategy(self.accelerator)
+        return build_strategy(self.accelerator, bool(self.args.compile_repeated_blocks))
 
     @property
     def policy(self) -> Policy:
