@@ -11,11 +11,12 @@ from tgo_trl import AlignPropConfig
 from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.export import ExportConfig
 from tgo_trl.commands.generate import GenerateConfig
-from tgo_trl.commands.generate.run import find_kind, init_kwargs_of
+from tgo_trl.commands.generate.known import look_up
 from tgo_trl.commands.train.config import TrainArguments
 from tgo_trl.commands.train.run import named_pipeline, take_recorded_class
 from tgo_trl.families import FluxKontextFamily, WanFamily, WanImageToVideoFamily
-from tgo_trl.policy.loading import check_pipeline, find_family_class, load_pipeline
+from tgo_trl.policy.index import find_family_class, find_index
+from tgo_trl.policy.loading import load_pipeline
 from tgo_trl.policy.pipeline_class import recorded_class
 
 from .runs import config
@@ -53,11 +54,14 @@ def test_parts_are_loaded_under_the_class_that_is_set(folder):
     assert skeleton.transformer.device.type == "meta"
 
 
+def family_of(model, init_kwargs):
+    return find_family_class(str(model), init_kwargs, None, find_index(str(model), init_kwargs))
+
+
 def test_the_family_is_known_before_anything_is_loaded(folder):
-    assert find_family_class(str(folder / "ti2v"), None, None) is WanFamily
-    assert find_family_class(str(folder / "ti2v"), TO_VIDEO, None) is WanImageToVideoFamily
-    check_pipeline(str(folder / "flux"), {"pipeline_class": "FluxKontextPipeline"})
-    assert find_family_class(str(folder / "flux"), {"pipeline_class": "FluxKontextPipeline"}, None) is FluxKontextFamily
+    assert family_of(folder / "ti2v", None) is WanFamily
+    assert family_of(folder / "ti2v", TO_VIDEO) is WanImageToVideoFamily
+    assert family_of(folder / "flux", {"pipeline_class": "FluxKontextPipeline"}) is FluxKontextFamily
 
 
 @pytest.mark.parametrize(
@@ -82,9 +86,8 @@ def test_a_class_that_cannot_be_is_refused_by_its_name(folder, tmp_path, model, 
     if model in indexes:  # of which nothing but the index is looked at
         (tmp_path / model).mkdir()
         (tmp_path / model / "model_index.json").write_text(json.dumps(indexes[model]))
-    path = str(tmp_path / model if model in indexes else folder / model)
     with pytest.raises(ValueError, match=message):
-        find_family_class(path, {"pipeline_class": name}, None)
+        family_of((tmp_path if model in indexes else folder) / model, {"pipeline_class": name})
 
 
 def _parts(pipeline):
@@ -139,14 +142,14 @@ def test_what_an_adapter_was_trained_under_is_taken_unless_another_is_set(folder
     (adapter / "tgo_config.json").write_text('{"config": {"pipeline_class": "WanImageToVideoPipeline"}}')
     model = str(folder / "ti2v")
     given = {"model_name_or_path": model, "prompts": "p", "output_dir": "o", "adapter_name_or_path": str(adapter)}
-    assert find_kind(GenerateConfig(**given)) is WanImageToVideoFamily
-    assert find_kind(GenerateConfig(**given, pipeline_class="WanPipeline")) is WanFamily
-    assert init_kwargs_of(GenerateConfig(model, "p", "o")) == {}
+    assert look_up(GenerateConfig(**given)).kind is WanImageToVideoFamily
+    assert look_up(GenerateConfig(**given, pipeline_class="WanPipeline")).kind is WanFamily
+    assert look_up(GenerateConfig(model, "p", "o")).init_kwargs == {}
     compared = EvaluateConfig(
         models=[f"base={model}", f"tgo={model}+{adapter}"], prompts="p", rewards=["hpsv2.1"],
         model_settings={"base": TO_VIDEO},
     )  # fmt: skip
-    kinds = [find_kind(compared.generation(it, "")) for it in compared.contestants()]
+    kinds = [look_up(compared.generation(it, "")).kind for it in compared.contestants()]
     assert kinds == [WanImageToVideoFamily] * 2
 
 
@@ -190,4 +193,4 @@ def test_a_record_that_cannot_be_had_now_is_warned_of_once(tmp_path, hub, naps, 
     with pytest.raises(ValueError, match=message):
         recorded_class("me/plain")
     settings = {"prompts": "p", "output_dir": "o", "adapter_name_or_path": "me/plain"}
-    assert init_kwargs_of(GenerateConfig("m", **settings, **TO_VIDEO)) == TO_VIDEO  # and nobody is asked
+    assert look_up(GenerateConfig("m", **settings, **TO_VIDEO)).init_kwargs == TO_VIDEO  # and nobody is asked

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tgo_trl.cli import main
 from tgo_trl.families import StableDiffusionFamily
 from tgo_trl.policy.loading import load_pipeline, load_reference_networks
-from tgo_trl.policy.single_file import is_single_file
+from tgo_trl.policy.named import is_single_file
 
 from . import tiny
 from .runs import assert_equal, config, make_trainer

@@ -31,6 +31,7 @@ from ..policy.denoising import Denoiser
 from ..policy.distributed import leave_quantized_weights_to_each_process
 from ..policy.draws import stable_seed
 from ..policy.encoders import FrozenEncoders
+from ..policy.index import Index
 from ..policy.modular import base_code
 from ..policy.policy import Policy, build_policy, disable_dropout
 from ..policy.reference import AdapterReference, ModelReference, OwnReference, Reference
@@ -97,10 +98,10 @@ class BaseTrainer(ResumableTrainer):
 
     def _load_pipeline(
         self, model: str | DiffusionPipeline, args: TGOConfig, dtype: torch.dtype, family: Family | None,
-        processing_class: Any, quantization_config: Any,
+        processing_class: Any, quantization_config: Any, index: Index | None,
     ) -> TrainedPipeline:  # fmt: skip
         """Sets `pipeline`, `family`, `denoiser`, `size` and `sizes`, each checked against the settings."""
-        trained = load_for_training(model, args, dtype, family, processing_class, quantization_config)
+        trained = load_for_training(model, args, dtype, family, processing_class, quantization_config, index=index)
         self.pipeline, self.family, self.denoiser, self.size, self.sizes = trained
         return trained
 

@@ -29,7 +29,7 @@ from ...measures import Estimate
 from ...messages.public import public_name, public_value
 from ...messages.values import shown, shown_path
 from ...policy.draws import stable_seed
-from ...policy.loading import check_pipeline, set_adapter_scale
+from ...policy.loading import set_adapter_scale
 from ...rewards import load_rewards
 from ...storage.files import replace_file, sweep, write_json
 from ...storage.fingerprints import weights_fingerprint
@@ -45,7 +45,8 @@ from ...trainer.tgo_config import DEFAULTS, TGOConfig
 from ..evaluate.prompt_sets import read_prompt_set
 from ..evaluate.run import evaluate
 from ..generate.config import SOURCE_COLUMN, GenerateConfig
-from ..generate.run import build_sampler, find_kind, find_tasks, generate, most_sources
+from ..generate.known import look_up
+from ..generate.run import build_sampler, find_tasks, generate, most_sources
 from ..generate.tasks import tasks_fingerprint
 from ..score.run import score
 from ..sharded_run import check_own_folder, locks_output_dir
@@ -163,9 +164,8 @@ class _Rounds:
     def check(self) -> Course:
         """Checks what can be checked before a model is loaded; returns what the rounds are a function of."""
         config = self.config
-        check_pipeline(config.model_name_or_path, self.args.model_init_dict)
         generation = self.generation(1)
-        kind = find_kind(generation)
+        kind = look_up(generation, must_exist=True).kind
         tasks = find_tasks(generation, kind)
         check_same_number("Prompts", (task.sources for task in tasks))
         scoring: Any = config.scoring("", "").reward_kwargs
@@ -327,8 +327,9 @@ class _Rounds:
     def _drift(self, number: int, rows_of_base: Path) -> list[float]:
         """Errors of a policy over those of the base, by quartile of the time, on samples of the base."""
         generation = self.generation(number + 1)
-        kind = find_kind(generation)
-        sampler = build_sampler(generation, None, None, kind is not None and kind.most_sources > 0)
+        known = look_up(generation)
+        has_sources = known.kind is not None and known.kind.most_sources > 0
+        sampler = build_sampler(generation, None, None, has_sources, known)
         columns = Columns(media=sampler.medium, source=SOURCE_COLUMN)
         rows = read_drift_rows(str(rows_of_base), "train", columns, NUM_DRIFT_ROWS, sampler.family)
         encoded, errors = encode_drift_rows(rows, sampler, process_state().device, [0.0, 1.0]), {}
