@@ -1,30 +1,43 @@
 """A pipeline loaded under another class of the same parts: what is refused, what is recorded, and what follows it."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from diffusers import FluxKontextPipeline, WanImageToVideoPipeline, WanPipeline
+from diffusers import (
+    DiffusionPipeline,
+    FluxKontextPipeline,
+    FluxPipeline,
+    ModularPipeline,
+    WanImageToVideoPipeline,
+    WanPipeline,
+)
 from huggingface_hub import HfApi
 
 from tgo_trl import AlignPropConfig
 from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.export import ExportConfig
+from tgo_trl.commands.export.run import export
 from tgo_trl.commands.generate import GenerateConfig
 from tgo_trl.commands.generate.known import look_up
 from tgo_trl.commands.train.config import TrainArguments
 from tgo_trl.commands.train.run import named_pipeline, take_recorded_class
 from tgo_trl.families import FluxKontextFamily, WanFamily, WanImageToVideoFamily
-from tgo_trl.policy.index import find_family_class, find_index
+from tgo_trl.policy.index import class_beside_index, find_family_class, find_index
 from tgo_trl.policy.loading import load_pipeline
+from tgo_trl.policy.modular import as_standard
 from tgo_trl.policy.pipeline_class import recorded_class
 
-from .runs import config
+from .cases import CASES
+from .runs import config, make_trainer
 from .test_generation import save_adapter
-from .tiny import flux, qwen_image, wan, wan_image_to_video
+from .test_modular import save_modular
+from .tiny import flux, meissonic, qwen_image, wan, wan_image_to_video
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
+KONTEXT = "FluxKontextPipeline"
 TO_VIDEO = {"pipeline_class": "WanImageToVideoPipeline"}
 
 
@@ -35,6 +48,7 @@ def folder(tmp_path_factory):
     wan.build_ti2v().save_pretrained(folder / "ti2v")
     wan.build().save_pretrained(folder / "wan")
     flux.build().save_pretrained(folder / "flux")
+    save_modular("flux", folder / "modular")
     return folder
 
 
@@ -133,6 +147,7 @@ def test_what_an_adapter_was_trained_under_is_taken_unless_another_is_set(folder
     for content, expected in (
         ('{"config": {"pipeline_class": "WanImageToVideoPipeline"}}', "WanImageToVideoPipeline"),
         ('{"config": {"pipeline_class": null}}', None),
+        ('{"config": {"pipeline_class": null}, "pipeline_class": "WanPipeline"}', "WanPipeline"),
         ('{"config": {}}', None),
         ("[]", None),
         ("{", None),
@@ -165,6 +180,48 @@ def test_training_goes_on_under_the_class_that_an_adapter_was_trained_under(fold
     other = config(tmp_path, pipeline_class="WanPipeline")
     take_recorded_class(arguments, other)
     assert other.pipeline_class == "WanPipeline"
+
+
+def test_what_a_pipelines_own_index_does_not_name_is_known(folder, tmp_path):
+    class Logged(FluxPipeline):
+        """A class of a user's own, which no command knows."""
+
+    model = str(folder / "flux")
+    plain, kontext = FluxPipeline.from_pretrained(model), FluxKontextPipeline.from_pretrained(model)
+    assert class_beside_index(plain) is class_beside_index(Logged.from_pretrained(model)) is None
+    assert class_beside_index(kontext) == class_beside_index(FluxKontextPipeline.from_pipe(plain)) == KONTEXT
+    assert class_beside_index(FluxKontextPipeline(**plain.components)) == KONTEXT  # of no base
+    assert class_beside_index(Logged(**plain.components)) == "FluxPipeline"
+    assert class_beside_index(meissonic.build()) is None  # which is not diffusers'
+    modular = ModularPipeline.from_pretrained(str(folder / "modular"))
+    modular.load_components()
+    assert class_beside_index(as_standard(modular)) is None
+    shutil.copytree(model, tmp_path / "gone")
+    gone = FluxPipeline.from_pretrained(tmp_path / "gone")
+    shutil.rmtree(tmp_path / "gone")
+    assert class_beside_index(gone) == "FluxPipeline"
+
+
+@pytest.mark.parametrize("is_other", [True, False], ids=["another", "the index's"])
+def test_the_class_of_a_pipeline_that_was_passed_is_that_of_all_that_follows(folder, tmp_path, is_other):
+    model, name = str(folder / "flux"), "flux_kontext" if is_other else "flux"
+    (case,) = (it for it in CASES if it.name == name)
+    expected = KONTEXT if is_other else None
+    pipeline = (FluxKontextPipeline if is_other else FluxPipeline).from_pretrained(model)
+    trainer = make_trainer(
+        config(tmp_path, max_steps=1, max_sequence_length=16), model=pipeline, train_dataset=case.rows(4)
+    )
+    trainer.save_model()
+    adapter = str(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "tgo_config.json").read_text()).get("pipeline_class") == expected
+    assert trainer.args.pipeline_class is None
+    assert recorded_class(adapter) == expected
+    assert look_up(GenerateConfig(model, "p", "o", adapter_name_or_path=adapter)).kind is type(trainer.family)
+    arguments, args = TrainArguments(model, "rows", adapter_name_or_path=adapter), config(tmp_path)
+    take_recorded_class(arguments, args)
+    assert type(named_pipeline(arguments, args, weights=False)) is type(pipeline)
+    (merged,) = export(ExportConfig(adapter, "merged", str(tmp_path / "merged"), model_name_or_path=model))
+    assert type(DiffusionPipeline.from_pretrained(merged)) is type(pipeline)
 
 
 def test_the_record_of_an_adapter_on_the_hub_is_read(tmp_path, hub):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -98,6 +99,23 @@ def class_name(index: Index, kwargs: Mapping[str, Any]) -> str:
             "none. Name the folder or the Hub id of a whole pipeline."
         )
     return name
+
+
+def class_beside_index(pipeline: DiffusionPipeline) -> str | None:
+    """The class of diffusers that a pipeline is loaded under again; None if its own index names it.
+
+    A class of the user's counts as the one that it derives from. The index is that of the folder or Hub id which the
+    pipeline says that it came from, as it is here or in the cache; where there is none, as of a pipeline that was put
+    together from parts, nothing names the class.
+    """
+    names = [it.__name__ for it in type(pipeline).__mro__ if getattr(diffusers, it.__name__, None) is it]
+    if not names or names[0] == DiffusionPipeline.__name__:
+        return None
+    try:
+        index = find_index(pipeline.config.get("_name_or_path"), {"local_files_only": True})
+    except (OSError, ValueError):  # a folder that is no longer there, or of a kind that is not known
+        index = None
+    return None if index is not None and index.entries.get("_class_name") == names[0] else names[0]
 
 
 def find_family_class(

@@ -110,8 +110,8 @@ def _load_repository(
     family_class = find_family_class(model, kwargs, family, index)
     assert family_class is not None
     modular = None if index is None else index.modular
-    if modular is not None:
-        kwargs.pop(PIPELINE_CLASS, None)
+    if modular is not None or (index is not None and index.entries.get("_class_name") == kwargs.get(PIPELINE_CLASS)):
+        kwargs.pop(PIPELINE_CLASS, None)  # it is the one that the index names
     if PIPELINE_CLASS in kwargs:
         kwargs[PIPELINE_CLASS] = _another_class(index or read_index(model, kwargs), kwargs, family)
     quantization_config = quantization_config or kwargs.pop("quantization_config", None)
