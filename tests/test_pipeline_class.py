@@ -16,6 +16,7 @@ from diffusers import (
 from huggingface_hub import HfApi
 
 from tgo_trl import AlignPropConfig
+from tgo_trl.cli import main
 from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.export import ExportConfig
 from tgo_trl.commands.export.run import export
@@ -30,7 +31,7 @@ from tgo_trl.policy.modular import as_standard
 from tgo_trl.policy.pipeline_class import recorded_class
 
 from .cases import CASES
-from .runs import config, make_trainer
+from .runs import assert_equal, config, make_trainer
 from .test_generation import save_adapter
 from .test_modular import save_modular
 from .tiny import flux, meissonic, qwen_image, wan, wan_image_to_video
@@ -115,6 +116,35 @@ def test_networks_of_another_task_are_refused_before_weights_are_loaded(folder, 
     monkeypatch.setattr(WanImageToVideoFamily, "load", None)
     with pytest.raises(ValueError, match="`transformer` takes 16 channels, and the pipeline gives it 36"):
         load_pipeline(str(folder / "wan"), TO_VIDEO, None, None)
+
+
+def test_the_commands_plan_and_export_take_it(folder, tmp_path, capsys):
+    """As they take the pipeline that stock diffusers saves under that class."""
+    model, (case,) = folder / "flux", (it for it in CASES if it.name == "flux_kontext")
+    kontext = FluxKontextPipeline.from_pretrained(model)
+    kontext.save_pretrained(tmp_path / "kontext")
+    case.rows(4).to_parquet(tmp_path / "rows.parquet")
+    save_adapter(kontext, tmp_path / "adapter", FluxKontextFamily())
+    trained = [
+        "--dataset_name", str(tmp_path / "rows.parquet"), "--output_dir", str(tmp_path / "new"), "--max_steps", "2",
+        "--encoding_cache_dir", str(tmp_path / "none"), "--max_sequence_length", "16", "--use_cpu", "true",
+        "--report_to", "none", "--resolution", "16",
+    ]  # fmt: skip
+    plans, merged = [], []
+    for base in ([str(model), "--pipeline_class", KONTEXT], [str(tmp_path / "kontext")]):
+        assert main(["plan", "--model_name_or_path", *base, *trained]) == 0, capsys.readouterr().err
+        plans.append(capsys.readouterr().out.partition("Next:")[0].partition("Plan:")[2])
+        out = tmp_path / f"merged-{len(plans)}"
+        words = ["--adapter_name_or_path", tmp_path / "adapter", "--output_dir", out, "--format", "merged"]
+        assert main(["export", "--model_name_or_path", *base, *map(str, words)]) == 0, capsys.readouterr().err
+        merged.append(DiffusionPipeline.from_pretrained(out))
+    assert plans[0] == plans[1] != ""
+    assert type(merged[0]) is type(merged[1]) is FluxKontextPipeline
+    assert_equal(*(dict(it.transformer.state_dict()) for it in merged))
+    for command in (["plan", *trained], ["export", "--adapter_name_or_path", str(tmp_path / "adapter")]):
+        words = ["--model_name_or_path", str(model), "--pipeline_class", "StableDiffusionPipeline"]
+        assert main([*command, *words]) == 1
+        assert "has no `unet`, which that class needs" in capsys.readouterr().err
 
 
 def test_it_is_set_in_one_place(folder, tmp_path):
@@ -209,7 +239,7 @@ def test_the_class_of_a_pipeline_that_was_passed_is_that_of_all_that_follows(fol
     expected = KONTEXT if is_other else None
     pipeline = (FluxKontextPipeline if is_other else FluxPipeline).from_pretrained(model)
     trainer = make_trainer(
-        config(tmp_path, max_steps=1, max_sequence_length=16), model=pipeline, train_dataset=case.rows(4)
+        config(tmp_path, max_steps=1, max_sequence_length=16, resolution=16), model=pipeline, train_dataset=case.rows(4)
     )
     trainer.save_model()
     adapter = str(tmp_path / "out")

@@ -95,6 +95,7 @@ def load_pipeline(
         pipeline = _named_skeleton(index or _index_of_file(model, kwargs), kwargs)
     elif is_single_file(model):
         pipeline = load_single_file(model, _with_dtype(kwargs, [], dtype))
+        _check_networks(pipeline, kwargs, family)
     else:
         pipeline = _load_repository(model, kwargs, quantization_config, family, dtype, index)
     if init_kwargs is not None:
@@ -131,10 +132,15 @@ def _another_class(index: Index, kwargs: Mapping[str, Any], family: Family | Non
         kwargs[PIPELINE_CLASS], index.entries, kwargs, index.model, None if family is None else type(family)
     )
     if family is None:
-        skeleton = _named_skeleton(index, dict(kwargs))
-        usual = find_family(found)()
-        usual.fitted_to(skeleton).check(skeleton)
+        _check_networks(_named_skeleton(index, dict(kwargs)), kwargs, family)
     return found
+
+
+def _check_networks(pipeline: DiffusionPipeline, kwargs: Mapping[str, Any], family: Family | None) -> None:
+    """Raises a ValueError if a class that is set does not call networks such as these."""
+    if PIPELINE_CLASS in kwargs and family is None:
+        usual = find_family(type(pipeline))()
+        usual.fitted_to(pipeline).check(pipeline)
 
 
 def _index_of_file(model: str, kwargs: dict[str, Any]) -> Index:

@@ -141,6 +141,7 @@ def _pipeline_class(config: str, entries: Mapping[str, Any], kwargs: Mapping[str
     pipeline_class = getattr(diffusers, name, None)
     if kwargs.get(PIPELINE_CLASS) is not None:
         pipeline_class = check_pipeline_class(kwargs[PIPELINE_CLASS], entries, kwargs, config)
+        name = pipeline_class.__name__
     if not hasattr(pipeline_class, "from_single_file"):
         raise ValueError(
             f"diffusers reads no `{name}` from a single file. Load its parts yourself, `save_pretrained(folder)`, and "
