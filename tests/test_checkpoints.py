@@ -153,7 +153,9 @@ def test_tgo_config_holds_threshold_temperature_and_settings(tmp_path):
     text = (tmp_path / "out" / "tgo_config.json").read_text()
     assert text == (tmp_path / "out" / "checkpoint-4" / "tgo_config.json").read_text()
     values = json.loads(text)
-    names = {"temperature", "size", "label_rule", "config", "course", "progress", "updates", "changes"}
+    names = {
+        "temperature", "size", "label_rule", "config", "course", "progress", "updates", "changes", "pipeline_class"
+    }  # fmt: skip
     assert values.keys() == names
     assert values["temperature"] == pytest.approx(0.064)
     assert values["size"] == [16, 16]

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from tgo_trl import AlignPropConfig, TGOConfig
 from tgo_trl.policy.compilation import RepeatedBlocks, check_compilable
-from tgo_trl.policy.loading import network_classes
+from tgo_trl.policy.index import find_index, network_classes
 
 from . import tiny
 from .cases import CASES, perturb
@@ -316,13 +316,14 @@ def test_blocks_keep_a_forward_that_was_put_on_them():
 def test_the_networks_of_a_folder_are_known_before_it_is_loaded(tmp_path, name, number):
     pipeline = BY_NAME[name].build()
     pipeline.save_config(tmp_path)
-    classes = network_classes(str(tmp_path), None, None)
-    assert classes == network_classes(pipeline, None, None)
+    index = find_index(str(tmp_path), None)
+    classes = network_classes(str(tmp_path), None, None, index)
+    assert classes == network_classes(pipeline, None, None, None)
     assert len(classes) == number
-    check_compilable(str(tmp_path), None, None)
+    check_compilable(str(tmp_path), None, None, index)
 
 
 def test_a_network_that_accelerate_compiles_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     with pytest.raises(ValueError, match="accelerate compiles the whole network"):
-        check_compilable(tiny.stable_diffusion(), None, None)
+        check_compilable(tiny.stable_diffusion(), None, None, None)

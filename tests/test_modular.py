@@ -17,7 +17,8 @@ from tgo_trl.commands.generate.config import GenerateConfig
 from tgo_trl.commands.generate.run import generate
 from tgo_trl.families import FAMILIES
 from tgo_trl.policy import known_digests
-from tgo_trl.policy.loading import check_pipeline, find_family_class, load_pipeline, network_classes, network_names
+from tgo_trl.policy.index import find_family_class, find_index, network_classes, network_names
+from tgo_trl.policy.loading import load_pipeline
 from tgo_trl.policy.modular import STANDARD, VALUES, as_standard
 
 from .cases import CASES, calls_of, perturb
@@ -113,11 +114,11 @@ def test_a_list_of_numbers_is_a_setting_and_no_part(tmp_path):
 
 
 def test_what_is_known_before_loading_is_known_of_modular_ones(flux):
-    check_pipeline(str(flux), None)
-    family = find_family_class(str(flux), None, None)
+    index = find_index(str(flux), None)
+    family = find_family_class(str(flux), None, None, index)
     assert family is FAMILIES["FluxPipeline"]
-    assert network_names(str(flux), None, family) == ["transformer"]
-    assert network_classes(str(flux), None, None) == [diffusers.FluxTransformer2DModel]
+    assert network_names(index, family) == ["transformer"]
+    assert network_classes(str(flux), None, None, index) == [diffusers.FluxTransformer2DModel]
     skeleton = load_pipeline(str(flux), None, None, None, weights=False)
     networks = [part for part in skeleton.components.values() if isinstance(part, nn.Module)]
     assert {weight.device.type for part in networks for weight in part.parameters()} == {"meta"}
@@ -202,7 +203,7 @@ def rewrite(flux, folder, change):
 def test_a_class_without_a_standard_one_is_refused_before_loading(flux, tmp_path):
     model = rewrite(flux, tmp_path, lambda index: index.update(_class_name="HeliosModularPipeline"))
     rows = scored_rows(4)
-    for call in (lambda: check_pipeline(model, None), lambda: TGOTrainer(model, config(tmp_path), rows)):
+    for call in (lambda: find_index(model, None), lambda: TGOTrainer(model, config(tmp_path), rows)):
         with pytest.raises(
             ValueError, match=r"is a modular repository, of the class `HeliosModularPipeline`.*Known are"
         ):
@@ -232,7 +233,7 @@ def test_a_missing_part_and_an_unknown_option_are_named(flux, tmp_path):
 
 
 def test_another_class_is_refused_of_a_modular_one_and_its_own_taken(flux):
-    for call in (check_pipeline, lambda model, kwargs: load_pipeline(model, kwargs, None, None)):
+    for call in (find_index, lambda model, kwargs: load_pipeline(model, kwargs, None, None)):
         with pytest.raises(
             ValueError, match=r"`pipeline_class` is 'FluxKontextPipeline', and .* is a modular repository"
         ):

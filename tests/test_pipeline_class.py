@@ -1,29 +1,44 @@
 """A pipeline loaded under another class of the same parts: what is refused, what is recorded, and what follows it."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from diffusers import FluxKontextPipeline, WanImageToVideoPipeline, WanPipeline
+from diffusers import (
+    DiffusionPipeline,
+    FluxKontextPipeline,
+    FluxPipeline,
+    ModularPipeline,
+    WanImageToVideoPipeline,
+    WanPipeline,
+)
 from huggingface_hub import HfApi
 
 from tgo_trl import AlignPropConfig
+from tgo_trl.cli import main
 from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.export import ExportConfig
+from tgo_trl.commands.export.run import export
 from tgo_trl.commands.generate import GenerateConfig
-from tgo_trl.commands.generate.run import find_kind, init_kwargs_of
+from tgo_trl.commands.generate.known import look_up
 from tgo_trl.commands.train.config import TrainArguments
 from tgo_trl.commands.train.run import named_pipeline, take_recorded_class
 from tgo_trl.families import FluxKontextFamily, WanFamily, WanImageToVideoFamily
-from tgo_trl.policy.loading import check_pipeline, find_family_class, load_pipeline
+from tgo_trl.policy.index import class_beside_index, find_family_class, find_index
+from tgo_trl.policy.loading import load_pipeline
+from tgo_trl.policy.modular import as_standard
 from tgo_trl.policy.pipeline_class import recorded_class
 
-from .runs import config
+from .cases import CASES
+from .runs import assert_equal, config, make_trainer
 from .test_generation import save_adapter
-from .tiny import flux, qwen_image, wan, wan_image_to_video
+from .test_modular import save_modular
+from .tiny import flux, meissonic, qwen_image, wan, wan_image_to_video
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
+KONTEXT = "FluxKontextPipeline"
 TO_VIDEO = {"pipeline_class": "WanImageToVideoPipeline"}
 
 
@@ -34,6 +49,7 @@ def folder(tmp_path_factory):
     wan.build_ti2v().save_pretrained(folder / "ti2v")
     wan.build().save_pretrained(folder / "wan")
     flux.build().save_pretrained(folder / "flux")
+    save_modular("flux", folder / "modular")
     return folder
 
 
@@ -53,11 +69,14 @@ def test_parts_are_loaded_under_the_class_that_is_set(folder):
     assert skeleton.transformer.device.type == "meta"
 
 
+def family_of(model, init_kwargs):
+    return find_family_class(str(model), init_kwargs, None, find_index(str(model), init_kwargs))
+
+
 def test_the_family_is_known_before_anything_is_loaded(folder):
-    assert find_family_class(str(folder / "ti2v"), None, None) is WanFamily
-    assert find_family_class(str(folder / "ti2v"), TO_VIDEO, None) is WanImageToVideoFamily
-    check_pipeline(str(folder / "flux"), {"pipeline_class": "FluxKontextPipeline"})
-    assert find_family_class(str(folder / "flux"), {"pipeline_class": "FluxKontextPipeline"}, None) is FluxKontextFamily
+    assert family_of(folder / "ti2v", None) is WanFamily
+    assert family_of(folder / "ti2v", TO_VIDEO) is WanImageToVideoFamily
+    assert family_of(folder / "flux", {"pipeline_class": "FluxKontextPipeline"}) is FluxKontextFamily
 
 
 @pytest.mark.parametrize(
@@ -82,9 +101,8 @@ def test_a_class_that_cannot_be_is_refused_by_its_name(folder, tmp_path, model, 
     if model in indexes:  # of which nothing but the index is looked at
         (tmp_path / model).mkdir()
         (tmp_path / model / "model_index.json").write_text(json.dumps(indexes[model]))
-    path = str(tmp_path / model if model in indexes else folder / model)
     with pytest.raises(ValueError, match=message):
-        find_family_class(path, {"pipeline_class": name}, None)
+        family_of((tmp_path if model in indexes else folder) / model, {"pipeline_class": name})
 
 
 def _parts(pipeline):
@@ -98,6 +116,35 @@ def test_networks_of_another_task_are_refused_before_weights_are_loaded(folder, 
     monkeypatch.setattr(WanImageToVideoFamily, "load", None)
     with pytest.raises(ValueError, match="`transformer` takes 16 channels, and the pipeline gives it 36"):
         load_pipeline(str(folder / "wan"), TO_VIDEO, None, None)
+
+
+def test_the_commands_plan_and_export_take_it(folder, tmp_path, capsys):
+    """As they take the pipeline that stock diffusers saves under that class."""
+    model, (case,) = folder / "flux", (it for it in CASES if it.name == "flux_kontext")
+    kontext = FluxKontextPipeline.from_pretrained(model)
+    kontext.save_pretrained(tmp_path / "kontext")
+    case.rows(4).to_parquet(tmp_path / "rows.parquet")
+    save_adapter(kontext, tmp_path / "adapter", FluxKontextFamily())
+    trained = [
+        "--dataset_name", str(tmp_path / "rows.parquet"), "--output_dir", str(tmp_path / "new"), "--max_steps", "2",
+        "--encoding_cache_dir", str(tmp_path / "none"), "--max_sequence_length", "16", "--use_cpu", "true",
+        "--report_to", "none", "--resolution", "16",
+    ]  # fmt: skip
+    plans, merged = [], []
+    for base in ([str(model), "--pipeline_class", KONTEXT], [str(tmp_path / "kontext")]):
+        assert main(["plan", "--model_name_or_path", *base, *trained]) == 0, capsys.readouterr().err
+        plans.append(capsys.readouterr().out.partition("Next:")[0].partition("Plan:")[2])
+        out = tmp_path / f"merged-{len(plans)}"
+        words = ["--adapter_name_or_path", tmp_path / "adapter", "--output_dir", out, "--format", "merged"]
+        assert main(["export", "--model_name_or_path", *base, *map(str, words)]) == 0, capsys.readouterr().err
+        merged.append(DiffusionPipeline.from_pretrained(out))
+    assert plans[0] == plans[1] != ""
+    assert type(merged[0]) is type(merged[1]) is FluxKontextPipeline
+    assert_equal(*(dict(it.transformer.state_dict()) for it in merged))
+    for command in (["plan", *trained], ["export", "--adapter_name_or_path", str(tmp_path / "adapter")]):
+        words = ["--model_name_or_path", str(model), "--pipeline_class", "StableDiffusionPipeline"]
+        assert main([*command, *words]) == 1
+        assert "has no `unet`, which that class needs" in capsys.readouterr().err
 
 
 def test_it_is_set_in_one_place(folder, tmp_path):
@@ -130,6 +177,7 @@ def test_what_an_adapter_was_trained_under_is_taken_unless_another_is_set(folder
     for content, expected in (
         ('{"config": {"pipeline_class": "WanImageToVideoPipeline"}}', "WanImageToVideoPipeline"),
         ('{"config": {"pipeline_class": null}}', None),
+        ('{"config": {"pipeline_class": null}, "pipeline_class": "WanPipeline"}', "WanPipeline"),
         ('{"config": {}}', None),
         ("[]", None),
         ("{", None),
@@ -139,14 +187,14 @@ def test_what_an_adapter_was_trained_under_is_taken_unless_another_is_set(folder
     (adapter / "tgo_config.json").write_text('{"config": {"pipeline_class": "WanImageToVideoPipeline"}}')
     model = str(folder / "ti2v")
     given = {"model_name_or_path": model, "prompts": "p", "output_dir": "o", "adapter_name_or_path": str(adapter)}
-    assert find_kind(GenerateConfig(**given)) is WanImageToVideoFamily
-    assert find_kind(GenerateConfig(**given, pipeline_class="WanPipeline")) is WanFamily
-    assert init_kwargs_of(GenerateConfig(model, "p", "o")) == {}
+    assert look_up(GenerateConfig(**given)).kind is WanImageToVideoFamily
+    assert look_up(GenerateConfig(**given, pipeline_class="WanPipeline")).kind is WanFamily
+    assert look_up(GenerateConfig(model, "p", "o")).init_kwargs == {}
     compared = EvaluateConfig(
         models=[f"base={model}", f"tgo={model}+{adapter}"], prompts="p", rewards=["hpsv2.1"],
         model_settings={"base": TO_VIDEO},
     )  # fmt: skip
-    kinds = [find_kind(compared.generation(it, "")) for it in compared.contestants()]
+    kinds = [look_up(compared.generation(it, "")).kind for it in compared.contestants()]
     assert kinds == [WanImageToVideoFamily] * 2
 
 
@@ -162,6 +210,48 @@ def test_training_goes_on_under_the_class_that_an_adapter_was_trained_under(fold
     other = config(tmp_path, pipeline_class="WanPipeline")
     take_recorded_class(arguments, other)
     assert other.pipeline_class == "WanPipeline"
+
+
+def test_what_a_pipelines_own_index_does_not_name_is_known(folder, tmp_path):
+    class Logged(FluxPipeline):
+        """A class of a user's own, which no command knows."""
+
+    model = str(folder / "flux")
+    plain, kontext = FluxPipeline.from_pretrained(model), FluxKontextPipeline.from_pretrained(model)
+    assert class_beside_index(plain) is class_beside_index(Logged.from_pretrained(model)) is None
+    assert class_beside_index(kontext) == class_beside_index(FluxKontextPipeline.from_pipe(plain)) == KONTEXT
+    assert class_beside_index(FluxKontextPipeline(**plain.components)) == KONTEXT  # of no base
+    assert class_beside_index(Logged(**plain.components)) == "FluxPipeline"
+    assert class_beside_index(meissonic.build()) is None  # which is not diffusers'
+    modular = ModularPipeline.from_pretrained(str(folder / "modular"))
+    modular.load_components()
+    assert class_beside_index(as_standard(modular)) is None
+    shutil.copytree(model, tmp_path / "gone")
+    gone = FluxPipeline.from_pretrained(tmp_path / "gone")
+    shutil.rmtree(tmp_path / "gone")
+    assert class_beside_index(gone) == "FluxPipeline"
+
+
+@pytest.mark.parametrize("is_other", [True, False], ids=["another", "the index's"])
+def test_the_class_of_a_pipeline_that_was_passed_is_that_of_all_that_follows(folder, tmp_path, is_other):
+    model, name = str(folder / "flux"), "flux_kontext" if is_other else "flux"
+    (case,) = (it for it in CASES if it.name == name)
+    expected = KONTEXT if is_other else None
+    pipeline = (FluxKontextPipeline if is_other else FluxPipeline).from_pretrained(model)
+    trainer = make_trainer(
+        config(tmp_path, max_steps=1, max_sequence_length=16, resolution=16), model=pipeline, train_dataset=case.rows(4)
+    )
+    trainer.save_model()
+    adapter = str(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "tgo_config.json").read_text()).get("pipeline_class") == expected
+    assert trainer.args.pipeline_class is None
+    assert recorded_class(adapter) == expected
+    assert look_up(GenerateConfig(model, "p", "o", adapter_name_or_path=adapter)).kind is type(trainer.family)
+    arguments, args = TrainArguments(model, "rows", adapter_name_or_path=adapter), config(tmp_path)
+    take_recorded_class(arguments, args)
+    assert type(named_pipeline(arguments, args, weights=False)) is type(pipeline)
+    (merged,) = export(ExportConfig(adapter, "merged", str(tmp_path / "merged"), model_name_or_path=model))
+    assert type(DiffusionPipeline.from_pretrained(merged)) is type(pipeline)
 
 
 def test_the_record_of_an_adapter_on_the_hub_is_read(tmp_path, hub):
@@ -190,4 +280,4 @@ def test_a_record_that_cannot_be_had_now_is_warned_of_once(tmp_path, hub, naps, 
     with pytest.raises(ValueError, match=message):
         recorded_class("me/plain")
     settings = {"prompts": "p", "output_dir": "o", "adapter_name_or_path": "me/plain"}
-    assert init_kwargs_of(GenerateConfig("m", **settings, **TO_VIDEO)) == TO_VIDEO  # and nobody is asked
+    assert look_up(GenerateConfig("m", **settings, **TO_VIDEO)).init_kwargs == TO_VIDEO  # and nobody is asked

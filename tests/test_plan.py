@@ -70,7 +70,7 @@ def test_what_has_no_weights_takes_as_much_as_what_has(case, tmp_path):
         pytest.skip("prompts that are encoded beside images have no shape without weights")
     whole.save_pretrained(tmp_path)
     lacking = dict.fromkeys(name for name in ("text_encoder_3", "tokenizer_3") if whole.components.get(name, 0) is None)
-    skeleton = load_pipeline(str(tmp_path), lacking, None, None, weights=False)
+    whole, skeleton = (load_pipeline(str(tmp_path), lacking, None, None, weights=it) for it in (True, False))
     args = case.config(tmp_path, gradient_checkpointing=False)
     assert account_of(case, skeleton, args, False) == account_of(case, whole, args, True)
 

@@ -2,12 +2,24 @@
 
 import pytest
 import torch
-from diffusers import PipelineQuantizationConfig, StableDiffusionPipeline, TorchAoConfig
-from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+from diffusers import (
+    FluxKontextPipeline,
+    FluxPipeline,
+    PipelineQuantizationConfig,
+    StableDiffusionPipeline,
+    TorchAoConfig,
+)
+from torchao.quantization import (
+    Int8DynamicActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
+    IntxWeightOnlyConfig,
+    PerAxis,
+)
 from torchao.quantization.quantize_.workflows import Int8Tensor
 from transformers import TorchAoConfig as TransformersTorchAoConfig
 
 from tgo_trl.policy.loading import load_pipeline
+from tgo_trl.policy.pipeline_class import recorded_class
 from tgo_trl.precision import compute_dtype
 from tgo_trl.storage.fingerprints import component_fingerprint
 
@@ -97,6 +109,34 @@ def test_gradients_are_those_of_the_network_that_is_not_quantised(tmp_path):
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert torch.cosine_similarity(gradients[1][name].flatten(), gradient.flatten(), dim=0) > 0.99, name
+
+
+def int4():
+    return TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerAxis(0)))
+
+
+@pytest.mark.parametrize("quantization", [int8, int4], ids=["8 bit", "4 bit"])
+def test_a_base_is_quantised_under_the_class_that_is_set(tmp_path, quantization):
+    (case,) = [case for case in CASES if case.name == "flux_kontext"]
+    folder = str(tmp_path / "pipeline")
+    FluxPipeline(**case.build().components).save_pretrained(folder)
+    trainer = trainer_of(
+        folder, tmp_path, train_dataset=case.rows(4), quantization_config=quantization(),
+        settings={"pipeline_class": "FluxKontextPipeline", "max_steps": 1, "resolution": 16, **case.module.SETTINGS},
+    )  # fmt: skip
+    assert type(trainer.pipeline) is FluxKontextPipeline
+    mapping = PipelineQuantizationConfig(quant_mapping={"transformer": quantization()})
+    stock = FluxKontextPipeline.from_pretrained(folder, quantization_config=mapping, torch_dtype=torch.float32)
+    theirs = {name: it for name, it in stock.transformer.named_parameters() if hasattr(it, "dequantize")}
+    ours = {name.replace(".base_layer", ""): it for name, it in trainer.pipeline.transformer.named_parameters()}
+    is_quantised = [name for name, it in theirs.items() if type(it) is not torch.nn.Parameter]
+    assert len(is_quantised) > 10
+    for name in is_quantised:
+        assert type(ours[name]) is type(theirs[name])
+        assert torch.equal(ours[name].dequantize(), theirs[name].dequantize()), name
+    trainer.train()
+    trainer.save_model()
+    assert recorded_class(str(tmp_path / "out")) == "FluxKontextPipeline"
 
 
 def test_what_is_not_quantised_is_in_the_dtype_of_training(folder):

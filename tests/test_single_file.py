@@ -1,15 +1,19 @@
 """Pipelines in one file: loaded as they are, or refused with the way."""
 
+import json
 import re
+import shutil
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from tgo_trl.cli import main
 from tgo_trl.families import StableDiffusionFamily
 from tgo_trl.policy.loading import load_pipeline, load_reference_networks
-from tgo_trl.policy.single_file import is_single_file
+from tgo_trl.policy.named import is_single_file
+from tgo_trl.policy.pipeline_class import recorded_class
 
 from . import tiny
 from .runs import assert_equal, config, make_trainer
@@ -107,6 +111,55 @@ def test_generate_reads_one_too(folder, tmp_path):
     one = ["--model_name_or_path", str(folder / "model.safetensors"), "--model_init_kwargs", kwargs]
     assert main(["generate", *one, *arguments, "--output_dir", str(tmp_path / "one")]) == 0
     assert list((tmp_path / "one" / "data").glob("*.parquet"))
+
+
+@pytest.fixture(scope="module")
+def of_image_to_image(folder):
+    """A configuration of the same parts whose index names a class that there is no family for."""
+    path = shutil.copytree(folder / "base", folder / "img2img")
+    index = path / "model_index.json"
+    index.write_text(index.read_text().replace('"StableDiffusionPipeline"', '"StableDiffusionImg2ImgPipeline"'))
+    return str(path)
+
+
+def test_a_single_file_is_loaded_under_the_class_that_is_set(folder, of_image_to_image, tmp_path, capsys):
+    model, kwargs = str(folder / "model.safetensors"), {"config": of_image_to_image}
+    for call in (lambda: load_pipeline(model, kwargs, None, None, weights=False), lambda: make_trainer(
+        config(tmp_path, model_init_kwargs=kwargs), model=model
+    )):  # fmt: skip
+        with pytest.raises(ValueError, match="No model family is known for `StableDiffusionImg2ImgPipeline`"):
+            call()
+    under = {**kwargs, "pipeline_class": "StableDiffusionPipeline"}
+    pipeline, skeleton = (load_pipeline(model, under, None, None, weights=it) for it in (True, False))
+    assert type(pipeline) is type(skeleton) is StableDiffusionPipeline
+    assert_equal(dict(pipeline.unet.state_dict()), dict(tiny.stable_diffusion().unet.state_dict()))
+    assert skeleton.unet.device.type == "meta"
+
+    # as the commands do
+    tiny.scored_rows(4).to_parquet(tmp_path / "rows.parquet")
+    words = [
+        "--model_name_or_path", model, "--model_init_kwargs", json.dumps(kwargs), "--pipeline_class",
+        "StableDiffusionPipeline", "--dataset_name", tmp_path / "rows.parquet", "--output_dir", tmp_path / "trained",
+        "--encoding_cache_dir", tmp_path / "cache", "--max_steps", "1", "--per_device_train_batch_size", "4",
+        "--use_cpu", "true", "--report_to", "none", "--disable_tqdm", "true", "--lora_r", "4",
+    ]  # fmt: skip
+    for command in ("plan", "train"):
+        assert main([command, *map(str, words)]) == 0, capsys.readouterr().err
+    assert recorded_class(str(tmp_path / "trained")) == "StableDiffusionPipeline"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("FluxPipeline", "`transformer`, which that class needs"),
+        ("AnimateDiffPipeline", "No model family is known for `AnimateDiffPipeline`"),
+    ],
+)
+def test_a_class_that_cannot_be_is_refused_of_single_files(folder, name, message):
+    model, kwargs = str(folder / "model.safetensors"), {"config": str(folder / "base"), "pipeline_class": name}
+    for weights in (True, False):
+        with pytest.raises(ValueError, match=message):
+            load_pipeline(model, kwargs, None, None, weights=weights)
 
 
 def without_the_autoencoder(state):

@@ -1,7 +1,5 @@
 """A HunyuanVideo 1.5 of clips of 5 frames of 16 pixels, with latents of 4 x 2 x 4 x 4."""
 
-import functools
-
 import torch
 from diffusers import (
     AutoencoderKLHunyuanVideo15,
@@ -26,21 +24,13 @@ LENGTHS = {
     "tokenizer_2_max_length": 24,
     "vision_num_semantic_tokens": 6,
 }
-"""What the pipeline has no arguments for. With its own, which are 2000 tokens, a test would take minutes."""
+"""What the pipeline has no arguments for, of one that is built. One that is loaded has its own: 1985 tokens in all."""
 
 
-def with_lengths(init):
-    """A pipeline's `__init__` with [`LENGTHS`] behind it."""
-
-    @functools.wraps(init)
-    def initialize(self, *args, **kwargs):
-        init(self, *args, **kwargs)
-        vars(self).update(LENGTHS)
-
-    return initialize
-
-
-HunyuanVideo15Pipeline.__init__ = with_lengths(HunyuanVideo15Pipeline.__init__)
+def with_lengths(pipeline):
+    """A pipeline, which is given [`LENGTHS`]; its class is left as it is."""
+    vars(pipeline).update(LENGTHS)
+    return pipeline
 
 
 def build(seed: int = 0, guidance_scale: float = 1.0, **network_kwargs) -> HunyuanVideo15Pipeline:
@@ -72,18 +62,17 @@ def build(seed: int = 0, guidance_scale: float = 1.0, **network_kwargs) -> Hunyu
         temporal_compression_ratio=4,
         scaling_factor=0.8,
     )
-    return ready(
-        HunyuanVideo15Pipeline(
-            text_encoder=qwen_vl_text(tokenizer, num_layers=3),
-            tokenizer=tokenizer,
-            transformer=transformer,
-            vae=vae,
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
-            text_encoder_2=t5_encoder(letters),
-            tokenizer_2=letters,
-            guider=ClassifierFreeGuidance(guidance_scale=guidance_scale),
-        )
+    pipeline = HunyuanVideo15Pipeline(
+        text_encoder=qwen_vl_text(tokenizer, num_layers=3),
+        tokenizer=tokenizer,
+        transformer=transformer,
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+        text_encoder_2=t5_encoder(letters),
+        tokenizer_2=letters,
+        guider=ClassifierFreeGuidance(guidance_scale=guidance_scale),
     )
+    return ready(with_lengths(pipeline))
 
 
 def denoising_error(pipeline, pixels, prompts, draw, first_frames=None):
@@ -101,7 +90,7 @@ def denoising_error(pipeline, pixels, prompts, draw, first_frames=None):
     noisy = (1.0 - sigmas) * latents + sigmas * draw.noise
     if first_frames is None:
         condition, condition_mask = pipeline.prepare_cond_latents_and_mask(noisy, torch.float32, "cpu")
-        image_embeds = torch.zeros(len(prompts), 6, 8)
+        image_embeds = torch.zeros(len(prompts), pipeline.vision_num_semantic_tokens, 8)
     else:
         condition, condition_mask, image_embeds = first_frames(noisy)
     prediction = pipeline.transformer(

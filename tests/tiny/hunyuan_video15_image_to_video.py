@@ -14,8 +14,6 @@ OBLONG = (12, 20)  # a size that it keeps
 SOURCES = [[picture(90)], [picture(91)]]
 CALL = {"image": SOURCES[0][0], "num_frames": NUM_FRAMES, "num_inference_steps": 2}
 
-HunyuanVideo15ImageToVideoPipeline.__init__ = hunyuan_video15.with_lengths(HunyuanVideo15ImageToVideoPipeline.__init__)
-
 
 def build(seed: int = 0, guidance_scale: float = 1.0, **network_kwargs) -> HunyuanVideo15ImageToVideoPipeline:
     """The pipeline; `network_kwargs` go to its transformer."""
@@ -24,11 +22,10 @@ def build(seed: int = 0, guidance_scale: float = 1.0, **network_kwargs) -> Hunyu
         hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
     )
     processor = SiglipImageProcessor(size={"height": 8, "width": 8})
-    return ready(
-        HunyuanVideo15ImageToVideoPipeline(
-            **parts, image_encoder=SiglipVisionModel(config), feature_extractor=processor
-        )
+    pipeline = HunyuanVideo15ImageToVideoPipeline(
+        **parts, image_encoder=SiglipVisionModel(config), feature_extractor=processor
     )
+    return ready(hunyuan_video15.with_lengths(pipeline))
 
 
 def denoising_error(pipeline, pixels, prompts, draw):

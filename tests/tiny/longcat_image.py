@@ -8,9 +8,6 @@ from . import flux
 from .parts import autoencoder, qwen_tokenizer, qwen_vl_encoder, ready
 from .qwen_image_edit import VISION, PictureProcessor
 
-# 512 tokens, which the pipeline pads prompts to, would take seconds
-LongCatImagePipeline.tokenizer_max_length = property(lambda _: 24, lambda *_: None)
-
 RESOLUTION = 16
 CALL = {
     "height": RESOLUTION,
@@ -41,16 +38,16 @@ def build(seed: int = 0, **network_kwargs) -> LongCatImagePipeline:
         }
     )
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in VISION.items()}
-    return ready(
-        LongCatImagePipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-            vae=autoencoder(latent_channels=16, shift_factor=0.1159, scaling_factor=0.3611),
-            text_encoder=qwen_vl_encoder(tokenizer, **ids),
-            tokenizer=tokenizer,
-            text_processor=PictureProcessor(Qwen2VLImageProcessorPil(min_pixels=28**2), tokenizer),
-            transformer=transformer,
-        )
+    pipeline = LongCatImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=autoencoder(latent_channels=16, shift_factor=0.1159, scaling_factor=0.3611),
+        text_encoder=qwen_vl_encoder(tokenizer, **ids),
+        tokenizer=tokenizer,
+        text_processor=PictureProcessor(Qwen2VLImageProcessorPil(min_pixels=28**2), tokenizer),
+        transformer=transformer,
     )
+    pipeline.tokenizer_max_length = 24  # of one that is built; its own is 512, which it pads prompts to
+    return ready(pipeline)
 
 
 def denoising_error(pipeline, pixels, prompts, draw):

@@ -14,7 +14,7 @@ from jinja2 import Environment, Template
 from ..data.pairs import Pairs
 from ..labels.rule import LabelRule
 from ..media.types import VideoFormat
-from ..policy.single_file import is_single_file
+from ..policy.named import is_single_file
 
 TEMPLATE_NAME = "model_card_template.md"
 PACKAGES = ("tgo_trl", "trl", "transformers", "diffusers", "peft", "accelerate", "datasets", "torch")

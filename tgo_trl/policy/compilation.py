@@ -13,7 +13,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from ..families import Family
-from .loading import network_classes
+from .index import Index, network_classes
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def check_repeated(network_class: type) -> None:
 
 
 def check_compilable(
-    model: str | DiffusionPipeline, init_kwargs: Mapping[str, Any] | None, family: Family | None
+    model: str | DiffusionPipeline, init_kwargs: Mapping[str, Any] | None, family: Family | None, index: Index | None
 ) -> None:
     """Raises a ValueError if a pipeline that is still to be loaded cannot be compiled block by block.
 
@@ -105,8 +105,9 @@ def check_compilable(
         model: Hub id, folder or `.safetensors` file, or the pipeline.
         init_kwargs: for `from_pretrained`.
         family: given by the user, or None to look it up.
+        index: of the model, if it is named and has one.
     """
-    for network_class in network_classes(model, init_kwargs, family):
+    for network_class in network_classes(model, init_kwargs, family, index):
         check_repeated(network_class)
     if accelerate_compiles():
         raise ValueError(

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from ..families import PUBLISHED_NAMES, Family, find_family, find_published_family
 from ..settings import PIPELINE_CLASS
 from .alterations import unwrapped
-from .index import class_name, find_modular, read_index
+from .index import Index, class_name, find_family_class, find_index, network_names, read_index
 from .modular import as_standard, load_modular
-from .part_class import class_in_index
+from .named import is_single_file
 from .pipeline_class import check_instance, check_pipeline_class
-from .single_file import configuration_of, is_single_file, load_single_file
+from .single_file import configuration_of, load_single_file
 from .skeleton import load_skeleton
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ def load_pipeline(
     family: Family | None,
     dtype: torch.dtype = torch.float32,
     weights: bool = True,
+    index: Index | None = None,
 ) -> DiffusionPipeline:
     """The user's pipeline, loaded in float32 unless told otherwise, never with code from the Hub.
 
@@ -48,6 +49,7 @@ def load_pipeline(
         family: given by the user, or None to look it up.
         dtype: that training computes in, for the parts that are quantised: those are not cast later.
         weights: False for the skeleton of what is named, without weights, and so without quantised ones.
+        index: of `model`, where it has been read with these `init_kwargs`; read if None.
 
     Raises:
         TypeError: if `model` is neither.
@@ -88,111 +90,74 @@ def load_pipeline(
             "A single file is loaded whole, and cannot be quantised while it is. Call `save_pretrained(folder)` on "
             "the pipeline, and pass that folder."
         )
+    index = index or find_index(model, kwargs, family if weights else None)
     if not weights:
-        pipeline = _named_skeleton(model, kwargs)
+        pipeline = _named_skeleton(index or _index_of_file(model, kwargs), kwargs)
     elif is_single_file(model):
         pipeline = load_single_file(model, _with_dtype(kwargs, [], dtype))
+        _check_networks(pipeline, kwargs, family)
     else:
-        pipeline = _load_repository(model, kwargs, quantization_config, family, dtype)
+        pipeline = _load_repository(model, kwargs, quantization_config, family, dtype, index)
     if init_kwargs is not None:
         _INIT_KWARGS[pipeline] = dict(init_kwargs)
     return pipeline
 
 
 def _load_repository(
-    model: str, kwargs: dict[str, Any], quantization_config: Any, family: Family | None, dtype: torch.dtype
-) -> DiffusionPipeline:
+    model: str, kwargs: dict[str, Any], quantization_config: Any, family: Family | None, dtype: torch.dtype,
+    index: Index | None,
+) -> DiffusionPipeline:  # fmt: skip
     # The class is known before anything is loaded, and with it the networks to be quantised.
-    family_class = type(family) if family is not None else find_published_family(class_name(model, kwargs))
-    modular = find_modular(model, kwargs)
-    if modular is not None:
-        kwargs.pop(PIPELINE_CLASS, None)
+    family_class = find_family_class(model, kwargs, family, index)
+    assert family_class is not None
+    modular = None if index is None else index.modular
+    if modular is not None or (index is not None and index.entries.get("_class_name") == kwargs.get(PIPELINE_CLASS)):
+        kwargs.pop(PIPELINE_CLASS, None)  # it is the one that the index names
     if PIPELINE_CLASS in kwargs:
-        kwargs[PIPELINE_CLASS] = _another_class(model, kwargs, family)
+        kwargs[PIPELINE_CLASS] = _another_class(index or read_index(model, kwargs), kwargs, family)
     quantization_config = quantization_config or kwargs.pop("quantization_config", None)
     quantized: list[str] = []
     if quantization_config is not None:
         if not isinstance(quantization_config, PipelineQuantizationConfig):
-            quantization_config = _of_networks(quantization_config, family_class, read_index(model, kwargs))
+            quantization_config = _of_networks(quantization_config, family_class, index or read_index(model, kwargs))
         quantized = list(quantization_config.quant_mapping or quantization_config.components_to_quantize or ())
         kwargs["quantization_config"] = quantization_config
     kwargs = _with_dtype(kwargs, quantized, dtype)
     return family_class.load(model, **kwargs) if modular is None else load_modular(modular, model, kwargs)
 
 
-def _another_class(model: str, kwargs: Mapping[str, Any], family: Family | None) -> type[DiffusionPipeline]:
+def _another_class(index: Index, kwargs: Mapping[str, Any], family: Family | None) -> type[DiffusionPipeline]:
     """The class that is set; raises a ValueError, before weights are loaded, if the networks are not of its kind."""
     found = check_pipeline_class(
-        kwargs[PIPELINE_CLASS], read_index(model, kwargs), kwargs, model, None if family is None else type(family)
+        kwargs[PIPELINE_CLASS], index.entries, kwargs, index.model, None if family is None else type(family)
     )
     if family is None:
-        skeleton = _named_skeleton(model, dict(kwargs))
-        usual = find_family(found)()
-        usual.fitted_to(skeleton).check(skeleton)
+        _check_networks(_named_skeleton(index, dict(kwargs)), kwargs, family)
     return found
 
 
-def _named_skeleton(model: str, kwargs: dict[str, Any]) -> DiffusionPipeline:
+def _check_networks(pipeline: DiffusionPipeline, kwargs: Mapping[str, Any], family: Family | None) -> None:
+    """Raises a ValueError if a class that is set does not call networks such as these."""
+    if PIPELINE_CLASS in kwargs and family is None:
+        usual = find_family(type(pipeline))()
+        usual.fitted_to(pipeline).check(pipeline)
+
+
+def _index_of_file(model: str, kwargs: dict[str, Any]) -> Index:
+    config, entries = configuration_of(model, kwargs)
+    kwargs.pop("config", None)
+    return Index(config, entries, None)
+
+
+def _named_skeleton(index: Index, kwargs: dict[str, Any]) -> DiffusionPipeline:
     kwargs.pop("quantization_config", None)
-    if is_single_file(model):
-        model = configuration_of(model, kwargs)
-        kwargs.pop("config", None)
-    name = class_name(model, kwargs)
+    name = class_name(index, kwargs)
     find_published_family(name)
-    modular = find_modular(model, kwargs)
     kwargs.pop(PIPELINE_CLASS, None)
     options = _with_dtype(kwargs, [], torch.float32)
-    if modular is not None:
-        return load_modular(modular, model, options, weights=False)
-    return load_skeleton(model, PUBLISHED_NAMES.get(name, name), read_index(model, kwargs), options)
-
-
-def find_family_class(
-    model: str | DiffusionPipeline, init_kwargs: Mapping[str, Any] | None, family: Family | None
-) -> type[Family] | None:
-    """The class of the pipeline's family, before any weights are loaded; None of a single file, which has to be.
-
-    Raises:
-        ValueError: if no family is known.
-    """
-    if family is not None:
-        return type(family)
-    if isinstance(model, DiffusionPipeline):
-        return find_family(type(model))
-    if not isinstance(model, str) or is_single_file(model):
-        return None
-    return find_published_family(class_name(model, dict(init_kwargs or {})))
-
-
-def network_names(model: str, init_kwargs: Mapping[str, Any] | None, family: type[Family]) -> list[str]:
-    """The trained networks that a repository or folder has, before any of them is loaded."""
-    return _present(read_index(model, dict(init_kwargs or {})), family)
-
-
-def network_classes(
-    model: str | DiffusionPipeline, init_kwargs: Mapping[str, Any] | None, family: Family | None
-) -> list[type]:
-    """The classes of the networks that are trained, before any weights are loaded, of those that can be told.
-
-    Args:
-        model: Hub id, folder or `.safetensors` file, of which nothing is told, or a pipeline.
-        init_kwargs: for `from_pretrained`.
-        family: given by the user, or None to look it up.
-
-    Raises:
-        ValueError: if no family is known.
-    """
-    family_class = find_family_class(model, init_kwargs, family)
-    if isinstance(model, DiffusionPipeline) and family_class is not None:
-        networks = (getattr(model, name, None) for name in family_class.network_names)
-        return [type(unwrapped(network)) for network in networks if network is not None]
-    if family_class is None or not isinstance(model, str) or is_single_file(model):
-        return []
-    kwargs = dict(init_kwargs or {})
-    index = {**read_index(model, kwargs), **kwargs}
-    parts = [index.get(name) for name in family_class.network_names]
-    classes = [type(part) if isinstance(part, nn.Module) else class_in_index(part) for part in parts]
-    return [it for it in classes if it is not None]
+    if index.modular is not None:
+        return load_modular(index.modular, index.model, options, weights=False)
+    return load_skeleton(index.model, PUBLISHED_NAMES.get(name, name), index.entries, options)
 
 
 def _check_no_code(kwargs: dict[str, Any]) -> None:
@@ -206,21 +171,6 @@ def _check_no_code(kwargs: dict[str, Any]) -> None:
             "`model_init_kwargs` has `custom_pipeline`, which runs code from the Hub. If you have read that code, load "
             "the pipeline yourself and pass the object as `model`."
         )
-
-
-def check_pipeline(model: str, init_kwargs: Mapping[str, Any] | None) -> None:
-    """Looks whether a pipeline is there and of a known family, before anything of it is loaded.
-
-    Args:
-        model: Hub id, folder or `.safetensors` file, of which nothing is looked at.
-        init_kwargs: for `from_pretrained`.
-
-    Raises:
-        OSError: if there is none.
-        ValueError: if there is no family for it.
-    """
-    if not is_single_file(model):
-        find_published_family(class_name(model, dict(init_kwargs or {})))
 
 
 def attach_adapter(pipeline: DiffusionPipeline, family: Family, weights: str) -> None:
@@ -374,9 +324,5 @@ def _with_dtype(kwargs: dict[str, Any], quantized: Sequence[str], dtype: torch.d
     return kwargs
 
 
-def _of_networks(config: Any, family: type[Family], index: Mapping[str, Any]) -> PipelineQuantizationConfig:
-    return PipelineQuantizationConfig(quant_mapping=dict.fromkeys(_present(index, family), config))
-
-
-def _present(index: Mapping[str, Any], family: type[Family]) -> list[str]:
-    return [name for name in family.network_names if index.get(name, [None])[0] is not None]
+def _of_networks(config: Any, family: type[Family], index: Index) -> PipelineQuantizationConfig:
+    return PipelineQuantizationConfig(quant_mapping=dict.fromkeys(network_names(index, family), config))

@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline, ModelMixin, ModularPipeline
 from torch import nn
 
 from ..messages.public import public_text
+from .named import HUB_OPTIONS
 from .part_class import named_class
-from .single_file import HUB_OPTIONS
 from .skeleton import without_weights
 
 STANDARD = {

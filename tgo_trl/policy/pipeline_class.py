@@ -117,7 +117,9 @@ def chosen_class(name: str | None, adapter: str | None) -> str | None:
 
 
 def recorded_class(adapter: str | None) -> str | None:
-    """The class that a run was told to load its pipeline under, as the record beside its adapter says; None if none.
+    """The class of a run's pipeline, as the record beside its adapter says; None if it is the one that its index names.
+
+    Another one was set, or the run was passed a pipeline of it.
 
     Args:
         adapter: folder, file or Hub id. Of a Hub that cannot be reached, a warning says that the record is not known.
@@ -127,8 +129,8 @@ def recorded_class(adapter: str | None) -> str | None:
     """
     path = None if adapter is None else _record(adapter)
     try:
-        config = json.loads(path.read_text("utf-8"))["config"] if path is not None and path.is_file() else {}
-        name = config.get(PIPELINE_CLASS)
+        record = json.loads(path.read_text("utf-8")) if path is not None and path.is_file() else {"config": {}}
+        name = record["config"].get(PIPELINE_CLASS) or record.get(PIPELINE_CLASS)
     except (AttributeError, KeyError, TypeError, ValueError):  # of another program, or damaged
         return None
     return name if isinstance(name, str) else None

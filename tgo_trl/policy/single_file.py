@@ -21,11 +21,9 @@ from torch import nn
 
 from ..messages.public import public_text
 from ..settings import PIPELINE_CLASS
+from .named import HUB_OPTIONS, PICKLED, SUFFIX, load_entries
 from .pipeline_class import check_pipeline_class
 
-SUFFIX = ".safetensors"
-PICKLED = (".ckpt", ".pt", ".pth", ".bin")
-"""Formats that run code when they are read."""
 _HUB_ADDRESS = re.compile(
     r"https?://(huggingface\.co|hf\.co)/(?P<repository>[^/]+/[^/]+)/(blob|resolve)/(?P<revision>[^/]+)/(?P<file>[^?]+)(\?.*)?"
 )
@@ -34,13 +32,6 @@ UNFIT = (
     ValueError,
 )  # fmt: skip
 """What diffusers raises for weights that do not fit a configuration."""
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-
-
-def is_single_file(model: str) -> bool:
-    """Whether a model's name is that of a file, here or at an address, not of a folder or a repository."""
-    path = urlsplit(model).path if "://" in model else model
-    return Path(path).suffix.lower() in (SUFFIX, ".gguf", *PICKLED) and not Path(model).is_dir()
 
 
 def load_single_file(model: str, kwargs: Mapping[str, Any]) -> DiffusionPipeline:
@@ -58,7 +49,7 @@ def load_single_file(model: str, kwargs: Mapping[str, Any]) -> DiffusionPipeline
     path = _local_file(model, kwargs)
     kwargs = dict(kwargs)
     config = str(kwargs.pop("config", None) or _default_config(path, model))
-    pipeline_class = _pipeline_class(config, kwargs, model)
+    pipeline_class = _pipeline_class(config, _entries(config, kwargs, model), kwargs, model)
     kwargs.pop(PIPELINE_CLASS, None)
     try:
         pipeline = pipeline_class.from_single_file(str(path), config=config, **kwargs)
@@ -73,14 +64,15 @@ def load_single_file(model: str, kwargs: Mapping[str, Any]) -> DiffusionPipeline
     return pipeline
 
 
-def configuration_of(model: str, kwargs: Mapping[str, Any]) -> str:
-    """The folder or Hub id of the configuration that a file is loaded with; its weights are not read.
+def configuration_of(model: str, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The folder or Hub id of the configuration that a file is loaded with, and its index; no weights are read.
 
     Arguments and errors as of [`load_single_file`].
     """
     config = str(kwargs.get("config") or _default_config(_local_file(model, kwargs), model))
-    _pipeline_class(config, kwargs, model)
-    return config
+    entries = _entries(config, kwargs, model)
+    _pipeline_class(config, entries, kwargs, model)
+    return config, entries
 
 
 def _local_file(model: str, kwargs: Mapping[str, Any]) -> Path:
@@ -133,20 +125,23 @@ def _default_config(path: Path, model: str) -> str:
     return str(fetch_diffusers_config(shapes)["pretrained_model_name_or_path"])
 
 
-def _pipeline_class(config: str, kwargs: Mapping[str, Any], model: str) -> Any:
-    options = {key: kwargs[key] for key in (*HUB_OPTIONS, "proxies") if key in kwargs}
+def _entries(config: str, kwargs: Mapping[str, Any], model: str) -> dict[str, Any]:
     try:
-        index = DiffusionPipeline.load_config(config, **options)
+        return load_entries(config, kwargs)
     except OSError as error:
         raise ValueError(
             f"{_shown(model)} needs the configuration of {config!r}, which cannot be read "
             f"({' '.join(str(error).split())[:200]}). Pass the folder of a pipeline of the same kind as "
             "`model_init_kwargs={'config': folder}`; its weights are not needed."
         ) from error
-    name = str(index.get("_class_name"))
+
+
+def _pipeline_class(config: str, entries: Mapping[str, Any], kwargs: Mapping[str, Any], model: str) -> Any:
+    name = str(entries.get("_class_name"))
     pipeline_class = getattr(diffusers, name, None)
     if kwargs.get(PIPELINE_CLASS) is not None:
-        pipeline_class = check_pipeline_class(kwargs[PIPELINE_CLASS], index, kwargs, config)
+        pipeline_class = check_pipeline_class(kwargs[PIPELINE_CLASS], entries, kwargs, config)
+        name = pipeline_class.__name__
     if not hasattr(pipeline_class, "from_single_file"):
         raise ValueError(
             f"diffusers reads no `{name}` from a single file. Load its parts yourself, `save_pretrained(folder)`, and "

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map_only
 from .. import models
 from ..families import Family
 from ..families.base import present
+from .named import HUB_OPTIONS
 from .part_class import class_in_index, is_part
-from .single_file import HUB_OPTIONS
 
 ASKING_FOR_VALUES = ("attention_mask", "use_cache")
 """Arguments of text encoders that change no shape, with which those of transformers look at values; left out where they

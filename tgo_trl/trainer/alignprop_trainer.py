@@ -25,8 +25,8 @@ from ..policy.adapters import check_policy
 from ..policy.draws import draw_samples
 from ..policy.encoders import FrozenEncoders
 from ..policy.gradient_sampling import GradientSampler, check_sampler, step_options
+from ..policy.index import find_family_class, find_index
 from ..policy.launch import sharding_of
-from ..policy.loading import find_family_class
 from ..policy.modular import as_standard
 from ..rewards import load_reward
 from ..rewards.base import DifferentiableReward, check_differentiable, check_sources, checked_pixel_scores, reward_name
@@ -115,14 +115,15 @@ class AlignPropTrainer(BaseTrainer):
         check_callbacks(args, callbacks)
         self.reward = _find_reward(reward)
         eval_rewards = load_eval_rewards(args.eval_rewards, have_sources=False)
-        family_class = find_family_class(model, args.model_init_dict, family)
+        index = find_index(model, args.model_init_dict, family)
+        family_class = find_family_class(model, args.model_init_dict, family, index)
         if family_class is not None:
             check_sampler(family_class, model if isinstance(model, str) else type(model).__name__)
         dtype = training_dtype(args)
         self._open_repository(args)  # before anything that takes long
 
         # The pipeline, and whether settings fit it.
-        self._load_pipeline(model, args, dtype, family, processing_class, quantization_config)
+        self._load_pipeline(model, args, dtype, family, processing_class, quantization_config, index=index)
         check_sampler(self.family, type(self.pipeline).__name__)
         check_policy(self.pipeline, self.family, args, peft_config)
         encoder_dtype = dtype if args.use_peft else torch.float32

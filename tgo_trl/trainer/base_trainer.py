@@ -31,6 +31,7 @@ from ..policy.denoising import Denoiser
 from ..policy.distributed import leave_quantized_weights_to_each_process
 from ..policy.draws import stable_seed
 from ..policy.encoders import FrozenEncoders
+from ..policy.index import Index, class_beside_index
 from ..policy.modular import base_code
 from ..policy.policy import Policy, build_policy, disable_dropout
 from ..policy.reference import AdapterReference, ModelReference, OwnReference, Reference
@@ -97,13 +98,17 @@ class BaseTrainer(ResumableTrainer):
 
     def _load_pipeline(
         self, model: str | DiffusionPipeline, args: TGOConfig, dtype: torch.dtype, family: Family | None,
-        processing_class: Any, quantization_config: Any, has_sources: bool = False,
+        processing_class: Any, quantization_config: Any, has_sources: bool = False, index: Index | None = None,
     ) -> TrainedPipeline:  # fmt: skip
-        """Sets `pipeline`, `family`, `denoiser`, `size` and `sizes`, each checked against the settings."""
+        """Sets `pipeline`, `family`, `denoiser`, `size` and `sizes`, each checked against the settings.
+
+        And what is recorded of the class of a pipeline that is passed, which no setting tells.
+        """
         trained = load_for_training(
-            model, args, dtype, family, processing_class, quantization_config, has_sources=has_sources
+            model, args, dtype, family, processing_class, quantization_config, has_sources=has_sources, index=index
         )
         self.pipeline, self.family, self.denoiser, self.size, self.sizes = trained
+        self._own_class = None if isinstance(model, str) else class_beside_index(self.pipeline)
         return trained
 
     def _build_policy(

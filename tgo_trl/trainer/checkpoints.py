@@ -26,6 +26,7 @@ from ..messages.public import is_secret_name, without_secrets
 from ..policy.alterations import check_saved_names, unwrap_networks
 from ..policy.policy import Policy
 from ..policy.reference import Reference
+from ..settings import PIPELINE_CLASS
 from ..storage.files import flush
 from ..storage.manifest import find_damage, revoke_manifest, write_manifest
 from ..storage.records import RUN_NAME
@@ -57,6 +58,8 @@ class RunRecord:
         averaged_updates: those that the average of the weights counts; None without one.
         sample_ways: after which updates samples were measured in another way, with digests of it by metric.
         lanes: rows of each lane that a stream is read in; empty if it is read in its order.
+        pipeline_class: of a pipeline that the trainer was passed, where its own index names another class, or there is
+            none.
     """
 
     config: dict[str, Any]
@@ -70,6 +73,7 @@ class RunRecord:
     averaged_updates: int | None = None
     sample_ways: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     lanes: list[int] = field(default_factory=list)
+    pipeline_class: str | None = None
 
     def write(self, folder: Path) -> None:
         """Writes `tgo_config.json`."""
@@ -89,6 +93,8 @@ class RunRecord:
             values["sample_ways"] = self.sample_ways
         if self.lanes:
             values["lanes"] = self.lanes
+        if self.pipeline_class is not None:
+            values[PIPELINE_CLASS] = self.pipeline_class
         (folder / RUN_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
     @classmethod
@@ -108,6 +114,7 @@ class RunRecord:
             averaged_updates=values.get("averaged_updates"),
             sample_ways=[(after, ways) for after, ways in values.get("sample_ways", [])],
             lanes=values.get("lanes", []),
+            pipeline_class=values.get(PIPELINE_CLASS),
         )
 
 

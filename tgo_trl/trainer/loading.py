@@ -10,6 +10,7 @@ from ..media.types import Size
 from ..policy.attention import check_dispatch
 from ..policy.compilation import check_compilable, check_repeated
 from ..policy.denoising import Denoiser
+from ..policy.index import Index, find_index
 from ..policy.loading import load_pipeline, remove_offloading, replace_tokenizer
 from .arguments import resolve_family, resolve_size, resolve_sizes, try_attention
 from .tgo_config import TGOConfig
@@ -36,6 +37,7 @@ class TrainedPipeline(NamedTuple):
 def load_for_training(
     model: str | DiffusionPipeline, args: TGOConfig, dtype: torch.dtype, family: Family | None = None,
     processing_class: Any = None, quantization_config: Any = None, weights: bool = True, has_sources: bool = False,
+    index: Index | None = None,
 ) -> TrainedPipeline:  # fmt: skip
     """The pipeline of a run; raises as [`~tgo_trl.policy.loading.load_pipeline`] does, and if settings do not fit it.
 
@@ -48,10 +50,12 @@ def load_for_training(
         quantization_config: that it is loaded with.
         weights: False for networks of shapes alone.
         has_sources: whether rows have source images, of pipelines that take some or none.
+        index: of the model, where it has been read; read if None.
     """
+    index = index or find_index(model, args.model_init_dict, family)
     if args.compile_repeated_blocks:
-        check_compilable(model, args.model_init_dict, family)
-    pipeline = load_pipeline(model, args.model_init_dict, quantization_config, family, dtype, weights)
+        check_compilable(model, args.model_init_dict, family, index)
+    pipeline = load_pipeline(model, args.model_init_dict, quantization_config, family, dtype, weights, index)
     remove_offloading(pipeline)
     if processing_class is not None:
         replace_tokenizer(pipeline, processing_class)

@@ -18,6 +18,7 @@ from ..losses import LOSSES
 from ..media.types import Size
 from ..policy.draws import Draw
 from ..policy.encoders import FrozenEncoders
+from ..policy.index import readable_index
 from ..policy.known_digests import recall_digests
 from ..policy.launch import sharding_of
 from ..policy.memory import Footprint, device_memory, fixed_bytes, footprint, has_usual_adapter, quantization_saves
@@ -126,11 +127,12 @@ def plan_run(
     """
     # What the trainer would refuse, in its order.
     check_settings(args, model, None, train_dataset, eval_dataset, quantization_config)
-    sources = check_datasets(args, model, None, train_dataset, eval_dataset)
+    index = readable_index(model, args.model_init_dict)
+    sources = check_datasets(args, model, None, train_dataset, eval_dataset, index)
     dtype = training_dtype(args)
     config = quantization_config if isinstance(model, str) else None
     trained = load_for_training(
-        model, args, dtype, quantization_config=config, weights=False, has_sources=sources.are_read
+        model, args, dtype, quantization_config=config, weights=False, has_sources=sources.are_read, index=index
     )
     check_pipeline(args, trained, sources.of_samples, train_dataset, eval_dataset)
 

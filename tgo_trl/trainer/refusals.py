@@ -11,8 +11,8 @@ from peft import PeftConfig
 
 from ..families import EDIT_FAMILIES, Family
 from ..policy.adapters import check_policy
+from ..policy.index import Index, find_family_class
 from ..policy.launch import check_shardable
-from ..policy.loading import find_family_class
 from ..rewards.base import Reward
 from .arguments import check_arguments, check_loss, check_samples_of_loss, named_datasets, warn_of_distilled_steps
 from .callbacks import check_callbacks
@@ -38,17 +38,23 @@ def check_settings(
 
 
 def check_datasets(
-    args: TGOConfig, model: str | DiffusionPipeline, family: Family | None, train_dataset: Any, eval_dataset: Any
-) -> RunSources:
+    args: TGOConfig, model: str | DiffusionPipeline, family: Family | None, train_dataset: Any, eval_dataset: Any,
+    index: Index | None,
+) -> RunSources:  # fmt: skip
     """What the run makes of source images.
+
+    Args:
+        args: the run's settings.
+        model: Hub id, folder or file of the pipeline, or the pipeline.
+        family: given by the user, or None to look it up.
+        train_dataset: of `TGOTrainer`.
+        eval_dataset: likewise.
+        index: of the model, if it is named and has one.
 
     Raises:
         ValueError: if no family is known, or the data sets lack a column that it or the loss reads.
     """
-    try:
-        family_class = find_family_class(model, args.model_init_dict, family)
-    except OSError:  # loading says more of what is wrong
-        family_class = None
+    family_class = find_family_class(model, args.model_init_dict, family, index)
     is_video = family_class is not None and family_class.task.endswith("-to-video")
     check_all_columns(args, train_dataset, eval_dataset, "video" if is_video else None)
     datasets = named_datasets(train_dataset, eval_dataset)

@@ -51,8 +51,8 @@ logger = logging.getLogger(__name__)
 class ResumableTrainer(Trainer):
     """Checkpoints, resumes and signals, in terms of rows instead of batches.
 
-    A subclass calls [`_prepare_run`] before `Trainer.__init__`, and sets the attributes below, `_course`, `_guard` and,
-    if its rows have an order, `_row_sampler`.
+    A subclass calls [`_prepare_run`] before `Trainer.__init__`, and sets the attributes below, `_own_class`, `_course`,
+    `_guard` and, if its rows have an order, `_row_sampler`.
 
     Attributes:
         pipeline: whose networks are trained.
@@ -85,6 +85,7 @@ class ResumableTrainer(Trainer):
     levers = "`learning_rate`"
     clock: UpdateClock
     speed: Speed | None = None
+    _own_class: str | None
     _course: Course
     _guard: UpdateGuard
 
@@ -162,6 +163,7 @@ class ResumableTrainer(Trainer):
             updates=self.state.global_step,
             changes=self.changes,
             averaged_updates=None if average is None else average.num_updates,
+            pipeline_class=self._own_class,
             lanes=list(self.train_dataset.lanes) if isinstance(self.train_dataset, StreamDataset) else [],
         )
 

@@ -32,6 +32,7 @@ from ..policy.denoising import Corrupted
 from ..policy.draws import EVALUATION_EPOCH, Draw, DrawPlan
 from ..policy.encoders import FrozenEncoders
 from ..policy.errors import row_errors
+from ..policy.index import readable_index
 from ..policy.known_digests import remember_digests
 from ..policy.launch import check_shardable
 from ..policy.loading import load_reference_networks
@@ -162,9 +163,10 @@ class TGOTrainer(BaseTrainer):
         self._open_repository(args)  # before anything that takes long
 
         # The pipeline, and whether settings fit it.
-        sources = check_datasets(args, model, family, train_dataset, eval_dataset)
+        index = readable_index(model, args.model_init_dict)
+        sources = check_datasets(args, model, family, train_dataset, eval_dataset, index)
         trained = self._load_pipeline(
-            model, args, dtype, family, processing_class, quantization_config, sources.are_read
+            model, args, dtype, family, processing_class, quantization_config, sources.are_read, index
         )
         of_samples = check_pipeline(args, trained, sources.of_samples, train_dataset, eval_dataset, peft_config)
         ref_networks = None

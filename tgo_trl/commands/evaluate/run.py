@@ -17,15 +17,16 @@ from tqdm.auto import tqdm
 from ...families import Family
 from ...messages.public import public_name
 from ...messages.values import shown_path
-from ...policy.loading import check_pipeline, set_adapter_scale
+from ...policy.loading import set_adapter_scale
 from ...rewards import load_rewards
 from ...rewards.base import DRAWN_FOR, Reward, check_rates
 from ...settings import shown
 from ...storage.files import replace_file, sweep, write_json
 from ...storage.processes import process_state
 from ...storage.records import SCORING_NAME, read_record
+from ..generate.known import look_up
 from ..generate.prompts import SourceUse
-from ..generate.run import build_sampler, find_kind, init_kwargs_of, source_use, write_samples
+from ..generate.run import build_sampler, source_use, write_samples
 from ..generate.tasks import Task, source_pictures, tasks_fingerprint
 from ..sharded_run import check_own_folder, locks_output_dir
 from ..strength.card import check_adapter
@@ -104,12 +105,12 @@ def _check_model(config: EvaluateConfig, contestant: Contestant) -> type[Family]
     generation = config.generation(contestant, "")
     adapter = generation.adapter_name_or_path
     try:
-        check_pipeline(contestant.model, init_kwargs_of(generation))
+        kind = look_up(generation, must_exist=True).kind
         if adapter is not None:
             check_adapter(adapter)
             if not Path(adapter).exists() and (adapter.count("/") > 1 or adapter.startswith((".", "/", "~"))):
                 raise ValueError(f"there is no adapter {shown_path(adapter)} here, and a Hub id is written owner/name.")
-        return find_kind(generation)
+        return kind
     except (OSError, ValueError) as error:
         raise ValueError(f"The model {shown(contestant.label)}: {error}") from error
 

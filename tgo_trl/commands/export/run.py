@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ...families import Family
 from ...messages.failures import writing
 from ...messages.values import shown_path
-from ...policy.loading import attach_adapter, find_family_class, load_pipeline, network_names
+from ...policy.index import Index, find_family_class, find_index, network_names
+from ...policy.loading import attach_adapter, load_pipeline
 from ...policy.pipeline_class import chosen_class
 from ...precision import cast
 from ...settings import with_pipeline_class
@@ -57,17 +58,18 @@ def export(config: ExportConfig) -> list[Path]:
         raise ValueError("`output_dir` is the folder of the adapter itself, which would then hold two. Name another.")
     init_kwargs = _init_kwargs(config)
     base = config.model_name_or_path or find_base(config.adapter_name_or_path)
-    family_class = find_family_class(base, init_kwargs, None)
-    if family_class is None:
+    index = find_index(base, init_kwargs)
+    family_class = find_family_class(base, init_kwargs, None, index)
+    if index is None or family_class is None:
         raise ValueError(
             f"The base {shown_path(base)} is a single file, which does not say what it is before it is loaded. Set "
             "`model_name_or_path` to the folder or the Hub id of a pipeline of its kind."
         )
-    networks = network_names(base, init_kwargs, family_class)
+    networks = network_names(index, family_class)
     if config.format == COMFYUI:
         return _export_factors(config, folder, family_class, networks)
     load_weights(folder, family_class(), networks)  # which fails where it does not fit, before the base is loaded
-    return [_export_merged(config, folder, family_class(), base, init_kwargs)]
+    return [_export_merged(config, folder, family_class(), init_kwargs, index)]
 
 
 def _init_kwargs(config: ExportConfig) -> dict[str, Any] | None:
@@ -188,7 +190,7 @@ def _scaled(module: str, pair: Factors, scale: float, dtype: torch.dtype) -> lis
 
 
 def _export_merged(
-    config: ExportConfig, folder: Path, family: Family, base: str, init_kwargs: Mapping[str, Any] | None
+    config: ExportConfig, folder: Path, family: Family, init_kwargs: Mapping[str, Any] | None, index: Index
 ) -> Path:
     output = Path(config.output_dir).resolve()
     # without the lock, and what a kill leaves
@@ -197,7 +199,7 @@ def _export_merged(
             f"`output_dir` is {shown_path(str(output))}, which is not empty; a pipeline is written into a folder of "
             "its own. Name another one, or delete it."
         )
-    pipeline: Any = load_pipeline(base, init_kwargs, None, None)
+    pipeline: Any = load_pipeline(index.model, init_kwargs, None, None, index=index)
     _merge(pipeline, family, folder, config.scale, getattr(torch, config.dtype))
     _publish(pipeline, output)
     print(f"{output}: the pipeline with the adapter in its weights, at a scale of {config.scale:g}")

@@ -30,9 +30,9 @@ from ...families import EDIT_FAMILIES, Family, build_family, edit_family
 from ...media.sizes import check_size
 from ...media.types import Sample, Size
 from ...messages.public import public_name, without_secrets
-from ...policy.loading import adapter_scales, attach_adapter, find_family_class, load_pipeline, set_adapter_scale
+from ...policy.loading import adapter_scales, attach_adapter, load_pipeline, set_adapter_scale
 from ...policy.modular import as_standard
-from ...policy.pipeline_class import check_instance, chosen_class
+from ...policy.pipeline_class import check_instance
 from ...precision import as_dtype, default_dtype
 from ...settings import with_pipeline_class
 from ...storage.fingerprints import component_fingerprint, config_fingerprint, fingerprint
@@ -41,6 +41,7 @@ from ...storage.processes import process_state
 from ...storage.records import GENERATION_NAME
 from ..sharded_run import ShardedRun, check_destination, locks_output_dir, rows_per_shard, write_dataset
 from .config import SOURCE_COLUMN, GenerateConfig, SamplingSettings
+from .known import Known, look_up
 from .prompts import PROMPTS_ALONE, SourceUse, read_tasks
 from .sampling import Request, Sampler, find_requests
 from .tasks import SourceImage, Task, tasks_fingerprint
@@ -73,10 +74,11 @@ def generate(
     """
     state, pipeline = process_state(), as_standard(pipeline)
     folder = Path(config.output_dir)
-    tasks = find_tasks(config, find_kind(config, pipeline, family))
+    known = look_up(config, pipeline, family)
+    tasks = find_tasks(config, known.kind)
     check_destination(folder, config, state)
     is_ours = pipeline is None
-    sampler = build_sampler(config, pipeline, family, bool(tasks[0].sources))
+    sampler = build_sampler(config, pipeline, family, bool(tasks[0].sources), known)
     if config.adapter_scale != 1:
         set_adapter_scale(sampler.pipeline, config.adapter_scale)
     return write_samples(config, tasks, sampler, state.device if is_ours else None)
@@ -87,7 +89,7 @@ def find_tasks(config: GenerateConfig, kind: type[Family] | None) -> list[Task]:
 
     Args:
         config: that names them.
-        kind: of the pipeline, as [`find_kind`] gives it.
+        kind: of the pipeline, as [`look_up`] finds it.
 
     Raises:
         ValueError: if they cannot be read, or the pipeline needs source images and there are none.
@@ -108,7 +110,7 @@ def source_use(config: SamplingSettings, kind: type[Family] | None) -> SourceUse
 
     Args:
         config: that names the column.
-        kind: of the pipeline, as [`find_kind`] gives it.
+        kind: of the pipeline, as [`look_up`] finds it.
     """
     if kind is None:
         return PROMPTS_ALONE
@@ -121,27 +123,10 @@ def source_use(config: SamplingSettings, kind: type[Family] | None) -> SourceUse
     return SourceUse(most, is_set or kind.most_sources > 0)
 
 
-def find_kind(
-    config: GenerateConfig, pipeline: DiffusionPipeline | None = None, family: Family | None = None
-) -> type[Family] | None:
-    """The family's class, before anything is loaded; None of a single file, and of what cannot be had."""
-    model: Any = config.model_name_or_path if pipeline is None else pipeline
-    try:
-        return find_family_class(model, init_kwargs_of(config), family)
-    except OSError:  # loading says more of what is wrong
-        return None
-
-
-def init_kwargs_of(config: GenerateConfig) -> dict[str, Any]:
-    """What the pipeline is loaded with: under the class that is set, or that the adapter's run was set to."""
-    assert not isinstance(config.model_init_kwargs, str)
-    name = chosen_class(config.pipeline_class, config.adapter_name_or_path)
-    return with_pipeline_class(config.model_init_kwargs, name) or {}
-
-
 def build_sampler(
-    config: GenerateConfig, pipeline: DiffusionPipeline | None, family: Family | None, has_sources: bool = False
-) -> Sampler:
+    config: GenerateConfig, pipeline: DiffusionPipeline | None, family: Family | None, has_sources: bool = False,
+    known: Known | None = None,
+) -> Sampler:  # fmt: skip
     """The pipeline of the settings with its adapter, whose scale is left at 1, and how it is called.
 
     Args:
@@ -149,20 +134,21 @@ def build_sampler(
         pipeline: taken instead of the one that `config` names, and given the adapter.
         family: of a pipeline that the table of families does not know.
         has_sources: whether each prompt has source images.
+        known: of the pipeline, where it has been looked up; looked up if None.
 
     Raises:
         ValueError: for settings that this pipeline cannot take, or an adapter that does not fit it; also for one that
             makes images from others where there are none, if possible before it is loaded.
     """
-    kind = find_kind(config, pipeline, family)
-    if kind is not None:
-        _check_has_sources(kind, has_sources)
+    known = known or look_up(config, pipeline, family)
+    if known.kind is not None:
+        _check_has_sources(known.kind, has_sources)
     if pipeline is None:
-        pipeline = _load(config, family, process_state())
+        pipeline = _load(config, family, process_state(), known)
     else:
         check_instance(pipeline, with_pipeline_class(None, config.pipeline_class))
     family = _family(config, family, pipeline, has_sources)
-    if kind is None:  # of a single file, too, which does not say sooner what it is
+    if known.kind is None:  # of a single file, too, which does not say sooner what it is
         _check_has_sources(type(family), has_sources)
     if config.adapter_name_or_path is not None:
         attach_adapter(pipeline, family, config.adapter_name_or_path)
@@ -360,14 +346,14 @@ def _is_blank(sample: Sample) -> bool:
 # ---- The pipeline ----
 
 
-def _load(config: GenerateConfig, family: Family | None, state: PartialState) -> DiffusionPipeline:
-    kwargs = init_kwargs_of(config)
+def _load(config: GenerateConfig, family: Family | None, state: PartialState, known: Known) -> DiffusionPipeline:
+    kwargs = dict(known.init_kwargs)
     names = {"dtype", "torch_dtype"} & kwargs.keys()
     if names and config.dtype is not None:
         raise ValueError(f"`dtype` is set, and `model_init_kwargs` has `{names.pop()}`. Set one of them.")
     if not names:
         kwargs["dtype"] = default_dtype(state.device) if config.dtype is None else as_dtype(config.dtype)
-    return load_pipeline(config.model_name_or_path, kwargs, None, family)
+    return load_pipeline(config.model_name_or_path, kwargs, None, family, index=known.index)
 
 
 def _family(config: GenerateConfig, family: Family | None, pipeline: DiffusionPipeline, has_sources: bool) -> Family:

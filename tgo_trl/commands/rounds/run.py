@@ -29,7 +29,7 @@ from ...measures import Estimate
 from ...messages.public import public_name, public_value
 from ...messages.values import shown, shown_path
 from ...policy.draws import stable_seed
-from ...policy.loading import check_pipeline, set_adapter_scale
+from ...policy.loading import set_adapter_scale
 from ...rewards import load_rewards
 from ...storage.files import replace_file, sweep, write_json
 from ...storage.fingerprints import weights_fingerprint
@@ -46,7 +46,8 @@ from ...trainer.tgo_config import DEFAULTS, TGOConfig
 from ..evaluate.prompt_sets import read_prompt_set
 from ..evaluate.run import evaluate
 from ..generate.config import SOURCE_COLUMN, GenerateConfig
-from ..generate.run import build_sampler, find_kind, find_tasks, generate, source_use
+from ..generate.known import look_up
+from ..generate.run import build_sampler, find_tasks, generate, source_use
 from ..generate.tasks import Task, tasks_fingerprint
 from ..score.run import score
 from ..sharded_run import check_own_folder, locks_output_dir
@@ -164,9 +165,8 @@ class _Rounds:
     def check(self) -> Course:
         """Checks what can be checked before a model is loaded; returns what the rounds are a function of."""
         config = self.config
-        check_pipeline(config.model_name_or_path, self.args.model_init_dict)
         generation = self.generation(1)
-        kind = find_kind(generation)
+        kind = look_up(generation, must_exist=True).kind
         tasks = find_tasks(generation, kind)
         check_same_number("Prompts", (task.sources for task in tasks))
         scoring: Any = config.scoring("", "").reward_kwargs

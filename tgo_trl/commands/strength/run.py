@@ -29,7 +29,8 @@ from ...storage.fingerprints import fingerprint
 from ...storage.processes import process_state
 from ...storage.records import GENERATION_NAME, read_record
 from ..generate.config import SOURCE_COLUMN
-from ..generate.run import build_sampler, find_kind, find_tasks, write_samples
+from ..generate.known import look_up
+from ..generate.run import build_sampler, find_tasks, write_samples
 from ..generate.sampling import Sampler
 from ..generate.tasks import Task, source_pictures, tasks_fingerprint
 from ..score.run import score
@@ -81,7 +82,8 @@ def strength(
     else:
         model = str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)
     generation = config.generation(model, 1.0, "")
-    tasks = find_tasks(generation, find_kind(generation, pipeline, family))
+    known = look_up(generation, pipeline, family)
+    tasks = find_tasks(generation, known.kind)
     if len(tasks) < 2:
         raise ValueError(
             f"{config.prompts!r} has one prompt, and the interval of the reward is over prompts. Give two or more; 20 "
@@ -95,7 +97,7 @@ def strength(
 
     # The base with the adapter, and the user's rows, which are to be readable before hours are spent on samples.
     is_ours = pipeline is None
-    sampler = build_sampler(generation, pipeline, family, has_sources)
+    sampler = build_sampler(generation, pipeline, family, has_sources, known)
     sampler.family.check(sampler.pipeline)
     check_rates(rewards, sampler.fps, DRAWN_FOR)
     run = _Strength(config, model, tasks, rewards, sampler, state.device if is_ours else None)
