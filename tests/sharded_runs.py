@@ -119,6 +119,18 @@ CASES: dict[str, dict[str, Any]] = {
         "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "stop": 3, "use_peft": False, "optim": "adamw_torch",
         "learning_rate": 1e-3, "sync_ref_model": True, "ref_model_sync_steps": 1,
     },
+    "averaged": {
+        "max_steps": 3, "ema_decay": 0.9, "eval_strategy": "steps", "eval_steps": 1, "lora_r": 1,
+        "sample_prompts": ["a red cat"], "sample_steps": 1,
+    },
+    "averaged, resumed": {
+        "max_steps": 4, "ema_decay": 0.15, "save_strategy": "steps", "save_steps": 2, "stop": 3, "optim": "adamw_torch",
+        "learning_rate": 1e-2, "sync_ref_model": True, "ref_model_sync_steps": 1,
+    },
+    "all weights, averaged, resumed": {
+        "max_steps": 4, "ema_decay": 0.15, "save_strategy": "steps", "save_steps": 2, "stop": 3, "use_peft": False,
+        "optim": "adamw_torch_fused", "learning_rate": 1e-3, "eval_strategy": "steps", "eval_steps": 1,
+    },
     "held to bounds": {
         "max_steps": 4, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
         "load_best_model_at_end": True, "eval_rewards": ["tests.runs:brightness"], "max_drift": 1.0045,
@@ -137,7 +149,6 @@ CASES: dict[str, dict[str, Any]] = {
 """Runs of 11 rows, in updates of 8: the second update of an epoch has 3."""
 OF_WHOLE_WEIGHTS: dict[str, dict[str, Any]] = {
     "left out": {"max_steps": 3, "on_bad_row": "skip", "bad_update": 2, "optim": "adamw_torch", "learning_rate": 2e-3},
-    "averaged": {"max_steps": 3, "ema_decay": 0.9, "eval_strategy": "steps", "eval_steps": 1},
     "reference remembered": {"max_steps": 2, "use_peft": False, "precompute_ref_log_probs": True},
     "trained on": {"max_steps": 2, "train_again": True},
 }

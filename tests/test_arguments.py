@@ -504,7 +504,6 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
         ),
         (ZERO3, {"precompute_ref_log_probs": True}, "`precompute_ref_log_probs` is True: processes compute different"),
         (ZERO3, {"compile_repeated_blocks": True}, "`compile_repeated_blocks` is True: what gathers weights stands in"),
-        (ZERO3, {"ema_decay": 0.9}, "`ema_decay` is 0.9: the average of shards was not saved yet"),
         (ZERO3, {"push_to_hub": True}, "`hub_strategy` is .*every_save.*: only the main process pushes"),
     ],
 )  # fmt: skip
@@ -559,7 +558,6 @@ FSDP2 = {"VERSION": "2", "AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "STATE_DI
             "`fsdp_state_dict_type` .* is 'SHARDED_STATE_DICT', and `save_only_model` is on",
         ),
         ({}, {"optim": "adafactor"}, "`optim` is .*adafactor.*: it was not tried on shards"),
-        ({}, {"ema_decay": 0.9}, "`ema_decay` is 0.9: the average of shards was not saved yet"),
         ({}, {"push_to_hub": True}, "`hub_strategy` is .*every_save.*: only the main process pushes"),
         ({}, {}, "the run is on the CPU, where accelerate would replicate all weights without a word"),
     ],

@@ -14,7 +14,8 @@ from .sharded_runs import (
     runs_of_one_process,
 )
 
-FAST, ROUNDED = "adapter", ("bfloat16", "without autocast")
+FAST, ROUNDED = ("adapter", "averaged"), ("bfloat16", "without autocast")
+RESUMED = ["resumed", "all weights, resumed", "averaged, resumed", "all weights, averaged, resumed"]
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +25,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fast_case(folder):
-    return run_sharded([FAST], folder / "fast")
+    return run_sharded([*FAST], folder / "fast")
 
 
 @pytest.fixture(scope="module")
 def slow_cases(folder):
-    return run_sharded([name for name in CASES if name != FAST], folder / "slow")
+    return run_sharded([name for name in CASES if name not in FAST], folder / "slow")
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +38,18 @@ def one_process(folder):
     return runs_of_one_process(folder)
 
 
-def test_an_adapter_on_a_sharded_base_trains_as_in_one_process(fast_case, one_process):
-    assert_like_one_process(fast_case[FAST], one_process(FAST))
+@pytest.mark.parametrize("name", FAST)
+def test_an_adapter_on_a_sharded_base_trains_as_in_one_process(fast_case, one_process, name):
+    assert_like_one_process(fast_case[name], one_process(name))
 
 
 def test_a_sharded_run_saves_what_stock_diffusers_loads(fast_case, one_process, folder):
-    assert_saves_an_adapter(folder / "fast" / f"run-{FAST}" / "out", one_process(FAST)["weights"])
+    for name in FAST:
+        assert_saves_an_adapter(folder / "fast" / f"run-{name}" / "out", one_process(name)["weights"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CASES if name not in (FAST, *ROUNDED)])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in FAST + ROUNDED])
 def test_sharded_runs_equal_one_process(slow_cases, one_process, name):
     assert_like_one_process(slow_cases[name], one_process(name))
 
@@ -73,7 +76,7 @@ def test_the_times_of_the_noise_are_not_rounded(slow_cases, one_process, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resumed", "all weights, resumed"])
+@pytest.mark.parametrize("name", RESUMED)
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 4)])
 def test_a_run_goes_on_with_another_number_of_processes(folder, one_process, name, before, after):
     """Adam's moments of shards are saved whole, and taken up by any number of processes."""

@@ -21,7 +21,8 @@ pytestmark = NEEDS_DEEPSPEED
 
 CASES = [
     "adapter", "all weights", "all weights, without a reference", "moving reference", "accumulated", "evaluated before",
-    "held to bounds", "resumed", "kto", "loaded by path", "flux", "stable_diffusion_3", "two networks", "left out",
+    "held to bounds", "averaged", "averaged, resumed", "resumed", "kto", "loaded by path", "flux", "stable_diffusion_3",
+    "two networks", "left out",
 ]  # fmt: skip
 ROUNDED = ["bfloat16", "without autocast"]
 RESUMED = ["resumed", "all weights, resumed"]

@@ -95,6 +95,16 @@ class Sharding(Replication):
             for _, _, shard, weight in gathered:
                 shard.detach().copy_(_part_of(weight.detach(), shard))
 
+    def own_parts(self, policy: Policy) -> list[nn.Parameter]:
+        """The shards of this process, some of which may be empty."""
+        self.release(policy)
+        weights: list[Any] = policy.trained_weights()
+        return [nn.Parameter(shard.detach().to_local()) for shard in weights]
+
+    def release(self, policy: Policy) -> None:
+        """Leaves shards alone."""
+        _reshard([policy])
+
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Gathered tensor by tensor, on the CPU, with the numbers that one process gives its parameters."""
         state: dict[str, Any] = optimizer.state_dict()

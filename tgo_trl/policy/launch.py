@@ -268,9 +268,6 @@ def _refused_of_parts(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
             bool(getattr(args, "precompute_ref_log_probs", False)),
             "processes compute different rows, and to gather the weights takes all of them at once. Leave it out.",
         ),
-        "ema_decay": (
-            getattr(args, "ema_decay", None) is not None, "the average of shards was not saved yet. Leave it out.",
-        ),
         "hub_strategy": (
             args.push_to_hub and args.hub_strategy != HubStrategy.END,
             "only the main process pushes on the way, and to gather the weights takes all of them. Set it to 'end'.",

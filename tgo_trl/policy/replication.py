@@ -104,6 +104,13 @@ class Replication:
         """
         yield
 
+    def own_parts(self, policy: Policy) -> list[nn.Parameter]:
+        """What this process holds of each trained weight of a run, in the memory of the weight itself."""
+        return policy.trained_weights()
+
+    def release(self, policy: Policy) -> None:
+        """Lets nothing of the policy's weights be gathered, before their parts are written to; in every process."""
+
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """The optimizer's `state_dict()` of whole tensors, for the main process; called by every one."""
         state: dict[str, Any] = optimizer.state_dict()

@@ -107,6 +107,18 @@ class WeightSharding(OptimizerSharding):
         with replaced(parts):
             yield
 
+    def own_parts(self, policy: Policy) -> list[nn.Parameter]:
+        """Parts of one size in all processes, the last ones filled up."""
+        self.release(policy)
+        weights: list[Any] = policy.trained_weights()
+        return [nn.Parameter(weight.ds_tensor.detach()) for weight in weights]
+
+    def release(self, policy: Policy) -> None:
+        """Leaves parts alone, also of weights that stay whole between steps."""
+        of_engine = [] if self._zero is None else [self._zero.parameter_offload]
+        for gathering in (*self._gathering.values(), *of_engine):
+            gathering.partition_all_parameters()
+
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Gathered tensor by tensor, on the CPU, with the numbers that one process gives its parameters."""
         zero, is_kept = self._zero, self.accelerator.is_local_main_process
@@ -205,9 +217,7 @@ class WeightSharding(OptimizerSharding):
         modules: list[Any] = [policy]
         if isinstance(reference, ModelReference):
             modules.append(reference.model)
-        of_engine = [] if self._zero is None else [self._zero.parameter_offload]
-        for gathering in (*self._gathering.values(), *of_engine):
-            gathering.partition_all_parameters()
+        self.release(policy)
         return [
             (owner, name, weight)
             for module in modules
