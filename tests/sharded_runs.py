@@ -131,6 +131,18 @@ CASES: dict[str, dict[str, Any]] = {
         "max_steps": 4, "ema_decay": 0.15, "save_strategy": "steps", "save_steps": 2, "stop": 3, "use_peft": False,
         "optim": "adamw_torch_fused", "learning_rate": 1e-3, "eval_strategy": "steps", "eval_steps": 1,
     },
+    "reference remembered": {"max_steps": 2, "use_peft": False, "precompute_ref_log_probs": True},
+    "reference remembered, resumed": {
+        "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "stop": 3, "optim": "adamw_torch",
+        "learning_rate": 1e-3, "precompute_ref_log_probs": True, "num_ref_draws": 2, "precompute_ref_batch_size": 4,
+    },
+    "second network remembered": {
+        "max_steps": 1, "use_peft": False, "by_path": True, "precompute_ref_log_probs": True, "num_ref_draws": 1,
+    },
+    # the first process has twice as much to compute as the second
+    "two networks, remembered": {
+        "max_steps": 2, "family": "wan-two_stage", "precompute_ref_log_probs": True, "num_ref_draws": 2,
+    },
     "held to bounds": {
         "max_steps": 4, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
         "load_best_model_at_end": True, "eval_rewards": ["tests.runs:brightness"], "max_drift": 1.0045,
@@ -149,7 +161,6 @@ CASES: dict[str, dict[str, Any]] = {
 """Runs of 11 rows, in updates of 8: the second update of an epoch has 3."""
 OF_WHOLE_WEIGHTS: dict[str, dict[str, Any]] = {
     "left out": {"max_steps": 3, "on_bad_row": "skip", "bad_update": 2, "optim": "adamw_torch", "learning_rate": 2e-3},
-    "reference remembered": {"max_steps": 2, "use_peft": False, "precompute_ref_log_probs": True},
     "trained on": {"max_steps": 2, "train_again": True},
 }
 """The same, where every process holds all weights."""
@@ -348,6 +359,14 @@ def assert_like_one_process(sharded: list[dict[str, Any]], one: dict[str, Any]) 
     assert_equal(second["samples"], first["samples"])
     if one["samples"].numel():  # of 256 levels
         assert (first["samples"] - one["samples"]).abs().max() <= 1
+
+
+def assert_same_losses(sharded: list[dict[str, Any]], one: dict[str, Any]) -> None:
+    """Weights and losses alone: of log-ratios that rounding leaves before the first update, the sign is chance."""
+    assert [it["is sharded"] for it in (*sharded, one)] == [True, True, False]
+    assert_close(sharded[0]["weights"], one["weights"], 1e-5)
+    losses = [[it["loss"] for it in run["log"] if "loss" in it] for run in (sharded[0], one)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def assert_saves_an_adapter(out: Path, trained: dict[str, Tensor]) -> None:

@@ -502,7 +502,6 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, {},
             "`zero_optimization.offload_param.device` .* is 'cpu': which was not tried",
         ),
-        (ZERO3, {"precompute_ref_log_probs": True}, "`precompute_ref_log_probs` is True: processes compute different"),
         (ZERO3, {"compile_repeated_blocks": True}, "`compile_repeated_blocks` is True: what gathers weights stands in"),
         (ZERO3, {"push_to_hub": True}, "`hub_strategy` is .*every_save.*: only the main process pushes"),
     ],
@@ -550,7 +549,6 @@ FSDP2 = {"VERSION": "2", "AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "STATE_DI
         ({"RESHARD_AFTER_FORWARD": "false"}, {}, "`fsdp_reshard_after_forward` .* is off: whole weights would be left"),
         ({"TRANSFORMER_CLS_TO_WRAP": "Block"}, {}, "`fsdp_transformer_layer_cls_to_wrap` .* is set: .* Leave it out"),
         ({"IGNORED_MODULES": "vae"}, {}, "`fsdp_ignored_modules` .* is set, which was not tried"),
-        ({}, {"precompute_ref_log_probs": True}, "`precompute_ref_log_probs` is True: processes compute different"),
         ({"OFFLOAD_PARAMS": "true"}, {}, "`fsdp_offload_params` .* is on, which was not tried"),
         ({"AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, {}, "`fsdp_auto_wrap_policy` .* is 'SIZE_BASED_WRAP'"),
         (

@@ -6,6 +6,7 @@ from .runs import assert_close
 from .sharded_runs import (
     CASES,
     assert_like_one_process,
+    assert_same_losses,
     assert_same_metrics,
     assert_saves_a_pipeline,
     assert_saves_an_adapter,
@@ -14,13 +15,18 @@ from .sharded_runs import (
     runs_of_one_process,
 )
 
-FAST, ROUNDED = ("adapter", "averaged"), ("bfloat16", "without autocast")
-RESUMED = ["resumed", "all weights, resumed", "averaged, resumed", "all weights, averaged, resumed"]
+FAST, ROUNDED, UNEVEN = ("adapter", "averaged"), ("bfloat16", "without autocast"), "two networks, remembered"
+RESUMED = [name for name in CASES if name.endswith("resumed")]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("sharding")
+
+
+def cached(run):
+    """The encodings and errors of a run, by file."""
+    return {path.name: path.read_bytes() for path in (run / "cache").glob("*.safetensors")}
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +55,14 @@ def test_a_sharded_run_saves_what_stock_diffusers_loads(fast_case, one_process, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CASES if name not in FAST + ROUNDED])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in (*FAST, *ROUNDED, UNEVEN)])
 def test_sharded_runs_equal_one_process(slow_cases, one_process, name):
     assert_like_one_process(slow_cases[name], one_process(name))
+
+
+@pytest.mark.slow
+def test_a_process_that_has_computed_its_reference_errors_goes_on_for_the_others(slow_cases, one_process):
+    assert_same_losses(slow_cases[UNEVEN], one_process(UNEVEN))
 
 
 @pytest.mark.slow
@@ -79,14 +90,15 @@ def test_the_times_of_the_noise_are_not_rounded(slow_cases, one_process, name):
 @pytest.mark.parametrize("name", RESUMED)
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 4)])
 def test_a_run_goes_on_with_another_number_of_processes(folder, one_process, name, before, after):
-    """Adam's moments of shards are saved whole, and taken up by any number of processes."""
+    """Adam's moments of shards are saved whole, and taken up by any number; so are errors of the reference."""
     run = folder / f"from-{before}-to-{after}-{name}"
-    results = []
+    results, caches = [], []
     for num_processes, phase in ((before, "begin"), (after, "go on")):
         if num_processes > 1:
             results.append(run_sharded([name], run, num_processes, phase)[name][0])
         else:
             results.append(run_case(name, run / f"run-{name}", phase, per_device_train_batch_size=8))
+        caches.append(cached(run / f"run-{name}"))
     expected = one_process(name)
     assert [it["is sharded"] for it in results] == [before > 1, after > 1]
     assert_close(results[1]["weights"], expected["weights"], 1e-5)
@@ -94,3 +106,4 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, one_process, nam
     checkpoint = run / f"run-{name}" / "out" / "checkpoint-4"
     names = {path.name for path in checkpoint.iterdir()}
     assert not [it for it in names if "model" in it or "fsdp" in it], "only what was trained is saved"
+    assert caches[0] == caches[1] == cached(folder / f"one-{name}"), "nothing is computed twice, or otherwise"

@@ -20,7 +20,7 @@ pytestmark = NEEDS_DEEPSPEED
 
 CASES = [
     "adapter", "all weights", "moving reference", "accumulated", "evaluated before", "held to bounds", "resumed", "kto",
-    "compiled", "flux", "averaged", *OF_WHOLE_WEIGHTS,
+    "compiled", "flux", "averaged", "reference remembered", *OF_WHOLE_WEIGHTS,
 ]  # fmt: skip
 ROUNDED = ["bfloat16", "without autocast"]
 RESUMED = ["resumed", "all weights, resumed"]

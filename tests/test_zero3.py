@@ -9,6 +9,7 @@ from .runs import assert_close
 from .sharded_runs import (
     NEEDS_DEEPSPEED,
     assert_like_one_process,
+    assert_same_losses,
     assert_same_metrics,
     assert_saves_a_pipeline,
     assert_saves_an_adapter,
@@ -22,11 +23,12 @@ pytestmark = NEEDS_DEEPSPEED
 CASES = [
     "adapter", "all weights", "all weights, without a reference", "moving reference", "accumulated", "evaluated before",
     "held to bounds", "averaged", "averaged, resumed", "resumed", "kto", "loaded by path", "flux", "stable_diffusion_3",
-    "two networks", "left out",
+    "two networks", "left out", "reference remembered", "reference remembered, resumed", "second network remembered",
 ]  # fmt: skip
 ROUNDED = ["bfloat16", "without autocast"]
-RESUMED = ["resumed", "all weights, resumed"]
-KEPT = ["adapter", "all weights"]
+UNEVEN = "two networks, remembered"
+RESUMED = ["resumed", "all weights, resumed", "averaged, resumed"]
+KEPT = ["adapter", "all weights", "averaged"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def one_process(folder):
 
 @pytest.fixture(scope="module")
 def cases(folder):
-    names = [*CASES, *ROUNDED]
+    names = [*CASES, *ROUNDED, UNEVEN]
     parts = (names[::2], names[1::2])  # that take half as long
     return run_sharded(parts[0], folder / "two", way="weights") | run_sharded(parts[1], folder / "two", way="weights")
 
@@ -49,6 +51,10 @@ def cases(folder):
 @pytest.mark.parametrize("name", CASES)
 def test_runs_equal_one_process(cases, one_process, name):
     assert_like_one_process(cases[name], one_process(name))
+
+
+def test_a_process_that_has_computed_its_reference_errors_goes_on_for_the_others(cases, one_process):
+    assert_same_losses(cases[UNEVEN], one_process(UNEVEN))
 
 
 def test_what_is_saved_loads_in_stock_diffusers(cases, one_process, folder):

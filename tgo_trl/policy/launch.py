@@ -264,10 +264,6 @@ def _refused_of_layers(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
 def _refused_of_parts(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
     """The same, of processes that hold a part of the weights only."""
     return {
-        "precompute_ref_log_probs": (
-            bool(getattr(args, "precompute_ref_log_probs", False)),
-            "processes compute different rows, and to gather the weights takes all of them at once. Leave it out.",
-        ),
         "hub_strategy": (
             args.push_to_hub and args.hub_strategy != HubStrategy.END,
             "only the main process pushes on the way, and to gather the weights takes all of them. Set it to 'end'.",

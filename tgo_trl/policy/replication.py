@@ -39,6 +39,11 @@ class Replication:
         if isinstance(reference, ModelReference):
             reference.model = self.accelerator.prepare_model(reference.model, evaluation_mode=True)
 
+    def forget_reference(self, reference: Reference) -> None:
+        """Lets the networks that a reference has of its own leave memory, once nobody asks it any more."""
+        if isinstance(reference, ModelReference):  # accelerate would keep them
+            self.accelerator._models = [it for it in self.accelerator._models if it is not reference.model]
+
     def prepare_again(self, model: nn.Module) -> None:
         """Lets accelerate wrap a policy for training that an evaluation has prepared without the wrapper.
 

@@ -47,6 +47,11 @@ class WeightSharding(OptimizerSharding):
             self._autocast(reference.model)
             self._shard(reference.model)
 
+    def forget_reference(self, reference: Reference) -> None:
+        """Lets go of what gathers its weights too."""
+        if isinstance(reference, ModelReference):
+            self.prepare_again(reference.model)
+
     def prepare_again(self, model: nn.Module) -> None:
         """Takes away what gathers weights, since the engine that is made next gathers them itself."""
         gathering = self._gathering.pop(model, None)
