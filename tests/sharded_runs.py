@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor
 from tgo_trl import TGOTrainer, cli
 from tgo_trl.policy import launch
 from tgo_trl.policy.reference import ModelReference
+from tgo_trl.trainer import tgo_trainer
 
 from .cases import CASES as FAMILIES
 from .devices import cpu_environment
@@ -148,6 +149,9 @@ CASES: dict[str, dict[str, Any]] = {
         "load_best_model_at_end": True, "eval_rewards": ["tests.runs:brightness"], "max_drift": 1.0045,
         "eval_prompts": ["a red cat", "a blue dog"],
     },
+    # of a GPU of so many bytes in each process
+    "speed": {"max_steps": 2, "speed": "auto", "gradient_checkpointing": None, "memory": [10**12, 10**12]},
+    "speed of the least": {"max_steps": 2, "speed": "auto", "gradient_checkpointing": None, "memory": [10**12, 10]},
     "compiled": {"max_steps": 2, "compile_repeated_blocks": True, "torch_compile_backend": "eager"},
     "kto": {"max_steps": 2, "loss_type": "diffusion_kto", "temperature": 0.01},
     "loaded by path": {"max_steps": 1, "use_peft": False, "by_path": True},
@@ -181,7 +185,7 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
     rows, held_out = kind.rows(11), kind.rows(7, seed=1)
     eval_first, stop = settings.pop("eval_first", False), settings.pop("stop", None)
     bad_update, train_again = settings.pop("bad_update", None), settings.pop("train_again", False)
-    by_path = settings.pop("by_path", False)
+    by_path, memory = settings.pop("by_path", False), settings.pop("memory", None)
     settings["per_device_train_batch_size"] //= settings.get("gradient_accumulation_steps", 1)
     # Adam would blow up what rounding leaves of a gradient near zero.
     defaults = {"optim": "sgd", "learning_rate": 0.1, "sample_num_inference_steps": 2}
@@ -190,7 +194,10 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
 
     def build(**more: Any) -> TGOTrainer:
         model = {"model": kind.build()} if not by_path else _by_path(kind, folder)
-        return make_trainer(args, train_dataset=rows, **evaluated, **model, **more)
+        with pytest.MonkeyPatch.context() as patch:
+            if memory is not None:
+                patch.setattr(tgo_trainer, "device_memory", lambda device: memory[PartialState().process_index])
+            return make_trainer(args, train_dataset=rows, **evaluated, **model, **more)
 
     if stop is not None and phase != "go on":
         stopped = build(callbacks=[StopAt(stop)])
@@ -221,6 +228,8 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
         "samples": torch.tensor(np.array([np.asarray(picture) for picture in samples], dtype=np.float32)),
         "is sharded": is_sharded(trainer),
         "graphs": num_graphs(),
+        "chosen": (args.gradient_checkpointing, args.gradient_checkpointing_kwargs, args.compile_repeated_blocks),
+        "fixed": trainer.strategy.fixed_bytes(trainer.policy.networks.values()),
     }
     assert_ended(trainer, args, {"train_dataset": rows, **evaluated})
     return result

@@ -502,6 +502,7 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, {},
             "`zero_optimization.offload_param.device` .* is 'cpu': which was not tried",
         ),
+        (ZERO3, {"speed": "auto"}, "`speed` is 'auto': what DeepSpeed keeps in memory is not known here"),
         (ZERO3, {"compile_repeated_blocks": True}, "`compile_repeated_blocks` is True: what gathers weights stands in"),
         (ZERO3, {"push_to_hub": True}, "`hub_strategy` is .*every_save.*: only the main process pushes"),
     ],

@@ -1,7 +1,11 @@
 """Weights that are spread over processes: they train, sample, save and go on as whole ones do."""
 
 import pytest
+from peft import LoraConfig
 
+from tgo_trl.families import StableDiffusionFamily
+
+from . import tiny
 from .runs import assert_close
 from .sharded_runs import (
     CASES,
@@ -63,6 +67,27 @@ def test_sharded_runs_equal_one_process(slow_cases, one_process, name):
 @pytest.mark.slow
 def test_a_process_that_has_computed_its_reference_errors_goes_on_for_the_others(slow_cases, one_process):
     assert_same_losses(slow_cases[UNEVEN], one_process(UNEVEN))
+
+
+@pytest.mark.slow
+def test_every_process_makes_the_choice_of_the_one_with_the_least_memory(slow_cases):
+    chosen = {name: {str(run["chosen"]) for run in slow_cases[name]} for name in ("speed", "speed of the least")}
+    assert chosen == {"speed": {"(False, None, False)"}, "speed of the least": {"(True, None, False)"}}
+
+
+def test_what_a_process_holds_is_its_shards_and_what_is_gathered_at_once(fast_case, one_process):
+    whole, network = one_process("adapter"), tiny.stable_diffusion().unet
+    network.add_adapter(LoraConfig(r=1, target_modules=list(StableDiffusionFamily.lora_target_modules)))
+    names = {*network._no_split_modules, *network._repeated_blocks}
+    blocks = [name for name, it in network.named_modules() if type(it).__name__ in names]
+    sizes = dict.fromkeys(["", *blocks], 0)
+    for name, weight in network.named_parameters():
+        inside = max((it for it in sizes if name.startswith(f"{it}.") or not it), key=len)
+        sizes[inside] += 4 * weight.numel()
+    gathered = sizes.pop("") + 3 * max(sizes.values())
+    first, second = (run["fixed"] for run in fast_case["adapter"])
+    assert first + second == whole["fixed"] + 2 * gathered
+    assert abs(first - second) < whole["fixed"] / 10
 
 
 @pytest.mark.slow

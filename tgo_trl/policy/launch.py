@@ -230,7 +230,8 @@ def _refused_settings(args: TrainingArguments, sharding: str) -> dict[str, tuple
             "compiled networks were not sharded yet. Leave it out, also of accelerate's configuration.",
         ),
         "speed": (
-            getattr(args, "speed", None) is not None, "what a shard takes was not measured. Leave it out.",
+            sharding != "FSDP" and getattr(args, "speed", None) is not None,
+            "what DeepSpeed keeps in memory is not known here. Leave it out.",
         ),
         "parallelism_config": (
             args.parallelism_config is not None or parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"),

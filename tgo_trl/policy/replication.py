@@ -1,7 +1,7 @@
 """Weights that are whole in every process, and what any other way of spreading them has to answer for."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .memory import fixed_bytes
 from .policy import Policy
 from .reference import ModelReference, Reference
 
@@ -43,6 +44,10 @@ class Replication:
         """Lets the networks that a reference has of its own leave memory, once nobody asks it any more."""
         if isinstance(reference, ModelReference):  # accelerate would keep them
             self.accelerator._models = [it for it in self.accelerator._models if it is not reference.model]
+
+    def fixed_bytes(self, networks: Iterable[nn.Module]) -> int:
+        """What the device holds as long as networks train, their gradients and Adam's averages included."""
+        return fixed_bytes(networks, self.accelerator.num_processes)
 
     def prepare_again(self, model: nn.Module) -> None:
         """Lets accelerate wrap a policy for training that an evaluation has prepared without the wrapper.

@@ -40,6 +40,7 @@ from ..policy.modular import as_standard
 from ..policy.policy import Policy
 from ..policy.reference import AdapterReference, ModelReference, PastReference
 from ..settings import shown
+from ..storage.processes import from_all
 from .arguments import (
     default_args,
     training_dtype,
@@ -54,7 +55,7 @@ from .objective import BALANCED, has_beta
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_sampler
 from .reference_recipe import active_dropout, reference_digest, reference_recipe
 from .refusals import check_datasets, check_pipeline, check_settings
-from .speed_choice import SpeedFacts, apply_choice, choose_speed
+from .speed_choice import SpeedFacts, apply_choice, choose_speed, common_facts
 from .summary import pair_rows, print_summary, summary_rows
 from .tgo_config import TGOConfig
 
@@ -285,8 +286,8 @@ class TGOTrainer(BaseTrainer):
 
     def _choose_speed(self, train_set: PreparedDataset) -> None:
         """Sets what makes the run fast, of what is not set, and says why."""
-        facts = self._speed_facts(train_set, device_memory(self.args.device))
-        lines = apply_choice(self.args, choose_speed(facts))
+        facts = from_all([self._speed_facts(train_set, device_memory(self.args.device))])
+        lines = apply_choice(self.args, choose_speed(common_facts(facts)))
         if self.is_world_process_zero():
             print("\n".join(lines))
 
@@ -317,12 +318,16 @@ class TGOTrainer(BaseTrainer):
         largest = sizes.index(max(sizes))
         items: list[Any] = [train_set[0, largest]] * train_set.rows_per_item
         corrupted = self._corrupt(self._prepare_inputs(self.data_collator(items)))[0]
+        networks = self._networks(self.policy)
         with self.accelerator.autocast():
-            return footprint(self.policy, self._networks(self.policy), corrupted, self.args.world_size)
+            found = footprint(self.policy, networks, corrupted, self.args.world_size)
+        return None if found is None else replace(found, fixed=self.strategy.fixed_bytes(networks))
 
     def _why_uncompiled(self) -> str | None:
         """What speaks against compiling blocks that nobody asked to have compiled, a clause."""
         networks = list(self.policy.networks.values())
+        if self.strategy.shards:
+            return "it was not measured on shards"
         if self.args.torch_compile or accelerate_compiles():
             return "the whole network is"
         if not all(getattr(it, "_repeated_blocks", None) for it in networks):
