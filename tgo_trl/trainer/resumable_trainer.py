@@ -122,7 +122,7 @@ class ResumableTrainer(Trainer):
         """Saves what was trained, to the output directory unless told otherwise; called by every process."""
         with self.optimizer_mode.averaged():
             with self.strategy.whole(self.policy, self._moving_reference):
-                self._save(output_dir)  # of several processes, `Trainer` would gather the whole base
+                self._save(output_dir)  # of shards, `Trainer` would gather the whole base
             self._save_raw_weights(output_dir)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
