@@ -122,6 +122,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "averaged": {
         "max_steps": 3, "ema_decay": 0.9, "eval_strategy": "steps", "eval_steps": 1, "lora_r": 1,
+        "optim": "adamw_torch", "learning_rate": 1e-2,
         "sample_prompts": ["a red cat"], "sample_steps": 1,
     },
     "averaged, resumed": {
