@@ -32,6 +32,7 @@ from tgo_trl import TGOTrainer, cli
 from tgo_trl.policy import launch
 from tgo_trl.policy.compilation import repeated_blocks
 from tgo_trl.policy.reference import ModelReference
+from tgo_trl.trainer import tgo_trainer
 
 from .cases import CASES as FAMILIES
 from .devices import cpu_environment
@@ -128,11 +129,39 @@ CASES: dict[str, dict[str, Any]] = {
         "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "stop": 3, "use_peft": False, "optim": "adamw_torch",
         "learning_rate": 1e-3, "sync_ref_model": True, "ref_model_sync_steps": 1,
     },
+    "averaged": {
+        "max_steps": 3, "ema_decay": 0.9, "eval_strategy": "steps", "eval_steps": 1, "lora_r": 1,
+        "optim": "adamw_torch", "learning_rate": 1e-2,
+        "sample_prompts": ["a red cat"], "sample_steps": 1,
+    },
+    "averaged, resumed": {
+        "max_steps": 4, "ema_decay": 0.15, "save_strategy": "steps", "save_steps": 2, "stop": 3, "optim": "adamw_torch",
+        "learning_rate": 1e-2, "sync_ref_model": True, "ref_model_sync_steps": 1,
+    },
+    "all weights, averaged, resumed": {
+        "max_steps": 4, "ema_decay": 0.15, "save_strategy": "steps", "save_steps": 2, "stop": 3, "use_peft": False,
+        "optim": "adamw_torch_fused", "learning_rate": 1e-3, "eval_strategy": "steps", "eval_steps": 1,
+    },
+    "reference remembered": {"max_steps": 2, "use_peft": False, "precompute_ref_log_probs": True},
+    "reference remembered, resumed": {
+        "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "stop": 3, "optim": "adamw_torch",
+        "learning_rate": 1e-3, "precompute_ref_log_probs": True, "num_ref_draws": 2, "precompute_ref_batch_size": 4,
+    },
+    "second network remembered": {
+        "max_steps": 1, "use_peft": False, "by_path": True, "precompute_ref_log_probs": True, "num_ref_draws": 1,
+    },
+    # the first process has twice as much to compute as the second
+    "two networks, remembered": {
+        "max_steps": 2, "family": "wan-two_stage", "precompute_ref_log_probs": True, "num_ref_draws": 2,
+    },
     "held to bounds": {
         "max_steps": 4, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
         "load_best_model_at_end": True, "eval_rewards": ["tests.runs:brightness"], "max_drift": 1.0045,
         "eval_prompts": ["a red cat", "a blue dog"],
     },
+    # of a GPU of so many bytes in each process
+    "speed": {"max_steps": 2, "speed": "auto", "gradient_checkpointing": None, "memory": [10**12, 10**12]},
+    "speed of the least": {"max_steps": 2, "speed": "auto", "gradient_checkpointing": None, "memory": [10**12, 10]},
     "compiled": {"max_steps": 2, "compile_repeated_blocks": True, "torch_compile_backend": "eager"},
     "compiled with gradients": {
         "max_steps": 2, "compile_repeated_blocks": True, "torch_compile_backend": "aot_eager",
@@ -150,8 +179,6 @@ CASES: dict[str, dict[str, Any]] = {
 """Runs of 11 rows, in updates of 8: the second update of an epoch has 3."""
 OF_WHOLE_WEIGHTS: dict[str, dict[str, Any]] = {
     "left out": {"max_steps": 3, "on_bad_row": "skip", "bad_update": 2, "optim": "adamw_torch", "learning_rate": 2e-3},
-    "averaged": {"max_steps": 3, "ema_decay": 0.9, "eval_strategy": "steps", "eval_steps": 1},
-    "reference remembered": {"max_steps": 2, "use_peft": False, "precompute_ref_log_probs": True},
     "trained on": {"max_steps": 2, "train_again": True},
     # of which each process has rows of one network in a batch, whose gradients come in an order of their own
     "two networks, row by row": {
@@ -179,7 +206,7 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
     rows, held_out = kind.rows(11), kind.rows(7, seed=1)
     eval_first, stop = settings.pop("eval_first", False), settings.pop("stop", None)
     bad_update, train_again = settings.pop("bad_update", None), settings.pop("train_again", False)
-    by_path = settings.pop("by_path", False)
+    by_path, memory = settings.pop("by_path", False), settings.pop("memory", None)
     settings["per_device_train_batch_size"] //= settings.get("gradient_accumulation_steps", 1)
     # Adam would blow up what rounding leaves of a gradient near zero.
     defaults = {"optim": "sgd", "learning_rate": 0.1, "sample_num_inference_steps": 2}
@@ -188,7 +215,10 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
 
     def build(**more: Any) -> TGOTrainer:
         model = {"model": kind.build()} if not by_path else _by_path(kind, folder)
-        return make_trainer(args, train_dataset=rows, **evaluated, **model, **more)
+        with pytest.MonkeyPatch.context() as patch:
+            if memory is not None:
+                patch.setattr(tgo_trainer, "device_memory", lambda device: memory[PartialState().process_index])
+            return make_trainer(args, train_dataset=rows, **evaluated, **model, **more)
 
     if stop is not None and phase != "go on":
         stopped = build(callbacks=[StopAt(stop)])
@@ -221,6 +251,8 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
         "is sharded": is_sharded(trainer),
         "graphs": tuple(after - before for after, before in zip(num_graphs(), graphs, strict=True)),
         "kept": kept,
+        "chosen": (args.gradient_checkpointing, args.gradient_checkpointing_kwargs, args.compile_repeated_blocks),
+        "fixed": trainer.strategy.fixed_bytes(trainer.policy.networks.values()),
     }
     assert_ended(trainer, args, {"train_dataset": rows, **evaluated})
     return result
@@ -387,6 +419,14 @@ def assert_like_one_process(sharded: list[dict[str, Any]], one: dict[str, Any]) 
     assert_equal(second["samples"], first["samples"])
     if one["samples"].numel():  # of 256 levels
         assert (first["samples"] - one["samples"]).abs().max() <= 1
+
+
+def assert_same_losses(sharded: list[dict[str, Any]], one: dict[str, Any]) -> None:
+    """Weights and losses alone: of log-ratios that rounding leaves before the first update, the sign is chance."""
+    assert [it["is sharded"] for it in (*sharded, one)] == [True, True, False]
+    assert_close(sharded[0]["weights"], one["weights"], 1e-5)
+    losses = [[it["loss"] for it in run["log"] if "loss" in it] for run in (sharded[0], one)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def assert_saves_an_adapter(out: Path, trained: dict[str, Tensor]) -> None:

@@ -1,11 +1,16 @@
 """Weights that are spread over processes: they train, sample, save and go on as whole ones do."""
 
 import pytest
+from peft import LoraConfig
 
+from tgo_trl.families import StableDiffusionFamily
+
+from . import tiny
 from .runs import assert_close
 from .sharded_runs import (
     CASES,
     assert_like_one_process,
+    assert_same_losses,
     assert_same_metrics,
     assert_saves_a_pipeline,
     assert_saves_an_adapter,
@@ -14,7 +19,8 @@ from .sharded_runs import (
     runs_of_one_process,
 )
 
-FAST, ROUNDED = "adapter", ("bfloat16", "without autocast")
+FAST, ROUNDED, UNEVEN = ("adapter", "averaged"), ("bfloat16", "without autocast"), "two networks, remembered"
+RESUMED = [name for name in CASES if name.endswith("resumed")]
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +28,19 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("sharding")
 
 
+def cached(run):
+    """The encodings and errors of a run, by file."""
+    return {path.name: path.read_bytes() for path in (run / "cache").glob("*.safetensors")}
+
+
 @pytest.fixture(scope="module")
 def fast_case(folder):
-    return run_sharded([FAST], folder / "fast")
+    return run_sharded([*FAST], folder / "fast")
 
 
 @pytest.fixture(scope="module")
 def slow_cases(folder):
-    return run_sharded([name for name in CASES if name != FAST], folder / "slow")
+    return run_sharded([name for name in CASES if name not in FAST], folder / "slow")
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +48,46 @@ def one_process(folder):
     return runs_of_one_process(folder)
 
 
-def test_an_adapter_on_a_sharded_base_trains_as_in_one_process(fast_case, one_process):
-    assert_like_one_process(fast_case[FAST], one_process(FAST))
+@pytest.mark.parametrize("name", FAST)
+def test_an_adapter_on_a_sharded_base_trains_as_in_one_process(fast_case, one_process, name):
+    assert_like_one_process(fast_case[name], one_process(name))
 
 
 def test_a_sharded_run_saves_what_stock_diffusers_loads(fast_case, one_process, folder):
-    assert_saves_an_adapter(folder / "fast" / f"run-{FAST}" / "out", one_process(FAST)["weights"])
+    for name in FAST:
+        assert_saves_an_adapter(folder / "fast" / f"run-{name}" / "out", one_process(name)["weights"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CASES if name not in (FAST, *ROUNDED)])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in (*FAST, *ROUNDED, UNEVEN)])
 def test_sharded_runs_equal_one_process(slow_cases, one_process, name):
     assert_like_one_process(slow_cases[name], one_process(name))
+
+
+@pytest.mark.slow
+def test_a_process_that_has_computed_its_reference_errors_goes_on_for_the_others(slow_cases, one_process):
+    assert_same_losses(slow_cases[UNEVEN], one_process(UNEVEN))
+
+
+@pytest.mark.slow
+def test_every_process_makes_the_choice_of_the_one_with_the_least_memory(slow_cases):
+    chosen = {name: {str(run["chosen"]) for run in slow_cases[name]} for name in ("speed", "speed of the least")}
+    assert chosen == {"speed": {"(False, None, False)"}, "speed of the least": {"(True, None, False)"}}
+
+
+def test_what_a_process_holds_is_its_shards_and_what_is_gathered_at_once(fast_case, one_process):
+    whole, network = one_process("adapter"), tiny.stable_diffusion().unet
+    network.add_adapter(LoraConfig(r=1, target_modules=list(StableDiffusionFamily.lora_target_modules)))
+    names = {*network._no_split_modules, *network._repeated_blocks}
+    blocks = [name for name, it in network.named_modules() if type(it).__name__ in names]
+    sizes = dict.fromkeys(["", *blocks], 0)
+    for name, weight in network.named_parameters():
+        inside = max((it for it in sizes if name.startswith(f"{it}.") or not it), key=len)
+        sizes[inside] += 4 * weight.numel()
+    gathered = sizes.pop("") + 3 * max(sizes.values())
+    first, second = (run["fixed"] for run in fast_case["adapter"])
+    assert first + second == whole["fixed"] + 2 * gathered
+    assert abs(first - second) < whole["fixed"] / 10
 
 
 @pytest.mark.slow
@@ -74,17 +113,18 @@ def test_the_times_of_the_noise_are_not_rounded(slow_cases, one_process, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resumed", "all weights, resumed"])
+@pytest.mark.parametrize("name", RESUMED)
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 4)])
 def test_a_run_goes_on_with_another_number_of_processes(folder, one_process, name, before, after):
-    """Adam's moments of shards are saved whole, and taken up by any number of processes."""
+    """Adam's moments of shards are saved whole, and taken up by any number; so are errors of the reference."""
     run = folder / f"from-{before}-to-{after}-{name}"
-    results = []
+    results, caches = [], []
     for num_processes, phase in ((before, "begin"), (after, "go on")):
         if num_processes > 1:
             results.append(run_sharded([name], run, num_processes, phase)[name][0])
         else:
             results.append(run_case(name, run / f"run-{name}", phase, per_device_train_batch_size=8))
+        caches.append(cached(run / f"run-{name}"))
     expected = one_process(name)
     assert [it["is sharded"] for it in results] == [before > 1, after > 1]
     assert_close(results[1]["weights"], expected["weights"], 1e-5)
@@ -92,3 +132,4 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, one_process, nam
     checkpoint = run / f"run-{name}" / "out" / "checkpoint-4"
     names = {path.name for path in checkpoint.iterdir()}
     assert not [it for it in names if "model" in it or "fsdp" in it], "only what was trained is saved"
+    assert caches[0] == caches[1] == cached(folder / f"one-{name}"), "nothing is computed twice, or otherwise"

@@ -48,9 +48,13 @@ class Encoder:
         return sum(map(len, self.batches))
 
 
-def write(folder, keys=None, recipe="recipe", encoder=None, batch_size=10, process=(0, 1), wait=lambda: None):
-    writer = ShardWriter(Path(folder), *process, wait, progress=False)
-    return writer.write(KEYS if keys is None else keys, encoder or Encoder(), recipe, batch_size, "Encoding")
+def write(
+    folder, keys=None, recipe="recipe", encoder=None, batch_size=10, process=(0, 1), wait=lambda: None, most=int,
+    in_step=False,
+):  # fmt: skip
+    writer = ShardWriter(Path(folder), *process, wait, progress=False, most=most)
+    rows = KEYS if keys is None else keys
+    return writer.write(rows, encoder or Encoder(), recipe, batch_size, "Encoding", in_step=in_step)
 
 
 def assert_right(read):
@@ -257,6 +261,42 @@ def test_processes_without_a_shared_disk_each_encode_everything(tmp_path):
     assert [encoder.num_rows for encoder in encoders] == [NUM_ROWS, NUM_ROWS]
     for read in results.values():
         assert_right(read)
+
+
+@pytest.mark.parametrize("num_shards", [1, 3, 4])
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_processes_that_encode_in_step_call_as_often_as_each_other(tmp_path, num_shards, is_shared):
+    """Each call waits for one of the other process, as it does to gather weights: with one call fewer it fails."""
+    barrier, keys = threading.Barrier(2, timeout=20), KEYS[: num_shards * ROWS_PER_SHARD - 3]
+    folders, numbers, results = [tmp_path / "one", tmp_path / ("one" if is_shared else "other")], [0, 0], {}
+    encoders = [Encoder(), Encoder()]
+    if num_shards == 3:  # one is there already, and the other process has two to encode
+        write(folders[0], keys[:ROWS_PER_SHARD])
+
+    def work(process):
+        def most(number):
+            numbers[process] = number
+            barrier.wait()
+            found = max(numbers)
+            barrier.wait()
+            return found
+
+        def encode(rows):
+            barrier.wait()
+            return encoders[process](rows)
+
+        results[process] = write(folders[process], keys, "recipe", encode, 10, (process, 2), barrier.wait, most, True)
+
+    threads = [threading.Thread(target=work, args=(process,)) for process in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(encoders[0].batches) == len(encoders[1].batches) > 0
+    alone = write(tmp_path / "alone", keys)
+    for read in results.values():
+        assert [path.name for path in read.paths] == [path.name for path in alone.paths]
+        assert [path.read_bytes() for path in read.paths] == [path.read_bytes() for path in alone.paths]
 
 
 # ---- Padding ----

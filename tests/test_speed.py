@@ -7,7 +7,7 @@ import pytest
 from tgo_trl import AlignPropConfig, TGOConfig
 from tgo_trl.policy.denoising import Denoiser
 from tgo_trl.policy.memory import Footprint, fixed_bytes, footprint
-from tgo_trl.trainer.speed_choice import SpeedFacts, apply_choice, choose_speed
+from tgo_trl.trainer.speed_choice import SpeedFacts, apply_choice, choose_speed, common_facts
 
 from . import tiny
 from .cases import CASES
@@ -71,6 +71,16 @@ CHOICES = {
 def test_choices(facts, every, compiles):
     choice = choose_speed(facts)
     assert (choice.every if choice.recomputes else None, choice.compiles) == (every, compiles)
+
+
+def test_processes_choose_alike_by_the_least_memory_and_the_most_that_is_taken():
+    more = replace(SDXL, fixed=SDXL.fixed + 1)
+    facts = [replace(GPU, footprint=more), replace(GPU, memory=24_000_000_000)]
+    common = replace(GPU, memory=24_000_000_000, footprint=more)
+    assert common_facts(facts) == common_facts(facts[::-1]) == common
+    assert common_facts([GPU]) == GPU
+    assert common_facts([GPU, replace(GPU, footprint=None)]).footprint is None
+    assert common_facts([replace(GPU, memory=None), GPU]).memory is None
 
 
 def test_reasons_have_their_numbers():

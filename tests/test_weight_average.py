@@ -104,8 +104,10 @@ def test_it_begins_with_the_weights_and_goes_on_counting():
 
 
 def test_to_look_at_it_twice_is_to_look_once_and_the_last_update_is_finished_first():
-    weight, calls = nn.Parameter(torch.tensor([1.0])), []
-    average = WeightAverage([weight], decay=0.9, finish=lambda: calls.append(average.update()))
+    weight, calls, held = nn.Parameter(torch.tensor([1.0])), [], []
+    average = WeightAverage(
+        [weight], 0.9, finish=lambda: calls.append(average.update()), release=lambda: held.append(weight.item())
+    )
     weight.data.fill_(3.0)
     average.eval()
     average.eval()
@@ -113,6 +115,13 @@ def test_to_look_at_it_twice_is_to_look_once_and_the_last_update_is_finished_fir
     average.train()
     average.train()
     assert (weight.item(), average.num_updates) == (3, 1)
+    weight.data.fill_(14.0)
+    average.eval()
+    assert weight.item() == pytest.approx(3 * 2 / 11 + 14 * 9 / 11)
+    average.train()
+    assert weight.item() == 14
+    # what is gathered is let go before each change: of the raw ones, and of the average
+    assert held == pytest.approx([3, 3, 14, 12])
 
 
 def test_each_tensor_keeps_its_dtype():

@@ -20,7 +20,7 @@ pytestmark = [*NEEDS_DEEPSPEED, pytest.mark.slow]
 
 CASES = [
     "all weights", "moving reference", "accumulated", "evaluated before", "held to bounds", "resumed", "kto",
-    "compiled", "flux", "two networks", *OF_WHOLE_WEIGHTS,
+    "compiled", "flux", "two networks", "averaged", "reference remembered", *OF_WHOLE_WEIGHTS,
 ]  # fmt: skip
 ROUNDED = ["bfloat16", "without autocast"]
 RESUMED = ["resumed", "all weights, resumed"]

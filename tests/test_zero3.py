@@ -9,6 +9,7 @@ from .runs import assert_close
 from .sharded_runs import (
     NEEDS_DEEPSPEED,
     assert_like_one_process,
+    assert_same_losses,
     assert_same_metrics,
     assert_saves_a_pipeline,
     run_case,
@@ -20,12 +21,14 @@ pytestmark = [*NEEDS_DEEPSPEED, pytest.mark.slow]
 
 CASES = [
     "all weights", "all weights, without a reference", "moving reference", "accumulated", "evaluated before",
-    "held to bounds", "resumed", "kto", "loaded by path", "flux", "stable_diffusion_3", "two networks", "left out",
+    "held to bounds", "averaged", "averaged, resumed", "resumed", "kto", "loaded by path", "flux", "stable_diffusion_3",
+    "two networks", "left out", "reference remembered", "reference remembered, resumed", "second network remembered",
     "compiled", "compiled with gradients",
 ]  # fmt: skip
 ROUNDED = ["bfloat16", "without autocast"]
-RESUMED = ["resumed", "all weights, resumed"]
-KEPT = ["adapter", "all weights"]
+UNEVEN = "two networks, remembered"
+RESUMED = ["resumed", "all weights, resumed", "averaged, resumed"]
+KEPT = ["adapter", "all weights", "averaged"]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def one_process(folder):
 
 @pytest.fixture(scope="module")
 def cases(folder):
-    names = [*CASES, *ROUNDED]
+    names = [*CASES, *ROUNDED, UNEVEN]
     parts = (names[::2], names[1::2])  # that take half as long
     return run_sharded(parts[0], folder / "two", way="weights") | run_sharded(parts[1], folder / "two", way="weights")
 
@@ -62,6 +65,10 @@ def test_blocks_are_compiled_whole_on_shards(cases):
     """Weights of a block are gathered before it is called: as many graphs as on FSDP2's shards, and no break."""
     assert [it["graphs"] for it in cases["compiled"]] == [(5, 0), (5, 0)]
     assert [it["graphs"] for it in cases["compiled with gradients"]] == [(11, 0), (11, 0)]
+
+
+def test_a_process_that_has_computed_its_reference_errors_goes_on_for_the_others(cases, one_process):
+    assert_same_losses(cases[UNEVEN], one_process(UNEVEN))
 
 
 def test_what_is_saved_loads_in_stock_diffusers(cases, one_process, folder):

@@ -29,6 +29,7 @@ class ReferencePass:
         batch_size: rows of a forward pass; fewer are filled up, so that all are of one shape.
         num_samples: `S`.
         kind: of what rows are, `"image"` or `"video"`.
+        in_step: whether each forward pass takes all processes, which have parts of the reference.
     """
 
     errors: Callable[[Sequence[tuple[int, int]]], Tensor]
@@ -36,6 +37,7 @@ class ReferencePass:
     batch_size: int
     num_samples: int
     kind: str
+    in_step: bool = False
 
 
 def plan_reference_errors(
@@ -66,7 +68,9 @@ def plan_reference_errors(
         for index, (draw, group, recipe) in enumerate(work):
             encode = partial(_encode, dataset, how, draw, group)
             label = f"Reference errors of {name} rows, draw {index // len(groups) + 1} of {len(draws)}"
-            shards = writer.write([keys[i] for i in group], encode, recipe, how.batch_size, label, per_shard)
+            shards = writer.write(
+                [keys[i] for i in group], encode, recipe, how.batch_size, label, per_shard, in_step=how.in_step
+            )
             errors[index // len(groups), group] = shards.column(ERRORS)
         return errors
 

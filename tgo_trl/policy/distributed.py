@@ -60,6 +60,20 @@ class Sharding(Replication):
             self._shard(model.networks.values())
             self._autocast(model)
 
+    def fixed_bytes(self, networks: Iterable[nn.Module]) -> int:
+        """The shards of this process, and at most what is gathered at once, which was computed and not measured.
+
+        Of each network what is in no block, and three of the largest blocks: the one that is computed, the one around
+        it or fetched ahead, and one on its way.
+        """
+        weights, blocks, rest = 0, [0], 0
+        for network in networks:
+            weights += sum(_shard_bytes(weight) for weight in (*network.parameters(), *network.buffers()))
+            *of_blocks, of_network = _unit_bytes(network)
+            blocks += of_blocks
+            rest += of_network
+        return weights + rest + 3 * max(blocks)
+
     def prepare_again(self, model: nn.Module) -> None:
         """Makes the optimizer that is made next see shards, and accelerate tell them apart."""
         _reshard([model])
@@ -94,6 +108,16 @@ class Sharding(Replication):
         if loading:
             for _, _, shard, weight in gathered:
                 shard.detach().copy_(_part_of(weight.detach(), shard))
+
+    def own_parts(self, policy: Policy) -> list[nn.Parameter]:
+        """The shards of this process, some of which may be empty."""
+        self.release(policy)
+        weights: list[Any] = policy.trained_weights()
+        return [nn.Parameter(shard.detach().to_local()) for shard in weights]
+
+    def release(self, policy: Policy) -> None:
+        """Leaves shards alone."""
+        _reshard([policy])
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Gathered tensor by tensor, on the CPU, with the numbers that one process gives its parameters."""
@@ -140,6 +164,23 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     names = {*(getattr(network, "_no_split_modules", None) or ()), *(getattr(network, "_repeated_blocks", None) or ())}
     inner = [module for module in network.modules() if module is not network and type(module).__name__ in names]
     return [module for module in reversed(inner) if next(module.parameters(), None) is not None]
+
+
+def _unit_bytes(network: nn.Module) -> list[int]:
+    """Of whole weights: of those of each sharded block that are in no inner one, and of the network's in no block."""
+    seen: set[int] = set()
+    sizes = []
+    for module in reversed([it for it in network.modules() if isinstance(it, FSDPModule)]):
+        own = {id(weight): weight.nbytes for weight in module.parameters() if id(weight) not in seen}
+        seen |= own.keys()
+        sizes.append(sum(own.values()))
+    return sizes
+
+
+def _shard_bytes(weight: Tensor) -> int:
+    """Of what this process holds of a weight, with gradient and two averages in float32 if it is trained."""
+    part = weight.to_local() if isinstance(weight, DTensor) else weight
+    return part.nbytes + (3 * 4 * part.numel() if weight.requires_grad else 0)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -223,7 +223,8 @@ def _refused_settings(args: TrainingArguments, sharding: str) -> dict[str, tuple
             "compiled networks were not sharded yet. Leave it out, also of accelerate's configuration.",
         ),
         "speed": (
-            getattr(args, "speed", None) is not None, "what a shard takes was not measured. Leave it out.",
+            sharding != "FSDP" and getattr(args, "speed", None) is not None,
+            "what DeepSpeed keeps in memory is not known here. Leave it out.",
         ),
         "parallelism_config": (
             args.parallelism_config is not None or parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"),
@@ -246,13 +247,6 @@ def _refused_settings(args: TrainingArguments, sharding: str) -> dict[str, tuple
 def _refused_of_parts(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
     """The same, of processes that hold a part of the weights only."""
     return {
-        "precompute_ref_log_probs": (
-            bool(getattr(args, "precompute_ref_log_probs", False)),
-            "processes compute different rows, and to gather the weights takes all of them at once. Leave it out.",
-        ),
-        "ema_decay": (
-            getattr(args, "ema_decay", None) is not None, "the average of shards was not saved yet. Leave it out.",
-        ),
         "hub_strategy": (
             args.push_to_hub and args.hub_strategy != HubStrategy.END,
             "only the main process pushes on the way, and to gather the weights takes all of them. Set it to 'end'.",

@@ -1,7 +1,7 @@
 """Weights that are whole in every process, and what any other way of spreading them has to answer for."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .memory import fixed_bytes
 from .policy import Policy
 from .reference import ModelReference, Reference
 
@@ -38,6 +39,15 @@ class Replication:
         """Puts the networks of a reference, where it has some of its own, to where the policy's are."""
         if isinstance(reference, ModelReference):
             reference.model = self.accelerator.prepare_model(reference.model, evaluation_mode=True)
+
+    def forget_reference(self, reference: Reference) -> None:
+        """Lets the networks that a reference has of its own leave memory, once nobody asks it any more."""
+        if isinstance(reference, ModelReference):  # accelerate would keep them
+            self.accelerator._models = [it for it in self.accelerator._models if it is not reference.model]
+
+    def fixed_bytes(self, networks: Iterable[nn.Module]) -> int:
+        """What the device holds as long as networks train, their gradients and Adam's averages included."""
+        return fixed_bytes(networks, self.accelerator.num_processes)
 
     def prepare_again(self, model: nn.Module) -> None:
         """Lets accelerate wrap a policy for training that an evaluation has prepared without the wrapper.
@@ -103,6 +113,13 @@ class Replication:
         Of policy and reference they are of the same places, so that what is done number by number needs no others.
         """
         yield
+
+    def own_parts(self, policy: Policy) -> list[nn.Parameter]:
+        """What this process holds of each trained weight of a run, in the memory of the weight itself."""
+        return policy.trained_weights()
+
+    def release(self, policy: Policy) -> None:
+        """Lets nothing of the policy's weights be gathered, before their parts are written to; in every process."""
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """The optimizer's `state_dict()` of whole tensors, for the main process; called by every one."""

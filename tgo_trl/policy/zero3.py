@@ -57,6 +57,11 @@ class WeightSharding(OptimizerSharding):
             self._autocast(reference.model)
             self._shard(reference.model)
 
+    def forget_reference(self, reference: Reference) -> None:
+        """Lets go of what gathers its weights too."""
+        if isinstance(reference, ModelReference):
+            self.prepare_again(reference.model)
+
     def prepare_again(self, model: nn.Module) -> None:
         """Takes away what gathers weights, since the engine that is made next gathers them itself."""
         gathering = self._gathering.pop(model, None)
@@ -132,6 +137,18 @@ class WeightSharding(OptimizerSharding):
         ]
         with replaced(parts):
             yield
+
+    def own_parts(self, policy: Policy) -> list[nn.Parameter]:
+        """Parts of one size in all processes, the last ones filled up."""
+        self.release(policy)
+        weights: list[Any] = policy.trained_weights()
+        return [nn.Parameter(weight.ds_tensor.detach()) for weight in weights]
+
+    def release(self, policy: Policy) -> None:
+        """Leaves parts alone, also of weights that stay whole between steps."""
+        of_engine = [] if self._zero is None else [self._zero.parameter_offload]
+        for gathering in (*self._gathering.values(), *of_engine):
+            gathering.partition_all_parameters()
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Gathered tensor by tensor, on the CPU, with the numbers that one process gives its parameters."""
@@ -238,9 +255,7 @@ class WeightSharding(OptimizerSharding):
         modules: list[Any] = [policy]
         if isinstance(reference, ModelReference):
             modules.append(reference.model)
-        of_engine = [] if self._zero is None else [self._zero.parameter_offload]
-        for gathering in (*self._gathering.values(), *of_engine):
-            gathering.partition_all_parameters()
+        self.release(policy)
         return [
             (owner, name, weight)
             for module in modules

@@ -10,6 +10,7 @@ and `name/size`, which is `L`. Older shards, which hold all of it, are read as w
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import accumulate, pairwise
@@ -116,19 +117,22 @@ class ShardWriter:
         process_index, num_processes: this process encodes every `num_processes`-th shard.
         wait: blocks until every process has come here.
         progress: whether to show a progress bar.
+        most: the largest of the numbers that the processes come here with; only where they encode in step.
 
     Attributes:
         paths: of all shards that were asked for.
     """
 
     def __init__(
-        self, folder: Path, process_index: int, num_processes: int, wait: Callable[[], None], progress: bool
-    ) -> None:
+        self, folder: Path, process_index: int, num_processes: int, wait: Callable[[], None], progress: bool,
+        most: Callable[[int], int] = int,
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.process_index = process_index
         self.num_processes = num_processes
         self.wait = wait
         self.progress = progress
+        self.most = most
         self.paths: set[Path] = set()
 
     @property
@@ -145,6 +149,7 @@ class ShardWriter:
         description: str,
         rows_per_shard: int = ROWS_PER_SHARD,
         are_padded: bool = False,
+        in_step: bool = False,
     ) -> Shards:
         """Shards of `len(keys)` rows, encoding those that no earlier run has encoded.
 
@@ -156,6 +161,8 @@ class ShardWriter:
             description: the label of the progress bar.
             rows_per_shard: rows that are encoded again if a process is killed.
             are_padded: whether rows end in zeros, which are left out on disk, and are there again when rows are read.
+            in_step: whether `encode` takes all processes at once, each with rows of its own, as where each has a part
+                of a network. One that has no more rows goes on with the first ones, for the others.
         """
         work = self._work(keys, recipe, rows_per_shard)
         paths = [path for path, _ in work]
@@ -167,12 +174,11 @@ class ShardWriter:
         with taking_turns(lock, waiting) if self.process_index == 0 else nullcontext():
             self.folder.mkdir(parents=True, exist_ok=True)
             sweep(self.folder)
-            self.wait()
-            self._encode_missing(share, encode, batch_size, description, are_padded)
-            self.wait()
             others = [entry for i, entry in enumerate(work) if i % self.num_processes != self.process_index]
-            # where processes share no file system
-            self._encode_missing(others, encode, batch_size, description, are_padded)
+            idle = range(len(keys))[:batch_size] if in_step else None
+            for part in (share, others):  # these where processes share no file system
+                self.wait()
+                self._encode_missing(part, encode, batch_size, description, are_padded, idle)
         return Shards(paths, len(keys), rows_per_shard)
 
     def num_missing(self, keys: Sequence[str], recipe: str, rows_per_shard: int = ROWS_PER_SHARD) -> int:
@@ -194,8 +200,13 @@ class ShardWriter:
         batch_size: int,
         description: str,
         are_padded: bool,
+        idle: Sequence[int] | None,
     ) -> None:
         missing = [(path, chunk) for path, chunk in work if not self._is_whole(path)]
+        num_idle = 0
+        if idle is not None:  # before the first call, within which nothing else may be exchanged
+            num_calls = sum(math.ceil(len(chunk) / batch_size) for _, chunk in missing)
+            num_idle = self.most(num_calls) - num_calls
         total = sum(len(chunk) for _, chunk in missing)
         with tqdm(total=total, desc=description, unit="row", disable=not self.progress or total == 0) as bar:
             for path, chunk in missing:
@@ -205,6 +216,8 @@ class ShardWriter:
                     bar.update(len(batch))
                 rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
                 save_shard(without_padding(rows) if are_padded else rows, path)
+        for _ in range(num_idle):
+            encode(idle or ())
 
     def _is_whole(self, path: Path) -> bool:
         if not path.exists():

@@ -363,7 +363,10 @@ def shard_writer(args: TGOConfig) -> ShardWriter:
     """Writes what is encoded to the folder of the settings."""
     folder = Path(args.encoding_cache_dir or Path(HF_HOME) / "tgo_trl" / "encodings")
     state = PartialState()
-    return ShardWriter(folder, state.process_index, state.num_processes, state.wait_for_everyone, shows_progress(args))
+    return ShardWriter(
+        folder, state.process_index, state.num_processes, state.wait_for_everyone, shows_progress(args),
+        most=lambda number: max(from_all([number])),
+    )  # fmt: skip
 
 
 def _say_where(writer: ShardWriter, name: str) -> None:

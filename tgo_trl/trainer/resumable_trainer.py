@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +121,10 @@ class ResumableTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves what was trained, to the output directory unless told otherwise; called by every process."""
-        with self.optimizer_mode.averaged(), self.strategy.whole(self.policy, self._moving_reference):
-            if not self.strategy.shards:
-                super().save_model(output_dir, _internal_call)
-                return
-            self._save(output_dir)  # `Trainer` would gather the whole base
+        with self.optimizer_mode.averaged():
+            with self.strategy.whole(self.policy, self._moving_reference):
+                self._save(output_dir)  # of shards, `Trainer` would gather the whole base
+            self._save_raw_weights(output_dir)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -141,12 +140,19 @@ class ResumableTrainer(Trainer):
             checkpoints.save_weights(self.pipeline, self.policy, temporary, whole_pipeline=not is_checkpoint)
             if is_checkpoint and self._moving_reference is not None:
                 checkpoints.save_reference(self._moving_reference, temporary)
-            average = self.optimizer_mode.average
-            if is_checkpoint and average is not None and not self.args.save_only_model:
-                with average.raw():
+            self._record().write(temporary)
+
+    def _save_raw_weights(self, output_dir: str | None) -> None:
+        """Saves beside an average what steps are taken from, where a run may go on from it; in every process."""
+        folder, average = Path(output_dir or self.args.output_path), self.optimizer_mode.average
+        is_checkpoint = checkpoints.is_checkpoint_of(folder, self.args.output_path)
+        if average is None or not is_checkpoint or self.args.save_only_model:
+            return
+        with average.raw(), self.strategy.whole(self.policy):
+            if self.args.should_save:
+                with writing(folder), checkpoints.replacing(folder, is_checkpoint) as temporary:
                     raw_folder = temporary / checkpoints.RAW_WEIGHTS_NAME
                     checkpoints.save_weights(self.pipeline, self.policy, raw_folder, whole_pipeline=False)
-            self._record().write(temporary)
 
     def _record(self) -> checkpoints.RunRecord:
         progress = self._progress
@@ -345,10 +351,10 @@ class ResumableTrainer(Trainer):
         """Begins the average with the weights as they were saved, and loads the raw ones that were saved beside it."""
         counted = None if checkpoint is None else checkpoints.RunRecord.read(checkpoint).averaged_updates
         if self.args.ema_decay is not None:
-            trained = (weight for weight in self.policy.parameters() if weight.requires_grad)
             self.optimizer_mode.average = WeightAverage(
-                trained, self.args.ema_decay, finish=self._guard.settle, num_updates=counted or 0
-            )
+                self.strategy.own_parts(self.policy), self.args.ema_decay, finish=self._guard.settle,
+                num_updates=counted or 0, release=partial(self.strategy.release, self.policy),
+            )  # fmt: skip
         # What an earlier run left in a folder of the same name is not of this one.
         if checkpoint is not None and counted is not None and (checkpoint / checkpoints.RAW_WEIGHTS_NAME).is_dir():
             with self.strategy.whole(self.policy, loading=True):

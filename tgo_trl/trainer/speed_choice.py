@@ -1,6 +1,7 @@
 """`speed="auto"`: which of the settings that change results by rounding at most make a run fastest, and why."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..messages.values import shown_bytes
@@ -52,6 +53,17 @@ class SpeedChoice:
     compiles: bool
     why_recomputes: str
     why_compiles: str
+
+
+def common_facts(facts: Sequence[SpeedFacts]) -> SpeedFacts:
+    """By which the processes of a run choose alike, of those of each: the least memory, and the most that it takes."""
+    memories = [it.memory for it in facts]
+    known = [it.footprint for it in facts if it.footprint is not None]
+    return replace(
+        facts[0],
+        memory=None if None in memories else min(it for it in memories if it is not None),
+        footprint=max(known, key=lambda it: it.fixed) if len(known) == len(facts) else None,
+    )
 
 
 def choose_speed(facts: SpeedFacts) -> SpeedChoice:

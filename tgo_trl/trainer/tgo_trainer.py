@@ -38,8 +38,10 @@ from ..policy.launch import check_shardable
 from ..policy.loading import load_reference_networks
 from ..policy.memory import Footprint, device_memory, footprint, has_usual_adapter
 from ..policy.modular import as_standard
+from ..policy.policy import Policy
 from ..policy.reference import AdapterReference, ModelReference, PastReference
 from ..settings import shown
+from ..storage.processes import from_all
 from .arguments import (
     default_args,
     training_dtype,
@@ -54,7 +56,7 @@ from .objective import BALANCED, has_beta
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_sampler
 from .reference_recipe import active_dropout, reference_digest, reference_recipe
 from .refusals import check_datasets, check_pipeline, check_settings
-from .speed_choice import SpeedFacts, apply_choice, choose_speed
+from .speed_choice import SpeedFacts, apply_choice, choose_speed, common_facts
 from .summary import pair_rows, print_summary, summary_rows
 from .tgo_config import TGOConfig
 
@@ -201,6 +203,7 @@ class TGOTrainer(BaseTrainer):
         policy, was_trained = self._build_policy(
             args, dtype, peft_config, ref_networks, self.loss.needs_reference, optimizers[0]
         )
+        reference_weights = self._digest_reference(policy) if args.precompute_ref_log_probs else None
         settings = {
             "temperature": self.temperature,
             "optimizer": describe_optimizer(optimizers, optimizer_cls_and_kwargs),
@@ -240,8 +243,8 @@ class TGOTrainer(BaseTrainer):
         if args.speed is not None:
             self._choose_speed(train_set)
         self._prepare_compilation()
-        if args.precompute_ref_log_probs:
-            self._precompute_reference(train_set, eval_set)
+        if reference_weights is not None:
+            self._precompute_reference(train_set, eval_set, reference_weights)
         if self.label_rule is not None:
             are_weighed = self.loss.weighs_rows
             self.add_callback(ScoreLogCallback(self, self.label_rule, self.train_labels, are_weighed))
@@ -285,8 +288,8 @@ class TGOTrainer(BaseTrainer):
 
     def _choose_speed(self, train_set: PreparedDataset) -> None:
         """Sets what makes the run fast, of what is not set, and says why."""
-        facts = self._speed_facts(train_set, device_memory(self.args.device))
-        lines = apply_choice(self.args, choose_speed(facts))
+        facts = from_all([self._speed_facts(train_set, device_memory(self.args.device))])
+        lines = apply_choice(self.args, choose_speed(common_facts(facts)))
         if self.is_world_process_zero():
             print("\n".join(lines))
 
@@ -317,12 +320,16 @@ class TGOTrainer(BaseTrainer):
         largest = sizes.index(max(sizes))
         items: list[Any] = [train_set[0, largest]] * train_set.rows_per_item
         corrupted = self._corrupt(self._prepare_inputs(self.data_collator(items)))[0]
+        networks = self._networks(self.policy)
         with self.accelerator.autocast():
-            return footprint(self.policy, self._networks(self.policy), corrupted, self.args.world_size)
+            found = footprint(self.policy, networks, corrupted, self.args.world_size)
+        return None if found is None else replace(found, fixed=self.strategy.fixed_bytes(networks))
 
     def _why_uncompiled(self) -> str | None:
         """What speaks against compiling blocks that nobody asked to have compiled, a clause."""
         networks = list(self.policy.networks.values())
+        if self.strategy.shards:
+            return "it was not measured on shards"
         if self.args.torch_compile or accelerate_compiles():
             return "the whole network is"
         if not all(getattr(it, "_repeated_blocks", None) for it in networks):
@@ -331,32 +338,45 @@ class TGOTrainer(BaseTrainer):
             return "it was not measured with quantised weights"
         return "batches are of several shapes, for which it was not measured" if self._has_several_shapes else None
 
-    def _precompute_reference(
-        self, train_set: PreparedDataset, eval_set: PreparedDataset | dict[str, PreparedDataset] | None
-    ) -> None:
-        """Computes the reference's errors of all rows and draws, after which its networks are not needed."""
-        args, reference = self.args, self.reference
-        assert reference is not None
-        assert args.num_ref_draws is not None
-        layer = active_dropout(reference, self.policy)
+    def _digest_reference(self, policy: Policy) -> str:
+        """Of all weights of the reference whose errors are to be computed, while they are whole.
+
+        Raises:
+            ValueError: if its errors differ from step to step.
+        """
+        assert self.reference is not None
+        layer = active_dropout(self.reference, policy)
         if layer is not None:
             raise ValueError(
                 f"`precompute_ref_log_probs` is True, and the reference has dropout (`{layer}`), so that its errors "
                 "differ from step to step. Leave `precompute_ref_log_probs` out, or load the adapter without dropout."
             )
+        return reference_digest(self.reference, policy)
+
+    def _precompute_reference(
+        self, train_set: PreparedDataset, eval_set: PreparedDataset | dict[str, PreparedDataset] | None, weights: str
+    ) -> None:
+        """Computes the reference's errors of all rows and draws, after which its networks are not needed.
+
+        Args:
+            train_set: of the run.
+            eval_set: likewise.
+            weights: a digest of the reference's.
+        """
+        args, reference = self.args, self.reference
+        assert reference is not None
+        assert args.num_ref_draws is not None
         sets = eval_set if isinstance(eval_set, dict) else {} if eval_set is None else {"evaluation": eval_set}
-        weights = reference_digest(reference, self.policy)
         self._remember_errors("training", train_set, weights, range(args.num_ref_draws), args.train_batch_size)
         for name, dataset in sets.items():
             self._remember_errors(name, dataset, weights, [EVALUATION_EPOCH], args.eval_batch_size)
         if not isinstance(reference, AdapterReference):  # which takes no memory of its own
-            if isinstance(reference, ModelReference):  # accelerate would keep it
-                self.accelerator._models = [it for it in self.accelerator._models if it is not reference.model]
             self.reference = PastReference()
             if isinstance(reference, ModelReference) and self.repeated_blocks is not None:
                 self.repeated_blocks.forget(reference.networks)
             if not (args.sample_prompts or args.eval_sample_prompts):
                 self.sampled_reference = None
+                self.strategy.forget_reference(reference)
 
     def _remember_errors(
         self, name: str, dataset: PreparedDataset, weights: str, draws: Sequence[int], batch_size: int
@@ -367,7 +387,8 @@ class TGOTrainer(BaseTrainer):
         reader = self.preparer.reader
         recipe = reference_recipe(weights, self.denoiser, self.encoders, reader, args, size)
         errors = functools.partial(self._reference_errors, dataset)
-        how = ReferencePass(errors, recipe, size, args.num_likelihood_samples, reader.kind)
+        shape = (size, args.num_likelihood_samples)
+        how = ReferencePass(errors, recipe, *shape, reader.kind, in_step=self.strategy.shards)
         rows = zip(dataset.prompt_texts, dataset.labels.is_positive.tolist(), strict=True)
         texts = [self.loss.prompt(*row) for row in rows]
         announcement, compute = plan_reference_errors(dataset, draws, how, shard_writer(args), name, texts)
