@@ -309,6 +309,11 @@ CASES = {
         lambda: diffusers.LongCatImageTransformer2DModel(num_layers=10, num_single_layers=20), call_longcat,
         ("Qwen2.5-VL-7B", "KL-16"),
     ),
+    "longcat-image-edit": Case(  # meituan-longcat/LongCat-Image-Edit: 326 tokens of the picture before the prompt's
+        "LongCat-Image-Edit", "LongCatImageEditPipeline",
+        lambda: diffusers.LongCatImageTransformer2DModel(num_layers=10, num_single_layers=20),
+        lambda net: net(of(1, 8192, 64), of(1, 838, 3584), of(1), of(8192, 3), of(838, 3)), ("Qwen2.5-VL-7B", "KL-16"),
+    ),
     "wan-1.3b": Case(  # Wan-AI/Wan2.1-T2V-1.3B-Diffusers
         "Wan 2.1 1.3B", **WAN,
         build=lambda: diffusers.WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30),

@@ -164,6 +164,14 @@ class Family(ABC):
     def size_multiple(self, pipeline: DiffusionPipeline) -> int:
         """The number of pixels that height and width must be a multiple of."""
 
+    def check_size(self, pipeline: DiffusionPipeline, size: Size) -> None:
+        """Raises a ValueError for a height and width in pixels, such multiples, that the pipeline cannot draw."""
+        return
+
+    def kept_size(self, pipeline: DiffusionPipeline, size: Size) -> Size:
+        """A size near one of such multiples that [`check_size`] lets pass: the same, if nothing else is known."""
+        return size
+
     @abstractmethod
     def encode_images(self, pipeline: DiffusionPipeline, pixels: Tensor, geometry: Tensor) -> dict[str, Tensor]:
         """Everything that is needed of the images or videos, to be cached.
@@ -426,6 +434,11 @@ def present(pipeline: DiffusionPipeline, names: Sequence[str]) -> dict[str, Any]
     """Those of the named components that the pipeline has."""
     found = {name: getattr(pipeline, name, None) for name in names}
     return {name: component for name, component in found.items() if component is not None}
+
+
+def class_name(pipeline: DiffusionPipeline) -> str:
+    """The class of a pipeline, also if it is called through one that gives each call its negative prompt."""
+    return type(getattr(pipeline, "_pipeline", pipeline)).__name__
 
 
 def default_square(pipeline: DiffusionPipeline, network: str) -> Size:
