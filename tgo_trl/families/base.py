@@ -72,7 +72,7 @@ class Family(ABC):
     prompts_see_sources: ClassVar[bool] = False
     """Whether prompts are encoded beside their sources, by [`encode_edits`]."""
     waits_for_device: ClassVar[bool] = False
-    """Whether a network reads numbers of the device in each call, which it cannot where it has shapes alone."""
+    """Whether a network reads numbers of the device in each call, of its inputs alone."""
     undistilled: ClassVar[str | None] = None
     """What to train in place of few-step versions of this family, by its name on the Hub; None if there are several."""
     few_step_words: ClassVar[frozenset[str]] = FEW_STEPS
