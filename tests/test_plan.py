@@ -124,6 +124,16 @@ def test_a_run_takes_what_its_plan_says(base, monkeypatch, capsys):
     assert plan(*other).encodings.missing == (10, 0)
 
 
+@pytest.mark.parametrize("name", ["qwen_image21", pytest.param("hunyuan_video15", marks=pytest.mark.slow)])
+def test_a_step_of_networks_that_read_their_inputs_is_told(name, tmp_path):
+    (case,) = (it for it in CASES if it.name == name)
+    case.build().save_pretrained(tmp_path / "base")
+    args = case.config(tmp_path, gradient_checkpointing=False)
+    memory = plan_run(str(tmp_path / "base"), Subject("base"), args, case.rows(4), None).memory
+    assert memory.why_unknown is None
+    assert memory.peak > memory.fixed > 0
+
+
 def test_masks_of_attention_are_kept_in_the_dtype_of_what_attends():
     """Of five tokens in bfloat16, 2 bytes a pair; the same for two rows is there once."""
     query = torch.randn(2, 1, 5, 8, dtype=torch.bfloat16, requires_grad=True)
