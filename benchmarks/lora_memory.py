@@ -164,9 +164,14 @@ ENCODERS = {  # parameters, counted on the meta device from the published config
     "UMT5-XXL": 5_680_910_336, "Gemma-2-2B": 2_614_341_888, "Qwen2.5-VL-7B": 8_292_166_656, "Qwen3-4B": 4_022_468_096,
     "Qwen3-VL-4B": 4_437_815_808, "Mistral-Small-3.1": 24_011_361_280, "CLIP-H vision": 630_766_080, "KL": 83_653_863,
     "KL-16": 83_819_683, "KL-32": 84_046_115, "Wan VAE": 126_892_531, "Wan 2.2 VAE": 704_688_668, "DC-AE": 312_250_275,
-    "VQ": 146_244_675,
+    "VQ": 146_244_675, "Qwen2.5-VL-7B text": 7_070_619_136, "ByT5": 219_314_944, "Hunyuan VAE": 1_260_634_115,
+    "Qwen3-VL-8B": 8_767_123_696, "Qwen-Image 2.1 VAE": 337_740_404, "Gemma-3-12B": 12_202_563_392,
+    "LTX-2 connectors": 1_431_475_200, "LTX-2 VAE": 1_222_479_601,
 }  # fmt: skip
-IMAGE_ENCODERS = ("CLIP-H vision", "KL", "KL-16", "KL-32", "Wan VAE", "Wan 2.2 VAE", "DC-AE", "VQ")
+IMAGE_ENCODERS = (
+    "CLIP-H vision", "KL", "KL-16", "KL-32", "Wan VAE", "Wan 2.2 VAE", "DC-AE", "VQ", "Hunyuan VAE",
+    "Qwen-Image 2.1 VAE", "LTX-2 VAE",
+)  # fmt: skip
 """Those of float32."""
 
 
@@ -178,7 +183,7 @@ class Case:
         model, size: for the table.
         pipeline: the class whose family says which modules get an adapter; all attention projections without one.
         build: the denoiser.
-        call: the denoiser on a batch of one.
+        call: the denoiser on a batch of one; None of one that reads numbers, whose weights alone are counted.
         encoders: keys of `ENCODERS`.
         num_networks: denoisers on the device, each with an adapter; a row goes through one.
         checkpointing: False for a class whose gradient checkpointing does not work.
@@ -187,7 +192,7 @@ class Case:
     model: str
     pipeline: str
     build: Callable[[], nn.Module]
-    call: Callable[[nn.Module], Any]
+    call: Callable[[nn.Module], Any] | None
     encoders: tuple[str, ...]
     size: str = "1024 px"
     num_networks: int = 1
@@ -309,6 +314,11 @@ CASES = {
         lambda: diffusers.LongCatImageTransformer2DModel(num_layers=10, num_single_layers=20), call_longcat,
         ("Qwen2.5-VL-7B", "KL-16"),
     ),
+    "longcat-image-edit": Case(  # meituan-longcat/LongCat-Image-Edit: 326 tokens of the picture before the prompt's
+        "LongCat-Image-Edit", "LongCatImageEditPipeline",
+        lambda: diffusers.LongCatImageTransformer2DModel(num_layers=10, num_single_layers=20),
+        lambda net: net(of(1, 8192, 64), of(1, 838, 3584), of(1), of(8192, 3), of(838, 3)), ("Qwen2.5-VL-7B", "KL-16"),
+    ),
     "wan-1.3b": Case(  # Wan-AI/Wan2.1-T2V-1.3B-Diffusers
         "Wan 2.1 1.3B", **WAN,
         build=lambda: diffusers.WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30),
@@ -328,6 +338,19 @@ CASES = {
     "wan-ti2v-5b-image": Case(
         "Wan 2.2 TI2V 5B, from images",
         **{**WAN_I2V, **WAN_TI2V, "call": lambda net: call_wan_ti2v(net, 31 * 22 * 40)},
+    ),
+    "hunyuan-video-15": Case(  # hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v
+        "HunyuanVideo 1.5", "HunyuanVideo15Pipeline",
+        lambda: diffusers.HunyuanVideo15Transformer3DModel(task_type="t2v"), None,
+        ("Qwen2.5-VL-7B text", "ByT5", "Hunyuan VAE"), size="480 x 848, 121 frames",
+    ),
+    "ltx2": Case(  # Lightricks/LTX-2
+        "LTX-2", "LTX2Pipeline", diffusers.LTX2VideoTransformer3DModel, None,
+        ("Gemma-3-12B", "LTX-2 connectors", "LTX-2 VAE"), size="512 x 768, 121 frames",
+    ),
+    "qwen-image-21": Case(  # Qwen/Qwen-Image-2.1
+        "Qwen-Image 2.1", "QwenImage21Pipeline", diffusers.QwenImage21Transformer2DModel, None,
+        ("Qwen3-VL-8B", "Qwen-Image 2.1 VAE"),
     ),
     "qwen-image": Case(  # Qwen/Qwen-Image
         "Qwen-Image", "QwenImagePipeline", diffusers.QwenImageTransformer2DModel,
@@ -382,19 +405,26 @@ def row(case: Case) -> list[str]:
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
     linear = [m.weight.numel() for m in network.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad]
+    saved = case.num_networks * (2 - BYTES_OF_4_BITS) * sum(linear)
+    training = quantised = "not computed"
+    if case.call is not None:
+        # A network that waits for its turn: its weights, and its adapter with gradients and moments.
+        peak = peak_of(network, case.call) + (case.num_networks - 1) * (2 * frozen + 16 * trained)
+        training, quantised = f"{peak / GB:.1f}", f"{(peak - saved + 2 * max(linear)) / GB:.1f}"
+    return [
+        case.model, case.size, f"{case.num_networks * frozen / GB:.2f}", f"{case.num_networks * trained / 1e6:.1f}",
+        f"{2 * case.num_networks * frozen / GB:.1f}", training,
+        f"{(2 * case.num_networks * frozen - saved) / GB:.1f}", quantised, f"{encoder_bytes(case) / GB:.1f}",
+    ]  # fmt: skip
+
+
+def peak_of(network: nn.Module, call: Callable[[nn.Module], Any]) -> int:
+    """Bytes at most in a step of a network on the meta device, whose tensors become fake ones."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         make_fake(network)
         memory = PeakMemory()
-        step(network, case.call, memory)
-    # A network that waits for its turn: its weights, and its adapter with gradients and moments.
-    peak = memory.peak + (case.num_networks - 1) * (2 * frozen + 16 * trained)
-    saved = case.num_networks * (2 - BYTES_OF_4_BITS) * sum(linear)
-    return [
-        case.model, case.size, f"{case.num_networks * frozen / GB:.2f}", f"{case.num_networks * trained / 1e6:.1f}",
-        f"{2 * case.num_networks * frozen / GB:.1f}", f"{peak / GB:.1f}",
-        f"{(2 * case.num_networks * frozen - saved) / GB:.1f}", f"{(peak - saved + 2 * max(linear)) / GB:.1f}",
-        f"{encoder_bytes(case) / GB:.1f}",
-    ]  # fmt: skip
+        step(network, call, memory)
+    return memory.peak
 
 
 def encoder_bytes(case: Case) -> int:

@@ -234,6 +234,7 @@ RELATIVES = (
     "flux2_dev_edit",
     "krea2",
     "longcat_image",
+    "longcat_image_edit",
     "qwen_image21",
     "qwen_image21_edit",
     "qwen_image_edit_plus",

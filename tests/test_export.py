@@ -27,7 +27,7 @@ PREFIXES = {
     "flux2": "transformer.", "flux2_dev": "transformer.", "flux2_edit": "transformer.",
     "flux2_dev_edit": "transformer.", "flux_kontext": "transformer.", "chroma": "transformer.",
     "krea2": "transformer.",
-    "longcat_image": "transformer.",
+    "longcat_image": "transformer.", "longcat_image_edit": "transformer.",
     "qwen_image_edit": "transformer.", "qwen_image_edit_plus": "transformer.",
     "stable_diffusion_3": "transformer.", "qwen_image": "transformer.", "z_image": "transformer.",
     "qwen_image21": "transformer.", "qwen_image21_edit": "transformer.",

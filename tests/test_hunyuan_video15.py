@@ -9,7 +9,6 @@ import torch
 from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor, generate_crop_size_list
 
 from tgo_trl.families import HunyuanVideo15Family, HunyuanVideo15ImageToVideoFamily, build_family
-from tgo_trl.families.hunyuan_video15_image_to_video import check_size
 from tgo_trl.policy.draws import stable_seed
 from tgo_trl.policy.sampling import negating
 
@@ -125,9 +124,7 @@ def test_image_to_video_takes_the_sizes_that_it_draws():
     pipeline = image_to_video.build()
     family = HunyuanVideo15ImageToVideoFamily(num_frames=NUM_FRAMES)
     assert family.call_options(pipeline, (8, 32)) == {"num_frames": NUM_FRAMES}
-    told = (
-        r"Videos have 24 x 16 pixels, and a `Hunyuan\w+` draws those .* with 16 x 12. Set `resolution` to \[12, 16\], w"
-    )
+    told = r"to 24 x 16 pixels, and a `Hunyuan\w+` takes none: .* videos .* 16 x 12. Set `height=12` and `width=16`, w"
     for refused in (
         lambda: family.call_options(pipeline, (16, 24)),
         lambda: family.encode_sources(pipeline, torch.zeros(1, 1, 3, 16, 24)),
@@ -141,17 +138,18 @@ def test_sizes_that_are_advised_are_taken(target_size):
     """For the targets of 480p and 720p, and the 16 pixels to a latent of the published autoencoder."""
     processor = HunyuanVideo15ImageProcessor(vae_scale_factor=16)
     pipeline = SimpleNamespace(video_processor=processor, target_size=target_size)
-    num_refused = 0
+    family, num_refused = HunyuanVideo15ImageToVideoFamily(), 0
     for size in [*generate_crop_size_list(target_size, 16), (1280, 720)]:
         try:
-            check_size(pipeline, size)
+            family.check_size(pipeline, size)
         except ValueError as error:
             num_refused += 1
-            check_size(pipeline, tuple(map(int, re.search(r"\[(\d+), (\d+)\]", str(error)).groups())))
+            told = re.search(r"`height=(\d+)` and `width=(\d+)`", str(error)).groups()
+            family.check_size(pipeline, tuple(map(int, told)))
     assert num_refused == {640: 42, 960: 78}[target_size]
     if target_size == 640:  # drawn with 480 x 848, which itself is drawn with this
-        with pytest.raises(ValueError, match=r"with 480 x 848. Set `resolution` to \[832, 480\], which it keeps"):
-            check_size(pipeline, (1280, 720))
+        with pytest.raises(ValueError, match=r"with 480 x 848. Set `height=832` and `width=480`, which it keeps"):
+            family.check_size(pipeline, (1280, 720))
 
 
 def test_the_first_frame_is_beside_the_first_latents_alone():

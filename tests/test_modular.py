@@ -30,6 +30,8 @@ BY_NAME = {case.name: case for case in CASES}
 KINDS = {
     "flux": "FluxModularPipeline", "flux_kontext": "FluxKontextModularPipeline",
     "flux2": "Flux2KleinBaseModularPipeline", "flux2_dev": "Flux2ModularPipeline", "krea2": "Krea2ModularPipeline",
+    "hunyuan_video15": "HunyuanVideo15ModularPipeline",
+    "hunyuan_video15_image_to_video": "HunyuanVideo15ModularPipeline",
     "qwen_image21": "QwenImage21ModularPipeline",
     "ltx2": "LTX2ModularPipeline", "qwen_image": "QwenImageModularPipeline",
     "qwen_image_edit": "QwenImageEditModularPipeline", "qwen_image_edit_plus": "QwenImageEditPlusModularPipeline",
@@ -100,6 +102,32 @@ def test_a_modular_repository_is_the_standard_pipeline(name, tmp_path):
         assert loaded.config.get(key) == whole.config.get(key), key
     family = BY_NAME[name].family(loaded)
     family.check(loaded)
+
+
+def test_a_guider_is_that_of_the_modular_class_and_of_an_object_its_own(tmp_path):
+    """7.5 by its blocks; a repository has none of it."""
+    whole = BY_NAME["hunyuan_video15"].build(guidance_scale=3.0)
+    modular = modular_of(whole, "HunyuanVideo15ModularPipeline")
+    assert as_standard(modular).guider is whole.guider
+    modular.save_pretrained(str(tmp_path), overwrite_modular_index=True)
+    assert as_loaded(tmp_path).guider.guidance_scale == 7.5
+    assert ModularPipeline.from_pretrained(str(tmp_path)).guider.guidance_scale == 7.5
+    given = load_pipeline(str(tmp_path), {"guider": whole.guider}, None, None)
+    assert given.guider is whole.guider
+
+
+def test_a_network_of_the_other_kind_is_refused(tmp_path):
+    """Of a repository that does not have, or has, what sees the first frame."""
+    whole = BY_NAME["hunyuan_video15_image_to_video"].build()
+    modular = modular_of(whole, "HunyuanVideo15ModularPipeline")
+    modular.update_components(image_encoder=None)
+    assert type(as_standard(modular)) is diffusers.HunyuanVideo15Pipeline
+    with pytest.raises(ValueError, match="`transformer` has `task_type='i2v'`"):
+        make_trainer(
+            config(tmp_path, num_frames=5, resolution=16),
+            model=modular,
+            train_dataset=BY_NAME["hunyuan_video15"].rows(4),
+        )
 
 
 def test_a_list_of_numbers_is_a_setting_and_no_part(tmp_path):

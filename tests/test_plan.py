@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset, Features, Image, List, concatenate_datasets
 from diffusers import StableDiffusionPipeline
 from torch import nn
+from torch.nn import functional
 
 from tgo_trl import TGOConfig, TGOTrainer
 from tgo_trl.cli import main
@@ -19,8 +20,9 @@ from tgo_trl.commands.train.run import subject_of, train
 from tgo_trl.policy.draws import Draw
 from tgo_trl.policy.encoders import FrozenEncoders
 from tgo_trl.policy.loading import load_pipeline
-from tgo_trl.policy.memory import fixed_bytes, footprint, quantization_saves
+from tgo_trl.policy.memory import AttentionMasks, fixed_bytes, footprint, quantization_saves
 from tgo_trl.policy.policy import build_policy
+from tgo_trl.policy.shapes_and_numbers import as_numbers
 from tgo_trl.policy.skeleton import encoded_shapes
 from tgo_trl.trainer.loading import load_for_training
 from tgo_trl.trainer.measured_speed import Speed, Subject, UpdateClock, speed_key
@@ -52,14 +54,15 @@ def account_of(case, pipeline, args, has_weights):
     image, prompt = encode(case, family, pipeline, has_weights)
     policy, _ = build_policy(pipeline, family, args, None, dtype)
     assert {it.device for it in policy.parameters()} == {device}
-    if family.waits_for_device:  # so that nobody can say what a step takes
-        return parts, shapes(image), shapes(prompt), None
     lengths = {"lengths": tuple(prompt["mask"].sum(1).tolist())} if family.reads_lengths else {}
-    noise = torch.zeros(1, *family.latent_shape(image), device=device)
-    placed = {name: it.to(device) for name, it in prompt.items()}
+    noise = torch.zeros(1, *family.latent_shape(image))
+    numbers = (
+        {name: as_numbers(it) for name, it in image.items()},
+        {name: as_numbers(it) for name, it in prompt.items()},
+    )
     denoiser = load_for_training(pipeline, args, dtype, has_sources=case.sources is not None).denoiser
-    corrupted = denoiser.corrupt(image, placed | lengths, Draw(torch.full((1,), 0.5), noise, noise))
-    with torch.autocast("cpu", dtype):
+    corrupted = denoiser.corrupt(numbers[0], numbers[1] | lengths, Draw(torch.full((1,), 0.5), noise, noise))
+    with torch.autocast("cpu", dtype, enabled=has_weights):
         return parts, shapes(image), shapes(prompt), footprint(policy, policy.networks.values(), corrupted, 1)
 
 
@@ -119,6 +122,30 @@ def test_a_run_takes_what_its_plan_says(base, monkeypatch, capsys):
     # other rows and another size have other encodings
     other = settings_of(base, resolution=32)
     assert plan(*other).encodings.missing == (10, 0)
+
+
+@pytest.mark.parametrize("name", ["qwen_image21", pytest.param("hunyuan_video15", marks=pytest.mark.slow)])
+def test_a_step_of_networks_that_read_their_inputs_is_told(name, tmp_path):
+    (case,) = (it for it in CASES if it.name == name)
+    case.build().save_pretrained(tmp_path / "base")
+    args = case.config(tmp_path, gradient_checkpointing=False)
+    memory = plan_run(str(tmp_path / "base"), Subject("base"), args, case.rows(4), None).memory
+    assert memory.why_unknown is None
+    assert memory.peak > memory.fixed > 0
+
+
+def test_masks_of_attention_are_kept_in_the_dtype_of_what_attends():
+    """Of five tokens in bfloat16, 2 bytes a pair; the same for two rows is there once."""
+    query = torch.randn(2, 1, 5, 8, dtype=torch.bfloat16, requires_grad=True)
+    pairs, tokens = torch.ones(1, 1, 5, 5, dtype=torch.bool), torch.ones(1, 1, 1, 5, dtype=torch.bool)
+    for mask, expected in ((None, 0), (pairs, 50), (pairs.expand(2, -1, -1, -1), 50), (tokens.expand(2, 1, 5, 5), 10)):
+        with AttentionMasks() as masks:
+            functional.scaled_dot_product_attention(query, query, query, attn_mask=mask)
+        assert masks.bytes == expected
+    with torch.autograd.graph.saved_tensors_hooks(lambda it: kept.append(it) or it, lambda it: it):
+        kept = []
+        functional.scaled_dot_product_attention(query, query, query, attn_mask=pairs)
+    assert 50 in [it.nbytes for it in kept if it.shape[-2:] == (5, 5)]
 
 
 def test_what_a_quantised_base_saves():

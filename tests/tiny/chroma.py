@@ -48,12 +48,7 @@ def denoising_error(pipeline, pixels, prompts, draw):
     embeds, text_ids, mask, *_ = pipeline.encode_prompt(
         prompts, do_classifier_free_guidance=False, max_sequence_length=16
     )
-    posterior, config = pipeline.vae.encode(pixels).latent_dist, pipeline.vae.config
-    model_input = (posterior.mean + posterior.std * draw.posterior_noise - config.shift_factor) * config.scaling_factor
-    schedule = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
-    indices = ((1 - draw.quantile) * schedule.config.num_train_timesteps).long()
-    sigmas, timesteps = schedule.sigmas[indices].reshape(-1, 1, 1, 1), schedule.timesteps[indices]
-    noisy = (1.0 - sigmas) * model_input + sigmas * draw.noise
+    noisy, timesteps, target = flux.noisy_latents(pipeline, pixels, draw)
     batch, channels, height, width = noisy.shape
     prediction = pipeline.transformer(
         hidden_states=pipeline._pack_latents(noisy, batch, channels, height, width),
@@ -66,4 +61,4 @@ def denoising_error(pipeline, pixels, prompts, draw):
     )[0]
     scale = pipeline.vae_scale_factor
     prediction = pipeline._unpack_latents(prediction, height * scale, width * scale, scale)
-    return ((prediction - (draw.noise - model_input)) ** 2).reshape(batch, -1).mean(1)
+    return ((prediction - target) ** 2).reshape(batch, -1).mean(1)

@@ -57,15 +57,21 @@ def build_schnell(seed: int = 0) -> FluxPipeline:
 VARIANTS = {"schnell": build_schnell}
 
 
-def denoising_error(pipeline, pixels, prompts, draw):
-    """As train_dreambooth_lora_flux.py computes it."""
-    embeds, pooled, text_ids = pipeline.encode_prompt(prompts, None, max_sequence_length=16)
+def noisy_latents(pipeline, pixels, draw):
+    """Latents, scaled and with the noise of a draw, their timesteps, and what the network should predict."""
     posterior, config = pipeline.vae.encode(pixels).latent_dist, pipeline.vae.config
     model_input = (posterior.mean + posterior.std * draw.posterior_noise - config.shift_factor) * config.scaling_factor
     schedule = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     indices = ((1 - draw.quantile) * schedule.config.num_train_timesteps).long()
     sigmas, timesteps = schedule.sigmas[indices].reshape(-1, 1, 1, 1), schedule.timesteps[indices]
     noisy = (1.0 - sigmas) * model_input + sigmas * draw.noise
+    return noisy, timesteps, draw.noise - model_input
+
+
+def denoising_error(pipeline, pixels, prompts, draw):
+    """As train_dreambooth_lora_flux.py computes it."""
+    embeds, pooled, text_ids = pipeline.encode_prompt(prompts, None, max_sequence_length=16)
+    noisy, timesteps, target = noisy_latents(pipeline, pixels, draw)
     batch, channels, height, width = noisy.shape
     is_dev = pipeline.transformer.config.guidance_embeds
     prediction = pipeline.transformer(
@@ -80,7 +86,7 @@ def denoising_error(pipeline, pixels, prompts, draw):
     )[0]
     scale = pipeline.vae_scale_factor
     prediction = pipeline._unpack_latents(prediction, height * scale, width * scale, scale)
-    return ((prediction - (draw.noise - model_input)) ** 2).reshape(batch, -1).mean(1)
+    return ((prediction - target) ** 2).reshape(batch, -1).mean(1)
 
 
 def read_call(arguments, latent_shape):

@@ -53,12 +53,7 @@ def build(seed: int = 0, **network_kwargs) -> LongCatImagePipeline:
 def denoising_error(pipeline, pixels, prompts, draw):
     """As the published train_dpo.py computes it, without its weights."""
     embeds, text_ids = pipeline.encode_prompt(prompts)
-    posterior, config = pipeline.vae.encode(pixels).latent_dist, pipeline.vae.config
-    model_input = (posterior.mean + posterior.std * draw.posterior_noise - config.shift_factor) * config.scaling_factor
-    schedule = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
-    indices = ((1 - draw.quantile) * schedule.config.num_train_timesteps).long()
-    sigmas, timesteps = schedule.sigmas[indices].reshape(-1, 1, 1, 1), schedule.timesteps[indices]
-    noisy = (1.0 - sigmas) * model_input + sigmas * draw.noise
+    noisy, timesteps, target = flux.noisy_latents(pipeline, pixels, draw)
     batch, channels, height, width = noisy.shape
     scale = pipeline.vae_scale_factor
     tokens, image_ids = pipeline.prepare_latents(
@@ -74,4 +69,4 @@ def denoising_error(pipeline, pixels, prompts, draw):
         return_dict=False,
     )[0]
     prediction = pipeline._unpack_latents(prediction, height * scale, width * scale, scale)
-    return ((prediction - (draw.noise - model_input)) ** 2).reshape(batch, -1).mean(1)
+    return ((prediction - target) ** 2).reshape(batch, -1).mean(1)

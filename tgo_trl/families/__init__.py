@@ -20,6 +20,7 @@ from .hunyuan_video15 import HunyuanVideo15Family
 from .hunyuan_video15_image_to_video import HunyuanVideo15ImageToVideoFamily
 from .krea2 import Krea2Family
 from .longcat_image import LongCatImageFamily
+from .longcat_image_edit import LongCatImageEditFamily
 from .ltx2 import LTX2Family
 from .lumina2 import Lumina2Family
 from .meissonic import MeissonicFamily
@@ -48,6 +49,7 @@ FAMILIES: dict[str, type[Family]] = {
     "HunyuanVideo15ImageToVideoPipeline": HunyuanVideo15ImageToVideoFamily,
     "HunyuanVideo15Pipeline": HunyuanVideo15Family,
     "Krea2Pipeline": Krea2Family,
+    "LongCatImageEditPipeline": LongCatImageEditFamily,
     "LongCatImagePipeline": LongCatImageFamily,
     "LTX2Pipeline": LTX2Family,
     "Lumina2Pipeline": Lumina2Family,
@@ -146,6 +148,7 @@ __all__ = [
     "HunyuanVideo15ImageToVideoFamily",
     "Krea2Family",
     "LTX2Family",
+    "LongCatImageEditFamily",
     "LongCatImageFamily",
     "Lumina2Family",
     "MeissonicFamily",

@@ -72,7 +72,7 @@ class Family(ABC):
     prompts_see_sources: ClassVar[bool] = False
     """Whether prompts are encoded beside their sources, by [`encode_edits`]."""
     waits_for_device: ClassVar[bool] = False
-    """Whether a network reads numbers of the device in each call, which it cannot where it has shapes alone."""
+    """Whether a network reads numbers of the device in each call, of its inputs alone."""
     undistilled: ClassVar[str | None] = None
     """What to train in place of few-step versions of this family, by its name on the Hub; None if there are several."""
     few_step_words: ClassVar[frozenset[str]] = FEW_STEPS
@@ -163,6 +163,14 @@ class Family(ABC):
     @abstractmethod
     def size_multiple(self, pipeline: DiffusionPipeline) -> int:
         """The number of pixels that height and width must be a multiple of."""
+
+    def check_size(self, pipeline: DiffusionPipeline, size: Size) -> None:
+        """Raises a ValueError for a height and width in pixels, such multiples, that the pipeline cannot draw."""
+        return
+
+    def kept_size(self, pipeline: DiffusionPipeline, size: Size) -> Size:
+        """A size near one of such multiples that [`check_size`] lets pass: the same, if nothing else is known."""
+        return size
 
     @abstractmethod
     def encode_images(self, pipeline: DiffusionPipeline, pixels: Tensor, geometry: Tensor) -> dict[str, Tensor]:
@@ -426,6 +434,11 @@ def present(pipeline: DiffusionPipeline, names: Sequence[str]) -> dict[str, Any]
     """Those of the named components that the pipeline has."""
     found = {name: getattr(pipeline, name, None) for name in names}
     return {name: component for name, component in found.items() if component is not None}
+
+
+def class_name(pipeline: DiffusionPipeline) -> str:
+    """The class of a pipeline, also if it is called through one that gives each call its negative prompt."""
+    return type(getattr(pipeline, "_pipeline", pipeline)).__name__
 
 
 def default_square(pipeline: DiffusionPipeline, network: str) -> Size:

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import FluxPipeline
 from PIL import Image
 from torch import Tensor
 
-from .base_sources import SourceFamily
+from .base_source_latents import SourceLatentFamily
 from .flux import FluxFamily, image_ids
 
 
 @dataclass(frozen=True)
-class FluxKontextFamily(SourceFamily, FluxFamily):
+class FluxKontextFamily(SourceLatentFamily, FluxFamily):
     """`FluxKontextPipeline`: FLUX.1 Kontext [dev], of one source image.
 
     Attributes:
@@ -26,19 +26,6 @@ class FluxKontextFamily(SourceFamily, FluxFamily):
     task = "image-to-image"
     undistilled = "black-forest-labs/FLUX.1-Kontext-dev"
     has_sampler = False
-
-    def encode_sources(self, pipeline: DiffusionPipeline, pixels: Tensor) -> dict[str, Tensor]:
-        """The mean of the autoencoder's posterior, which the pipeline takes too, float32 `[B, C, H, W]`."""
-        source = pixels[:, 0].to(pipeline.vae.dtype)
-        return {"source": pipeline.vae.encode(source).latent_dist.mode().float()}
-
-    def conditions(
-        self, pipeline: DiffusionPipeline, image: Mapping[str, Tensor], prompt: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """With `source` as [`clean`] scales latents, which the configuration says."""
-        conditions, config = super().conditions(pipeline, image, prompt), pipeline.vae.config
-        shift = float(config.get("shift_factor") or 0.0)
-        return {**conditions, "source": (image["source"] - shift) * float(config.scaling_factor)}
 
     def image_tokens(self, latents: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Those of the latents, then those of the source, whose ids begin with 1."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..media.types import Sample, Size
 from ..precision import compute_dtype
-from .base import of_row, parts_of_last_block
+from .base import class_name, of_row, parts_of_last_block
 from .base_adapters import NetworkAdapterFamily
 from .base_latents import check_num_frames
 from .base_video import VideoFamily
@@ -147,8 +147,3 @@ class HunyuanVideo15Family(NetworkAdapterFamily, VideoFamily):
                 f"guidance_scale={scale})`."
             )
         return super().call_options(pipeline, size, **kwargs)
-
-
-def class_name(pipeline: DiffusionPipeline) -> str:
-    """The class of a pipeline, also if it is called through one that gives each call its negative prompt."""
-    return type(getattr(pipeline, "_pipeline", pipeline)).__name__

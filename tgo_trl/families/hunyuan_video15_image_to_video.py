@@ -9,12 +9,13 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..media.types import Size
-from .base_sources import SourceFamily, as_images
-from .hunyuan_video15 import HunyuanVideo15Family, class_name
+from .base_kept_sizes import KeptSizeFamily
+from .base_sources import as_images
+from .hunyuan_video15 import HunyuanVideo15Family
 
 
 @dataclass(frozen=True)
-class HunyuanVideo15ImageToVideoFamily(SourceFamily, HunyuanVideo15Family):
+class HunyuanVideo15ImageToVideoFamily(KeptSizeFamily, HunyuanVideo15Family):
     """`HunyuanVideo15ImageToVideoPipeline` of one source image, the first frame.
 
     Its call takes no size, and brings the image to one of its own: rows and samples have to have one of these.
@@ -31,7 +32,12 @@ class HunyuanVideo15ImageToVideoFamily(SourceFamily, HunyuanVideo15Family):
 
     def default_size(self, pipeline: DiffusionPipeline) -> Size:
         """That of an image of 16 : 9: of 480p, 480 x 848 pixels."""
-        return _kept_size(pipeline, (9, 16))
+        return self.kept_size(pipeline, (9, 16))
+
+    def drawn_size(self, pipeline: DiffusionPipeline, size: Size) -> Size:
+        """One of the sizes of its list, by the aspect ratio."""
+        height, width = pipeline.video_processor.calculate_default_height_width(*size, pipeline.target_size)
+        return int(height), int(width)
 
     def unread_parts(self, network: Any) -> list[str]:
         """As of text to video, but for what reads the image."""
@@ -46,7 +52,7 @@ class HunyuanVideo15ImageToVideoFamily(SourceFamily, HunyuanVideo15Family):
         Raises:
             ValueError: if the pipeline would bring the image to another size.
         """
-        check_size(pipeline, (pixels.shape[-2], pixels.shape[-1]))
+        self.check_size(pipeline, (pixels.shape[-2], pixels.shape[-1]))
         frames = pixels[:, 0, :, None].to(pipeline.vae.dtype)
         means = [pipeline.vae.encode(frame[None]).latent_dist.mode().float() for frame in frames]
         dtype = pipeline.image_encoder.dtype
@@ -66,39 +72,3 @@ class HunyuanVideo15ImageToVideoFamily(SourceFamily, HunyuanVideo15Family):
         beside[:, :-1, :1] = conditions["source"].to(sample.dtype)
         beside[:, -1, 0] = 1
         return beside
-
-    def call_options(self, pipeline: DiffusionPipeline, size: Size, **kwargs: Any) -> dict[str, Any]:
-        """Without the size, which is that of the image.
-
-        Raises:
-            ValueError: if the pipeline would bring the image to another size.
-        """
-        check_size(pipeline, size)
-        call = super().call_options(pipeline, size, **kwargs)
-        return {name: value for name, value in call.items() if name not in ("height", "width")}
-
-
-def check_size(pipeline: DiffusionPipeline, size: Size) -> None:
-    """Raises a ValueError for a height and width in pixels that the pipeline does not leave an image at."""
-    drawn = _drawn_size(pipeline, size)
-    if drawn != tuple(size):
-        raise ValueError(
-            f"Videos have {size[1]} x {size[0]} pixels, and a `{class_name(pipeline)}` draws those of such an image "
-            f"with {drawn[1]} x {drawn[0]}. Set `resolution` to {list(_kept_size(pipeline, drawn))}, which it keeps, "
-            "and leave `aspect_ratio_buckets` out."
-        )
-
-
-def _kept_size(pipeline: DiffusionPipeline, size: Size) -> Size:
-    """Where an image of a size ends that is drawn from again and again: it is drawn with that very size.
-
-    Many sizes of diffusers' own list are drawn with another of them, and this with a third; none leads back.
-    """
-    while (drawn := _drawn_size(pipeline, size)) != tuple(size):
-        size = drawn
-    return size
-
-
-def _drawn_size(pipeline: DiffusionPipeline, size: Size) -> Size:
-    height, width = pipeline.video_processor.calculate_default_height_width(*size, pipeline.target_size)
-    return int(height), int(width)

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -30,7 +30,7 @@ class LongCatImageFamily(NetworkAdapterFamily, FlowMatchingFamily):
     has_sampler = True
     own_sigmas = True
     latent_patch = 2
-    prompt_encoders = ("text_encoder", "tokenizer")
+    prompt_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     comfyui_prefix = "transformer."
     undistilled = "meituan-longcat/LongCat-Image"
     lora_target_modules = (
@@ -56,16 +56,20 @@ class LongCatImageFamily(NetworkAdapterFamily, FlowMatchingFamily):
         height, width = corrupted.shape[-2:]
         embeds = conditions["embeds"].to(dtype)
         length = embeds.shape[1]
-        tokens, [(_, rows, columns)] = packed(corrupted.to(dtype))
+        tokens, ids = self.image_tokens(corrupted.to(dtype), length, conditions)
         prediction = transformer(
             hidden_states=tokens,
             timestep=time / 1000,
             encoder_hidden_states=embeds,
             txt_ids=_text_ids(length, device),
-            img_ids=_image_ids(rows, columns, length, device),
+            img_ids=ids,
             return_dict=False,
         )[0]
-        return unpacked(prediction, height, width)
+        return unpacked(prediction[:, : height * width // 4], height, width)
+
+    def image_tokens(self, latents: Tensor, start: int, conditions: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The tokens of latents `[B, C, H, W]`, `[B, n, 4 C]`, and their ids `[n, 3]`, counted on from `start`."""
+        return placed_tokens(latents, 1, start)
 
     def sample(
         self, pipeline: DiffusionPipeline, prompts: Sequence[str], generators: list[torch.Generator], size: Size,
@@ -80,6 +84,18 @@ class LongCatImageFamily(NetworkAdapterFamily, FlowMatchingFamily):
         return super().call_options(pipeline, size, **{"enable_prompt_rewrite": False, **kwargs})
 
 
+def placed_tokens(latents: Tensor, image: int, start: int) -> tuple[Tensor, Tensor]:
+    """Tokens `[B, n, 4 C]` of latents `[B, C, H, W]`, and their ids `[n, 3]`.
+
+    Args:
+        latents: of a sample or a source.
+        image: 1 for a sample, 2 for a source.
+        start: the tokens of the prompt, from which places are counted on.
+    """
+    tokens, [(_, rows, columns)] = packed(latents)
+    return tokens, _image_ids(image, rows, columns, start, latents.device)
+
+
 # Kept, because the pipeline makes them on the CPU, and to bring them to a GPU waits for it.
 
 
@@ -92,8 +108,8 @@ def _text_ids(length: int, device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _image_ids(rows: int, columns: int, start: int, device: torch.device) -> Tensor:
-    """1, row and column of each token, counted on from the prompt, `[rows * columns, 3]`."""
+def _image_ids(image: int, rows: int, columns: int, start: int, device: torch.device) -> Tensor:
+    """Which image, row and column of each token, counted on from the prompt, `[rows * columns, 3]`."""
     with torch.inference_mode(False):
-        ids: Tensor = prepare_pos_ids(modality_id=1, type="image", start=(start, start), height=rows, width=columns)
+        ids: Tensor = prepare_pos_ids(modality_id=image, type="image", start=(start, start), height=rows, width=columns)
         return ids.to(device)

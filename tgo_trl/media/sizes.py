@@ -1,7 +1,7 @@
 """The sizes that images are brought to: one for all, or a bucket per aspect ratio."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +25,12 @@ def aspect_ratio_sizes(size: Size, multiple: int, max_aspect_ratio: float) -> li
     sides = range(step, int(math.sqrt(area * max_aspect_ratio)) + 1, step)
     tall = {(side, area // side // step * step) for side in sides}
     tall = {(long, short) for long, short in tall if short and 1 <= long / short <= max_aspect_ratio}
-    return sorted(tall | {(short, long) for long, short in tall} | {size}, key=_aspect_ratio)
+    return by_aspect_ratio([*tall, *((short, long) for long, short in tall), size])
+
+
+def by_aspect_ratio(sizes: Iterable[Size]) -> list[Size]:
+    """The distinct ones of some sizes, from tall to wide."""
+    return sorted(set(sizes), key=_aspect_ratio)
 
 
 def nearest_size(original: Size, sizes: Sequence[Size]) -> Size:

@@ -1,16 +1,21 @@
 """How much memory of the device a step takes: a model with two measured numbers, of the blocks of a network."""
 
+import math
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..families import Family
 from .denoising import Corrupted
 from .policy import Policy
+from .shapes_and_numbers import ShapesBesideNumbers, as_shape
 
 OF_A_UNET = ("ResnetBlock2D", "BasicTransformerBlock")
 BYTES_OF_A_UNET = 50
@@ -30,7 +35,7 @@ class Footprint:
 
     Attributes:
         fixed: bytes, of weights, gradients and the optimizer's averages.
-        kept: bytes for each row, of what blocks keep for the backward pass.
+        kept: bytes for each row, of what blocks keep for the backward pass, masks of attention among it.
         outputs: bytes for each row, of what blocks hand on, which is all that recomputed ones keep.
         largest: bytes for each row, of what the block that keeps most does.
     """
@@ -88,41 +93,71 @@ def footprint(
 ) -> Footprint | None:
     """What it takes to train a policy, found by calling it; None of networks whose blocks diffusers cannot recompute.
 
+    Networks without weights are called with real inputs, and their blocks with shapes alone.
+
     Args:
         policy: on the device, in whose networks no block is recomputed yet.
         networks: its own, and those of the reference.
-        corrupted: rows to call it with, of which nothing is kept.
+        corrupted: rows to call it with, of which nothing is kept; on the CPU for networks without weights.
         num_processes: that train together.
     """
     if type(policy.family).enable_gradient_checkpointing is not Family.enable_gradient_checkpointing:
         return None
     if not all(getattr(it, "_supports_gradient_checkpointing", False) for it in policy.networks.values()):
         return None
-    found: list[tuple[str, int, int]] = []
+    found: list[tuple[int, int]] = []  # of each block, bytes that it hands on and that it keeps
+    has_no_weights = any(weight.is_meta for weight in policy.parameters())
 
     def call(block: nn.Module, *args: Any) -> Any:
-        with torch.no_grad():
+        if has_no_weights:  # an attention mask of numbers would have as many as there are pairs of tokens
+            args = tree_map_only(Tensor, as_shape, args)
+        with torch.no_grad(), AttentionMasks() as masks:
             outputs = block(*args)
         tensors = [it for it in tree_leaves(outputs) if isinstance(it, Tensor)]
-        found.append((type(block).__name__, sum(it.numel() for it in tensors), sum(it.nbytes for it in tensors)))
+        numbers, size = sum(it.numel() for it in tensors), sum(it.nbytes for it in tensors)
+        found.append((size, _kept(type(block).__name__, numbers, size) + masks.bytes))
         return outputs
 
     for network in policy.networks.values():
         network.enable_gradient_checkpointing(call)
     try:
-        with torch.enable_grad():  # without which no network asks for a block to be recomputed
+        # without gradient, no network asks for a block to be recomputed
+        with torch.enable_grad(), ShapesBesideNumbers() if has_no_weights else nullcontext():
             corrupted.predictions(policy)
     finally:
         for network in policy.networks.values():
             network.disable_gradient_checkpointing()
     rows = len(corrupted.sample)
-    kept = [_kept(name, numbers, size) // rows for name, numbers, size in found]
+    kept = [of_block // rows for _, of_block in found]
     return Footprint(
         fixed=fixed_bytes(networks, num_processes),
         kept=sum(kept),
-        outputs=sum(size for *_, size in found) // rows,
+        outputs=sum(size for size, _ in found) // rows,
         largest=max(kept, default=0),
     )
+
+
+class AttentionMasks(TorchFunctionMode):
+    """Within, counts the masks of attention, which has a number of each pair of tokens where they say so.
+
+    Attributes:
+        bytes: of them in the dtype of what attends, in which they are added to its scores, and kept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The function, whatever it is."""
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+            query = args[0] if args else kwargs["query"]
+            if mask is not None:  # an expanded one is there once
+                sides = zip(mask.shape, mask.stride(), strict=True)
+                self.bytes += query.element_size() * math.prod(side if stride else 1 for side, stride in sides)
+        return func(*args, **kwargs)
 
 
 def _kept(block: str, numbers: int, size: int) -> int:

@@ -1,7 +1,7 @@
 """Modular pipelines of diffusers, as the standard pipelines that families know. No code of theirs is run."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ STANDARD = {
     "Flux2ModularPipeline": "Flux2Pipeline",
     "FluxKontextModularPipeline": "FluxKontextPipeline",
     "FluxModularPipeline": "FluxPipeline",
+    "HunyuanVideo15ModularPipeline": "HunyuanVideo15Pipeline",
     "Krea2ModularPipeline": "Krea2Pipeline",
     "Krea2TurboModularPipeline": "Krea2Pipeline",
     "LTX2ModularPipeline": "LTX2Pipeline",
@@ -39,6 +40,8 @@ STANDARD = {
     "ZImageModularPipeline": "ZImagePipeline",
 }
 """The pipeline class of the same parts, of each modular class that there is a family for."""
+WITH_A_PART = {"HunyuanVideo15ModularPipeline": ("image_encoder", "HunyuanVideo15ImageToVideoPipeline")}
+"""That of modular classes of two kinds, where they have a part that the other kind has not."""
 VALUES: dict[str, dict[str, Any]] = {
     "Flux2KleinModularPipeline": {"is_distilled": True},
     "Krea2TurboModularPipeline": {"is_distilled": True},
@@ -106,14 +109,14 @@ def read_modular(model: str, options: Mapping[str, Any]) -> Modular | None:
         index = dict(ModularPipeline.load_config(model, **options))
     except OSError:
         return None
-    modular_class = str(index.get("_class_name"))
-    pipeline_class = _standard_class([modular_class], f"{model!r} is a modular repository")
+    modular_class = _known_class([str(index.get("_class_name"))], f"{model!r} is a modular repository")
+    parts = {name: _part(model, name, entry) for name, entry in index.items() if isinstance(entry, (list, tuple))}
+    pipeline_class = _standard_class(modular_class, parts)
     _, settings = pipeline_class._get_signature_keys(pipeline_class)  # of which a list is no part
     names = [name for name in _accepted(pipeline_class) if name not in settings]
-    parts = {name: _part(model, name, index[name]) for name in names if isinstance(index.get(name), (list, tuple))}
     said = {**VALUES.get(modular_class, {}), **index}
     values = {name: said[name] for name in settings if name in said}
-    found = {name: part for name, part in parts.items() if part is not None}
+    found = {name: part for name in names if (part := parts.get(name)) is not None}
     return Modular(modular_class, pipeline_class, found, values)
 
 
@@ -141,7 +144,10 @@ def load_modular(modular: Modular, model: str, kwargs: Mapping[str, Any], weight
     for name, part in modular.parts.items():
         if name not in parts:
             parts[name] = _load_part(name, part, model, kwargs, weights)
-    return _assembled(modular.pipeline_class, modular.modular_class, parts, modular.values, model)
+    wanted = [name for name, it in accepted.items() if it.default is it.empty and name not in parts]
+    return _assembled(
+        modular.pipeline_class, modular.modular_class, {**parts, **_made(modular, wanted)}, modular.values, model
+    )
 
 
 def as_standard(model: Any) -> Any:
@@ -153,8 +159,8 @@ def as_standard(model: Any) -> Any:
     if not isinstance(model, ModularPipeline):
         return model
     names = [ancestor.__name__ for ancestor in type(model).__mro__]
-    pipeline_class = _standard_class(names, f"`model` is a `{names[0]}`")
-    modular_class = next(name for name in names if name in STANDARD)
+    modular_class = _known_class(names, f"`model` is a `{names[0]}`")
+    pipeline_class = _standard_class(modular_class, model.components)
     accepted = _accepted(pipeline_class)
     parts = {name: part for name, part in model.components.items() if name in accepted and part is not None}
     said = {**VALUES.get(modular_class, {}), **model.config}
@@ -182,11 +188,19 @@ def base_code(pipeline: DiffusionPipeline, base: str, dtype: torch.dtype) -> str
     )
 
 
-def _standard_class(names: list[str], what: str) -> type[DiffusionPipeline]:
+def _standard_class(modular_class: str, parts: Mapping[str, Any]) -> type[DiffusionPipeline]:
+    """By the parts that are there, which are not None."""
+    part, class_name = WITH_A_PART.get(modular_class, ("", ""))
+    name = STANDARD[modular_class] if parts.get(part) is None else class_name
+    found: type[DiffusionPipeline] = getattr(diffusers, name)
+    return found
+
+
+def _known_class(names: list[str], what: str) -> str:
+    """The first of the names of a modular class and its ancestors that a standard class is known of."""
     for name in names:
         if name in STANDARD:
-            found: type[DiffusionPipeline] = getattr(diffusers, STANDARD[name])
-            return found
+            return name
     raise ValueError(
         f"{what}, of the class `{names[0]}`: its blocks are not called in training, and no standard pipeline of a "
         f"known family has its parts. Known are {', '.join(sorted(STANDARD))}. Put its components into the pipeline "
@@ -243,6 +257,12 @@ def _load_part(name: str, part: Part, model: str, kwargs: Mapping[str, Any], wei
         found = quantization._resolve_quant_config(is_diffusers=is_diffusers, module_name=name)
         options |= {} if found is None else {"quantization_config": found}
     return part_class.from_pretrained(part.repository, subfolder=part.subfolder, **options)
+
+
+def _made(modular: Modular, names: Collection[str]) -> dict[str, Any]:
+    """Those of the named parts that the modular class makes itself, as a guider: its repositories have none of them."""
+    made = getattr(diffusers, modular.modular_class)().components
+    return {name: made[name] for name in names if made.get(name) is not None}
 
 
 def _assembled(

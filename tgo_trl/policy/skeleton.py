@@ -18,11 +18,11 @@ from ..families import Family
 from ..families.base import present
 from .named import HUB_OPTIONS
 from .part_class import class_in_index, is_part
+from .shapes_and_numbers import META
 
 ASKING_FOR_VALUES = ("attention_mask", "use_cache")
 """Arguments of text encoders that change no shape, with which those of transformers look at values; left out where they
 may be."""
-META = torch.device("meta")
 
 
 def load_skeleton(
@@ -91,8 +91,8 @@ def encoded_shapes(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """What would be encoded of a row: of its image, of its prompt and of its sources, `[1, ...]` on the meta device.
 
-    Of prompts that are encoded beside their sources nothing is told. Beside what is encoded of a prompt with a mask
-    there is the mask itself, on the CPU.
+    Of prompts that are encoded beside their sources nothing is told. What is encoded of a prompt and is no float, such
+    as its mask, is there itself, on the CPU.
 
     Args:
         family: of the pipeline.
@@ -110,7 +110,7 @@ def encoded_shapes(
         if num_sources and family.prompts_see_sources:
             return image, {}, of_sources  # a network that sees pictures asks how many parts each has
         found = family.encode_prompts(pipeline, [prompt])
-    return image, {name: it if name == "mask" else it.to(META) for name, it in found.items()}, of_sources
+    return image, {name: it.to(META) if it.is_floating_point() else it for name, it in found.items()}, of_sources
 
 
 @contextmanager

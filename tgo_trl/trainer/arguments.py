@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from ..data.lanes import can_be_divided
 from ..families import Family, build_family, edit_family
 from ..losses import LOSSES
-from ..media.sizes import aspect_ratio_sizes, check_size
+from ..media.sizes import aspect_ratio_sizes, by_aspect_ratio, check_size
 from ..media.types import Size
 from ..noise import NoiseProcess
 from ..policy.alterations import check_networks, unwrap_networks
@@ -264,6 +264,7 @@ def resolve_size(args: TGOConfig, family: Family, pipeline: DiffusionPipeline) -
     else:
         size = family.default_size(pipeline)
     check_size(size, family.size_multiple(pipeline), is_square=args.resolution is not None)
+    family.check_size(pipeline, size)
     return size
 
 
@@ -271,7 +272,8 @@ def resolve_sizes(args: TGOConfig, size: Size, family: Family, pipeline: Diffusi
     """The sizes that images are brought to: `size` alone, or buckets of about as many pixels."""
     if not args.aspect_ratio_buckets:
         return [size]
-    return aspect_ratio_sizes(size, family.size_multiple(pipeline), args.max_aspect_ratio)
+    sizes = aspect_ratio_sizes(size, family.size_multiple(pipeline), args.max_aspect_ratio)
+    return by_aspect_ratio(family.kept_size(pipeline, it) for it in sizes)
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer | None, policy: Policy) -> None:

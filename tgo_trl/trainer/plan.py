@@ -24,7 +24,8 @@ from ..policy.launch import sharding_of
 from ..policy.memory import Footprint, device_memory, fixed_bytes, footprint, has_usual_adapter, quantization_saves
 from ..policy.policy import Policy, build_policy
 from ..policy.recomputation import checked_interval
-from ..policy.skeleton import META, encoded_shapes
+from ..policy.shapes_and_numbers import as_numbers
+from ..policy.skeleton import encoded_shapes
 from .arguments import training_dtype
 from .feasibility import check_best_metric_of, check_drift_of
 from .loading import TrainedPipeline, load_for_training
@@ -310,8 +311,6 @@ def _memory(
 def _why_unknown(args: TGOConfig, policy: Policy) -> str | None:
     if sharding_of(args) is not None:
         return "weights are sharded"
-    if policy.family.waits_for_device:
-        return "its network reads numbers, which there are none of without weights"
     if args.ema_decay is not None or not has_usual_adapter(policy):
         return "it was measured with an adapter on the usual modules alone, without `ema_decay`"
     return None
@@ -319,10 +318,11 @@ def _why_unknown(args: TGOConfig, policy: Policy) -> str | None:
 
 @torch.no_grad()
 def _footprint(args: TGOConfig, trained: TrainedPipeline, policy: Policy, shapes: _Shapes) -> Footprint | None:
-    family, image = trained.family, {**shapes.image, **shapes.sources}
+    family = trained.family
+    image = {name: as_numbers(it) for name, it in {**shapes.image, **shapes.sources}.items()}
     lengths = {"lengths": tuple(shapes.prompt["mask"].sum(1).tolist())} if _reads_lengths(family, shapes) else {}
-    prompt: dict[str, Any] = {name: it.to(META) for name, it in shapes.prompt.items()}
-    noise = torch.empty(1, *family.latent_shape(image), device=META)
+    prompt: dict[str, Any] = {name: as_numbers(it) for name, it in shapes.prompt.items()}
+    noise = torch.zeros(1, *family.latent_shape(image))
     posterior = noise if family.reads_posterior_noise else noise.new_empty(1, 0)
     corrupted = trained.denoiser.corrupt(image, {**prompt, **lengths}, Draw(torch.full((1,), 0.5), noise, posterior))
     return footprint(policy, policy.networks.values(), corrupted, args.world_size)

@@ -373,6 +373,7 @@ def _size(config: GenerateConfig, family: Family, pipeline: DiffusionPipeline) -
         return family.default_size(pipeline)
     size = (config.height, config.width)
     check_size(size, family.size_multiple(pipeline))
+    family.check_size(pipeline, size)
     return size
 
 
