@@ -20,6 +20,7 @@ from .eval_samples import load_eval_rewards
 from .feasibility import check_best_metric_for, check_feasible
 from .loading import TrainedPipeline
 from .pair_sources import check_all_columns
+from .resuming import check_resumed_settings
 from .sources import RunSources, SampleSources, of_evaluations, read_sample_sources, reads_sources
 from .tgo_config import TGOConfig
 
@@ -34,6 +35,7 @@ def check_settings(
     check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
     check_shardable(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"))
     check_callbacks(args, callbacks)
+    check_resumed_settings(args)
     return load_eval_rewards(args.eval_rewards, getattr(args, of_evaluations(args)) is not None)
 
 
