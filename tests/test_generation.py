@@ -485,6 +485,12 @@ def test_settings_that_the_pipeline_cannot_take(folder, tmp_path, settings, mess
     assert not (tmp_path / "out").exists()
 
 
+def test_arguments_of_the_call_are_checked_before_anything_is_loaded(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tgo_trl.commands.generate.run.load_pipeline", None)
+    with pytest.raises(ValueError, match=r"cannot be called with 'true_cfg_scale'\. Leave it out; what it takes are "):
+        generate(config(folder, tmp_path / "out", call_kwargs={"true_cfg_scale": 2}))
+
+
 def test_a_family_object_takes_no_settings(tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat")
     settings = config(tmp_path, tmp_path / "out", num_frames=5)

@@ -21,7 +21,7 @@ from .modular import as_standard, load_modular
 from .part_class import class_in_index
 from .pipeline_class import check_instance, check_pipeline_class
 from .single_file import configuration_of, is_single_file, load_single_file
-from .skeleton import load_skeleton
+from .skeleton import load_skeleton, pipeline_type
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +162,17 @@ def find_family_class(
     if not isinstance(model, str) or is_single_file(model):
         return None
     return find_published_family(class_name(model, dict(init_kwargs or {})))
+
+
+def find_call(model: str | DiffusionPipeline, init_kwargs: Mapping[str, Any] | None) -> type[DiffusionPipeline] | None:
+    """The class of a pipeline, before any weights are loaded; None of a single file, and of a class not known here."""
+    if isinstance(model, DiffusionPipeline):
+        return type(model)
+    if is_single_file(model):
+        return None
+    name = class_name(model, dict(init_kwargs or {}))
+    found: type[DiffusionPipeline] | None = pipeline_type(PUBLISHED_NAMES.get(name, name))
+    return found
 
 
 def network_names(model: str, init_kwargs: Mapping[str, Any] | None, family: type[Family]) -> list[str]:

@@ -12,13 +12,20 @@ from peft import PeftConfig
 from ..families import EDIT_FAMILIES, Family
 from ..policy.adapters import check_policy
 from ..policy.launch import check_shardable
-from ..policy.loading import find_family_class
+from ..policy.loading import find_call, find_family_class
 from ..rewards.base import Reward
-from .arguments import check_arguments, check_loss, check_samples_of_loss, named_datasets, warn_of_distilled_steps
+from .arguments import (
+    check_arguments,
+    check_loss,
+    check_samples_of_loss,
+    named_datasets,
+    training_dtype,
+    warn_of_distilled_steps,
+)
 from .callbacks import check_callbacks
 from .eval_samples import load_eval_rewards
 from .feasibility import check_best_metric_for, check_feasible
-from .loading import TrainedPipeline
+from .loading import TrainedPipeline, load_for_training
 from .pair_sources import check_all_columns
 from .resuming import check_resumed_settings
 from .sources import RunSources, SampleSources, of_evaluations, read_sample_sources, reads_sources
@@ -45,12 +52,16 @@ def check_datasets(
     """What the run makes of source images.
 
     Raises:
-        ValueError: if no family is known, or the data sets lack a column that it or the loss reads.
+        ValueError: if no family is known, samples cannot be drawn as the settings say, or the data sets lack a column
+            that the family or the loss reads.
     """
     try:
         family_class = find_family_class(model, args.model_init_dict, family)
     except OSError:  # loading says more of what is wrong
         family_class = None
+    found = None if family_class is None else find_call(model, args.model_init_dict)
+    if family_class is not None and found is not None:
+        family_class.check_call(found.__name__, {"guidance_scale": args.sample_guidance_scale})
     is_video = family_class is not None and family_class.task.endswith("-to-video")
     check_all_columns(args, train_dataset, eval_dataset, "video" if is_video else None)
     datasets = named_datasets(train_dataset, eval_dataset)
@@ -59,6 +70,29 @@ def check_datasets(
         return RunSources(are_read, None)
     family_class = EDIT_FAMILIES.get(family_class, family_class) if are_read else family_class
     return RunSources(are_read, read_sample_sources(args, family_class, datasets))
+
+
+def load_unweighted(
+    model: str | DiffusionPipeline, args: TGOConfig, train_dataset: Any, eval_dataset: Any = None,
+    quantization_config: Any = None,
+) -> TrainedPipeline:  # fmt: skip
+    """The pipeline of a run, without weights; raises what `TGOTrainer` would, in its order, until it reads a row.
+
+    Args:
+        model: of `TGOTrainer`.
+        args: the run's settings.
+        train_dataset: of `TGOTrainer`.
+        eval_dataset: likewise.
+        quantization_config: that the networks would be loaded with.
+    """
+    check_settings(args, model, None, train_dataset, eval_dataset, quantization_config)
+    sources = check_datasets(args, model, None, train_dataset, eval_dataset)
+    config = quantization_config if isinstance(model, str) else None
+    trained = load_for_training(
+        model, args, training_dtype(args), quantization_config=config, weights=False, has_sources=sources.are_read
+    )
+    check_pipeline(args, trained, sources.of_samples, train_dataset, eval_dataset)
+    return trained
 
 
 def check_pipeline(

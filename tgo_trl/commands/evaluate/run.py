@@ -25,7 +25,7 @@ from ...storage.files import replace_file, sweep, write_json
 from ...storage.processes import process_state
 from ...storage.records import SCORING_NAME, read_record
 from ..generate.prompts import SourceUse
-from ..generate.run import build_sampler, find_kind, init_kwargs_of, source_use, write_samples
+from ..generate.run import build_sampler, check_call, find_kind, init_kwargs_of, source_use, write_samples
 from ..generate.tasks import Task, source_pictures, tasks_fingerprint
 from ..sharded_run import check_own_folder, locks_output_dir
 from ..strength.card import check_adapter
@@ -109,6 +109,7 @@ def _check_model(config: EvaluateConfig, contestant: Contestant) -> type[Family]
             check_adapter(adapter)
             if not Path(adapter).exists() and (adapter.count("/") > 1 or adapter.startswith((".", "/", "~"))):
                 raise ValueError(f"there is no adapter {shown_path(adapter)} here, and a Hub id is written owner/name.")
+        check_call(generation)
         return find_kind(generation)
     except (OSError, ValueError) as error:
         raise ValueError(f"The model {shown(contestant.label)}: {error}") from error

@@ -81,7 +81,7 @@ def take_recorded_class(arguments: TrainArguments, args: TGOConfig) -> None:
 
 
 def take_checkpoint(args: TGOConfig) -> None:
-    """Sets `resume_from_checkpoint`, where it is not set: the same command goes on where it stopped, as all of them do."""
+    """Sets `resume_from_checkpoint`, where it is not set, to the newest: the same command goes on where it stopped."""
     newest = last_checkpoint(args.output_path) if args.resume_from_checkpoint is None else None
     if newest is not None:
         args.resume_from_checkpoint = str(newest)
