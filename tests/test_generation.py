@@ -363,10 +363,10 @@ def test_other_weights_are_refused(folder, tmp_path):
     out = generate(config(folder, tmp_path / "out", **settings))
     shutil.rmtree(tmp_path / "adapter")
     save_adapter(tiny.stable_diffusion(), tmp_path / "adapter", lora_alpha=4)  # the same weights, half as strong
-    with pytest.raises(ValueError, match=r"other settings: `fingerprints\.adapters` was"):
+    with pytest.raises(ValueError, match=r"other settings: `fingerprints\.adapters` are others"):
         generate(config(folder, out, **settings))
     tiny.stable_diffusion(seed=1).save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"`fingerprints\.unet` was .*`fingerprints\.vae` was"):
+    with pytest.raises(ValueError, match=r"`fingerprints\.unet` are others; .*`fingerprints\.vae` are others"):
         generate(config(tmp_path, out, prompts=str(folder / "prompts.txt"), max_prompts=1))
 
 

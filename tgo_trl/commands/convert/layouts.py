@@ -233,11 +233,11 @@ def find_layout(columns: Collection[str]) -> tuple[str, Layout]:
         if layout.required <= present:
             return "pairs", layout
     is_scored = {"prompt", "score"} <= present and bool(present & {"image", "video"})
-    scored = "It has scores already: `tgo-trl inspect` and `tgo-trl train` take it as it is. " if is_scored else ""
+    scored = "It has scores already: `tgo-trl inspect` and `tgo-trl train` take it as it is. To make others of it, set"
     raise ValueError(
-        f"A data set with the columns {', '.join(map(repr, columns))} has no layout that is known here. {scored}Set "
-        f"`layout` to what a row is ({', '.join(KINDS)}), and name its columns with `prompt_column`, `image_columns` "
-        "and `annotation_columns`."
+        f"A data set with the columns {', '.join(map(repr, columns))} has no layout that is known here. "
+        f"{scored if is_scored else 'Set'} `layout` to what a row is ({', '.join(KINDS)}), and name its columns with "
+        "`prompt_column`, `image_columns` and `annotation_columns`."
     )
 
 
