@@ -15,7 +15,7 @@ from datasets import Dataset, Features, Image, IterableDataset, List, Value, Vid
 
 from tgo_trl.cli import main
 from tgo_trl.commands.convert.config import ConvertConfig
-from tgo_trl.commands.convert.layouts import LAYOUTS, Layout, find_layout
+from tgo_trl.commands.convert.layouts import LAYOUTS, Layout, find_layout, layout_of_kind
 from tgo_trl.commands.convert.run import convert, convert_dataset
 from tgo_trl.commands.convert.tallies import Comparisons, Ratings, compare_all
 from tgo_trl.data.rows import BadRowError
@@ -567,7 +567,7 @@ def test_other_settings_or_rows_are_not_mixed(tmp_path):
         convert(config(tmp_path, score_type="win_rate"))
     pick_a_pic([*PAIRS, ("an owl", "u4", "u7", 0.0)]).to_parquet(tmp_path / "more.parquet")
     changed = ConvertConfig(str(tmp_path / "more.parquet"), str(tmp_path / "out"), rows_per_shard=3)
-    with pytest.raises(ValueError, match=r"other settings: .*`annotations` was"):
+    with pytest.raises(ValueError, match=r"other settings: `annotations` are others"):
         convert(changed)
 
 
@@ -583,7 +583,7 @@ def test_other_images_under_the_same_votes_are_not_mixed(tmp_path):
     output = convert(ConvertConfig(str(tmp_path / "rows.parquet"), str(tmp_path / "out"), **settings))
     (output / "data" / "train-00000-of-00003.parquet").unlink()  # to be made again
     rated(3).to_parquet(tmp_path / "rows.parquet")
-    with pytest.raises(ValueError, match="other settings: `annotations` was"):
+    with pytest.raises(ValueError, match="other settings: `annotations` are others"):
         convert(ConvertConfig(str(tmp_path / "rows.parquet"), str(tmp_path / "out"), **settings))
 
 
@@ -611,7 +611,7 @@ def test_images_of_another_folder_are_not_mixed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     convert(ConvertConfig(source, output, image_dir="one", **settings))  # the same folder
     for other in ({"image_dir": "two"}, {"image_dir": "one", "image_suffix": ".png"}):
-        with pytest.raises(ValueError, match="other settings: `images` was"):
+        with pytest.raises(ValueError, match=r"other settings: `images` (was|are others)"):
             convert(ConvertConfig(source, output, **{**settings, **other}))
 
 
@@ -699,6 +699,30 @@ def test_columns_that_are_unknown_or_missing_are_named(tmp_path):
         convert_dataset(rows)
     with pytest.raises(ValueError, match=r"no column 'image', 'rating'; it has 'prompt', 'picture', 'stars'"):
         convert_dataset(rows, "ratings")
+
+
+def test_what_a_row_is_may_be_said_where_its_columns_tell_it_too():
+    shown = {"prompt": ["a"], "image1": [picture(0)], "image2": [picture(1)]}
+    for said in ({"choice": ["image2"]}, {"votes_image1": [3], "votes_image2": [5]}, {"winner": ["image2"]}):
+        rows = Dataset.from_dict({**shown, **said})
+        told, found = convert_dataset(rows, "pairs"), convert_dataset(rows)
+        assert told["score"][:] == found["score"][:]
+        assert told["win_rate"][1] > told["win_rate"][0]
+    rows = Dataset.from_dict({**shown, "verdict": ["image2"]})
+    with pytest.raises(ValueError, match=r"no column 'label_0', 'label_1'; it has 'prompt', 'image1', 'image2'"):
+        convert_dataset(rows, "pairs")
+    layout = ConvertConfig("rows", "out", layout="pairs", annotation_columns=["verdict"]).adapt(
+        layout_of_kind("pairs", rows.column_names)
+    )
+    assert (layout.images, layout.annotations) == (("image1", "image2"), ("verdict",))
+    assert convert_dataset(rows, layout)["score"][:] == [0.0, 1.0]
+    assert layout_of_kind("labels", ["caption", "other"]) == LAYOUTS["labels"]
+
+
+def test_scores_need_no_conversion():
+    rows = Dataset.from_dict({"prompt": ["a"], "image": [picture(0)], "score": [0.5]})
+    with pytest.raises(ValueError, match=r"It has scores already: `tgo-trl inspect` and `tgo-trl train` take it as it"):
+        convert_dataset(rows)
 
 
 def test_rows_that_say_nothing_are_an_error():

@@ -169,6 +169,36 @@ def test_other_settings_are_refused_by_name(begun, settings, message):
     assert_equal(trained_weights(trainer), before)
 
 
+@pytest.mark.parametrize("named", [True, "True", "out/checkpoint-2"])
+def test_settings_of_another_run_are_refused_before_the_pipeline_is_loaded(begun, named, monkeypatch):
+    monkeypatch.chdir(begun)
+
+    def begin(**settings):
+        args = config(begun, **{**STEPS, "resume_from_checkpoint": named, **settings})
+        return TGOTrainer("not/there", args, tiny.scored_rows(8))  # which is looked for when all else is right
+
+    with pytest.raises(ValueError, match="checkpoint-2 in .*out' is of a run with other settings or data: `beta` was "
+                       r"1\.0, is 2\.0; `learning_rate` was 0\.01, is 0\.5\. Go on with those"):  # fmt: skip
+        begin(learning_rate=0.5, beta=2.0)
+    for settings in (
+        {"lora_alpha": 64, "resolution": 24, "logging_steps": 2, "max_steps": 4},  # told by the pipeline, or free
+        {"learning_rate": 0.5, "resume_with_changes": True},
+        {"learning_rate": 0.5, "resume_from_checkpoint": "out/checkpoint-9"},  # refused when training begins
+        {"learning_rate": 0.5, "resume_from_checkpoint": "false"},
+    ):
+        with pytest.raises(OSError, match="not/there"):
+            begin(**settings)
+
+
+def test_a_run_with_what_only_the_pipeline_tells_goes_on(tmp_path):
+    """Sizes and a temperature that are found, weights that are balanced: none of them is another setting."""
+    settings = {**STEPS, "recipe": "robust", "resume_from_checkpoint": True, "lr_scheduler_type": "constant"}
+    make_trainer(config(tmp_path, **{**settings, "resume_from_checkpoint": None})).train()
+    trainer = make_trainer(config(tmp_path, **{**settings, "max_steps": 3}))
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    assert (trainer.state.global_step, trainer.changes) == (3, [])
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -331,7 +361,7 @@ def test_a_new_run_among_old_checkpoints_warns(begun, caplog):
     assert "holds checkpoints of an earlier run, and the new run begins at its start" in caplog.text
 
 
-def test_the_same_command_twice(tmp_path):
+def test_the_same_command_twice(tmp_path, capsys):
     """As a user types it: the second time changes nothing, another learning rate is refused in one line."""
     base, rows, out = tmp_path / "base", tmp_path / "rows", tmp_path / "out"
     tiny.stable_diffusion().save_pretrained(base)
@@ -350,7 +380,11 @@ def test_the_same_command_twice(tmp_path):
     assert main(command) == 0
     assert_equal(written(), before)
     assert "| updates | 3 |" in before[0]["README.md"].decode()
-    assert main([*command, "--learning_rate", "0.5"]) == 1
+    base.rename(tmp_path / "gone")  # which nothing is read of
+    for name in ("train", "plan"):
+        capsys.readouterr()
+        assert main([name, *command[1:], "--learning_rate", "0.5"]) == 1
+        assert "`learning_rate` was 0.0001, is 0.5. Go on" in capsys.readouterr().err
     assert_equal(written(), before)
 
 

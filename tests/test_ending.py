@@ -83,3 +83,12 @@ def test_an_inspection_ends_with_its_own_suggestions_to_train_with(tmp_path, cap
 
 def test_commands_with_a_report_of_their_own_say_no_more():
     assert ending("env", []) == []
+
+
+def test_what_was_pushed_is_named(drawn, tmp_path):
+    pushed = {"push_to_hub": True}
+    lines = ending("convert", [ConvertConfig("rows", drawn, hub_dataset_id="me/rows", **pushed)])
+    assert lines[1] == "Pushed to the Hub: me/rows"
+    assert ending("score", [ScoreConfig("rows", drawn, ["clip"], **pushed)])[1] == "Pushed to the Hub: my rows"
+    args = TGOConfig(str(tmp_path / "fox"), hub_model_id="me/fox", use_cpu=True, **pushed)
+    assert ending("train", [TrainArguments("sd", "rows"), args])[1] == "Pushed to the Hub: me/fox"

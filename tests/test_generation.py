@@ -363,10 +363,10 @@ def test_other_weights_are_refused(folder, tmp_path):
     out = generate(config(folder, tmp_path / "out", **settings))
     shutil.rmtree(tmp_path / "adapter")
     save_adapter(tiny.stable_diffusion(), tmp_path / "adapter", lora_alpha=4)  # the same weights, half as strong
-    with pytest.raises(ValueError, match=r"other settings: `fingerprints\.adapters` was"):
+    with pytest.raises(ValueError, match=r"other settings: `fingerprints\.adapters` are others"):
         generate(config(folder, out, **settings))
     tiny.stable_diffusion(seed=1).save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"`fingerprints\.unet` was .*`fingerprints\.vae` was"):
+    with pytest.raises(ValueError, match=r"`fingerprints\.unet` are others; .*`fingerprints\.vae` are others"):
         generate(config(tmp_path, out, prompts=str(folder / "prompts.txt"), max_prompts=1))
 
 
@@ -483,6 +483,12 @@ def test_settings_that_the_pipeline_cannot_take(folder, tmp_path, settings, mess
     with pytest.raises(ValueError, match=message):
         generate(config(folder, tmp_path / "out", **settings))
     assert not (tmp_path / "out").exists()
+
+
+def test_arguments_of_the_call_are_checked_before_anything_is_loaded(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tgo_trl.commands.generate.run.load_pipeline", None)
+    with pytest.raises(ValueError, match=r"cannot be called with 'true_cfg_scale'\. Leave it out; what it takes are "):
+        generate(config(folder, tmp_path / "out", call_kwargs={"true_cfg_scale": 2}))
 
 
 def test_a_family_object_takes_no_settings(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor, generate_crop_size_list
 
+from tgo_trl import EvaluateConfig, GenerateConfig, TGOTrainer, evaluate, generate
 from tgo_trl.families import HunyuanVideo15Family, HunyuanVideo15ImageToVideoFamily, build_family
 from tgo_trl.policy.draws import stable_seed
 from tgo_trl.policy.sampling import negating
@@ -37,6 +38,26 @@ def test_a_guidance_scale_is_refused_with_what_to_write_instead(tmp_path):
     )
     with pytest.raises(ValueError, match=told):
         make_trainer(args, model=build(), train_dataset=scored_videos(4))
+
+
+def test_a_guidance_scale_is_refused_before_anything_is_loaded(tmp_path):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "model_index.json").write_text('{"_class_name": "HunyuanVideo15Pipeline"}')  # and no parts
+    (tmp_path / "prompts.txt").write_text("a cat")
+    told = r"The guidance scale is 3.0, and a `HunyuanVideo15Pipeline` takes none: .*guider.new\(guidance_scale=3.0\)"
+    drawing = GenerateConfig(str(folder), str(tmp_path / "prompts.txt"), str(tmp_path / "drawn"), guidance_scale=3.0)
+    with pytest.raises(ValueError, match=told):
+        generate(drawing)
+    args = config(tmp_path, sample_prompts=["a cat"], sample_guidance_scale=3.0)
+    with pytest.raises(ValueError, match=told):
+        TGOTrainer(str(folder), args, scored_videos(4))
+    evaluation = EvaluateConfig(
+        models=[f"one={folder}"], prompts=drawing.prompts, rewards=["ocr"], output_dir=str(tmp_path / "evaluation"),
+        guidance_scale=3.0,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="The model 'one': " + told):
+        evaluate(evaluation)
 
 
 def test_samples_are_guided_by_the_pipelines_own_guider():

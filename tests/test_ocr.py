@@ -70,6 +70,16 @@ def test_rendered_text_is_read():
     assert isinstance(missing, NoScore)
     assert "no text in double quotes" in missing.reason
     assert reward.version.startswith("rapidocr@3.")
+    seen = []
+    reward._engine = lambda pixels: seen.append(pixels.shape) or SimpleNamespace(txts=None)
+    long, wide, longest = (Image.new("RGB", size) for size in ((20, 401), (4000, 10), (20, 400)))
+    refused = reward(['"Red Fox"'] * 3, [long, wide, longest])
+    assert [it.reason for it in refused[:2]] == [
+        f"its image has {size} pixels, and one that is more than 20 times as long as wide is not read"
+        for size in ("20 x 401", "4000 x 10")
+    ]
+    assert refused[2] == 0
+    assert seen == [(400, 20, 3)]
     reward._engine = lambda pixels: SimpleNamespace(txts=None)  # as where it finds no text
     assert reward(['"Red Fox"'], [image]) == [0]
     assert reward([], []) == []

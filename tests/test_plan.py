@@ -120,8 +120,10 @@ def test_a_run_takes_what_its_plan_says(base, monkeypatch, capsys):
     assert dict(plan_lines(after, args))["goes on"].startswith("after update 4")
 
     # other rows and another size have other encodings
-    other = settings_of(base, resolution=32)
+    other = settings_of(base, resolution=32, output_dir=str(base / "other"))
     assert plan(*other).encodings.missing == (10, 0)
+    with pytest.raises(ValueError, match=r"checkpoint-4 in .* is of a run with other settings .*`positive_ratio` was"):
+        plan(*settings_of(base))  # into the same folder, as `train` would
 
 
 @pytest.mark.parametrize("name", ["qwen_image21", pytest.param("hunyuan_video15", marks=pytest.mark.slow)])
@@ -166,7 +168,7 @@ def test_what_a_quantised_base_saves():
     ],
 )
 def test_what_training_refuses_is_refused_alike(base, settings, words):
-    arguments, args = settings_of(base, **settings)
+    arguments, args = settings_of(base, output_dir=str(base / "refused"), **settings)
     with pytest.raises(ValueError, match=words) as planned:
         plan(arguments, args)
     with pytest.raises(ValueError, match=words) as trained:

@@ -14,7 +14,7 @@ from tgo_trl.trainer.selection import OutsideBoundsError
 
 from .runs import assert_close, assert_equal, config
 from .test_parquet import run_two_processes
-from .tiny import PROMPTS, stable_diffusion
+from .tiny import PROMPTS, stable_diffusion, wan
 
 pytestmark = pytest.mark.usefixtures("on_cpu", "undrawn")
 
@@ -237,11 +237,29 @@ def test_settings_that_cannot_work_are_refused(tmp_path, changes, message):
             "`score_columns` is ['score', 'other'], and rounds are compared by one",
         ),
         ({"score_column": "hpsv2.1"}, "`rewards` give the columns score, and `score_column`"),
+        # what only the pipeline tells
+        ({"fps": 16.0}, "`fps`"),
+        ({"resolution": 20}, "needs a multiple of 8"),
+        ({"lora_target_modules": ["nothing"]}, "nothing"),
+        ({"train_guidance_scale": 2.0}, "`train_guidance_scale`"),
     ],
 )
 def test_settings_of_training_that_rounds_cannot_have_are_refused(folder, tmp_path, changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         rounds(settings(folder), config(tmp_path, **changes))
+    assert not list((tmp_path / "out").glob("round-*"))
+
+
+def test_what_a_later_step_would_refuse_is_refused_before_the_first(folder, tmp_path):
+    wan.build().save_pretrained(tmp_path / "videos")
+    videos = {"model_name_or_path": str(tmp_path / "videos"), "rewards": ["videoreward"]}
+    for given, message in (
+        ({**videos, "score_settings": {"reward_kwargs": {"videoreward": {"fps": 7.0}}}},
+         r"The reward 'videoreward' has `fps=7`, and the videos are drawn for 16 a second"),
+        ({"generate_settings": {"call_kwargs": {"true_cfg_scale": 2}}}, "cannot be called with 'true_cfg_scale'"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            rounds(settings(folder, **given), config(tmp_path, num_frames=5 if "rewards" in given else None))
     assert not list((tmp_path / "out").glob("round-*"))
 
 

@@ -370,7 +370,7 @@ def test_other_settings_are_refused(folder, tmp_path):
     out = score(config(folder, tmp_path / "out", rewards=[spec]))
     with pytest.raises(ValueError, match=r"other settings: `batch_size` was 2, is 4"):
         score(config(folder, out, rewards=[spec], batch_size=4))
-    with pytest.raises(ValueError, match=r"other settings: `content` was .*`num_rows` was 11, is 10"):
+    with pytest.raises(ValueError, match=r"other settings: `content` are others; .*`num_rows` was 11, is 10"):
         score(config(folder, out, rewards=[spec]), rows(11).select(range(1, 11)))
     (tmp_path / "rewards.py").write_text(REWARDS + "\n# edited")
     with pytest.raises(ValueError, match=r"other settings: `rewards` was"):
@@ -392,7 +392,9 @@ def test_every_shard_is_compared_with_its_rows(folder, tmp_path, changed, stream
     if changed == 10:  # its shard is the one that is made again
         assert load(score(config(folder, out, rows_per_shard=4), given))["prompt"][10].endswith("!")
         return
-    message = "`content` was" if changed == 0 else r"train-00001.*\.parquet in .* holds the scores of other prompts"
+    message = (
+        "`content` are others" if changed == 0 else r"train-00001.*\.parquet in .* holds the scores of other prompts"
+    )
     with pytest.raises(ValueError, match=message):
         score(config(folder, out, rows_per_shard=4), given)
 

@@ -340,6 +340,14 @@ def test_damaged_files_are_named(tmp_path, name, content, message, streaming):
         list(open_dataset(str(tmp_path / name), streaming=streaming))
 
 
+def test_a_folder_of_several_tables_is_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "rank": [1, 2]}\n')
+    (tmp_path / "b.jsonl").write_text('{"prompt": "a", "choice": "A"}\n')
+    told = r"cannot be read \(CastError: .* Its files have other columns than each other: name one of them"
+    with pytest.raises(ValueError, match=told):
+        open_dataset(str(tmp_path))
+
+
 def test_an_archive_of_something_else_is_told(tmp_path):
     with zipfile.ZipFile(tmp_path / "rows.zip", "w") as archive:
         archive.writestr("notes.docx", "")

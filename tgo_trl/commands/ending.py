@@ -34,10 +34,10 @@ def ending(command: str, settings: Sequence[Any], result: Any = None, typed: Seq
         is_repeated = typed and not any("token" in word for word in typed)
         return [_next(["train", *typed]) if is_repeated else "Next: the same command with `train` in place of `plan`."]
     config, output = settings[0], str(getattr(settings[-1], "output_dir", None))
-    written = f"Written: {output}"
+    written, pushed = f"Written: {output}", _pushed(settings[-1], output)
     if command == "generate":
         words = ["score", "--dataset_name", output, "--rewards", "REWARD", "--output_dir", f"{output}-scored"]
-        return [f"{written}, {_num_rows(output)}", _next(words)]
+        return [f"{written}, {_num_rows(output)}", *pushed, _next(words)]
     if command == "score":
         words = ["inspect", "--dataset_name", output]
         split = config.dataset_split.partition("[")[0]  # of `train[:100]`
@@ -45,9 +45,9 @@ def ending(command: str, settings: Sequence[Any], result: Any = None, typed: Seq
         words += _unless("train", "dataset_split", split)
         words += ["--score_columns", *names] if len(names) > 1 else _unless("score", "score_column", names[0])
         words += _changed(config, *OF_ROWS)
-        return [f"{written}, {_num_rows(output)}", _next(words)]
+        return [f"{written}, {_num_rows(output)}", *pushed, _next(words)]
     if command == "convert":
-        return [f"{written}, {_num_rows(output)}", _next(["inspect", "--dataset_name", output])]
+        return [f"{written}, {_num_rows(output)}", *pushed, _next(["inspect", "--dataset_name", output])]
     if command == "inspect":
         words = ["train", "--model_name_or_path", "MODEL", "--dataset_name", config.dataset_name]
         words += _unless("train", "dataset_train_split", config.dataset_split)
@@ -64,13 +64,22 @@ def ending(command: str, settings: Sequence[Any], result: Any = None, typed: Seq
         words = ["evaluate", "--models", f"base={base}", f"trained={trained}", "--prompts", "PROMPTS"]
         words += ["--rewards", "REWARD", "--output_dir", f"{output}-evaluation"]
         words += _changed(settings[-1], PIPELINE_CLASS)  # of the base, which has no record of it
-        return [f"{written}, the trained {'pipeline' if is_pipeline else 'adapter'} and its card", _next(words)]
+        what = "pipeline" if is_pipeline else "adapter"
+        return [f"{written}, the trained {what} and its card", *pushed, _next(words)]
     return []
 
 
 def _next(words: Sequence[str]) -> str:
     asked = [word for word in UNKNOWN if word in words]
     return f"Next{', with your own ' + ' and '.join(asked) if asked else ''}: tgo-trl {shlex.join(words)}"
+
+
+def _pushed(config: Any, output: str) -> list[str]:
+    """A line that names the repository, of a command that has pushed what it wrote."""
+    if not getattr(config, "push_to_hub", False):
+        return []
+    name = getattr(config, "hub_dataset_id", None) or getattr(config, "hub_model_id", None) or Path(output).name
+    return [f"Pushed to the Hub: {name}"]
 
 
 def _num_rows(output: str) -> str:

@@ -307,6 +307,17 @@ class Family(ABC):
         call = self.call_options(pipeline, size, **kwargs)
         return list(pipeline(prompt=list(prompts), generator=generators, **call).images)
 
+    @classmethod  # noqa: B027 (most have nothing to refuse)
+    def check_call(cls, pipeline_class: str, call: Mapping[str, Any]) -> None:
+        """Raises a ValueError for an argument that pipelines of its kind take in another way, saying in which.
+
+        Before anything is loaded: whatever else a call does not take, its signature tells.
+
+        Args:
+            pipeline_class: the class that is called, for messages.
+            call: arguments by name; None is one that is left out.
+        """
+
     def call_options(self, pipeline: DiffusionPipeline, size: Size, **kwargs: Any) -> dict[str, Any]:
         """What the pipeline is called with for a sample of a size, beside prompt and generator, with `kwargs` in it."""
         frames = {} if self.video_format is None else {"num_frames": self.video_format.num_frames}

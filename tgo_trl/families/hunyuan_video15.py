@@ -133,17 +133,23 @@ class HunyuanVideo15Family(NetworkAdapterFamily, VideoFamily):
             for i, (prompt, generator) in enumerate(zip(prompts, generators, strict=True))
         ]
 
+    @classmethod
+    def check_call(cls, pipeline_class: str, call: Mapping[str, Any]) -> None:
+        """Raises a ValueError for a `guidance_scale`, which the pipeline's guider has."""
+        scale = call.get("guidance_scale")
+        if scale is not None:
+            raise ValueError(
+                f"The guidance scale is {scale}, and a `{pipeline_class}` takes none: its component `guider` has it. "
+                f"Leave it out, and pass a pipeline with `pipeline.guider = pipeline.guider.new(guidance_scale={scale})"
+                "`, or the folder that its `save_pretrained` wrote."
+            )
+
     def call_options(self, pipeline: DiffusionPipeline, size: Size, **kwargs: Any) -> dict[str, Any]:
         """As of any videos.
 
         Raises:
             ValueError: if there is a `guidance_scale`, which the pipeline does not take.
         """
-        scale = kwargs.pop("guidance_scale", None)
-        if scale is not None:
-            raise ValueError(
-                f"The guidance scale is {scale}, and a `{class_name(pipeline)}` takes none: its component `guider` "
-                f"has it. Leave it out, and pass a pipeline with `pipeline.guider = pipeline.guider.new("
-                f"guidance_scale={scale})`."
-            )
+        self.check_call(class_name(pipeline), kwargs)
+        kwargs.pop("guidance_scale", None)
         return super().call_options(pipeline, size, **kwargs)

@@ -8,13 +8,14 @@ import diffusers
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..families import Family, find_family, find_published_family
+from ..families import PUBLISHED_NAMES, Family, find_family, find_published_family
 from ..settings import PIPELINE_CLASS
 from .alterations import unwrapped
 from .modular import Modular, read_modular
 from .named import INDEX_OPTIONS, is_single_file, load_entries
 from .part_class import class_in_index
 from .pipeline_class import check_pipeline_class
+from .skeleton import pipeline_type
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,22 @@ def find_family_class(
     if isinstance(model, DiffusionPipeline):
         return find_family(type(model))
     return None if index is None else find_published_family(class_name(index, init_kwargs or {}))
+
+
+def find_pipeline_class(
+    model: str | DiffusionPipeline, init_kwargs: Mapping[str, Any] | None, index: Index | None
+) -> type[DiffusionPipeline] | None:
+    """The class of the pipeline, before any weights are loaded; None of a name without an index, or not known here.
+
+    Arguments as of [`find_family_class`].
+    """
+    if isinstance(model, DiffusionPipeline):
+        return type(model)
+    if index is None:
+        return None
+    name = class_name(index, init_kwargs or {})
+    found: type[DiffusionPipeline] | None = pipeline_type(PUBLISHED_NAMES.get(name, name))
+    return found
 
 
 def network_names(index: Index, family: type[Family]) -> list[str]:

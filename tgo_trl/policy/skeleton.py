@@ -38,7 +38,7 @@ def load_skeleton(
         index: the pipeline's `model_index.json`.
         kwargs: for `from_pretrained`; parts that are passed as objects are taken as they are.
     """
-    found: Any = getattr(diffusers, pipeline_class, None) or getattr(models, pipeline_class)
+    found: Any = pipeline_type(pipeline_class)
     hints = typing.get_type_hints(found.__init__)
     parts = {}
     for name, entry in index.items():
@@ -49,6 +49,11 @@ def load_skeleton(
     # not of `DiffusionPipeline`, which loads what a pipeline may lack although it is passed
     pipeline: DiffusionPipeline = found.from_pretrained(model, **kwargs, **parts)
     return pipeline
+
+
+def pipeline_type(name: str) -> Any:
+    """The class of a pipeline, of diffusers or of this package, by its name; None if neither has it."""
+    return getattr(diffusers, name, None) or getattr(models, name, None)
 
 
 def _network_class(entry: Any, hint: Any) -> Any:

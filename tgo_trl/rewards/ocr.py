@@ -16,12 +16,17 @@ from .base import NoScore, check_rows, load_images
 _QUOTED = re.compile('["\u201c\u201d]([^"\u201c\u201d]*)["\u201c\u201d]')
 """Text in straight or curly double quotes."""
 
+MOST_ELONGATED = 20
+"""Times as long as wide. The engine enlarges the shorter side to 736 pixels, and with it the longer one, until memory
+and minutes run out; from about 120 on it fails."""
+
 
 class OCRAccuracy:
     r"""`1 - \min(d, n) / n`: `n` the length of the quoted text, `d` its edit distance to the text that is read.
 
     1 also if the quoted text is a part of what is read; 0 if nothing of it is. Case and blanks are ignored. Of several
-    texts in quotes the first counts. A row without quotes has no score. Images only; the CPU reads them, one by one.
+    texts in quotes the first counts. A row without quotes has no score, nor has an image that is more than 20 times as
+    long as wide. Images only; the CPU reads them, one by one.
 
     Raises:
         ImportError: if RapidOCR is not installed.
@@ -57,12 +62,18 @@ class OCRAccuracy:
         check_rows(prompts, images)
         scores: list[float | NoScore] = []
         for prompt, image in zip(prompts, load_images(images), strict=True):
-            wanted = quoted_text(prompt)
-            scores.append(
-                NoScore("its prompt has no text in double quotes, which the image would show")
-                if wanted is None
-                else text_accuracy(self._read(np.asarray(image)), wanted)
-            )
+            wanted, (width, height) = quoted_text(prompt), image.size
+            if wanted is None:
+                scores.append(NoScore("its prompt has no text in double quotes, which the image would show"))
+            elif max(width, height) > MOST_ELONGATED * min(width, height):
+                scores.append(
+                    NoScore(
+                        f"its image has {width} x {height} pixels, and one that is more than {MOST_ELONGATED} times as "
+                        "long as wide is not read"
+                    )
+                )
+            else:
+                scores.append(text_accuracy(self._read(np.asarray(image)), wanted))
         return scores
 
     def _read(self, pixels: np.ndarray) -> str:

@@ -200,4 +200,12 @@ def _differences(before: Any, now: Any, where: str = "") -> Iterable[str]:
         for name in sorted(before.keys() | now.keys()):
             yield from _differences(before.get(name), now.get(name), f"{where}.{name}".lstrip("."))
     elif before != now:
-        yield f"`{where}` was {shown(before)}, is {shown(now)}"
+        if _is_digest(before) and _is_digest(now):
+            yield f"`{where}` are others"
+        else:
+            yield f"`{where}` was {shown(before)}, is {shown(now)}"
+
+
+def _is_digest(value: Any) -> bool:
+    """Whether a value only tells contents apart, and says nothing to a reader."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32,}", value) is not None

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, Features, Image, IterableDataset, Video, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError
+from datasets.table import CastError
 from datasets.utils.file_utils import xopen
 from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image as Pictures
@@ -182,7 +183,11 @@ def _built(builder: Any, split: str, streaming: bool, name: str) -> Dataset | It
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         if isinstance(cause, OSError):  # a full disk, say
             raise cause from error
-        raise ValueError(f"{name!r} cannot be read ({type(cause).__name__}: {str(cause)[:300]}).") from error
+        remedy = ""
+        if isinstance(cause, CastError):
+            remedy = " Its files have other columns than each other: name one of them, or a pattern of some in quotes."
+        reason = " ".join(str(cause).split())[:300]
+        raise ValueError(f"{name!r} cannot be read ({type(cause).__name__}: {reason}).{remedy}") from error
     archives = [file for file in _data_files(builder) if file.endswith(".zip")]
     return _with_archived_files(dataset, archives) if archives and dataset.features is not None else dataset
 

@@ -40,6 +40,7 @@ from .eval_samples import load_eval_rewards
 from .feasibility import check_run, check_sample_metric
 from .nonfinite import UpdateGuard
 from .preparation import shard_writer, training_block, training_prompts
+from .resuming import check_resumed_settings
 
 
 class AlignPropTrainer(BaseTrainer):
@@ -113,6 +114,7 @@ class AlignPropTrainer(BaseTrainer):
         check_sample_metric(args)
         check_run(args, optimizers, optimizer_cls_and_kwargs)
         check_callbacks(args, callbacks)
+        check_resumed_settings(args)
         self.reward = _find_reward(reward)
         eval_rewards = load_eval_rewards(args.eval_rewards, have_sources=False)
         index = find_index(model, args.model_init_dict, family)

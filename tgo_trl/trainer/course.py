@@ -41,6 +41,9 @@ WITHOUT_EFFECT = (
 OPTIMIZER = ("optim", "optim_args", "optim_target_modules", "optimizer", "use_peft")
 """Settings without which a saved optimizer state means nothing."""
 
+FOUND_LATER = ("size", "temperature", "optimizer")
+"""Settings of a [`Course`] that only the pipeline and the data tell, beside those of the adapter."""
+
 OF_THE_BASE = "the base model's weights"
 """What a digest of these is called in a [`Course`]."""
 
@@ -72,18 +75,27 @@ class Course:
         parts = [part for part, digest in now.fingerprints.items() if self.fingerprints.get(part) != digest]
         return changed + [f"{part} are others" for part in parts]
 
+    def without_found(self) -> "Course":
+        """What of it is known before a pipeline is loaded."""
+        settings = {
+            name: value
+            for name, value in self.settings.items()
+            if name not in FOUND_LATER and not name.startswith("lora_")
+        }
+        return Course(settings)
+
     def keeps_optimizer(self, now: "Course") -> bool:
         """Whether the saved state of the optimizer is one of the optimizer now."""
         return all(self.settings.get(name) == now.settings.get(name) for name in OPTIMIZER)
 
 
-def course_settings(args: "TGOConfig", public: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
+def course_settings(args: "TGOConfig", public: Mapping[str, Any], policy: Policy | None = None) -> dict[str, Any]:
     """The settings of a [`Course`], of the arguments, as JSON has them, and of the adapter as it was made."""
     settings = {
         name: value for name, value in public.items() if name not in REPLACED and not name.startswith(WITHOUT_EFFECT)
     }
     settings["rows_per_update"] = args.rows_per_update
-    if policy.adapter_name is not None:
+    if policy is not None and policy.adapter_name is not None:
         network = next(iter(policy.networks.values()))
         settings |= _lora_settings(adapter_metadata(network, policy.adapter_name))
     return settings

@@ -52,8 +52,8 @@ def load_for_training(
         has_sources: whether rows have source images, of pipelines that take some or none.
         index: of the model, where it has been read; read if None.
     """
-    index = index or find_index(model, args.model_init_dict, family)
     if args.compile_repeated_blocks:
+        index = index or find_index(model, args.model_init_dict, family)
         check_compilable(model, args.model_init_dict, family, index)
     pipeline = load_pipeline(model, args.model_init_dict, quantization_config, family, dtype, weights, index)
     remove_offloading(pipeline)

@@ -18,7 +18,6 @@ from ..losses import LOSSES
 from ..media.types import Size
 from ..policy.draws import Draw
 from ..policy.encoders import FrozenEncoders
-from ..policy.index import readable_index
 from ..policy.known_digests import recall_digests
 from ..policy.launch import sharding_of
 from ..policy.memory import Footprint, device_memory, fixed_bytes, footprint, has_usual_adapter, quantization_saves
@@ -28,10 +27,10 @@ from ..policy.shapes_and_numbers import as_numbers
 from ..policy.skeleton import encoded_shapes
 from .arguments import training_dtype
 from .feasibility import check_best_metric_of, check_drift_of
-from .loading import TrainedPipeline, load_for_training
+from .loading import TrainedPipeline
 from .measured_speed import Speed, Subject, recall_speed, speed_key
 from .preparation import DataPreparer, SurveyedRows, shard_writer, training_sampler
-from .refusals import check_datasets, check_pipeline, check_settings
+from .refusals import load_unweighted
 from .tgo_config import TGOConfig
 
 ADAM = ("adamw_torch", "adamw_torch_fused")
@@ -126,16 +125,8 @@ def plan_run(
         eval_dataset: likewise; None for no evaluation.
         quantization_config: that the networks would be loaded with.
     """
-    # What the trainer would refuse, in its order.
-    check_settings(args, model, None, train_dataset, eval_dataset, quantization_config)
-    index = readable_index(model, args.model_init_dict)
-    sources = check_datasets(args, model, None, train_dataset, eval_dataset, index)
+    trained = load_unweighted(model, args, train_dataset, eval_dataset, quantization_config)
     dtype = training_dtype(args)
-    config = quantization_config if isinstance(model, str) else None
-    trained = load_for_training(
-        model, args, dtype, quantization_config=config, weights=False, has_sources=sources.are_read, index=index
-    )
-    check_pipeline(args, trained, sources.of_samples, train_dataset, eval_dataset)
 
     # Its rows, with encoders that have no weights, and perhaps the digests of some.
     writer = shard_writer(args)

@@ -11,15 +11,23 @@ from peft import PeftConfig
 
 from ..families import EDIT_FAMILIES, Family
 from ..policy.adapters import check_policy
-from ..policy.index import Index, find_family_class
+from ..policy.index import Index, find_family_class, find_pipeline_class, readable_index
 from ..policy.launch import check_shardable
 from ..rewards.base import Reward
-from .arguments import check_arguments, check_loss, check_samples_of_loss, named_datasets, warn_of_distilled_steps
+from .arguments import (
+    check_arguments,
+    check_loss,
+    check_samples_of_loss,
+    named_datasets,
+    training_dtype,
+    warn_of_distilled_steps,
+)
 from .callbacks import check_callbacks
 from .eval_samples import load_eval_rewards
 from .feasibility import check_best_metric_for, check_feasible
-from .loading import TrainedPipeline
+from .loading import TrainedPipeline, load_for_training
 from .pair_sources import check_all_columns
+from .resuming import check_resumed_settings
 from .sources import RunSources, SampleSources, of_evaluations, read_sample_sources, reads_sources
 from .tgo_config import TGOConfig
 
@@ -34,6 +42,7 @@ def check_settings(
     check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
     check_shardable(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"))
     check_callbacks(args, callbacks)
+    check_resumed_settings(args)
     return load_eval_rewards(args.eval_rewards, getattr(args, of_evaluations(args)) is not None)
 
 
@@ -52,9 +61,13 @@ def check_datasets(
         index: of the model, if it is named and has one.
 
     Raises:
-        ValueError: if no family is known, or the data sets lack a column that it or the loss reads.
+        ValueError: if no family is known, samples cannot be drawn as the settings say, or the data sets lack a column
+            that the family or the loss reads.
     """
     family_class = find_family_class(model, args.model_init_dict, family, index)
+    found = None if family_class is None else find_pipeline_class(model, args.model_init_dict, index)
+    if family_class is not None and found is not None:
+        family_class.check_call(found.__name__, {"guidance_scale": args.sample_guidance_scale})
     is_video = family_class is not None and family_class.task.endswith("-to-video")
     check_all_columns(args, train_dataset, eval_dataset, "video" if is_video else None)
     datasets = named_datasets(train_dataset, eval_dataset)
@@ -63,6 +76,31 @@ def check_datasets(
         return RunSources(are_read, None)
     family_class = EDIT_FAMILIES.get(family_class, family_class) if are_read else family_class
     return RunSources(are_read, read_sample_sources(args, family_class, datasets))
+
+
+def load_unweighted(
+    model: str | DiffusionPipeline, args: TGOConfig, train_dataset: Any, eval_dataset: Any = None,
+    quantization_config: Any = None,
+) -> TrainedPipeline:  # fmt: skip
+    """The pipeline of a run, without weights; raises what `TGOTrainer` would, in its order, until it reads a row.
+
+    Args:
+        model: of `TGOTrainer`.
+        args: the run's settings.
+        train_dataset: of `TGOTrainer`.
+        eval_dataset: likewise.
+        quantization_config: that the networks would be loaded with.
+    """
+    check_settings(args, model, None, train_dataset, eval_dataset, quantization_config)
+    index = readable_index(model, args.model_init_dict)
+    sources = check_datasets(args, model, None, train_dataset, eval_dataset, index)
+    config = quantization_config if isinstance(model, str) else None
+    trained = load_for_training(
+        model, args, training_dtype(args), quantization_config=config, weights=False, has_sources=sources.are_read,
+        index=index,
+    )  # fmt: skip
+    check_pipeline(args, trained, sources.of_samples, train_dataset, eval_dataset)
+    return trained
 
 
 def check_pipeline(

@@ -1,7 +1,9 @@
 """Whether a run goes on with what a checkpoint holds, or is another one."""
 
+import json
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from ..data.stream import StreamDataset
 from ..policy.replication import Replication, fit_groups
-from .checkpoints import RunRecord
+from .checkpoints import RunRecord, checkpoint_damage, last_checkpoint, public_config
+from .course import Course, course_settings
 from .tgo_config import TGOConfig
 
 logger = logging.getLogger(__name__)
@@ -18,6 +21,45 @@ logger = logging.getLogger(__name__)
 CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
 OF_WHOLE_STREAMS = "A run of a version that read shuffled streams whole goes on with `stream_lanes=1`."
 LENGTH = ("max_steps", "num_train_epochs")
+
+
+def check_resumed_settings(args: TGOConfig) -> None:
+    """Compares settings with those of the run that `args.resume_from_checkpoint` names, before anything is loaded.
+
+    What the pipeline and the data decide is compared by [`accepted_changes`], when training begins; so is all of a run
+    that is named to `train` alone.
+
+    Args:
+        args: of the run that goes on. `resume_from_checkpoint` is a folder, or true for the newest checkpoint.
+
+    Raises:
+        ValueError: if something differs, and `resume_with_changes` is not set.
+    """
+    checkpoint = _named_checkpoint(args)
+    if checkpoint is None or args.resume_with_changes:
+        return
+    now = Course(json.loads(json.dumps(course_settings(args, public_config(args.to_dict())))))
+    changes = RunRecord.read(checkpoint).course.without_found().differences(now.without_found())
+    if changes:
+        raise _other_run(checkpoint, changes)
+
+
+def _named_checkpoint(args: TGOConfig) -> Path | None:
+    """What `resume_from_checkpoint` names, if it can be gone on from; `train` refuses what cannot."""
+    named = str(args.resume_from_checkpoint or "false")
+    if named.lower() == "false":
+        return None
+    if named.lower() == "true":
+        return last_checkpoint(args.output_path)
+    return Path(named) if checkpoint_damage(Path(named)) is None else None
+
+
+def _other_run(checkpoint: Path, changes: Sequence[str], hint: str = "") -> ValueError:
+    return ValueError(
+        f"{checkpoint.name} in {str(checkpoint.parent)!r} is of a run with other settings or data: "
+        f"{'; '.join(changes)}. Go on with those of the checkpoint, set another `output_dir` to begin anew, or set "
+        f"`resume_with_changes` to go on with these; the model card then says so. {hint}".rstrip()
+    )
 
 
 def accepted_changes(checkpoint: Path, now: RunRecord, accept: bool, hint: str = "") -> list[str]:
@@ -43,11 +85,7 @@ def accepted_changes(checkpoint: Path, now: RunRecord, accept: bool, hint: str =
     if saved.lanes and saved.lanes != now.lanes:
         changes.append(f"the lanes of the stream had {saved.lanes} rows, have {now.lanes}")
     if changes and not accept:
-        raise ValueError(
-            f"{checkpoint.name} in {str(checkpoint.parent)!r} is of a run with other settings or data: "
-            f"{'; '.join(changes)}. Go on with those of the checkpoint, set another `output_dir` to begin anew, or set "
-            f"`resume_with_changes` to go on with these; the model card then says so. {hint}".rstrip()
-        )
+        raise _other_run(checkpoint, changes, hint)
     resized = saved.course.settings.get("rows_per_update") != now.course.settings.get("rows_per_update")
     if resized and now.config.get("max_steps", -1) <= 0:
         raise ValueError(

@@ -232,11 +232,33 @@ def find_layout(columns: Collection[str]) -> tuple[str, Layout]:
     for layout in _pairs_like():
         if layout.required <= present:
             return "pairs", layout
+    is_scored = {"prompt", "score"} <= present and bool(present & {"image", "video"})
+    scored = "It has scores already: `tgo-trl inspect` and `tgo-trl train` take it as it is. To make others of it, set"
     raise ValueError(
-        f"A data set with the columns {', '.join(map(repr, columns))} has no layout that is known here. Set `layout` "
-        f"to what a row is ({', '.join(KINDS)}), and name its columns with `prompt_column`, `image_columns` and "
-        "`annotation_columns`."
+        f"A data set with the columns {', '.join(map(repr, columns))} has no layout that is known here. "
+        f"{scored if is_scored else 'Set'} `layout` to what a row is ({', '.join(KINDS)}), and name its columns with "
+        "`prompt_column`, `image_columns` and `annotation_columns`."
     )
+
+
+def layout_of_kind(kind: str, columns: Collection[str]) -> Layout:
+    """The layout of a kind of rows under the names that a data set has for its columns, as far as they are known.
+
+    Args:
+        kind: one of [`KINDS`].
+        columns: of the data set.
+    """
+    own, present = LAYOUTS[kind], set(columns)
+    if own.required <= present:
+        return own
+    known = [layout for layout in (*LAYOUTS.values(), *_pairs_like()) if layout.kind == kind]
+    for layout in known:
+        if layout.required | set(layout.told_by) <= present:
+            return layout
+    for layout in known:  # what was said of the images is in columns that have to be named
+        if {layout.prompt, *layout.images} <= present:
+            return replace(own, prompt=layout.prompt, images=layout.images)
+    return own
 
 
 def _pairs_like() -> Iterator[Layout]:

@@ -30,7 +30,7 @@ from ..sharded_run import ShardedRun, check_destination, locks_output_dir, write
 from .annotations import AnnotatedImage, Annotations, OpenColumns, read_annotations
 from .card import build_card
 from .config import ConvertConfig
-from .layouts import LAYOUTS, Layout, find_layout
+from .layouts import KINDS, LAYOUTS, Layout, find_layout, layout_of_kind
 from .media import MediaFiles
 from .scores import ScoreRule, fit_score_rule
 from .tallies import Comparisons, Ratings
@@ -65,7 +65,7 @@ def convert(config: ConvertConfig) -> Path:
     state = process_state()
     folder = Path(config.output_dir)
     open_columns = _opener(config)
-    name, layout = named_layout(config.layout, open_columns(None))
+    name, layout = named_layout(config.layout, open_columns(None), config.image_columns is None)
     layout = config.adapt(layout)
     origin = named_origin(config.dataset_name, config.image_dir, config.allow_urls)
     files = MediaFiles(open_columns, layout, origin, config.image_suffix)
@@ -200,8 +200,13 @@ def convert_dataset(
     return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
 
 
-def named_layout(name: str, dataset: Dataset | IterableDataset) -> tuple[str, Layout]:
+def named_layout(name: str, dataset: Dataset | IterableDataset, finds_columns: bool = True) -> tuple[str, Layout]:
     """The layout of a name of [`LAYOUTS`], or, of `"auto"`, that which the columns tell; and its name.
+
+    Args:
+        name: of a published data set, or of what a row is.
+        dataset: of which columns are looked at.
+        finds_columns: whether columns of what a row is may have other names than those of the layout.
 
     Raises:
         ValueError: if there is none.
@@ -209,7 +214,8 @@ def named_layout(name: str, dataset: Dataset | IterableDataset) -> tuple[str, La
     if name == "auto":
         return find_layout(column_names(dataset))
     check_choice("layout", name, ("auto", *LAYOUTS))
-    return name, LAYOUTS[name]
+    found = finds_columns and name in KINDS
+    return name, layout_of_kind(name, column_names(dataset)) if found else LAYOUTS[name]
 
 
 def scored_images(found: Annotations, rule: ScoreRule) -> list[AnnotatedImage]:

@@ -26,7 +26,7 @@ from ...storage.processes import process_state
 from ...storage.records import SCORING_NAME, read_record
 from ..generate.known import look_up
 from ..generate.prompts import SourceUse
-from ..generate.run import build_sampler, source_use, write_samples
+from ..generate.run import build_sampler, check_call, source_use, write_samples
 from ..generate.tasks import Task, source_pictures, tasks_fingerprint
 from ..sharded_run import check_own_folder, locks_output_dir
 from ..strength.card import check_adapter
@@ -105,12 +105,13 @@ def _check_model(config: EvaluateConfig, contestant: Contestant) -> type[Family]
     generation = config.generation(contestant, "")
     adapter = generation.adapter_name_or_path
     try:
-        kind = look_up(generation, must_exist=True).kind
+        known = look_up(generation, must_exist=True)
         if adapter is not None:
             check_adapter(adapter)
             if not Path(adapter).exists() and (adapter.count("/") > 1 or adapter.startswith((".", "/", "~"))):
                 raise ValueError(f"there is no adapter {shown_path(adapter)} here, and a Hub id is written owner/name.")
-        return kind
+        check_call(generation, known)
+        return known.kind
     except (OSError, ValueError) as error:
         raise ValueError(f"The model {shown(contestant.label)}: {error}") from error
 

@@ -6,7 +6,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from ...families import Family
-from ...policy.index import Index, find_family_class, find_index, readable_index
+from ...policy.index import Index, find_family_class, find_index, find_pipeline_class, readable_index
 from ...policy.pipeline_class import chosen_class
 from ...settings import with_pipeline_class
 from .config import GenerateConfig
@@ -20,11 +20,13 @@ class Known:
         init_kwargs: that it is loaded with: under the class that is set, or that the adapter's run was set to.
         index: None of a single file, of a pipeline that is there, and of what cannot be had.
         kind: the family's class; None of a single file, and of what cannot be had.
+        pipeline_class: that it is loaded as; None likewise, and of a class that is not known here.
     """
 
     init_kwargs: dict[str, Any]
     index: Index | None
     kind: type[Family] | None
+    pipeline_class: type[DiffusionPipeline] | None
 
 
 def look_up(
@@ -48,4 +50,5 @@ def look_up(
     init_kwargs = with_pipeline_class(config.model_init_kwargs, name) or {}
     model: Any = config.model_name_or_path if pipeline is None else pipeline
     index = (find_index if must_exist else readable_index)(model, init_kwargs)
-    return Known(init_kwargs, index, find_family_class(model, init_kwargs, family, index))
+    kind = find_family_class(model, init_kwargs, family, index)
+    return Known(init_kwargs, index, kind, find_pipeline_class(model, init_kwargs, index))

@@ -125,7 +125,7 @@ def source_use(config: SamplingSettings, kind: type[Family] | None) -> SourceUse
 
 def build_sampler(
     config: GenerateConfig, pipeline: DiffusionPipeline | None, family: Family | None, has_sources: bool = False,
-    known: Known | None = None,
+    known: Known | None = None, weights: bool = True,
 ) -> Sampler:  # fmt: skip
     """The pipeline of the settings with its adapter, whose scale is left at 1, and how it is called.
 
@@ -135,6 +135,7 @@ def build_sampler(
         family: of a pipeline that the table of families does not know.
         has_sources: whether each prompt has source images.
         known: of the pipeline, where it has been looked up; looked up if None.
+        weights: False for a pipeline that is only asked what it refuses, and has none.
 
     Raises:
         ValueError: for settings that this pipeline cannot take, or an adapter that does not fit it; also for one that
@@ -143,8 +144,9 @@ def build_sampler(
     known = known or look_up(config, pipeline, family)
     if known.kind is not None:
         _check_has_sources(known.kind, has_sources)
+    check_call(config, known)
     if pipeline is None:
-        pipeline = _load(config, family, process_state(), known)
+        pipeline = _load(config, family, process_state(), known, weights)
     else:
         check_instance(pipeline, with_pipeline_class(None, config.pipeline_class))
     family = _family(config, family, pipeline, has_sources)
@@ -152,8 +154,18 @@ def build_sampler(
         _check_has_sources(type(family), has_sources)
     if config.adapter_name_or_path is not None:
         attach_adapter(pipeline, family, config.adapter_name_or_path)
-    size, call = _size(config, family, pipeline), _call(config, pipeline)
+    size, call = _size(config, family, pipeline), _call(config)
+    _check_arguments(type(pipeline), type(family), call)  # of a single file, too
     return Sampler(pipeline, family, size, config.batch_size, call)
+
+
+def check_call(config: GenerateConfig, known: Known) -> None:
+    """Raises a ValueError, before anything is loaded, for an argument that the pipeline's call does not take.
+
+    Of a single file nothing is known yet, nor of what cannot be had, of which loading says more.
+    """
+    if known.kind is not None and known.pipeline_class is not None:
+        _check_arguments(known.pipeline_class, known.kind, _call(config))
 
 
 def _check_has_sources(kind: type[Family], has_sources: bool) -> None:
@@ -210,7 +222,7 @@ def generate_rows(
     of_each = [tuple(SourceImage(fingerprint(file), file) for file in files) for files in sources]
     tasks = list(dict.fromkeys(map(Task, distinct, of_each or [()] * len(distinct))))
     requests = find_requests(tasks, range(len(tasks) * num_images_per_prompt), num_images_per_prompt, seed)
-    _check_arguments(pipeline, call_kwargs)
+    _check_arguments(type(pipeline), type(family), call_kwargs)
     yield from Sampler(pipeline, family, size or family.default_size(pipeline), batch_size, call_kwargs).rows(requests)
 
 
@@ -238,7 +250,7 @@ class _Generation(ShardedRun[Request]):
         self.num_rows = len(self.tasks) * self.config.num_images_per_prompt
         self.shard_rows = rows_per_shard(self.config.rows_per_shard, self.sampler.medium == "video")
         self.num_sources = max(len(task.sources) for task in self.tasks)
-        self.features = _features(self.sampler.medium, self.num_sources)
+        self.features = features_of_samples(self.sampler.medium, self.num_sources)
         self.num_blank = 0
 
     def settings(self) -> dict[str, Any]:
@@ -316,7 +328,8 @@ class _Generation(ShardedRun[Request]):
         return str(build_card(folder, self.config.hub_dataset_id, self.config.license))
 
 
-def _features(medium: str, num_sources: int) -> Features:
+def features_of_samples(medium: str, num_sources: int) -> Features:
+    """The columns of the data set: of images or videos, and of the source images, of which a prompt has so many."""
     number = Value("int64")
     files = ImageFeature() if medium == "image" else List(ImageFeature())
     numbers = {"prompt_index": number, "sample_index": number, "seed": number}
@@ -346,14 +359,16 @@ def _is_blank(sample: Sample) -> bool:
 # ---- The pipeline ----
 
 
-def _load(config: GenerateConfig, family: Family | None, state: PartialState, known: Known) -> DiffusionPipeline:
+def _load(
+    config: GenerateConfig, family: Family | None, state: PartialState, known: Known, weights: bool
+) -> DiffusionPipeline:
     kwargs = dict(known.init_kwargs)
     names = {"dtype", "torch_dtype"} & kwargs.keys()
     if names and config.dtype is not None:
         raise ValueError(f"`dtype` is set, and `model_init_kwargs` has `{names.pop()}`. Set one of them.")
     if not names:
         kwargs["dtype"] = default_dtype(state.device) if config.dtype is None else as_dtype(config.dtype)
-    return load_pipeline(config.model_name_or_path, kwargs, None, family, index=known.index)
+    return load_pipeline(config.model_name_or_path, kwargs, None, family, weights=weights, index=known.index)
 
 
 def _family(config: GenerateConfig, family: Family | None, pipeline: DiffusionPipeline, has_sources: bool) -> Family:
@@ -377,24 +392,23 @@ def _size(config: GenerateConfig, family: Family, pipeline: DiffusionPipeline) -
     return size
 
 
-def _call(config: GenerateConfig, pipeline: DiffusionPipeline) -> dict[str, Any]:
+def _call(config: GenerateConfig) -> dict[str, Any]:
     """The arguments of the pipeline's call that the settings set."""
     named = {name: getattr(config, name) for name in ("num_inference_steps", "guidance_scale", "negative_prompt")}
     given = {name: value for name, value in named.items() if value is not None}
     assert not isinstance(config.call_kwargs, str)
-    given |= config.call_kwargs or {}
-    _check_arguments(pipeline, given)
-    return given
+    return {**given, **(config.call_kwargs or {})}
 
 
-def _check_arguments(pipeline: DiffusionPipeline, given: Mapping[str, Any]) -> None:
+def _check_arguments(pipeline: type[DiffusionPipeline], family: type[Family], given: Mapping[str, Any]) -> None:
+    family.check_call(pipeline.__name__, given)
     parameters = inspect.signature(pipeline.__call__).parameters
     unknown = [name for name in given if name not in parameters]
     if unknown:
         known = sorted(set(parameters) - {"self", "kwargs"})
         raise ValueError(
-            f"A `{type(pipeline).__name__}` cannot be called with {', '.join(map(repr, unknown))}. Leave it out; what "
-            f"it takes are {', '.join(known)}."
+            f"A `{pipeline.__name__}` cannot be called with {', '.join(map(repr, unknown))}. Leave it out; what it "
+            f"takes are {', '.join(known)}."
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from torch import Tensor
 
 from ...labels.thresholds import prompt_baseline
@@ -70,6 +70,7 @@ def plot_thresholds(scores: Tensor, rows: Sequence[ThresholdRow], threshold: flo
         label = f"suggested: {threshold:.4g} ({100 * share:.0f} % positive)"
         axes.axvline(threshold, color="#d01c8b", linewidth=2.4, label=label)
     axes.set(xlabel="score", ylabel="rows", title="Scores and thresholds")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside right center", fontsize=9, frameon=False)
     save_figure(figure, path, DOTS_PER_INCH)
 

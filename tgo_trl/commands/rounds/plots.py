@@ -42,10 +42,12 @@ def plot_rounds(report: RoundsReport, limits: Limits, path: Path) -> None:
         axes.set(title=f"after the round: {name}")
     if found:
         numbers = [0, *(number for number, _ in found)]
+        variety, drift = panels[1 + len(names) : num_panels]
         varieties = [1.0, *(math.nan if it.variety is None else it.variety for _, it in found)]
-        _plot_share(panels[1 + len(names)], numbers, varieties, limits.least_variety, "variety of a prompt (base: 1)")
-        drifts = [1.0, *(max(it.drift) for _, it in found)]
-        _plot_share(panels[2 + len(names)], numbers, drifts, limits.most_drift, "drift, worst quartile (base: 1)")
+        _plot_share(variety, numbers, varieties, limits.least_variety, (0, 1.05))
+        variety.set(title="variety of a prompt (base: 1)")
+        _plot_share(drift, numbers, [1.0, *(max(it.drift) for _, it in found)], limits.most_drift, (1, 1.1))
+        drift.set(title="drift, worst quartile (base: 1)")
     for axes in panels[num_panels:]:
         axes.remove()
     label, first = ("round (0: base; green: kept)", -0.3) if found else ("round (green: kept)", 0.7)
@@ -68,9 +70,13 @@ def _plot_scores(axes: Any, report: RoundsReport) -> None:
     legend_below(axes)
 
 
-def _plot_share(axes: Any, numbers: list[int], values: list[float], bound: float | None, title: str) -> None:
+def _plot_share(
+    axes: Any, numbers: list[int], values: list[float], bound: float | None, least: tuple[float, float]
+) -> None:
+    """Plots multiples of the base's on an axis that reaches over `least` at least, so that little looks like little."""
     axes.plot(numbers, values, "o-", color=POSITIVE)
     if bound is not None:
         axes.axhline(bound, color=NEGATIVE, linestyle="--", label=f"bound {bound:g}")
         legend_below(axes)
-    axes.set(title=title)
+    low, high = axes.get_ylim()
+    axes.set(ylim=(min(low, least[0]), max(high, least[1])))

@@ -57,6 +57,7 @@ from ..train.run import train
 from .config import BASE, RoundsConfig
 from .plots import plot_rounds
 from .report import Limits, Measurement, Round, RoundsReport, best_round
+from .steps import check_steps
 from .text import card_section, print_rounds
 
 RECORD_NAME = "rounds.json"
@@ -172,7 +173,8 @@ class _Rounds:
         scoring: Any = config.scoring("", "").reward_kwargs
         remedy = "Samples are made from prompts alone: take another reward, or prompts with source images."
         specs = (*config.rewards, *(config.held_out_rewards or ()))
-        load_rewards(specs, scoring, bool(tasks[0].sources), remedy)
+        rewards = load_rewards(specs, scoring, bool(tasks[0].sources), remedy)
+        check_steps(config, self.args, generation, tasks, rewards)
         prints = {"the prompts": tasks_fingerprint(tasks)}
         if config.is_measured:
             measured = config.evaluation("", {}, self._held_out_seed, generation)

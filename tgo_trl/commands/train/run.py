@@ -37,6 +37,7 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
         UploadError: if something could not be pushed; everything is saved then, and it says what uploads it.
     """
     take_recorded_class(arguments, args)
+    take_checkpoint(args)
     datasets, given = open_datasets(arguments, args), copy.copy(args)  # of which `speed` sets some
     trainer = TGOTrainer(
         named_pipeline(arguments, args),
@@ -48,9 +49,7 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
     )
     resume: Any = args.resume_from_checkpoint
     resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
-    if resume is None:  # the same command goes on where it stopped, as all of them do
-        resume = last_checkpoint(args.output_path)
-    trainer.train(resume_from_checkpoint=resume if isinstance(resume, bool) or resume is None else str(resume))
+    trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(_internal_call=True)  # it is pushed below, once and with its card
     name = arguments.dataset_name
     dataset_id = name if source_folder(name) is None else None  # the card links to the Hub
@@ -79,6 +78,13 @@ def open_datasets(arguments: TrainArguments, args: TGOConfig) -> list[Dataset | 
 def take_recorded_class(arguments: TrainArguments, args: TGOConfig) -> None:
     """Sets `pipeline_class`, where it is not set, to what the adapter was trained under that training goes on with."""
     args.pipeline_class = chosen_class(args.pipeline_class, arguments.adapter_name_or_path)
+
+
+def take_checkpoint(args: TGOConfig) -> None:
+    """Sets `resume_from_checkpoint`, where it is not set, to the newest: the same command goes on where it stopped."""
+    newest = last_checkpoint(args.output_path) if args.resume_from_checkpoint is None else None
+    if newest is not None:
+        args.resume_from_checkpoint = str(newest)
 
 
 def named_pipeline(arguments: TrainArguments, args: TGOConfig, weights: bool = True) -> Any:

@@ -1,0 +1,35 @@
+"""What the commands of a round would refuse, asked before the first of them works."""
+
+from collections.abc import Mapping, Sequence
+
+from datasets import Dataset, Value
+
+from ...rewards.base import DRAWN_FOR, Reward, check_rates
+from ...trainer.refusals import load_unweighted
+from ...trainer.tgo_config import TGOConfig
+from ..generate.config import GenerateConfig
+from ..generate.run import build_sampler, features_of_samples
+from ..generate.tasks import Task
+from .config import RoundsConfig
+
+
+def check_steps(
+    config: RoundsConfig, args: TGOConfig, generation: GenerateConfig, tasks: Sequence[Task],
+    rewards: Mapping[str, Reward],
+) -> None:  # fmt: skip
+    """Raises a ValueError for what drawing, measuring or training refuses of a pipeline, which is made without weights.
+
+    Args:
+        config: of the command.
+        args: of the training in each round.
+        generation: of the first round.
+        tasks: that it draws.
+        rewards: that it scores and measures by.
+    """
+    sampler = build_sampler(generation, None, None, bool(tasks[0].sources), weights=False)
+    check_rates(rewards, sampler.fps, DRAWN_FOR)
+    features = features_of_samples(sampler.medium, max(len(task.sources) for task in tasks))
+    for column in config.scoring("", "").new_columns():
+        features[column] = Value("float64")
+    rows = Dataset.from_dict({name: [] for name in features}, features=features)
+    load_unweighted(config.model_name_or_path, args, rows)
