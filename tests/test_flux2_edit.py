@@ -109,28 +109,28 @@ def test_the_column_decides_what_is_trained(tmp_path):
 
 def test_another_column_has_to_be_named_and_to_be_there(tmp_path):
     model, edits = KLEIN.build(), KLEIN.rows(4).rename_column("source_image", "before")
-    assert check_datasets(config(tmp_path), model, None, edits, None) == RunSources(False, {})
+    assert check_datasets(config(tmp_path), model, None, edits, None, None) == RunSources(False, {})
     named = config(tmp_path, source_column="before")
-    assert check_datasets(named, model, None, edits, None) == RunSources(True, {})
+    assert check_datasets(named, model, None, edits, None, None) == RunSources(True, {})
     with pytest.raises(ValueError, match=r"has no column 'before'.*; or, to train this one from prompts alone, leave"):
-        check_datasets(named, model, None, tiny.scored_rows(4), None)
+        check_datasets(named, model, None, tiny.scored_rows(4), None, None)
 
 
 def test_a_run_is_of_edits_throughout_or_not_at_all(tmp_path):
     model, plain, edits = KLEIN.build(), tiny.scored_rows(4), KLEIN.rows(4)
     evaluated = config(tmp_path, eval_strategy="steps", eval_steps=1)
     with pytest.raises(ValueError, match="`eval_dataset` has no column 'source_image' of them"):
-        check_datasets(evaluated, model, None, edits, plain)
+        check_datasets(evaluated, model, None, edits, plain, None)
     with pytest.raises(ValueError, match="`train_dataset` has no column 'source_image' of them"):
-        check_datasets(evaluated, model, None, plain, edits)
+        check_datasets(evaluated, model, None, plain, edits, None)
     with pytest.raises(ValueError, match=r"`train_dataset` is a stream, .* remove the column 'source_image' from all"):
-        check_datasets(config(tmp_path, max_steps=1), model, None, edits.to_iterable_dataset(), None)
+        check_datasets(config(tmp_path, max_steps=1), model, None, edits.to_iterable_dataset(), None, None)
     with pytest.raises(ValueError, match=r"`sample_prompts` is set, .* Set `sample_sources`"):
-        check_datasets(config(tmp_path, sample_prompts=["a"]), model, None, edits, None)
+        check_datasets(config(tmp_path, sample_prompts=["a"]), model, None, edits, None, None)
     tiny.picture(0).save(tmp_path / "a.png")
     files = config(tmp_path, sample_prompts=["a"], sample_sources=[str(tmp_path / "a.png")])
     with pytest.raises(ValueError, match="`train_dataset` has no column 'source_image' of them"):
-        check_datasets(files, model, None, plain, None)
+        check_datasets(files, model, None, plain, None, None)
 
 
 @pytest.mark.parametrize(
