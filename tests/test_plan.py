@@ -17,6 +17,7 @@ from tgo_trl.commands.plan.run import plan
 from tgo_trl.commands.plan.text import plan_lines
 from tgo_trl.commands.train.config import TrainArguments
 from tgo_trl.commands.train.run import subject_of, train
+from tgo_trl.families import Flux2KleinEditFamily, Flux2KleinFamily, FluxFamily
 from tgo_trl.policy.draws import Draw
 from tgo_trl.policy.encoders import FrozenEncoders
 from tgo_trl.policy.loading import load_pipeline
@@ -283,7 +284,9 @@ def test_another_subject_has_a_speed_of_its_own(base):
             ({"load_in_4bit": True}, None), ({"model_name_or_path": "another"}, None),
         )
     ]  # fmt: skip
-    assert len({speed_key(args, subject, (16, 16)) for subject in subjects}) == len(subjects)
+    assert len({speed_key(args, subject, (16, 16), FluxFamily, 0) for subject in subjects}) == len(subjects)
+    rows = [(Flux2KleinFamily, 0), (Flux2KleinEditFamily, 1), (Flux2KleinEditFamily, 2)]  # which data sets decide
+    assert len({speed_key(args, subjects[0], (16, 16), *of_rows) for of_rows in rows}) == len(rows)
 
 
 def test_time_between_updates_is_none_of_theirs(monkeypatch):

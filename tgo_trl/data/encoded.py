@@ -60,6 +60,11 @@ class ScannedRows:
         return ScannedRows(*([values[i] for i in positions] for values in vars(self).values()))
 
     @property
+    def num_sources(self) -> int:
+        """Source images of each row, which all have as many; 0 where the pipeline reads none."""
+        return len(self.sources[0]) if self.sources else 0
+
+    @property
     def tasks(self) -> list[str]:
         """What each image answers, so that scores of the same can be compared: its prompt, and its sources if any."""
         return [task_of(prompt, sources) for prompt, sources in zip(self.prompts, self.sources, strict=True)]
@@ -229,6 +234,11 @@ class EncodedDataset(TorchDataset[PreparedRow]):
         kept = self.labels.is_positive.nonzero().flatten().tolist()
         positions, labels = [self.positions[i] for i in kept], self.labels.take(kept)
         return EncodedDataset(self.scanned, self.images, self.prompts, positions, labels, sources=self.sources)
+
+    @property
+    def num_sources(self) -> int:
+        """Source images of each row; 0 of a pipeline that reads none."""
+        return self.scanned.num_sources
 
     @property
     def prompt_texts(self) -> list[str]:

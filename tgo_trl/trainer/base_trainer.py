@@ -214,6 +214,11 @@ class BaseTrainer(ResumableTrainer):
             options["guidance_scale"] = self.args.sample_guidance_scale
         return options
 
+    @property
+    def num_sources(self) -> int:
+        """Source images of each row that is trained on; 0 of a pipeline that reads none, and of a stream."""
+        return int(getattr(self.train_dataset, "num_sources", 0))
+
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch that the next pass over the training set draws."""
         if self._row_sampler is not None:
@@ -628,8 +633,8 @@ class BaseTrainer(ResumableTrainer):
         return negative_prompt, code
 
     def _num_example_sources(self) -> int:
-        """Source images of the card's snippet: as many as those of the first grid's prompt."""
-        return len(files_of(self.args.sample_sources[0])) if self.args.sample_sources else 1
+        """Source images of the card's snippet: as many as those of the first grid's prompt, or of the rows."""
+        return len(files_of(self.args.sample_sources[0])) if self.args.sample_sources else self.num_sources
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Opens the repository to push to, unless that was done when the trainer was made."""

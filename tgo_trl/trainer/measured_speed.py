@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..families import Family
 from ..media.types import Size
 from ..storage.files import write_json
 from ..storage.fingerprints import fingerprint
@@ -126,11 +127,20 @@ def recall_speed(folder: Path, run: str) -> Speed | None:
         return None
 
 
-def speed_key(args: TGOConfig, subject: Subject, size: Size) -> str:
-    """A digest of what decides how long an update takes: settings, model, size of the images, device."""
+def speed_key(args: TGOConfig, subject: Subject, size: Size, family: type[Family], num_sources: int) -> str:
+    """A digest of what decides how long an update takes: settings, model, images of a row and their size, device.
+
+    Args:
+        args: of the run, as they were given.
+        subject: what is trained.
+        size: of the images, height and width in pixels.
+        family: of the pipeline, which data sets decide where it takes source images or none.
+        num_sources: source images of each row.
+    """
     if args.device.type == "cuda":
         device = torch.cuda.get_device_name(args.device)
     else:
         device = f"{args.device.type} {platform.machine()} {torch.get_num_threads()}"
     settings = [(name, str(getattr(args, name))) for name in OF_A_STEP]
-    return fingerprint(*map(str, subject), size, device, torch.__version__, *settings)
+    rows = (family.__name__, num_sources, size)
+    return fingerprint(*map(str, subject), *rows, device, torch.__version__, *settings)

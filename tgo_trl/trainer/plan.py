@@ -149,13 +149,14 @@ def plan_run(
             missing = (sum(images for images, _ in counts), sum(prompts for _, prompts in counts))
         encodings = _encodings(writer.folder, surveys, shapes, missing, trained.family.prompts_see_sources)
     encoder_bytes = _encoder_bytes(encoders)
+    num_sources = 0 if training is None else training.scanned.num_sources
     policy = build_policy(trained.pipeline, trained.family, args, None, dtype)[0]
     updates, per_epoch = _updates(args, training, len(trained.sizes))
     return RunPlan(
         None if training is None else len(train_dataset), training, rule, updates, per_epoch,
         _num_checkpoints(args, updates, per_epoch), _checkpoint_bytes(args, policy), encodings,
         _memory(args, trained, policy, shapes, subject.bits, encoder_bytes, training is None),
-        recall_speed(writer.folder, speed_key(args, subject, trained.size)),
+        recall_speed(writer.folder, speed_key(args, subject, trained.size, type(trained.family), num_sources)),
     )  # fmt: skip
 
 
@@ -226,7 +227,7 @@ def _shapes(trained: TrainedPipeline, preparer: DataPreparer, surveys: Sequence[
     sizes = [size for rows in surveys for size in rows.scanned.sizes] or trained.sizes
     size = max(sizes, key=math.prod)
     text = max((text for rows in surveys for text in rows.texts.values()), key=len, default="a photograph")
-    num_sources = len(surveys[0].scanned.sources[0]) if surveys else 0
+    num_sources = surveys[0].scanned.num_sources if surveys else 0
     pixels, geometry = preparer.reader.blank(size)
     image, prompt, sources = encoded_shapes(trained.family, trained.pipeline, pixels, geometry, text, num_sources)
     return _Shapes(size, image, prompt, sources)

@@ -55,7 +55,8 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
     dataset_id = name if source_folder(name) is None else None  # the card links to the Hub
     trainer.create_model_card(dataset_name=dataset_id)
     if not resume and args.process_index == 0 and trainer.speed is not None:
-        key = speed_key(given, subject_of(arguments, ref_model), trainer.size)
+        subject = subject_of(arguments, ref_model)
+        key = speed_key(given, subject, trainer.size, type(trainer.family), trainer.num_sources)
         with suppress(OSError):  # a plan then knows no minutes, which is no fault of the run
             remember_speed(shard_writer(args).folder, key, trainer.speed)
     if args.push_to_hub:
