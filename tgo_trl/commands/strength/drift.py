@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...data.columns import Columns, check_columns, undecoded
 from ...data.rows import check_prompt, read_cell
 from ...data.sources import READER, check_same_number, locate_sources, read_pixels
-from ...families import Family
+from ...families import EDIT_FAMILIES, Family
 from ...families.base import present
 from ...media.embedding import ColumnError
 from ...media.origin import named_origin
@@ -68,7 +68,8 @@ def read_drift_rows(name: str, split: str, columns: Columns, num_rows: int, fami
         family: of the pipeline.
 
     Raises:
-        ValueError: if a column is missing, or a row cannot be read; it names the row.
+        ValueError: if a column is missing, or a row cannot be read; it names the row. And if rows have source images
+            that a pipeline could take which draws without.
     """
     dataset: Any = open_dataset(name, None, split)
     video_format = family.video_format
@@ -77,6 +78,13 @@ def read_drift_rows(name: str, split: str, columns: Columns, num_rows: int, fami
     wanted = [columns.prompt, columns.media, *of_sources]
     settings = ["`prompt_column`", f"`{family.medium}_column`", *("`source_column`" for _ in of_sources)]
     check_columns(f"The data set {name!r}", dataset.column_names, wanted, f"Set {' or '.join(settings)}.")
+    if type(family) in EDIT_FAMILIES and columns.source in dataset.column_names:
+        raise ValueError(
+            f"The data set {name!r}, on whose rows drift is measured, has the source images {columns.source!r}, and "
+            f"`prompts` have none: an adapter that was trained on edits would be measured on another task. Give the "
+            f"prompts a column {columns.source!r} too, or, to measure without source images, remove it from the data "
+            "set."
+        )
     origin = named_origin(name, None, False)
     files: Any = undecoded(dataset, *wanted)
     count = min(num_rows, len(files))
