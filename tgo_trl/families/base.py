@@ -77,6 +77,8 @@ class Family(ABC):
     """What to train in place of few-step versions of this family, by its name on the Hub; None if there are several."""
     few_step_words: ClassVar[frozenset[str]] = FEW_STEPS
     """Words in the names of versions of this family that were distilled to draw in few steps."""
+    translated_arguments: ClassVar[frozenset[str]] = frozenset()
+    """What [`call_options`] takes that the pipeline's call may have another name for."""
     has_sampler: ClassVar[bool] = False
     """Whether samples can be drawn with gradient, as the pipeline itself draws them: with the `decode`, `schedule`,
     `guidance` and `encode_nothing` of a [`~tgo_trl.families.base_latents.LatentFamily`]."""

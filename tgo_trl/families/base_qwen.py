@@ -20,6 +20,8 @@ NO_PROMPT = " "
 class QwenFamily(FrameFamily):
     """A family whose pipeline calls the scale of classifier-free guidance `true_cfg_scale`, which is 1 by default."""
 
+    translated_arguments = frozenset({"guidance_scale"})
+
     def guidance(self, pipeline: DiffusionPipeline, scale: float | None) -> float:
         """The scale as [`sample`] takes it: 1, unless one is given, as the pipeline guides nothing by itself."""
         return 1.0 if scale is None else scale
@@ -74,6 +76,13 @@ class QwenSourceFamily(SourceFamily, QwenFamily):
 def for_each(negative: Any, num_prompts: int) -> dict[str, list[str]]:
     """The argument `negative_prompt` with one for each prompt; nothing, unless one is given for all."""
     return {"negative_prompt": [negative] * num_prompts} if isinstance(negative, str) else {}
+
+
+def num_picture_tokens(pipeline: DiffusionPipeline, size: Size) -> int:
+    """Tokens that stand for a picture of a height and width in pixels in what the text encoder reads."""
+    processor = pipeline.processor.image_processor
+    patches: int = processor.get_number_of_image_patches(*size)
+    return patches // int(processor.merge_size) ** 2
 
 
 def check_length(prompt: str, length: int, limit: int) -> None:

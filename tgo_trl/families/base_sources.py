@@ -41,8 +41,9 @@ class SourceFamily(Family):
             kwargs: for the call; of a list of negative prompts, or of latents, each prompt has one.
 
         Raises:
-            ValueError: if a prompt has no sources.
+            ValueError: if a prompt has no sources, or the pipeline does not take them in this size.
         """
+        self.check_size(pipeline, size)
         if sources is None or not all(sources):
             raise ValueError(
                 f"`{type(self).__name__}` makes samples from source images, and there are none for some prompts. Give "

@@ -10,6 +10,7 @@ from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from PIL import Image
 from torch import Tensor
 
+from ..media.types import Size
 from .base_sources import SourceFamily, as_images
 from .flux2 import Flux2DevFamily, Flux2Family, Flux2KleinFamily, flattened, token_ids
 
@@ -30,6 +31,17 @@ class Flux2EditFamily(SourceFamily, Flux2Family):
     task = "image-to-image"
     has_sampler = False
 
+    def check_size(self, pipeline: DiffusionPipeline, size: Size) -> None:
+        """Raises a ValueError for a height and width in pixels of which the pipeline refuses sources."""
+        try:
+            Flux2ImageProcessor.check_image_input(Image.new("1", (size[1], size[0])))
+        except ValueError as error:
+            raise ValueError(
+                f"FLUX.2 takes no source images of this size ({error}). They are brought to the size of the sample: "
+                "set `resolution`, or `height` and `width`, to at least 64 pixels a side, and no side to more than 8 "
+                "times the other."
+            ) from error
+
     def encode_sources(self, pipeline: DiffusionPipeline, pixels: Tensor) -> dict[str, Tensor]:
         """The mean of the posterior as the network sees it, which the pipeline takes too.
 
@@ -38,6 +50,7 @@ class Flux2EditFamily(SourceFamily, Flux2Family):
         Raises:
             ValueError: for a size of sources that the pipeline refuses.
         """
+        self.check_size(pipeline, (pixels.shape[-2], pixels.shape[-1]))
         images = _as_taken(pipeline, as_images(pixels.flatten(0, 1)))
         # without a size of the original, which these networks are not told
         latents = super().encode_images(pipeline, images.to(pixels.device), pixels.new_zeros(len(images), 4))["mean"]
@@ -50,12 +63,6 @@ class Flux2EditFamily(SourceFamily, Flux2Family):
             found.append((flattened(source), token_ids((*source.shape[-2:], 1), source.device, i * TIME_BETWEEN)))
         tokens, ids = zip(*found, strict=True)
         return torch.cat(tokens, 1), torch.cat(ids, 1)
-
-    def source_options(self, images: list[Image.Image]) -> dict[str, Any]:
-        """As all families of edits; raises a ValueError for a size of sources that the pipeline refuses."""
-        for image in images:
-            _check_size(image)
-        return super().source_options(images)
 
 
 @dataclass(frozen=True)
@@ -81,23 +88,11 @@ class Flux2KleinEditFamily(Flux2EditFamily, Flux2KleinFamily):
     most_sources = 4
 
 
-def _check_size(image: Image.Image) -> None:
-    try:
-        Flux2ImageProcessor.check_image_input(image)
-    except ValueError as error:
-        raise ValueError(
-            f"FLUX.2 takes no source images of this size ({error}). They are brought to the size of the sample: set "
-            "`resolution`, or `height` and `width`, to at least 64 pixels a side, and no side to more than 8 times the "
-            "other."
-        ) from error
-
-
 def _as_taken(pipeline: Any, images: list[Image.Image]) -> Tensor:
     """Pixels float32 `[N, 3, H, W]` of sources of one size, as the pipeline brings them to the autoencoder."""
     processor, multiple = pipeline.image_processor, 2 * int(pipeline.vae_scale_factor)
     taken = []
     for image in images:
-        _check_size(image)
         image = processor._resize_if_exceeds_area(image, LARGEST)
         height, width = (side // multiple * multiple for side in (image.height, image.width))
         taken.append(processor.preprocess(image, height=height, width=width, resize_mode="crop"))

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..media.types import Size
 from .base_packing import padded
-from .base_qwen import QwenSourceFamily, check_length
+from .base_qwen import QwenSourceFamily, check_length, num_picture_tokens
 from .base_sources import as_images
 from .qwen_image21 import QwenImage21Family
 
@@ -32,6 +33,19 @@ class QwenImage21EditFamily(QwenSourceFamily, QwenImage21Family):
     """
 
     most_sources = 10
+
+    def check_size(self, pipeline: DiffusionPipeline, size: Size) -> None:
+        """Raises a ValueError for a height and width in pixels at which the text encoder does not leave pictures."""
+        tokens = math.prod(size) // self.size_multiple(pipeline) ** 2
+        if num_picture_tokens(pipeline, size) != tokens:
+            bounds = pipeline.processor.image_processor.size
+            raise ValueError(
+                f"The pipeline's text encoder does not see source images of {size[1]} x {size[0]} pixels as they are, "
+                "and so not as the network does: it brings them to "
+                f"{bounds['shortest_edge']:,} pixels at least and {bounds['longest_edge']:,} at most, height times "
+                "width. They are brought to the size of the sample: set `resolution`, or `height` and `width`, so that "
+                "it is within."
+            )
 
     def encode_sources(self, pipeline: DiffusionPipeline, pixels: Tensor) -> dict[str, Tensor]:
         """The mean of the autoencoder's posterior, which the pipeline takes too, float32 `[B, C, S, H, W]`."""
@@ -54,19 +68,15 @@ class QwenImage21EditFamily(QwenSourceFamily, QwenImage21Family):
         They have room for `max_sequence_length` tokens beside those of the pictures, which sizes decide.
 
         Raises:
-            ValueError: if a prompt is longer, or pictures are too small for the text encoder.
+            ValueError: if a prompt is longer, or pictures are too small or too large for the text encoder.
         """
         _, num_sources, _, height, width = pixels.shape
+        self.check_size(pipeline, (height, width))
         of_pictures = num_sources * height * width // self.size_multiple(pipeline) ** 2
         rows = []
         for prompt, sources in zip(prompts, pixels, strict=True):
             embeds, mask, slots = pipeline.encode_prompt(prompt, as_images(sources), pipeline.text_encoder.device)
-            if slots.sum() != of_pictures:
-                raise ValueError(
-                    f"The pipeline's text encoder does not see source images of {width} x {height} pixels as they are, "
-                    "and so not as the network does. They are brought to the size of the sample: set `resolution`, or "
-                    "`height` and `width`, to 256 and more."
-                )
+            assert slots.sum() == of_pictures
             check_length(prompt, embeds.shape[1] - of_pictures, self.max_sequence_length)
             row = padded(embeds, mask, self.max_sequence_length + of_pictures)
             missing = row["mask"].shape[1] - slots.shape[1]

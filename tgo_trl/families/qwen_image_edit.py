@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..media.types import Size
 from .base_packing import Shape, packed, padded
-from .base_qwen import QwenSourceFamily, check_length
+from .base_qwen import QwenSourceFamily, check_length, num_picture_tokens
 from .base_sources import as_images
 from .qwen_image import QwenImageFamily
 
@@ -73,7 +73,7 @@ class QwenImageEditFamily(QwenSourceFamily, QwenImageFamily):
         """
         _, num_sources, _, height, width = pixels.shape
         size, limit = self.seen_size((height, width)), self.max_sequence_length
-        of_pictures = num_sources * _num_picture_tokens(pipeline, size)
+        of_pictures = num_sources * num_picture_tokens(pipeline, size)
         rows = []
         for prompt, sources in zip(prompts, pixels, strict=True):
             pictures = [pipeline.image_processor.resize(image, *size) for image in as_images(sources)]
@@ -115,10 +115,3 @@ class QwenImageEditPlusFamily(QwenImageEditFamily):
         """Smaller: about 384 x 384."""
         width, height = edit_plus.calculate_dimensions(edit_plus.CONDITION_IMAGE_SIZE, size[1] / size[0])
         return height, width
-
-
-def _num_picture_tokens(pipeline: DiffusionPipeline, size: Size) -> int:
-    """Tokens that stand for a picture of a size in what the text encoder reads."""
-    processor = pipeline.processor.image_processor
-    patches: int = processor.get_number_of_image_patches(*size)
-    return patches // int(processor.merge_size) ** 2

@@ -269,11 +269,25 @@ def resolve_size(args: TGOConfig, family: Family, pipeline: DiffusionPipeline) -
 
 
 def resolve_sizes(args: TGOConfig, size: Size, family: Family, pipeline: DiffusionPipeline) -> list[Size]:
-    """The sizes that images are brought to: `size` alone, or buckets of about as many pixels."""
+    """The sizes that images are brought to: `size` alone, or buckets of about as many pixels.
+
+    Raises:
+        ValueError: if the pipeline does not take one of them.
+    """
     if not args.aspect_ratio_buckets:
         return [size]
     sizes = aspect_ratio_sizes(size, family.size_multiple(pipeline), args.max_aspect_ratio)
-    return by_aspect_ratio(family.kept_size(pipeline, it) for it in sizes)
+    kept = by_aspect_ratio(family.kept_size(pipeline, it) for it in sizes)
+    for bucket in kept:
+        try:
+            family.check_size(pipeline, bucket)
+        except ValueError as error:
+            raise ValueError(
+                f"`aspect_ratio_buckets` of {size[1]} x {size[0]} pixels have one of {bucket[1]} x {bucket[0]}, which "
+                f"this pipeline does not take. {error} Buckets have about as many pixels as that size, and never more: "
+                "set it larger, or set `max_aspect_ratio` lower, or leave `aspect_ratio_buckets` out."
+            ) from error
+    return kept
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer | None, policy: Policy) -> None:
