@@ -274,6 +274,15 @@ def test_rewards_of_edits_and_sources_are_refused_before_anything_is_loaded(tmp_
         settings(tmp_path, eval_sources=["a.png"], **evaluated)
 
 
+def test_source_images_that_are_not_read_are_warned_of(tmp_path, caplog):
+    rows = PROMPTS.add_column("source_image", ["a.png"] * len(PROMPTS))
+    for dataset, is_warned in ((PROMPTS, False), (rows, True)):
+        with pytest.raises(OSError, match="model"):
+            AlignPropTrainer("no/such-model", Brightness(), settings(tmp_path), dataset)
+        told = "`train_dataset` has a column 'source_image', which is not read: `AlignPropTrainer` reads prompts alone"
+        assert (told in caplog.text) == is_warned
+
+
 def test_a_reward_is_tried_before_prompts_are_encoded(tmp_path):
     class Detached(Brightness):
         def score_pixels(self, prompts, pixels):

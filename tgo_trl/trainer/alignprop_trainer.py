@@ -41,6 +41,7 @@ from .feasibility import check_run, check_sample_metric
 from .nonfinite import UpdateGuard
 from .preparation import shard_writer, training_block, training_prompts
 from .resuming import check_resumed_settings
+from .sources import check_drawn_prompts, warn_of_unread
 
 
 class AlignPropTrainer(BaseTrainer):
@@ -127,6 +128,7 @@ class AlignPropTrainer(BaseTrainer):
         # The pipeline, and whether settings fit it.
         self._load_pipeline(model, args, dtype, family, processing_class, quantization_config, index=index)
         check_sampler(self.family, type(self.pipeline).__name__)
+        check_drawn_prompts(args, self.pipeline, self.family)
         check_policy(self.pipeline, self.family, args, peft_config)
         encoder_dtype = dtype if args.use_peft else torch.float32
         self.encoders = FrozenEncoders(self.family, self.pipeline, args.device, encoder_dtype)
@@ -310,6 +312,7 @@ def _check_arguments(args: object, train_dataset: object) -> Dataset:
             f"`train_dataset` must be a `Dataset`, or a Hub id, got `{type(dataset).__name__}`. Prompts are read "
             "whole: load them without `streaming=True`."
         )
+    warn_of_unread(args, "train_dataset", dataset, "AlignPropTrainer", "Train on edits with `TGOTrainer`.")
     return dataset
 
 

@@ -36,6 +36,7 @@ from ..storage.shards import ShardWriter
 from .label_rules import check_ratio, fit_rule
 from .objective import unresolved_loss
 from .pair_sources import checked_columns, pair_selection
+from .sources import warn_of_other_numbers
 from .tgo_config import TGOConfig
 from .training_stream import ScannedStream
 
@@ -243,6 +244,8 @@ class DataPreparer:
         if not scanned.rows:
             reasons = " ".join(bad.reasons[:5])
             raise ValueError(f"The {source.name} data set has no row that can be used. {reasons}".rstrip())
+        if source.name == "training" and most:
+            warn_of_other_numbers(self.args, scanned.num_sources)
         return scanned
 
     def _encode_pairs(self, source: RowSource, scanned: ScannedRows, bad: BadRows) -> EncodedDataset:
@@ -306,8 +309,7 @@ class DataPreparer:
         return {i: self.loss.prompt(*row) for i, row in enumerate(rows)}
 
     def _check_prompts(self, texts: Mapping[int, str], scanned: ScannedRows) -> None:
-        num_sources = len(scanned.sources[0]) if scanned.sources else 0
-        self.encoders.family.check_prompts(self.encoders.pipeline, texts.values(), num_sources)
+        self.encoders.family.check_prompts(self.encoders.pipeline, texts.values(), scanned.num_sources)
 
     def _labels(self, rule: LabelRule, scanned: ScannedRows) -> Labels:
         labels = rule.apply(scanned.scores, scanned.tasks)

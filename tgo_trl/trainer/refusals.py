@@ -28,7 +28,7 @@ from .feasibility import check_best_metric_for, check_feasible
 from .loading import TrainedPipeline, load_for_training
 from .pair_sources import check_all_columns
 from .resuming import check_resumed_settings
-from .sources import RunSources, SampleSources, of_evaluations, read_sample_sources, reads_sources
+from .sources import RunSources, SampleSources, check_drawn_prompts, of_evaluations, read_sample_sources, reads_sources
 from .tgo_config import TGOConfig
 
 
@@ -123,6 +123,7 @@ def check_pipeline(
     pipeline, family, process = trained.pipeline, trained.family, trained.denoiser.noise_process
     if sources is None:  # of a single file, too
         sources = read_sample_sources(args, type(family), named_datasets(train_dataset, eval_dataset))
+    check_drawn_prompts(args, pipeline, family)
     check_shardable(args, None, family.networks(pipeline))
     check_loss(args, process)
     check_samples_of_loss(args, pipeline)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from datasets import IterableDataset
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ..data.columns import column_names, known_columns
@@ -94,6 +95,41 @@ def read_sample_sources(args: TGOConfig, family: type[Family], datasets: Mapping
     }
 
 
+def check_drawn_prompts(args: TGOConfig, pipeline: DiffusionPipeline, family: Family) -> None:
+    """Raises a ValueError, naming the setting, for a prompt of samples that the pipeline cannot encode.
+
+    Args:
+        args: the run's settings.
+        pipeline: of which tokenizers are asked alone.
+        family: of it.
+    """
+    for name, of_sources in (("sample_prompts", OF_GRIDS), ("eval_prompts", OF_EVALUATIONS)):
+        prompts = getattr(args, name) or ()
+        files = getattr(args, of_sources) if family.most_sources else None
+        for prompt, images in zip(prompts, files or [()] * len(prompts), strict=True):
+            try:
+                family.check_prompts(pipeline, [prompt], len(files_of(images)))
+            except ValueError as error:
+                raise ValueError(f"`{name}`: {error}") from error
+
+
+def warn_of_other_numbers(args: TGOConfig, num_sources: int) -> None:
+    """Warns of prompts of samples with more source images than rows have, or fewer: such edits are not trained.
+
+    Args:
+        args: the run's settings.
+        num_sources: source images of each row that is trained on.
+    """
+    for name in (OF_GRIDS, OF_EVALUATIONS):
+        others = sorted({len(files_of(files)) for files in getattr(args, name) or ()} - {num_sources})
+        if others and args.process_index == 0:
+            logger.warning(
+                "`%s` has %s source images for a prompt, and the rows have %d: samples are of edits that are not "
+                "trained. Give each prompt as many as the rows have.",
+                name, ", ".join(map(str, others)), num_sources,
+            )  # fmt: skip
+
+
 def _or_prompts_alone(args: TGOConfig, family: type[Family]) -> str:
     """What else there is to do, as the end of a sentence, of a pipeline that takes source images or none."""
     if family not in EDIT_FAMILIES.values():
@@ -122,11 +158,24 @@ def _check_unread(args: TGOConfig, family: type[Family], datasets: Mapping[str, 
                 "or train a pipeline of edits, such as FLUX.1 Kontext."
             )
     for name, dataset in datasets.items():
-        if args.process_index == 0 and args.source_column in (known_columns(dataset) or ()):
-            logger.warning(
-                "`%s` has a column %r, which is not read: `%s` reads prompts alone. Train a pipeline of edits on it.",
-                name, args.source_column, family.__name__,
-            )  # fmt: skip
+        warn_of_unread(args, name, dataset, family.__name__, "Train a pipeline of edits on it.")
+
+
+def warn_of_unread(args: TGOConfig, name: str, dataset: Any, reader: str, remedy: str) -> None:
+    """Warns of a column of source images, of which nothing is read.
+
+    Args:
+        args: the run's settings.
+        name: of the data set, as an argument.
+        dataset: of rows.
+        reader: what reads prompts alone.
+        remedy: what to do instead.
+    """
+    if args.process_index == 0 and args.source_column in (known_columns(dataset) or ()):
+        logger.warning(
+            "`%s` has a column %r, which is not read: `%s` reads prompts alone. %s",
+            name, args.source_column, reader, remedy,
+        )  # fmt: skip
 
 
 def _load(path: str, images: dict[str, Image.Image]) -> Image.Image:

@@ -180,6 +180,15 @@ def _check_has_sources(kind: type[Family], has_sources: bool) -> None:
     )
 
 
+def check_tasks(sampler: Sampler, tasks: Iterable[Task]) -> None:
+    """Raises a ValueError for a prompt that will not be encoded, as far as tokenizers tell, which need no weights."""
+    of_numbers: dict[int, list[str]] = {}
+    for task in tasks:
+        of_numbers.setdefault(len(task.sources), []).append(task.prompt)
+    for num_sources, prompts in of_numbers.items():
+        sampler.family.check_prompts(sampler.pipeline, prompts, num_sources)
+
+
 def write_samples(config: GenerateConfig, tasks: Sequence[Task], sampler: Sampler, device: torch.device | None) -> Path:
     """Samples a data set as [`generate`] does, from a pipeline as it is; the caller has the folder to itself.
 
@@ -188,7 +197,11 @@ def write_samples(config: GenerateConfig, tasks: Sequence[Task], sampler: Sample
         tasks: the distinct ones, all with source images or none.
         sampler: of the images.
         device: where the pipeline is put before it works; None leaves it where it is.
+
+    Raises:
+        ValueError: for a prompt that the pipeline cannot be called with, or a folder that holds something else.
     """
+    check_tasks(sampler, tasks)
     run = _Generation(config, tasks, sampler, device)
     return write_dataset(run, Path(config.output_dir), config, process_state())
 
@@ -212,7 +225,8 @@ def generate_rows(
         call_kwargs: for the pipeline's call.
 
     Raises:
-        ValueError: if there are sources, and not those of each prompt.
+        ValueError: if there are sources, and not those of each prompt, or for a prompt or an argument that the
+            pipeline cannot be called with.
     """
     family = family or build_family(type(pipeline), {})
     family = (edit_family(family) if sources else family).fitted_to(pipeline)
@@ -223,7 +237,9 @@ def generate_rows(
     tasks = list(dict.fromkeys(map(Task, distinct, of_each or [()] * len(distinct))))
     requests = find_requests(tasks, range(len(tasks) * num_images_per_prompt), num_images_per_prompt, seed)
     _check_arguments(type(pipeline), type(family), call_kwargs)
-    yield from Sampler(pipeline, family, size or family.default_size(pipeline), batch_size, call_kwargs).rows(requests)
+    sampler = Sampler(pipeline, family, size or family.default_size(pipeline), batch_size, call_kwargs)
+    check_tasks(sampler, tasks)
+    yield from sampler.rows(requests)
 
 
 @dataclass
@@ -403,7 +419,7 @@ def _call(config: GenerateConfig) -> dict[str, Any]:
 def _check_arguments(pipeline: type[DiffusionPipeline], family: type[Family], given: Mapping[str, Any]) -> None:
     family.check_call(pipeline.__name__, given)
     parameters = inspect.signature(pipeline.__call__).parameters
-    unknown = [name for name in given if name not in parameters]
+    unknown = [name for name in given if name not in parameters and name not in family.translated_arguments]
     if unknown:
         known = sorted(set(parameters) - {"self", "kwargs"})
         raise ValueError(

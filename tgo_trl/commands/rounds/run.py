@@ -174,13 +174,13 @@ class _Rounds:
         remedy = "Samples are made from prompts alone: take another reward, or prompts with source images."
         specs = (*config.rewards, *(config.held_out_rewards or ()))
         rewards = load_rewards(specs, scoring, bool(tasks[0].sources), remedy)
-        check_steps(config, self.args, generation, tasks, rewards)
-        prints = {"the prompts": tasks_fingerprint(tasks)}
+        prints, held_out = {"the prompts": tasks_fingerprint(tasks)}, {}
         if config.is_measured:
             measured = config.evaluation("", {}, self._held_out_seed, generation)
             held_out = read_prompt_set(measured, source_use(generation, kind))
             _check_alike(tasks[0], next(iter(held_out)), generation.source_column)
             prints["the prompts of the measurements"] = tasks_fingerprint(held_out)
+        check_steps(config, self.args, generation, [*tasks, *held_out], rewards)
         return Course(self._settings(), prints)
 
     def claim(self, course: Course) -> None:

@@ -8,7 +8,7 @@ from ...rewards.base import DRAWN_FOR, Reward, check_rates
 from ...trainer.refusals import load_unweighted
 from ...trainer.tgo_config import TGOConfig
 from ..generate.config import GenerateConfig
-from ..generate.run import build_sampler, features_of_samples
+from ..generate.run import build_sampler, check_tasks, features_of_samples
 from ..generate.tasks import Task
 from .config import RoundsConfig
 
@@ -23,10 +23,11 @@ def check_steps(
         config: of the command.
         args: of the training in each round.
         generation: of the first round.
-        tasks: that it draws.
+        tasks: that it draws, and that it measures on.
         rewards: that it scores and measures by.
     """
     sampler = build_sampler(generation, None, None, bool(tasks[0].sources), weights=False)
+    check_tasks(sampler, tasks)
     check_rates(rewards, sampler.fps, DRAWN_FOR)
     features = features_of_samples(sampler.medium, max(len(task.sources) for task in tasks))
     for column in config.scoring("", "").new_columns():
