@@ -14,7 +14,12 @@ from tgo_trl.commands.generate.config import GenerateConfig
 from tgo_trl.commands.generate.prompts import SourceUse
 from tgo_trl.commands.generate.run import build_sampler, find_tasks, generate_rows
 from tgo_trl.commands.generate.tasks import SourceImage, Task
+from tgo_trl.commands.plan.run import plan
 from tgo_trl.commands.rounds.run import _check_alike
+from tgo_trl.commands.strength.drift import read_drift_rows
+from tgo_trl.commands.train.config import TrainArguments
+from tgo_trl.commands.train.run import train
+from tgo_trl.data.columns import Columns
 from tgo_trl.families import (
     Flux2DevEditFamily,
     Flux2DevFamily,
@@ -75,12 +80,21 @@ def test_sources_are_encoded_as_the_pipeline_encodes_them(width, height, tokens,
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 528)])
-def test_sizes_that_the_pipeline_takes_no_sources_of_are_refused(height, width):
+def test_sizes_that_the_pipeline_takes_no_sources_of_are_refused(height, width, tmp_path):
     message = r"FLUX.2 takes no source images of this size \(.*\). They are .* at least 64 pixels a side, and no side"
     with pytest.raises(ValueError, match=message):
         Flux2KleinEditFamily().encode_sources(flux2_edit.build(), torch.zeros(1, 1, 3, height, width))
+    pipeline, family = flux2_edit.build(), Flux2KleinEditFamily()
     with pytest.raises(ValueError, match=message):  # of a sample
-        Flux2KleinEditFamily().source_options([tiny.picture(0, (width, height))])
+        family.sample(pipeline, ["a"], [torch.Generator()], (height, width), [[tiny.picture(0)]])
+    with pytest.raises(ValueError, match=message):  # before anything is loaded to draw
+        build_sampler(GenerateConfig("tiny", "p.txt", "out", height=height, width=width), pipeline, None, True)
+    with pytest.raises(ValueError, match=message):  # and before any row is read
+        make_trainer(
+            KLEIN.config(tmp_path, resolution=None, height=height, width=width),
+            model=pipeline,
+            train_dataset=KLEIN.rows(4),
+        )
 
 
 # ---- Which family ----
@@ -144,6 +158,55 @@ def test_a_run_is_of_edits_throughout_or_not_at_all(tmp_path):
 def test_rows_with_and_without_sources_are_not_mixed(numbers, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         make_trainer(KLEIN.config(tmp_path), model=KLEIN.build(), train_dataset=rows_of(numbers))
+
+
+@pytest.mark.slow
+def test_runs_of_other_rows_have_speeds_of_their_own(tmp_path):
+    """Of text to image there is one; of edits, whose rows have more tokens, none."""
+    model, arguments = str(tmp_path / "model"), {}
+    KLEIN.build().save_pretrained(model)
+    for number in (0, 1, 2):
+        rows = rows_of([number] * 4) if number else tiny.scored_rows(4)
+        rows.to_parquet(str(tmp_path / f"{number}.parquet"))
+        arguments[number] = TrainArguments(model, str(tmp_path / f"{number}.parquet"))
+    args = KLEIN.config(tmp_path / "run", encoding_cache_dir=str(tmp_path / "cache"), max_steps=3, save_strategy="no")
+    for trained, has_speed in ((0, [True, False, False]), (2, [True, False, True])):
+        train(arguments[trained], args)
+        assert [plan(arguments[number], args).speed is not None for number in (0, 1, 2)] == has_speed
+
+
+def test_samples_of_other_numbers_of_sources_are_warned_of(tmp_path, caplog):
+    tiny.picture(0).save(tmp_path / "a.png")
+    file = str(tmp_path / "a.png")
+    for sources, is_warned in (([[file, file]], False), ([[file, file], [file]], True)):
+        caplog.clear()
+        args = KLEIN.config(tmp_path / "run", sample_prompts=["a", "b"][: len(sources)], sample_sources=sources)
+        trainer = make_trainer(args, model=KLEIN.build(), train_dataset=rows_of([2] * 4))
+        assert ("`sample_sources` has 1 source images for a prompt, and the rows have 2" in caplog.text) == is_warned
+        assert trainer.num_sources == 2
+
+
+def test_the_card_shows_as_many_sources_as_rows_have(tmp_path):
+    args = KLEIN.config(tmp_path / "run")
+    make_trainer(args, model=KLEIN.build(), train_dataset=rows_of([2] * 4)).create_model_card()
+    card = (args.output_path / "README.md").read_text()
+    assert 'load_image("source1.png")' in card
+    assert 'load_image("source2.png")' in card
+    assert "source3.png" not in card
+
+
+def test_drift_of_prompts_alone_is_not_measured_on_edits(tmp_path):
+    """Only the prompts decide how the pipeline is called."""
+    rows, name = KLEIN.rows(4), str(tmp_path / "rows.parquet")
+    rows.to_parquet(name)
+    columns = Columns(source="source_image")
+    assert read_drift_rows(name, "train", columns, 2, Flux2KleinEditFamily()).sources[0]
+    with pytest.raises(ValueError, match="has the source images 'source_image', and `prompts` have none: an adapter"):
+        read_drift_rows(name, "train", columns, 2, Flux2KleinFamily())
+    rows.remove_columns("source_image").to_parquet(str(tmp_path / "plain.parquet"))
+    for plain, family in (("plain", Flux2KleinFamily()), ("rows", FluxFamily())):
+        found = read_drift_rows(str(tmp_path / f"{plain}.parquet"), "train", columns, 2, family)
+        assert found.sources == [[], []]
 
 
 def test_the_family_of_edits_has_the_settings_of_the_other():
@@ -222,7 +285,8 @@ def png(image):
         ((Flux2KleinFamily, Flux2DevFamily), SourceUse(4, False)),
         ((Flux2KleinFamily, FluxKontextFamily), SourceUse(1, True)),
         ((Flux2KleinFamily, FluxFamily), SourceUse(0, False)),
-        ((Flux2KleinFamily, None), SourceUse(4, False)),
+        ((Flux2KleinFamily, None), SourceUse(0, False)),  # a single file may take none
+        ((FluxKontextFamily, None), SourceUse(1, True)),  # there is no other task
         ((FluxFamily, FluxFamily), SourceUse(0, False)),
     ],
 )

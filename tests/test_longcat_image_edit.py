@@ -1,5 +1,6 @@
 """LongCat-Image-Edit: the sizes that its pipeline draws, prompts beside a source, and samples as it draws them."""
 
+import io
 import itertools
 from types import SimpleNamespace
 
@@ -7,7 +8,10 @@ import pytest
 import torch
 from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 
-from tgo_trl.families import LongCatImageEditFamily
+from tgo_trl.commands.generate.config import GenerateConfig
+from tgo_trl.commands.generate.run import build_sampler, generate_rows, write_samples
+from tgo_trl.commands.generate.tasks import SourceImage, Task
+from tgo_trl.families import LongCatImageEditFamily, LongCatImageFamily
 from tgo_trl.trainer.arguments import resolve_sizes
 from tgo_trl.trainer.measured_speed import Subject
 from tgo_trl.trainer.plan import plan_run
@@ -137,7 +141,40 @@ def test_a_long_prompt_is_refused_before_a_run(tmp_path):
         plan_run(build(), Subject("edit"), args, rows, None)
 
 
+@pytest.mark.parametrize("setting", ["sample", "eval"])
+def test_a_long_prompt_of_samples_is_refused_before_rows_are_read(setting, tmp_path):
+    picture(0).save(tmp_path / "a.png")
+    samples = {f"{setting}_prompts": ["a", "long " * 5], f"{setting}_sources": [str(tmp_path / "a.png")] * 2}
+    args = CASE.config(tmp_path / "run", eval_strategy="steps", eval_steps=1, **samples)
+    with pytest.raises(ValueError, match=f"`{setting}_prompts`: The prompt .* has 25 tokens"):
+        make_trainer(args, model=build(), train_dataset=CASE.rows(4), eval_dataset=CASE.rows(4))
+
+
+def test_a_long_prompt_is_refused_before_anything_is_drawn(tmp_path):
+    """As commands write data sets, and as rows are drawn in Python."""
+    file = io.BytesIO()
+    SOURCES[0][0].save(file, "PNG")
+    image = SourceImage("key", file.getvalue())
+    tasks = [Task("a", (image,)), Task("long " * 5, (image,))]
+    config = GenerateConfig("tiny", "p.jsonl", str(tmp_path / "out"), height=RESOLUTION, width=RESOLUTION)
+    sampler = build_sampler(config, build(), None, True)
+    for refuse in (
+        lambda: write_samples(config, tasks, sampler, None),
+        lambda: next(generate_rows(build(), None, ["a", "long " * 5], sources=[(file.getvalue(),)] * 2, size=SIZE)),
+    ):
+        with pytest.raises(ValueError, match="has 25 tokens"):
+            refuse()
+    assert not (tmp_path / "out").exists()
+
+
 # ---- The network, and samples ----
+
+
+def test_guidance_does_not_shorten_predictions():
+    """`1 + 3 * (2 - 1)`, which is longer than 2."""
+    guided = FAMILY.guided(torch.full((1, 16, 4, 4), 2.0), torch.ones(1, 16, 4, 4), 3.0)
+    assert guided.unique().tolist() == [4]
+    assert LongCatImageFamily().guided(torch.full((1, 16, 4, 4), 2.0), torch.ones(1, 16, 4, 4), 3.0).max() <= 2
 
 
 @torch.no_grad()

@@ -74,6 +74,10 @@ class LongCatImageEditFamily(KeptSizeFamily, SourceLatentFamily, LongCatImageFam
         rows = [pipeline.encode_prompt(prompt, it)[0] for prompt, it in zip(prompts, pictures, strict=True)]
         return {"embeds": torch.cat(rows)}
 
+    def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
+        """As long as it comes: this pipeline does not shorten it."""
+        return without + scale * (with_prompt - without)
+
     def image_tokens(self, latents: Tensor, start: int, conditions: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Those of the latents, then those of the source, which is at the same places of another image."""
         of_sample, of_source = super().image_tokens(latents, start, conditions), conditions["source"].to(latents.dtype)

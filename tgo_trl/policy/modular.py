@@ -261,6 +261,8 @@ def _load_part(name: str, part: Part, model: str, kwargs: Mapping[str, Any], wei
 
 def _made(modular: Modular, names: Collection[str]) -> dict[str, Any]:
     """Those of the named parts that the modular class makes itself, as a guider: its repositories have none of them."""
+    if not names:  # to make one warns of guiders
+        return {}
     made = getattr(diffusers, modular.modular_class)().components
     return {name: made[name] for name in names if made.get(name) is not None}
 

@@ -25,7 +25,7 @@ from ...storage.files import replace_file, sweep, write_json
 from ...storage.processes import process_state
 from ...storage.records import SCORING_NAME, read_record
 from ..generate.known import look_up
-from ..generate.prompts import SourceUse
+from ..generate.prompts import PROMPTS_ALONE, SourceUse
 from ..generate.run import build_sampler, check_call, source_use, write_samples
 from ..generate.tasks import Task, source_pictures, tasks_fingerprint
 from ..sharded_run import check_own_folder, locks_output_dir
@@ -117,7 +117,10 @@ def _check_model(config: EvaluateConfig, contestant: Contestant) -> type[Family]
 
 
 def _shared_use(config: EvaluateConfig, kinds: Mapping[str, type[Family] | None]) -> SourceUse:
-    """What all models make of source images; raises a ValueError if some take none and others need them."""
+    """What all models make of source images; raises a ValueError if some take none and others need them.
+
+    A single file, which does not say what it is, draws from prompts alone unless another model needs source images.
+    """
     uses = {label: source_use(config, kind) for label, kind in kinds.items() if kind is not None}
     of_edits = [label for label, use in uses.items() if use.are_needed]
     others = [label for label, use in uses.items() if not use.most]
@@ -127,6 +130,8 @@ def _shared_use(config: EvaluateConfig, kinds: Mapping[str, type[Family] | None]
             "they have no task in common. Compare models of one kind, or set `pipeline_class` for all, if they can be "
             "loaded under one."
         )
+    if None in kinds.values() and not of_edits:  # a single file may take none
+        return PROMPTS_ALONE
     return SourceUse(min((use.most for use in uses.values()), default=0), bool(of_edits))
 
 
