@@ -161,6 +161,7 @@ def test_a_long_prompt_is_refused_before_anything_is_drawn(tmp_path):
     for refuse in (
         lambda: write_samples(config, tasks, sampler, None),
         lambda: next(generate_rows(build(), None, ["a", "long " * 5], sources=[(file.getvalue(),)] * 2, size=SIZE)),
+        lambda: FAMILY.sample(build(), ["a", "long " * 5], [torch.Generator()] * 2, SIZE, SOURCES),
     ):
         with pytest.raises(ValueError, match="has 25 tokens"):
             refuse()

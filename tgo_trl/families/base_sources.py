@@ -41,7 +41,7 @@ class SourceFamily(Family):
             kwargs: for the call; of a list of negative prompts, or of latents, each prompt has one.
 
         Raises:
-            ValueError: if a prompt has no sources, or the pipeline does not take them in this size.
+            ValueError: if a prompt has no sources or is too long, or the pipeline does not take sources of this size.
         """
         self.check_size(pipeline, size)
         if sources is None or not all(sources):
@@ -49,6 +49,8 @@ class SourceFamily(Family):
                 f"`{type(self).__name__}` makes samples from source images, and there are none for some prompts. Give "
                 "`sources`, a list of images for each prompt."
             )
+        for prompt, images in zip(prompts, sources, strict=True):
+            self.check_prompts(pipeline, [prompt], len(images))
         samples: list[Sample] = []
         for i, (prompt, generator, images) in enumerate(zip(prompts, generators, sources, strict=True)):
             options = self.source_options([fit_image(image, size) for image in images])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..media.types import Size
 from .base_kept_sizes import KeptSizeFamily
+from .base_latents import LatentFamily
 from .base_source_latents import SourceLatentFamily
 from .base_sources import as_images
 from .longcat_image import LongCatImageFamily, placed_tokens
@@ -76,7 +77,7 @@ class LongCatImageEditFamily(KeptSizeFamily, SourceLatentFamily, LongCatImageFam
 
     def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
         """As long as it comes: this pipeline does not shorten it."""
-        return without + scale * (with_prompt - without)
+        return LatentFamily.guided(self, with_prompt, without, scale)
 
     def image_tokens(self, latents: Tensor, start: int, conditions: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Those of the latents, then those of the source, which is at the same places of another image."""

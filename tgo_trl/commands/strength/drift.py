@@ -81,7 +81,7 @@ def read_drift_rows(name: str, split: str, columns: Columns, num_rows: int, fami
     if type(family) in EDIT_FAMILIES and columns.source in dataset.column_names:
         raise ValueError(
             f"The data set {name!r}, on whose rows drift is measured, has the source images {columns.source!r}, and "
-            f"`prompts` have none: an adapter that was trained on edits would be measured on another task. Give the "
+            "`prompts` have none: an adapter that was trained on edits would be measured on another task. Give the "
             f"prompts a column {columns.source!r} too, or, to measure without source images, remove it from the data "
             "set."
         )
