@@ -48,12 +48,12 @@ def changed_settings(checkpoint: Path, args: TGOConfig) -> list[str]:
 
 
 def find_checkpoint(args: TGOConfig, wanted: str | bool) -> Path:
-    """The checkpoint to go on from, all files of which were read: the newest of the run if `wanted` is True.
+    """The checkpoint to go on from, all files of which were read: the newest of the run if `wanted` is no name.
 
     Raises:
         ValueError: if there is none, or the one that is named is not whole.
     """
-    if wanted is True:
+    if isinstance(wanted, bool):
         found = last_checkpoint(args.output_path)
         if found is None:
             raise ValueError(
