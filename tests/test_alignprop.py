@@ -98,6 +98,11 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit(tmp_path):
     resumed = make_trainer(tmp_path / "cut", **saving)
     resumed.train(resume_from_checkpoint=True)
     assert_equal(trained_weights(resumed), trained_weights(whole))
+    again = make_trainer(tmp_path / "cut", resume_from_checkpoint=True, **{**saving, "max_steps": 5})
+    again.train(resume_from_checkpoint=again.args.resume_from_checkpoint)  # which no course compares
+    assert again.state.global_step == 5
+    with pytest.raises(ValueError, match=r"other settings or data: `learning_rate` was 0\.01, is 0\.5\. Go on"):
+        make_trainer(tmp_path / "cut", "not/there", learning_rate=0.5, resume_from_checkpoint="true", **saving)
     other = make_trainer(tmp_path / "cut", sample_num_steps=2, **saving)
     with pytest.raises(ValueError, match=r"other settings or data: .*samples"):
         other.train(resume_from_checkpoint=True)

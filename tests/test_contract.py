@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tgo_trl.families import EDIT_FAMILIES, FAMILIES
 from tgo_trl.losses.likelihood import implicit_reward, log_ratio
@@ -12,7 +13,8 @@ from tgo_trl.losses.tgo import tgo_loss
 from tgo_trl.policy.draws import Draw
 from tgo_trl.trainer.plots import film_strip
 
-from .cases import CASES, KINDS, PROMPTS, as_parameter, calls_of, perturb
+from . import tiny
+from .cases import CASES, KINDS, PROMPTS, _built, as_parameter, calls_of, perturb
 from .runs import assert_equal, first_log, logged, make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -28,6 +30,56 @@ of_kinds = pytest.mark.parametrize("case", KINDS)
 @pytest.fixture(params=PARAMETERS)
 def case(request):
     return request.param
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+DONE_BY_PIPELINES = {"sana": "tokenizer", "krea2": "text_encoder"}
+"""The part that a pipeline itself alters when it is called: how it pads, and what it listens to."""
+
+
+def state_of(pipeline, but=()):
+    """What a test could leave behind in parts that others share, but for numbers of tensors."""
+    parts = {name: part for name, part in pipeline.components.items() if name not in but}
+    return {name: module_state(it) if isinstance(it, nn.Module) else other_state(it) for name, it in parts.items()}
+
+
+def module_state(part):
+    weights = {name: (it.dtype, it.device, it.requires_grad) for name, it in part.named_parameters()}
+    buffers = {name: (it.dtype, it.device) for name, it in part.named_buffers()}
+    modules = {name: (it.training, *slices_of(it), *hooks_of(it)) for name, it in part.named_modules()}
+    return weights, buffers, modules, str(getattr(part, "config", None))
+
+
+def hooks_of(module):
+    """How many there are, but for those that transformers leaves once and for all, to hand out hidden states."""
+    hooks = (hook for name in HOOKS for hook in getattr(module, name).values())
+    return [sum(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)]
+
+
+def slices_of(module):
+    return [getattr(module, name, None) for name in ("use_slicing", "use_tiling")]
+
+
+def plain(values):
+    return {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str, type(None)))}
+
+
+def other_state(part):
+    return type(part), plain(getattr(part, "__dict__", {})), str(getattr(part, "config", None))
+
+
+@pytest.fixture(autouse=True)
+def shared_parts_stay(request):
+    """After each test, in whichever process it ran: the parts that others get are as they were."""
+    case = request.node.callspec.params.get("case") if hasattr(request.node, "callspec") else None
+    if case is None:
+        yield
+        return
+    built = _built(case)
+    own = (*case.family(built).network_names, "scheduler", DONE_BY_PIPELINES.get(case.name.partition("-")[0]))
+    before = state_of(built, own)
+    yield
+    assert state_of(built, own) == before
 
 
 def gradients(module):
@@ -371,3 +423,20 @@ def test_what_the_tests_share_is_as_it_was_built(case):
             assert_equal(getattr(fresh, name).state_dict(), part.state_dict(), name)
             is_own = name in case.family(built).network_names
             assert (getattr(fresh, name) is not getattr(other, name)) == is_own
+
+
+@pytest.mark.parametrize("change", [
+    lambda it: it.text_encoder.train(),
+    lambda it: it.vae.decoder.conv_in.requires_grad_(False),
+    lambda it: it.vae.to(torch.bfloat16),
+    lambda it: it.vae.encoder.register_forward_hook(lambda *_: None),
+    lambda it: it.vae.register_to_config(scaling_factor=2.0),
+    lambda it: setattr(it.tokenizer, "padding_side", "left"),
+    lambda it: setattr(it.vae, "use_slicing", True),
+])  # fmt: skip
+def test_a_change_of_what_the_tests_share_is_seen(change):
+    pipeline = tiny.stable_diffusion()
+    before = state_of(pipeline)
+    assert state_of(tiny.stable_diffusion()) == before
+    change(pipeline)
+    assert state_of(pipeline) != before

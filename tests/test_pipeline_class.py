@@ -13,9 +13,10 @@ from diffusers import (
     WanImageToVideoPipeline,
     WanPipeline,
 )
+from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from huggingface_hub import HfApi
 
-from tgo_trl import AlignPropConfig
+from tgo_trl import AlignPropConfig, TGOTrainer
 from tgo_trl.cli import main
 from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.export import ExportConfig
@@ -24,7 +25,7 @@ from tgo_trl.commands.generate import GenerateConfig
 from tgo_trl.commands.generate.known import look_up
 from tgo_trl.commands.train.config import TrainArguments
 from tgo_trl.commands.train.run import named_pipeline, take_recorded_class
-from tgo_trl.families import FluxKontextFamily, WanFamily, WanImageToVideoFamily
+from tgo_trl.families import FAMILIES, FluxFamily, FluxKontextFamily, WanFamily, WanImageToVideoFamily
 from tgo_trl.policy.index import class_beside_index, find_family_class, find_index
 from tgo_trl.policy.loading import load_pipeline
 from tgo_trl.policy.modular import as_standard
@@ -110,6 +111,38 @@ def _parts(pipeline):
         name: [None, None] if part is None else [type(part).__module__.partition(".")[0], type(part).__name__]
         for name, part in pipeline.components.items()
     }
+
+
+class Own(FluxFamily):
+    """A family of the user's, for a class that none of the table is for."""
+
+
+@pytest.mark.parametrize("family", [Own(max_sequence_length=16), None])
+def test_a_class_that_only_the_users_family_knows_is_loaded_under_it(folder, tmp_path, family, monkeypatch):
+    model, settings = str(folder / "flux"), {"pipeline_class": "FluxPipeline"}
+    index = json.loads((folder / "flux" / "model_index.json").read_text())
+    monkeypatch.delitem(FAMILIES, "FluxPipeline")
+    shutil.copytree(model, tmp_path / "flux")
+    index_path = tmp_path / "flux" / "model_index.json"
+    index_path.write_text(json.dumps({**index, "_class_name": "FluxKontextPipeline"}))
+    (case,) = (it for it in CASES if it.name == "flux")
+
+    def trained():
+        args = config(tmp_path, max_steps=1, resolution=16, **settings)
+        return TGOTrainer(str(tmp_path / "flux"), args, case.rows(4), family=family).pipeline
+
+    def sampled():
+        given = {"num_images_per_prompt": 1, "num_inference_steps": 1, "height": 16, "width": 16, **settings}
+        known = look_up(GenerateConfig(str(tmp_path / "flux"), ["a"], str(tmp_path / "o"), **given), None, family)
+        return known.kind, known.pipeline_class
+
+    if family is not None:
+        assert type(trained()) is FluxPipeline
+        assert sampled() == (Own, FluxPipeline)
+        return
+    for run in (trained, sampled):
+        with pytest.raises(ValueError, match="No model family is known for `FluxPipeline`"):
+            run()
 
 
 def test_networks_of_another_task_are_refused_before_weights_are_loaded(folder, monkeypatch):
@@ -222,6 +255,8 @@ def test_what_a_pipelines_own_index_does_not_name_is_known(folder, tmp_path):
     assert class_beside_index(kontext) == class_beside_index(FluxKontextPipeline.from_pipe(plain)) == KONTEXT
     assert class_beside_index(FluxKontextPipeline(**plain.components)) == KONTEXT  # of no base
     assert class_beside_index(Logged(**plain.components)) == "FluxPipeline"
+    mixed = type("Mixed", (StableDiffusionMixin, Logged), {})  # of which diffusers exports the first ancestor, too
+    assert class_beside_index(mixed(**plain.components)) == "FluxPipeline"
     assert class_beside_index(meissonic.build()) is None  # which is not diffusers'
     modular = ModularPipeline.from_pretrained(str(folder / "modular"))
     modular.load_components()

@@ -1,6 +1,8 @@
 """What a run would take, told without weights: the same as is found with them."""
 
 import logging
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from tgo_trl.policy.memory import AttentionMasks, fixed_bytes, footprint, quanti
 from tgo_trl.policy.policy import build_policy
 from tgo_trl.policy.shapes_and_numbers import as_numbers
 from tgo_trl.policy.skeleton import encoded_shapes
+from tgo_trl.storage import manifest
 from tgo_trl.trainer.loading import load_for_training
 from tgo_trl.trainer.measured_speed import Speed, Subject, UpdateClock, speed_key
 from tgo_trl.trainer.plan import plan_run
@@ -118,13 +121,87 @@ def test_a_run_takes_what_its_plan_says(base, monkeypatch, capsys):
     assert f"Encodings of the training data set: {on_disk:,} bytes in {base / 'cache'}" in capsys.readouterr().out
     assert before.encodings.image_bytes + before.encodings.prompt_bytes == pytest.approx(on_disk, rel=0.1)
     assert before.memory.fixed == fixed_bytes(trainer.policy.networks.values(), 1)
-    assert dict(plan_lines(after, args))["goes on"].startswith("after update 4")
+
+    assert dict(plan_lines(after, args))["goes on"] == "after update 4, if it began with the same data"
 
     # other rows and another size have other encodings
     other = settings_of(base, resolution=32, output_dir=str(base / "other"))
     assert plan(*other).encodings.missing == (10, 0)
-    with pytest.raises(ValueError, match=r"checkpoint-4 in .* is of a run with other settings .*`positive_ratio` was"):
-        plan(*settings_of(base))  # into the same folder, as `train` would
+
+
+@pytest.fixture(scope="module")
+def begun(base):
+    """A folder with a run of two updates of four rows, in a command's words."""
+    words = [
+        "--model_name_or_path", str(base / "base"), "--dataset_name", str(base / "rows.parquet"), "--use_cpu", "true",
+        "--output_dir", str(base / "begun"), "--resolution", "16", "--max_steps", "2", "--report_to", "none",
+        "--encoding_cache_dir", str(base / "none"), "--save_strategy", "steps", "--save_steps", "1", "--lora_r", "2",
+        "--per_device_train_batch_size", "4", "--disable_tqdm", "true",
+    ]  # fmt: skip
+    assert main(["train", *words]) == 0
+    return words
+
+
+REFUSED = "not with these settings, started as this plan was: "
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["--max_steps", "4"], "after update 2, if it began with the same data"),
+        (["--per_device_train_batch_size", "2"], f"{REFUSED}.*checkpoint-2 .*rows_per_update` was 4, is 2.* begins an"),
+        (
+            ["--learning_rate", "0.5", "--bf16", "true"],
+            f"{REFUSED}.*`bf16` was False, is True; `learning_rate` was 0.0001, is 0.5",
+        ),
+        (["--learning_rate", "0.5", "--resume_from_checkpoint", "true"], REFUSED),
+        (["--learning_rate", "0.5", "--resume_with_changes"], "after update 2, with other .*: `learning_rate` was"),
+        (["--learning_rate", "0.5", "--resume_from_checkpoint", "false"], None),
+        (["--resume_from_checkpoint", "{}/checkpoint-1"], "after update 1, if"),
+    ],
+)
+def test_a_plan_into_the_folder_of_another_run_says_what_train_would_refuse(begun, settings, expected, printed, capsys):
+    settings = [it.format(begun[begun.index("--output_dir") + 1]) for it in settings]
+    assert main(["plan", *begun, *settings]) == 0, capsys.readouterr().err
+    found = printed.get("goes on")
+    assert (found is None) == (expected is None)
+    if expected is not None:
+        assert re.match(expected, found), found
+    if expected is not None and expected.startswith(REFUSED):
+        assert main(["train", *begun, *settings, "--max_steps", "3"]) == 1
+        assert "is of a run with other settings or data" in capsys.readouterr().err
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    """The lines of the last plan, by name."""
+    lines = {}
+
+    def note(found, title):
+        lines.clear()
+        lines.update(found)
+
+    monkeypatch.setattr("tgo_trl.commands.plan.run.print_summary", note)
+    return lines
+
+
+def test_a_plan_reads_a_checkpoint_once_and_training_too(begun, tmp_path, printed, monkeypatch, capsys):
+    shutil.copytree(begun[begun.index("--output_dir") + 1], tmp_path / "out")
+    read, digest = [], manifest.file_digest
+    monkeypatch.setattr(manifest, "file_digest", lambda path: (read.append(path), digest(path))[1])
+    words = [*begun, "--output_dir", str(tmp_path / "out"), "--max_steps", "3", "--save_strategy", "no"]
+    weights = tmp_path / "out" / "checkpoint-2" / "pytorch_lora_weights.safetensors"
+    for command in ("plan", "train"):
+        read.clear()
+        assert main([command, *words]) == 0, capsys.readouterr().err
+        assert read.count(weights) == 1
+    weights.write_bytes(bytes(weights.stat().st_size))  # as long as it was, so that only its digest tells
+    assert main(["plan", *words]) == 0, capsys.readouterr().err
+    assert printed["goes on"].startswith("after update 1, if")
+    (tmp_path / "out" / "checkpoint-1" / weights.name).write_bytes(bytes(weights.stat().st_size))
+    for command in ("plan", "train"):
+        assert main([command, *words]) == 1
+        assert "Set `resume_from_checkpoint` to false to begin anew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["qwen_image21", pytest.param("hunyuan_video15", marks=pytest.mark.slow)])

@@ -89,10 +89,16 @@ def readable_index(model: Any, init_kwargs: Mapping[str, Any] | None) -> Index |
         return None
 
 
-def class_name(index: Index, kwargs: Mapping[str, Any]) -> str:
-    """The pipeline class that a repository or folder is loaded as; raises a ValueError if it names none."""
+def class_name(index: Index, kwargs: Mapping[str, Any], family: type[Family] | None = None) -> str:
+    """The pipeline class that a repository or folder is loaded as; raises a ValueError if it names none.
+
+    Args:
+        index: of the repository or folder.
+        kwargs: that it is loaded with.
+        family: of the class that is set; looked up if None.
+    """
     if kwargs.get(PIPELINE_CLASS) is not None:
-        return check_pipeline_class(kwargs[PIPELINE_CLASS], index.entries, kwargs, index.model).__name__
+        return check_pipeline_class(kwargs[PIPELINE_CLASS], index.entries, kwargs, index.model, family).__name__
     name = index.entries.get("_class_name")
     if not isinstance(name, str):
         raise ValueError(
@@ -109,7 +115,8 @@ def class_beside_index(pipeline: DiffusionPipeline) -> str | None:
     pipeline says that it came from, as it is here or in the cache; where there is none, as of a pipeline that was put
     together from parts, nothing names the class.
     """
-    names = [it.__name__ for it in type(pipeline).__mro__ if getattr(diffusers, it.__name__, None) is it]
+    pipelines = [it for it in type(pipeline).__mro__ if issubclass(it, DiffusionPipeline)]
+    names = [it.__name__ for it in pipelines if getattr(diffusers, it.__name__, None) is it]
     if not names or names[0] == DiffusionPipeline.__name__:
         return None
     try:
@@ -140,18 +147,19 @@ def find_family_class(
     return None if index is None else find_published_family(class_name(index, init_kwargs or {}))
 
 
-def find_pipeline_class(
-    model: str | DiffusionPipeline, init_kwargs: Mapping[str, Any] | None, index: Index | None
-) -> type[DiffusionPipeline] | None:
+def loaded_class(
+    model: str | DiffusionPipeline, init_kwargs: Mapping[str, Any] | None, index: Index | None,
+    family: type[Family] | None,
+) -> type[DiffusionPipeline] | None:  # fmt: skip
     """The class of the pipeline, before any weights are loaded; None of a name without an index, or not known here.
 
-    Arguments as of [`find_family_class`].
+    Arguments as of [`find_family_class`], but for `family`, which is what that returns.
     """
     if isinstance(model, DiffusionPipeline):
         return type(model)
     if index is None:
         return None
-    name = class_name(index, init_kwargs or {})
+    name = class_name(index, init_kwargs or {}, family)
     found: type[DiffusionPipeline] | None = pipeline_type(PUBLISHED_NAMES.get(name, name))
     return found
 

@@ -94,7 +94,7 @@ def load_pipeline(
     if not weights:
         pipeline = _named_skeleton(index or _index_of_file(model, kwargs), kwargs)
     elif is_single_file(model):
-        pipeline = load_single_file(model, _with_dtype(kwargs, [], dtype))
+        pipeline = load_single_file(model, _with_dtype(kwargs, [], dtype), None if family is None else type(family))
         _check_networks(pipeline, kwargs, family)
     else:
         pipeline = _load_repository(model, kwargs, quantization_config, family, dtype, index)

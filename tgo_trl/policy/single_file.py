@@ -19,6 +19,7 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ..families import Family
 from ..messages.public import public_text
 from ..settings import PIPELINE_CLASS
 from .named import HUB_OPTIONS, PICKLED, SUFFIX, load_entries
@@ -34,7 +35,7 @@ UNFIT = (
 """What diffusers raises for weights that do not fit a configuration."""
 
 
-def load_single_file(model: str, kwargs: Mapping[str, Any]) -> DiffusionPipeline:
+def load_single_file(model: str, kwargs: Mapping[str, Any], family: type[Family] | None = None) -> DiffusionPipeline:
     """The pipeline in a `.safetensors` file.
 
     Args:
@@ -42,6 +43,7 @@ def load_single_file(model: str, kwargs: Mapping[str, Any]) -> DiffusionPipeline
         kwargs: for `from_single_file`: `config`, a folder or Hub id with the pipeline's configuration, is found out
             from the weights if it is not there; components that the file lacks may be passed as objects; with
             `pipeline_class`, the name of a class, it is loaded under that.
+        family: of the class that is set; looked up if None.
 
     Raises:
         ValueError: saying how, if it cannot be loaded.
@@ -49,7 +51,7 @@ def load_single_file(model: str, kwargs: Mapping[str, Any]) -> DiffusionPipeline
     path = _local_file(model, kwargs)
     kwargs = dict(kwargs)
     config = str(kwargs.pop("config", None) or _default_config(path, model))
-    pipeline_class = _pipeline_class(config, _entries(config, kwargs, model), kwargs, model)
+    pipeline_class = _pipeline_class(config, _entries(config, kwargs, model), kwargs, model, family)
     kwargs.pop(PIPELINE_CLASS, None)
     try:
         pipeline = pipeline_class.from_single_file(str(path), config=config, **kwargs)
@@ -136,11 +138,13 @@ def _entries(config: str, kwargs: Mapping[str, Any], model: str) -> dict[str, An
         ) from error
 
 
-def _pipeline_class(config: str, entries: Mapping[str, Any], kwargs: Mapping[str, Any], model: str) -> Any:
+def _pipeline_class(
+    config: str, entries: Mapping[str, Any], kwargs: Mapping[str, Any], model: str, family: type[Family] | None = None
+) -> Any:
     name = str(entries.get("_class_name"))
     pipeline_class = getattr(diffusers, name, None)
     if kwargs.get(PIPELINE_CLASS) is not None:
-        pipeline_class = check_pipeline_class(kwargs[PIPELINE_CLASS], entries, kwargs, config)
+        pipeline_class = check_pipeline_class(kwargs[PIPELINE_CLASS], entries, kwargs, config, family)
         name = pipeline_class.__name__
     if not hasattr(pipeline_class, "from_single_file"):
         raise ValueError(

@@ -25,8 +25,13 @@ def revoke_manifest(folder: Path) -> None:
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
 
 
-def find_damage(folder: Path) -> str | None:
-    """What is wrong with a folder that should have a manifest: a clause that names the file; None if it is whole."""
+def find_damage(folder: Path, contents: bool = True) -> str | None:
+    """What is wrong with a folder that should have a manifest: a clause that names the file; None if it is whole.
+
+    Args:
+        folder: with the files.
+        contents: False to look at sizes alone.
+    """
     path = folder / MANIFEST_NAME
     if not path.is_file():
         return f"{MANIFEST_NAME}, which is written last, is missing"
@@ -34,7 +39,7 @@ def find_damage(folder: Path) -> str | None:
         files = dict(json.loads(path.read_text("utf-8"))["files"])
     except (ValueError, KeyError, TypeError):
         return f"{MANIFEST_NAME} cannot be read"
-    return next(_damages(folder, files), None)
+    return next(_damages(folder, files, contents), None)
 
 
 def file_entry(path: Path) -> dict[str, Any]:
@@ -42,19 +47,19 @@ def file_entry(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": file_digest(path)}
 
 
-def file_damage(path: Path, entry: Mapping[str, Any]) -> str | None:
-    """What is wrong with a file, a clause; None if it is what the manifest says."""
+def file_damage(path: Path, entry: Mapping[str, Any], contents: bool = True) -> str | None:
+    """What is wrong with a file, a clause; None if it is what the manifest says, or has its size without `contents`."""
     if not path.is_file():
         return f"{path.name} is missing"
     if path.stat().st_size != entry.get("size"):
         return f"{path.name} has {path.stat().st_size} bytes instead of {entry.get('size')}"
-    if file_digest(path) != entry.get("sha256"):
+    if contents and file_digest(path) != entry.get("sha256"):
         return f"{path.name} is not as it was written (its SHA-256 differs)"
     return None
 
 
-def _damages(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _damages(folder: Path, files: Mapping[str, Mapping[str, Any]], contents: bool) -> Iterator[str]:
     for name, entry in files.items():
-        damage = file_damage(folder / name, entry)
+        damage = file_damage(folder / name, entry, contents)
         if damage is not None:
             yield damage

@@ -229,6 +229,11 @@ def last_checkpoint(output_dir: Path) -> Path | None:
     return None
 
 
+def newest_checkpoint(output_dir: Path) -> Path | None:
+    """As [`last_checkpoint`], without reading more than manifest and records: what is cut short is passed over."""
+    return next((path for path in checkpoints(output_dir) if record_damage(path) is None), None)
+
+
 def is_checkpoint_of(folder: Path, output_dir: Path) -> bool:
     """Whether a folder is `output_dir/checkpoint-N`."""
     name, _, step = folder.name.rpartition("-")
@@ -237,9 +242,15 @@ def is_checkpoint_of(folder: Path, output_dir: Path) -> bool:
 
 def checkpoint_damage(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be gone on from, a clause that names the file; None if it can."""
-    damage = find_damage(checkpoint)
-    if damage is not None:
-        return damage
+    return find_damage(checkpoint) or _unreadable(checkpoint)
+
+
+def record_damage(checkpoint: Path) -> str | None:
+    """As [`checkpoint_damage`], of sizes and records alone: weights are not read, which may be tens of gigabytes."""
+    return find_damage(checkpoint, contents=False) or _unreadable(checkpoint)
+
+
+def _unreadable(checkpoint: Path) -> str | None:
     try:
         RunRecord.read(checkpoint)
         TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))

@@ -1,7 +1,8 @@
 """What the course of a run depends on, so that a run that goes on can tell whether it is the same run."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -41,8 +42,8 @@ WITHOUT_EFFECT = (
 OPTIMIZER = ("optim", "optim_args", "optim_target_modules", "optimizer", "use_peft")
 """Settings without which a saved optimizer state means nothing."""
 
-FOUND_LATER = ("size", "temperature", "optimizer")
-"""Settings of a [`Course`] that only the pipeline and the data tell, beside those of the adapter."""
+RESOLVED_LATER = ("temperature", "lora_")
+"""How the names begin of settings of which a [`Course`] has what pipeline, data and adapter make of them."""
 
 OF_THE_BASE = "the base model's weights"
 """What a digest of these is called in a [`Course`]."""
@@ -75,18 +76,29 @@ class Course:
         parts = [part for part, digest in now.fingerprints.items() if self.fingerprints.get(part) != digest]
         return changed + [f"{part} are others" for part in parts]
 
-    def without_found(self) -> "Course":
-        """What of it is known before a pipeline is loaded."""
-        settings = {
-            name: value
-            for name, value in self.settings.items()
-            if name not in FOUND_LATER and not name.startswith("lora_")
-        }
-        return Course(settings)
+    def only(self, names: Iterable[str]) -> "Course":
+        """Some of its settings, and no fingerprints."""
+        return Course({name: self.settings[name] for name in names if name in self.settings})
 
     def keeps_optimizer(self, now: "Course") -> bool:
         """Whether the saved state of the optimizer is one of the optimizer now."""
         return all(self.settings.get(name) == now.settings.get(name) for name in OPTIMIZER)
+
+
+def settings_changes(saved: Course, args: "TGOConfig", public: Mapping[str, Any]) -> list[str]:
+    """What differs between a saved course and arguments, before anything is loaded; a clause each.
+
+    What a trainer adds to its course, such as sizes or a reward, is no setting, and is compared when training begins.
+
+    Args:
+        saved: the course of the run that goes on.
+        args: of the run now.
+        public: what of them may be written down.
+    """
+    now = Course(json.loads(json.dumps(course_settings(args, public))))
+    names = {it.name for it in fields(args)} | now.settings.keys()  # what is not set now may have been
+    told = [name for name in names if not name.startswith(RESOLVED_LATER)]
+    return saved.only(told).differences(now.only(told))
 
 
 def course_settings(args: "TGOConfig", public: Mapping[str, Any], policy: Policy | None = None) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def plan_run(
     eval_dataset: Any,
     quantization_config: Any = None,
 ) -> RunPlan:
-    """The plan of a run of `TGOTrainer`; raises as that does.
+    """The plan of a run of `TGOTrainer`; raises as that does, but not of the settings of a run that would go on.
 
     Args:
         model: Hub id, folder or file of the pipeline, or a pipeline without weights.

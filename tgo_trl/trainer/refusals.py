@@ -11,7 +11,7 @@ from peft import PeftConfig
 
 from ..families import EDIT_FAMILIES, Family
 from ..policy.adapters import check_policy
-from ..policy.index import Index, find_family_class, find_pipeline_class, readable_index
+from ..policy.index import Index, find_family_class, loaded_class, readable_index
 from ..policy.launch import check_shardable
 from ..rewards.base import Reward
 from .arguments import (
@@ -27,7 +27,6 @@ from .eval_samples import load_eval_rewards
 from .feasibility import check_best_metric_for, check_feasible
 from .loading import TrainedPipeline, load_for_training
 from .pair_sources import check_all_columns
-from .resuming import check_resumed_settings
 from .sources import RunSources, SampleSources, check_drawn_prompts, of_evaluations, read_sample_sources, reads_sources
 from .tgo_config import TGOConfig
 
@@ -42,7 +41,6 @@ def check_settings(
     check_feasible(args, eval_dataset, compute_metrics, optimizers, optimizer_cls_and_kwargs)
     check_shardable(args, quantization_config or (args.model_init_dict or {}).get("quantization_config"))
     check_callbacks(args, callbacks)
-    check_resumed_settings(args)
     return load_eval_rewards(args.eval_rewards, getattr(args, of_evaluations(args)) is not None)
 
 
@@ -65,7 +63,7 @@ def check_datasets(
             that the family or the loss reads.
     """
     family_class = find_family_class(model, args.model_init_dict, family, index)
-    found = None if family_class is None else find_pipeline_class(model, args.model_init_dict, index)
+    found = None if family_class is None else loaded_class(model, args.model_init_dict, index, family_class)
     if family_class is not None and found is not None:
         family_class.check_call(found.__name__, {"guidance_scale": args.sample_guidance_scale})
     is_video = family_class is not None and family_class.task.endswith("-to-video")

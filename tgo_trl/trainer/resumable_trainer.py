@@ -41,7 +41,14 @@ from .nonfinite import UpdateGuard, check_finite_tensors
 from .optimizer_modes import OptimizerMode
 from .preparation import training_block
 from .progress import Progress
-from .resuming import OF_WHOLE_STREAMS, accepted_changes, lanes_of, load_changed_optimizer, load_optimizer
+from .resuming import (
+    OF_WHOLE_STREAMS,
+    accepted_changes,
+    find_checkpoint,
+    lanes_of,
+    load_changed_optimizer,
+    load_optimizer,
+)
 from .tgo_config import TGOConfig
 from .weight_average import WeightAverage
 
@@ -270,18 +277,7 @@ class ResumableTrainer(Trainer):
                     folder,
                 )
             return None
-        if wanted is True:
-            found = checkpoints.last_checkpoint(folder)
-            if found is None:
-                raise ValueError(f"No complete checkpoint found in `output_dir` ({self.args.output_dir}).")
-            return found
-        damage = checkpoints.checkpoint_damage(Path(wanted))
-        if damage is not None:
-            raise ValueError(
-                f"{wanted} is no complete checkpoint of a `{type(self).__name__}`: {damage}. Pass "
-                "`resume_from_checkpoint=True` for the newest complete one."
-            )
-        return Path(wanted)
+        return find_checkpoint(self.args, wanted)
 
     def _begin(self, checkpoint: Path | None) -> None:
         self._guard = UpdateGuard(self.accelerator, self.args.on_bad_row == "skip", self._count_update, self.levers)

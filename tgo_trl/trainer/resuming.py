@@ -1,6 +1,5 @@
 """Whether a run goes on with what a checkpoint holds, or is another one."""
 
-import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from ..data.stream import StreamDataset
 from ..policy.replication import Replication, fit_groups
-from .checkpoints import RunRecord, checkpoint_damage, last_checkpoint, public_config
-from .course import Course, course_settings
+from .checkpoints import RunRecord, checkpoint_damage, last_checkpoint, newest_checkpoint, public_config, record_damage
+from .course import settings_changes
 from .tgo_config import TGOConfig
 
 logger = logging.getLogger(__name__)
@@ -38,20 +37,47 @@ def check_resumed_settings(args: TGOConfig) -> None:
     checkpoint = _named_checkpoint(args)
     if checkpoint is None or args.resume_with_changes:
         return
-    now = Course(json.loads(json.dumps(course_settings(args, public_config(args.to_dict())))))
-    changes = RunRecord.read(checkpoint).course.without_found().differences(now.without_found())
-    if changes:
+    changes = changed_settings(checkpoint, args)
+    if changes and checkpoint_damage(checkpoint) is None:  # of a damaged one, `train` takes an older one, or none
         raise _other_run(checkpoint, changes)
 
 
+def changed_settings(checkpoint: Path, args: TGOConfig) -> list[str]:
+    """What is set otherwise than in a checkpoint's run, a clause each; not what pipeline and data decide."""
+    return settings_changes(RunRecord.read(checkpoint).course, args, public_config(args.to_dict()))
+
+
+def find_checkpoint(args: TGOConfig, wanted: str | bool) -> Path:
+    """The checkpoint to go on from, all files of which were read: the newest of the run if `wanted` is no name.
+
+    Raises:
+        ValueError: if there is none, or the one that is named is not whole.
+    """
+    if isinstance(wanted, bool):
+        found = last_checkpoint(args.output_path)
+        if found is None:
+            raise ValueError(
+                f"No complete checkpoint found in `output_dir` ({args.output_dir}). Set `resume_from_checkpoint` to "
+                "false to begin anew, or another `output_dir`."
+            )
+        return found
+    damage = checkpoint_damage(Path(wanted))
+    if damage is not None:
+        raise ValueError(
+            f"{wanted} is no complete checkpoint of a run: {damage}. Set `resume_from_checkpoint` to true for the "
+            "newest complete one."
+        )
+    return Path(wanted)
+
+
 def _named_checkpoint(args: TGOConfig) -> Path | None:
-    """What `resume_from_checkpoint` names, if it can be gone on from; `train` refuses what cannot."""
+    """What `resume_from_checkpoint` names, if it can be read; `train` reads all of it, and refuses what is damaged."""
     named = str(args.resume_from_checkpoint or "false")
     if named.lower() == "false":
         return None
     if named.lower() == "true":
-        return last_checkpoint(args.output_path)
-    return Path(named) if checkpoint_damage(Path(named)) is None else None
+        return newest_checkpoint(args.output_path)
+    return Path(named) if record_damage(Path(named)) is None else None
 
 
 def _other_run(checkpoint: Path, changes: Sequence[str], hint: str = "") -> ValueError:

@@ -56,6 +56,7 @@ from .objective import BALANCED, has_beta
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_sampler
 from .reference_recipe import active_dropout, reference_digest, reference_recipe
 from .refusals import check_datasets, check_pipeline, check_settings
+from .resuming import check_resumed_settings
 from .speed_choice import SpeedFacts, apply_choice, choose_speed, common_facts
 from .summary import pair_rows, print_summary, summary_rows
 from .tgo_config import TGOConfig
@@ -161,6 +162,7 @@ class TGOTrainer(BaseTrainer):
             args, model, ref_model, train_dataset, eval_dataset, quantization_config, compute_metrics, callbacks,
             optimizers, optimizer_cls_and_kwargs,
         )  # fmt: skip
+        check_resumed_settings(args)
         dtype = training_dtype(args)
         self._open_repository(args)  # before anything that takes long
 

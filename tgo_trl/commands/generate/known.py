@@ -6,7 +6,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from ...families import Family
-from ...policy.index import Index, find_family_class, find_index, find_pipeline_class, readable_index
+from ...policy.index import Index, find_family_class, find_index, loaded_class, readable_index
 from ...policy.pipeline_class import chosen_class
 from ...settings import with_pipeline_class
 from .config import GenerateConfig
@@ -51,4 +51,4 @@ def look_up(
     model: Any = config.model_name_or_path if pipeline is None else pipeline
     index = (find_index if must_exist else readable_index)(model, init_kwargs)
     kind = find_family_class(model, init_kwargs, family, index)
-    return Known(init_kwargs, index, kind, find_pipeline_class(model, init_kwargs, index))
+    return Known(init_kwargs, index, kind, loaded_class(model, init_kwargs, index, kind))

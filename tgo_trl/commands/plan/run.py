@@ -5,7 +5,7 @@ from ...trainer.plan import RunPlan, plan_run
 from ...trainer.summary import print_summary
 from ...trainer.tgo_config import TGOConfig
 from ..train.config import TrainArguments
-from ..train.run import named_pipeline, open_datasets, quantization_of, subject_of, take_checkpoint, take_recorded_class
+from ..train.run import named_pipeline, open_datasets, quantization_of, subject_of, take_recorded_class
 from .text import plan_lines
 
 
@@ -17,10 +17,9 @@ def plan(arguments: TrainArguments, args: TGOConfig) -> RunPlan:
         args: how.
 
     Raises:
-        ValueError: for what `train` would refuse.
+        ValueError: for what `train` would refuse, but for settings of a run that would go on: these are printed.
     """
     take_recorded_class(arguments, args)
-    take_checkpoint(args)
     datasets = open_datasets(arguments, args)
     found = plan_run(
         named_pipeline(arguments, args, weights=False),

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 from ...messages.values import shown_bytes
-from ...trainer.checkpoints import checkpoint_step, last_checkpoint
+from ...trainer.checkpoints import RunRecord
 from ...trainer.plan import EncodingsPlan, MemoryPlan, RunPlan, has_adam
+from ...trainer.resuming import changed_settings, find_checkpoint
 from ...trainer.summary import found_rows, rule_rows
 from ...trainer.tgo_config import TGOConfig
+from ..train.run import resume_choice
 
 TRIAL = 20
 """Updates that tell how long one takes."""
@@ -19,20 +21,40 @@ def plan_lines(plan: RunPlan, args: TGOConfig) -> list[tuple[str, str]]:
     Args:
         plan: of the run.
         args: its settings.
+
+    Raises:
+        ValueError: if the checkpoint that it would go on from is not whole.
     """
     lines = [
         *_rows(plan, args),
         ("updates", _updates(plan, args)),
         ("checkpoints", _checkpoints(plan, args)),
     ]
-    last = last_checkpoint(args.output_path)
-    if last is not None and str(args.resume_from_checkpoint).lower() != "false":
-        lines.append(
-            ("goes on", f"after update {checkpoint_step(last):,}, if it began with the same settings and data")
-        )
+    goes_on = _goes_on(args)
+    if goes_on is not None:
+        lines.append(("goes on", goes_on))
     if plan.encodings is not None:
         lines.append(("encodings", _encodings(plan.encodings)))
     return [*lines, *_memory(plan.memory, args), ("time", _time(plan, args))]
+
+
+def _goes_on(args: TGOConfig) -> str | None:
+    """What becomes of the run that is there, whose settings may be others than a plan tries; None without one."""
+    wanted = resume_choice(args)
+    if not wanted:
+        return None
+    checkpoint = find_checkpoint(args, wanted)
+    after = f"after update {RunRecord.read(checkpoint).updates:,}"
+    changes = "; ".join(changed_settings(checkpoint, args))
+    if not changes:
+        return f"{after}, if it began with the same data"
+    if args.resume_with_changes:
+        return f"{after}, with other settings than it began with: {changes}"
+    return (
+        f"not with these settings, started as this plan was: {checkpoint} is of a run with others ({changes}), which "
+        "`train` refuses. `--resume_from_checkpoint false` or another `--output_dir` begins anew, and "
+        "`--resume_with_changes true` goes on with these"
+    )
 
 
 def _rows(plan: RunPlan, args: TGOConfig) -> list[tuple[str, str]]:

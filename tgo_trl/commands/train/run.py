@@ -15,7 +15,7 @@ from ...policy.loading import attach_adapter, load_pipeline
 from ...policy.pipeline_class import chosen_class
 from ...storage.sources import open_dataset
 from ...trainer.arguments import training_dtype
-from ...trainer.checkpoints import last_checkpoint
+from ...trainer.checkpoints import newest_checkpoint
 from ...trainer.measured_speed import Subject, remember_speed, speed_key
 from ...trainer.preparation import shard_writer
 from ...trainer.tgo_config import TGOConfig
@@ -37,7 +37,9 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
         UploadError: if something could not be pushed; everything is saved then, and it says what uploads it.
     """
     take_recorded_class(arguments, args)
-    take_checkpoint(args)
+    resume = resume_choice(args)
+    if resume:  # of which settings are compared before the pipeline is loaded
+        args.resume_from_checkpoint = str(resume)
     datasets, given = open_datasets(arguments, args), copy.copy(args)  # of which `speed` sets some
     trainer = TGOTrainer(
         named_pipeline(arguments, args),
@@ -47,8 +49,6 @@ def train(arguments: TrainArguments, args: TGOConfig, ref_model: str | None = No
         ref_model=ref_model,
         quantization_config=quantization_of(arguments) if arguments.adapter_name_or_path is None else None,
     )
-    resume: Any = args.resume_from_checkpoint
-    resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(_internal_call=True)  # it is pushed below, once and with its card
     name = arguments.dataset_name
@@ -81,11 +81,16 @@ def take_recorded_class(arguments: TrainArguments, args: TGOConfig) -> None:
     args.pipeline_class = chosen_class(args.pipeline_class, arguments.adapter_name_or_path)
 
 
-def take_checkpoint(args: TGOConfig) -> None:
-    """Sets `resume_from_checkpoint`, where it is not set, to the newest: the same command goes on where it stopped."""
-    newest = last_checkpoint(args.output_path) if args.resume_from_checkpoint is None else None
-    if newest is not None:
-        args.resume_from_checkpoint = str(newest)
+def resume_choice(args: TGOConfig) -> str | bool:
+    """What training goes on from: a folder that is set, True for the newest checkpoint, False to begin anew.
+
+    Where nothing is set, the same command goes on where it stopped. No weights are read: which of the checkpoints are
+    whole is found when training begins, once.
+    """
+    chosen = args.resume_from_checkpoint
+    if chosen is None:
+        return newest_checkpoint(args.output_path) is not None
+    return {"true": True, "false": False}.get(str(chosen).lower(), chosen)
 
 
 def named_pipeline(arguments: TrainArguments, args: TGOConfig, weights: bool = True) -> Any:
