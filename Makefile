@@ -9,7 +9,8 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 LATEST := .venv-latest
 LOWEST := .venv-lowest
-DEEPSPEED := .venv-deepspeed
+# On top of $(VENV), so each has one of its own.
+DEEPSPEED := $(VENV)-deepspeed
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not long and not deepspeed"
 # Which says that DeepSpeed is asked for, so that its tests fail without it.
 DEEPSPEED_PYTEST := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(DEEPSPEED)/bin/python -m pytest --durations=10

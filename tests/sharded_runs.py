@@ -4,6 +4,7 @@
 """
 
 import functools
+import gc
 import importlib.util
 import json
 import math
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from tgo_trl import TGOTrainer, cli
 from tgo_trl.policy import launch
 from tgo_trl.policy.compilation import repeated_blocks
+from tgo_trl.policy.policy import Policy
 from tgo_trl.policy.reference import ModelReference
 from tgo_trl.trainer import tgo_trainer
 
@@ -227,6 +230,7 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
         if phase == "begin":
             return {"is sharded": is_sharded(stopped)}
         del stopped
+    before, called = WeakSet(policies()), num_called()
     trainer = build()
     if train_again:  # by another trainer of the same weights
         trainer.train()
@@ -251,6 +255,8 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
         "is sharded": is_sharded(trainer),
         "graphs": tuple(after - before for after, before in zip(num_graphs(), graphs, strict=True)),
         "kept": kept,
+        "policies": sum(policy not in before for policy in policies()),
+        "called": num_called() - called,
         "chosen": (args.gradient_checkpointing, args.gradient_checkpointing_kwargs, args.compile_repeated_blocks),
         "fixed": trainer.strategy.fixed_bytes(trainer.policy.networks.values()),
     }
@@ -313,6 +319,23 @@ def count_kept_weights(trainer: TGOTrainer) -> list[tuple[int, int]]:
         module.register_forward_hook(note)  # before that of an engine which is made later
     trainer.policy.register_forward_hook(count)
     return kept
+
+
+def policies() -> list[Policy]:
+    """Sets of networks that are there, of a policy or a reference, whoever has hold of them."""
+    gc.collect()
+    return [it for it in gc.get_objects() if isinstance(it, Policy)]
+
+
+def num_called() -> int:
+    """Modules that DeepSpeed takes to be called: the roots that it gathers weights for, between their calls."""
+    offload = sys.modules.get("deepspeed.runtime.zero.parameter_offload")
+    return 0 if offload is None else len(offload.FWD_MODULE_STACK)
+
+
+def cached(run: Path) -> dict[str, bytes]:
+    """The encodings and errors of a run, by file."""
+    return {path.name: path.read_bytes() for path in (run / "cache").glob("*.safetensors")}
 
 
 def make_bad(trainer: TGOTrainer, update: int) -> None:

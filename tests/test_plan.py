@@ -67,7 +67,8 @@ def account_of(case, pipeline, args, has_weights):
     denoiser = load_for_training(pipeline, args, dtype, has_sources=case.sources is not None).denoiser
     corrupted = denoiser.corrupt(numbers[0], numbers[1] | lengths, Draw(torch.full((1,), 0.5), noise, noise))
     with torch.autocast("cpu", dtype, enabled=has_weights):
-        return parts, shapes(image), shapes(prompt), footprint(policy, policy.networks.values(), corrupted, 1)
+        found = footprint(policy, corrupted, fixed_bytes(policy.networks.values(), 1))
+    return parts, shapes(image), shapes(prompt), found
 
 
 @pytest.mark.parametrize("case", KINDS)

@@ -14,6 +14,7 @@ from .sharded_runs import (
     assert_same_metrics,
     assert_saves_a_pipeline,
     assert_saves_an_adapter,
+    cached,
     run_case,
     run_sharded,
     runs_of_one_process,
@@ -26,11 +27,6 @@ RESUMED = [name for name in CASES if name.endswith("resumed")]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("sharding")
-
-
-def cached(run):
-    """The encodings and errors of a run, by file."""
-    return {path.name: path.read_bytes() for path in (run / "cache").glob("*.safetensors")}
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ CASES = [
     "compiled", "flux", "two networks", "averaged", "reference remembered", *OF_WHOLE_WEIGHTS,
 ]  # fmt: skip
 ROUNDED = ["bfloat16", "without autocast"]
-RESUMED = ["resumed", "all weights, resumed"]
+RESUMED = ["resumed", "all weights, resumed", "averaged, resumed"]
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from .sharded_runs import (
     assert_same_losses,
     assert_same_metrics,
     assert_saves_a_pipeline,
+    cached,
     run_case,
     run_sharded,
     runs_of_one_process,
@@ -27,7 +28,7 @@ CASES = [
 ]  # fmt: skip
 ROUNDED = ["bfloat16", "without autocast"]
 UNEVEN = "two networks, remembered"
-RESUMED = ["resumed", "all weights, resumed", "averaged, resumed"]
+RESUMED = ["resumed", "all weights, resumed", "averaged, resumed", "reference remembered, resumed"]
 KEPT = ["adapter", "all weights", "averaged"]
 
 
@@ -59,6 +60,17 @@ def test_no_weight_is_kept_whole_from_the_forward_to_the_backward_pass(cases, on
     called, count = cases["accumulated"][0]["kept"][0]
     assert (called, called) == one_process("accumulated")["kept"][0]
     assert (called > 0, count) == (True, 0)
+
+
+def test_networks_are_let_go_of(cases):
+    """Of those that DeepSpeed gathers weights for, whose parts would stay on each device, and of blocks called again.
+
+    A run with a second network has two: but where its errors are remembered, it has none of them any more.
+    """
+    remembered = [run for name in ("reference remembered", "second network remembered") for run in cases[name]]
+    assert [(it["policies"], it["called"]) for it in remembered] == [(1, 1)] * 4
+    assert [(it["policies"], it["called"]) for it in cases["all weights"]] == [(2, 2)] * 2
+    assert [it["called"] for it in cases["kto"]] == [1] * 2
 
 
 def test_blocks_are_compiled_whole_on_shards(cases):
@@ -117,6 +129,8 @@ def test_a_run_goes_on_with_and_without_shards(begun, folder, one_process, name,
     assert_same_metrics(result["log"], expected["log"])
     names = {path.name for path in (run / f"run-{name}" / "out" / "checkpoint-4").iterdir()}
     assert not [it for it in names if "zero" in it or "global_step" in it], "nothing is saved by DeepSpeed"
+    caches = [cached(it) for it in (started / f"run-{name}", run / f"run-{name}", folder / f"one-{name}")]
+    assert caches[0] == caches[1] == caches[2], "nothing is computed twice, or otherwise"
 
 
 @pytest.mark.parametrize("way", ["one process", "deepspeed"])

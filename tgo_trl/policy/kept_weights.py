@@ -37,6 +37,9 @@ def keeping_no_gathered(weights_here: Callable[[], Iterator[Any]]) -> Iterator[N
     DeepSpeed puts nothing in the weight's place, and the memory stays. After a forward pass, each process would hold
     all weights. They are gathered again before the backward pass of their module.
 
+    That is of weights that are computed with as they are. What autocast makes of a float32 weight is a tensor of its
+    own, which is kept as without this: half the bytes of the weight. Blocks that are recomputed keep none of either.
+
     Args:
         weights_here: the weights of the module that is being called, gathered.
     """

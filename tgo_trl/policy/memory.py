@@ -88,18 +88,15 @@ def fixed_bytes(networks: Iterable[nn.Module], num_processes: int) -> int:
     return total
 
 
-def footprint(
-    policy: Policy, networks: Iterable[nn.Module], corrupted: Corrupted, num_processes: int
-) -> Footprint | None:
+def footprint(policy: Policy, corrupted: Corrupted, fixed: int) -> Footprint | None:
     """What it takes to train a policy, found by calling it; None of networks whose blocks diffusers cannot recompute.
 
     Networks without weights are called with real inputs, and their blocks with shapes alone.
 
     Args:
         policy: on the device, in whose networks no block is recomputed yet.
-        networks: its own, and those of the reference.
         corrupted: rows to call it with, of which nothing is kept; on the CPU for networks without weights.
-        num_processes: that train together.
+        fixed: bytes that are there as long as it trains, the reference's included, in each process.
     """
     if type(policy.family).enable_gradient_checkpointing is not Family.enable_gradient_checkpointing:
         return None
@@ -130,7 +127,7 @@ def footprint(
     rows = len(corrupted.sample)
     kept = [of_block // rows for _, of_block in found]
     return Footprint(
-        fixed=fixed_bytes(networks, num_processes),
+        fixed=fixed,
         kept=sum(kept),
         outputs=sum(size for size, _ in found) // rows,
         largest=max(kept, default=0),

@@ -69,6 +69,7 @@ class WeightSharding(OptimizerSharding):
             return
         gathering.partition_all_parameters()
         gathering.destroy()
+        _let_go_of(model)
         for part in model.modules():  # where the next hooks would go on with what these ones made
             vars(part).pop("pre_bwd_fn", None)
             vars(part).pop("post_bwd_fn", None)
@@ -87,6 +88,7 @@ class WeightSharding(OptimizerSharding):
             for weight in self.unwrap(engine.module).parameters():
                 vars(weight).pop("ds_z3_leaf_module", None)
             zero.create_reduce_and_remove_grad_hooks()
+        engine.backward = _leaving_none_called(engine.backward)
         super().begin_run(model, optimizer)
 
     def end_run(self, policy: Policy) -> None:
@@ -291,6 +293,40 @@ def _keeping_no_gathered(forward: Callable[..., Any]) -> Callable[..., Any]:
             return forward(*args, **kwargs)
 
     return call
+
+
+def _leaving_none_called(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, after which DeepSpeed takes no more modules to be called than before.
+
+    PyTorch ends the recomputation of a block as soon as it has what the backward pass needs: by an exception, which
+    passes over the hooks that DeepSpeed notes the end of a call in.
+    """
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+    @wraps(backward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        num_called = len(FWD_MODULE_STACK)
+        try:
+            return backward(*args, **kwargs)
+        finally:
+            del FWD_MODULE_STACK[num_called:]
+
+    return call
+
+
+def _let_go_of(model: nn.Module) -> None:
+    """Takes a model out of what DeepSpeed has of all models together, where it would stay for good.
+
+    That is a list of modules that are being called, and a memory of which weights a call leaves no need for.
+    """
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not model]
+    for method in vars(PartitionedParameterCoordinator).values():
+        for cell in getattr(method, "__closure__", None) or ():  # of what is put around a method that remembers
+            if hasattr(cell.cell_contents, "cache_clear"):
+                cell.cell_contents.cache_clear()
 
 
 def _reading(network: nn.Module, is_called: bool) -> Callable[..., None]:

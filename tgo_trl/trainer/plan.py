@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -293,11 +293,11 @@ def _memory(
     why = "the encoders of a stream stay beside it" if is_stream else _why_unknown(args, policy)
     if not shapes.prompt:
         why = "its prompts are encoded beside images, whose size only weights tell"
-    found = None if why else _footprint(args, trained, policy, shapes)
+    found = None if why else _footprint(trained, policy, shapes, fixed)
     if found is None:
         return MemoryPlan(fixed, None, why or "this network's blocks are not known", every, encoders, device)
     rows = args.train_batch_size * args.num_likelihood_samples
-    return MemoryPlan(fixed, replace(found, fixed=fixed).peak(rows, every), None, every, encoders, device)
+    return MemoryPlan(fixed, found.peak(rows, every), None, every, encoders, device)
 
 
 def _why_unknown(args: TGOConfig, policy: Policy) -> str | None:
@@ -309,7 +309,7 @@ def _why_unknown(args: TGOConfig, policy: Policy) -> str | None:
 
 
 @torch.no_grad()
-def _footprint(args: TGOConfig, trained: TrainedPipeline, policy: Policy, shapes: _Shapes) -> Footprint | None:
+def _footprint(trained: TrainedPipeline, policy: Policy, shapes: _Shapes, fixed: int) -> Footprint | None:
     family = trained.family
     image = {name: as_numbers(it) for name, it in {**shapes.image, **shapes.sources}.items()}
     lengths = {"lengths": tuple(shapes.prompt["mask"].sum(1).tolist())} if _reads_lengths(family, shapes) else {}
@@ -317,7 +317,7 @@ def _footprint(args: TGOConfig, trained: TrainedPipeline, policy: Policy, shapes
     noise = torch.zeros(1, *family.latent_shape(image))
     posterior = noise if family.reads_posterior_noise else noise.new_empty(1, 0)
     corrupted = trained.denoiser.corrupt(image, {**prompt, **lengths}, Draw(torch.full((1,), 0.5), noise, posterior))
-    return footprint(policy, policy.networks.values(), corrupted, args.world_size)
+    return footprint(policy, corrupted, fixed)
 
 
 def _reads_lengths(family: Family, shapes: _Shapes) -> bool:

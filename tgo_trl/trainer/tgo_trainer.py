@@ -322,10 +322,9 @@ class TGOTrainer(BaseTrainer):
         largest = sizes.index(max(sizes))
         items: list[Any] = [train_set[0, largest]] * train_set.rows_per_item
         corrupted = self._corrupt(self._prepare_inputs(self.data_collator(items)))[0]
-        networks = self._networks(self.policy)
+        fixed = self.strategy.fixed_bytes(self._networks(self.policy))
         with self.accelerator.autocast():
-            found = footprint(self.policy, networks, corrupted, self.args.world_size)
-        return None if found is None else replace(found, fixed=self.strategy.fixed_bytes(networks))
+            return footprint(self.policy, corrupted, fixed)
 
     def _why_uncompiled(self) -> str | None:
         """What speaks against compiling blocks that nobody asked to have compiled, a clause."""
