@@ -772,7 +772,9 @@ def test_columns_that_are_named_are_read_whatever_else_there_is(
 ):
     told = converted(tmp_path, columns, layout=layout, **settings)
     assert told == dict(zip(PATHS[: len(scores)], scores, strict=True))
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Layout: "))
+    printed = capsys.readouterr().out
+    assert f"{len(scores)} images, 1 prompt, " in printed
+    line = next(line for line in printed.splitlines() if line.startswith("Layout: "))
     assert line.startswith(f"Layout: {layout}, from ")
     assert read in line
 

@@ -157,7 +157,7 @@ class _Conversion(ShardedRun[AnnotatedImage]):
 
     def announce(self, facts: Mapping[str, Any]) -> None:
         console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path may hold `[/x]`
-        counted = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in facts["found"].items() if value)
+        counted = ", ".join(_counted(name, value) for name, value in facts["found"].items() if value)
         told = [f"{self.layout}, {self.read_from}", *([self.found.reading] if self.found.reading else [])]
         console.print(f"Layout: {'; '.join(told)}.")
         console.print(f"Converted: {counted}.")
@@ -272,6 +272,12 @@ def _digest(images: Sequence[AnnotatedImage], rule: ScoreRule) -> str:
         row = [image.task, image.identity, image.row, image.slot, rule.values(image.tally)]
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
+
+
+def _counted(name: str, value: int) -> str:
+    """A number of `rows_skipped`, say, in words."""
+    noun, *rest = name.split("_")
+    return " ".join([f"{value:,}", noun.removesuffix("s") if value == 1 else noun, *rest])
 
 
 def _counts(found: Annotations, kept: Sequence[AnnotatedImage], shards: ParquetFolder) -> dict[str, Any]:
