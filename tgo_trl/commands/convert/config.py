@@ -119,7 +119,7 @@ class ConvertConfig(DatasetSettings):
 
     def given_columns(self) -> dict[str, Any]:
         """The columns that are set here, by fields of [`~tgo_trl.commands.convert.layouts.Layout`]."""
-        given = {"prompt": self.prompt_column, "source": self.source_column}
+        given: dict[str, Any] = {"prompt": self.prompt_column, "source": self.source_column}
         lists = {"images": self.image_columns, "annotations": self.annotation_columns, "uids": self.uid_columns}
         given |= {name: None if names is None else tuple(names) for name, names in lists.items()}
         return {name: value for name, value in given.items() if value is not None}
