@@ -190,13 +190,16 @@ def _built(builder: Any, split: str, streaming: bool, name: str) -> Dataset | It
 
 def _streamed(builder: Any, split: str, name: str) -> IterableDataset:
     """The stream of a builder, whose rows tell of files that have other columns than each other as [`_built`] does."""
+    dataset: IterableDataset
     if not hasattr(builder, "_generate_tables"):
-        return builder.as_streaming_dataset(split=split)
+        dataset = builder.as_streaming_dataset(split=split)
+        return dataset
     builder._generate_tables = partial(_read_tables, builder._generate_tables, name)
     try:
-        return builder.as_streaming_dataset(split=split)
+        dataset = builder.as_streaming_dataset(split=split)
     finally:
         del builder._generate_tables  # the stream has it; a copy of the builder finds its class's own again
+    return dataset
 
 
 def _read_tables(generate: Callable[..., Iterator[Any]], name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
