@@ -495,8 +495,11 @@ def test_an_edit_is_rated_beside_what_it_was_made_from():
 
 
 def test_without_an_endpoint_the_settings_are_named():
-    with pytest.raises(ValueError, match=r"'vlm' cannot be made with no settings.*It takes base_url, model, api_key"):
+    with pytest.raises(
+        ValueError, match=r"'vlm' cannot be made with no settings.*It takes base_url, model, api_key"
+    ) as told:
         load_reward("vlm")
+    assert str(told.value).endswith("""`--reward_kwargs '{"vlm": {"NAME": "VALUE"}}'` sets them.""")
 
 
 def rows(count):

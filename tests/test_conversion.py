@@ -719,6 +719,75 @@ def test_what_a_row_is_may_be_said_where_its_columns_tell_it_too():
     assert layout_of_kind("labels", ["caption", "other"]) == LAYOUTS["labels"]
 
 
+def converted(tmp_path, columns, **settings):
+    """Scores of one prompt's images in their order, of columns in a file beside pictures that its paths lead to."""
+    for seed in range(4):
+        picture(seed).save(tmp_path / f"{seed}.png")
+    Dataset.from_dict(columns).to_parquet(tmp_path / "rows.parquet")
+    given = ConvertConfig(str(tmp_path / "rows.parquet"), str(tmp_path / "out"), disable_tqdm=True, **settings)
+    scored = load_dataset(str(convert(given)), split="train", cache_dir=str(tmp_path / "cache"))
+    return dict(zip(scored["image_uid"], scored["score"], strict=True))
+
+
+PATHS = [f"{seed}.png" for seed in range(4)]
+RICH = {f"{name}_score": [9, 8, 7, 6] for name in ("overall", "aesthetics", "artifact", "misalignment")}
+HPD = {"prompt": ["a"] * 2, "file_path": PATHS[:2], "human_preference": [0, 1]}
+BOTH = {"caption": ["a"], "label_0": [1], "label_1": [0], "image_0_uid": ["u"], "image_1_uid": ["v"]}
+TWO = {"image_0": [PATHS[0]], "image_1": [PATHS[1]]}
+
+
+@pytest.mark.parametrize(
+    ("layout", "columns", "settings", "scores", "read"),
+    [
+        (  # RichHF-18K's columns lie beside those that are meant
+            "ratings", {"caption": ["a"] * 4, "image": PATHS, "rating": [1, 2, 3, 4], **RICH},
+            {"prompt_column": "caption"}, [1, 2, 3, 4], "caption, image, rating.",
+        ),
+        ("ratings", {"caption": ["a"] * 4, "image": PATHS, "rating": [1, 2, 3, 4], **RICH}, {}, [1, 2, 3, 4],
+         "caption, image, rating."),
+        (  # of a column that is named, the best rank is 1, as of the kind; of HPDv2's own, it is not
+            "ranking", {**HPD, "my_rank": [1, 2]}, {"annotation_columns": ["my_rank"]}, [1, 0],
+            "prompt, file_path, my_rank, 1 the best.",
+        ),
+        ("ranking", HPD, {}, [0, 1], "prompt, file_path, human_preference, the highest the best."),
+        ("ranking", HPD, {"prompt_column": "prompt", "annotation_columns": ["human_preference"]}, [0, 1],
+         "human_preference, the highest the best."),
+        (  # Diffusion-KTO's, whose good label is another
+            "labels", {"caption": ["a"] * 2, "image": PATHS[:2], "file_path": ["x", "y"], "label": ["good", "bad"]},
+            {"prompt_column": "caption"}, [1, 0], "caption, image, label.",
+        ),
+        # Pick-a-Pic's, where names are taken for paths
+        ("pairs", {**BOTH, **TWO}, {"prompt_column": "caption"}, [1, 0], "caption, image_0, image_1, label_0, label_1"),
+        ("pairs", {**BOTH, **TWO, "verdict": ["B"]}, {"annotation_columns": ["verdict"]}, [0, 1],
+         "caption, image_0, image_1, verdict"),
+        (  # names that are known tell the scale, under another prompt too
+            "pairs",
+            {"text": ["a"], "image1": PATHS[:1], "image2": PATHS[1:2], "votes_image1": [3], "votes_image2": [5]},
+            {"prompt_column": "text"}, [3, 5], "text, image1, image2, votes_image1, votes_image2; ",
+        ),
+    ],
+)  # fmt: skip
+def test_columns_that_are_named_are_read_whatever_else_there_is(
+    tmp_path, capsys, layout, columns, settings, scores, read
+):
+    told = converted(tmp_path, columns, layout=layout, **settings)
+    assert told == dict(zip(PATHS[: len(scores)], scores, strict=True))
+    printed = capsys.readouterr().out
+    assert f"{len(scores)} images, 1 prompt, " in printed
+    line = next(line for line in printed.splitlines() if line.startswith("Layout: "))
+    assert line.startswith(f"Layout: {layout}, from ")
+    assert read in line
+
+
+def test_what_holds_for_a_published_set_alone_is_not_taken_under_other_names():
+    # under the prompts' own name the highest is the best in HPDv2; nothing says so of another set's column
+    columns = ["text", "file_path", "human_preference"]
+    assert layout_of_kind("ranking", columns, {"prompt": "text"}).annotations == ("rank",)
+    assert layout_of_kind("ranking", ["prompt", *columns]) == LAYOUTS["hpdv2_train"]
+    of_votes = ConvertConfig("rows", "out", layout="pairs", annotation_columns=["choice_dist"])
+    assert of_votes.adapt(LAYOUTS["hpdv3"]) == LAYOUTS["hpdv3"]  # whatever the order of its votes
+
+
 def test_scores_need_no_conversion():
     rows = Dataset.from_dict({"prompt": ["a"], "image": [picture(0)], "score": [0.5]})
     with pytest.raises(ValueError, match=r"It has scores already: `tgo-trl inspect` and `tgo-trl train` take it as it"):

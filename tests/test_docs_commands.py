@@ -3,6 +3,7 @@
 import re
 import shlex
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -61,11 +62,43 @@ def refused(words: list[str]) -> str | None:
     return f"unknown: {unknown}" if unknown else None
 
 
+PROGRAMS = ("tgo-trl", "make", "python")
+LAUNCHERS = ("accelerate", "torchrun", "deepspeed")
+"""They take a script among their words, as if it were a program."""
+
+
+def programs(words: list[str]) -> list[list[str]]:
+    """The commands of programs of this repository in a command, also one that others start: `srun`, `bash -c "..."`."""
+    shells = [word for before, word in pairwise(words) if before == "-c"]
+    found = [inner for shell in shells for part in commands(shell) for inner in programs(part)]
+    for i, word in enumerate(words):
+        if words[0] in LAUNCHERS and word.endswith(".py"):
+            return [*found, ["python", *words[i:]]]
+        if word == "tgo-trl" or (i == 0 and word in PROGRAMS):
+            return [*found, words[i:]]
+    return found
+
+
 def test_commands_of_a_block_are_found():
     block = 'A="--x 1\n  --y 2"\ntgo-trl score $A \\\n    --z "a b"   # why\n# no\n'
     block += "HF_HOME=/x make demo > b && python a.py &\n"
     assert commands(block) == [["tgo-trl", "score", "--x", "1", "--y", "2", "--z", "a b"], ["make", "demo"],
                                ["python", "a.py"]]  # fmt: skip
+
+
+def test_programs_that_others_start_are_found():
+    def found(line: str) -> list[list[str]]:
+        return [words for command in commands(line) for words in programs(command)]
+
+    assert found("accelerate launch --num_processes 2 examples/a.py --x 1") == [["python", "examples/a.py", "--x", "1"]]
+    assert found("srun --wait=6 bash -c 'RANK=$A exec tgo-trl train --x 1'") == [["tgo-trl", "train", "--x", "1"]]
+    assert found('hf jobs run i bash -c "pip install tgo_trl && tgo-trl score --x 1"') == [
+        ["tgo-trl", "score", "--x", "1"]
+    ]
+    assert found("nohup tgo-trl train --x 'a b' > log &") == [["tgo-trl", "train", "--x", "a b"]]
+    assert found("make demo") == [["make", "demo"]]
+    assert found("pip install make") == []
+    assert found("tgo-trl score --prompts 'make it red'") == [["tgo-trl", "score", "--prompts", "make it red"]]
 
 
 def test_what_no_command_takes_is_refused(capsys):
@@ -77,7 +110,8 @@ def test_what_no_command_takes_is_refused(capsys):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_taken(page):
-    for words in (words for block in blocks(page) for words in commands(block)):
+    found = [words for block in blocks(page) for words in commands(block)]
+    for words in (inner for command in found for inner in programs(command)):
         if words[0] == "tgo-trl":
             assert refused(words) is None, words
         elif words[0] == "make":
@@ -88,9 +122,9 @@ def test_commands_are_taken(page):
             sources = "".join(path.read_text() for path in (ROOT / source).parent.glob("*.py"))
             for option in (word for word in words if word.startswith("--")):
                 assert re.search(rf"\b{option[2:]}\b", sources), (words, option)
-        for word in words:
-            if re.match(r"(examples|recipes)/", word):
-                assert (ROOT / word.partition(":")[0]).exists(), word
+    for word in (word for words in found for word in words):
+        if re.match(r"(examples|recipes)/", word):
+            assert (ROOT / word.partition(":")[0]).exists(), word
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -85,10 +85,12 @@ def test_commands_with_a_report_of_their_own_say_no_more():
     assert ending("env", []) == []
 
 
-def test_what_was_pushed_is_named(drawn, tmp_path):
+def test_what_was_pushed_is_named(drawn, tmp_path, monkeypatch):
     pushed = {"push_to_hub": True}
     lines = ending("convert", [ConvertConfig("rows", drawn, hub_dataset_id="me/rows", **pushed)])
     assert lines[1] == "Pushed to the Hub: me/rows"
     assert ending("score", [ScoreConfig("rows", drawn, ["clip"], **pushed)])[1] == "Pushed to the Hub: my rows"
+    monkeypatch.chdir(drawn)
+    assert ending("score", [ScoreConfig("rows", ".", ["clip"], **pushed)])[1] == "Pushed to the Hub: my rows"
     args = TGOConfig(str(tmp_path / "fox"), hub_model_id="me/fox", use_cpu=True, **pushed)
     assert ending("train", [TrainArguments("sd", "rows"), args])[1] == "Pushed to the Hub: me/fox"

@@ -587,6 +587,11 @@ def test_what_cannot_be_inspected(tmp_path):
     rows = dataset([math.nan, math.nan])
     with pytest.raises(ValueError, match=r"None of the 2 rows can be used. bad score: row 0: the score is nan"):
         report_on(rows, tmp_path)
+    stars = rows.remove_columns("score").add_column("score", ["4 stars", "1 star"])
+    with pytest.raises(
+        ValueError, match=r"Column 'score' holds text.*convert --layout ratings --annotation_columns score`"
+    ):
+        report_on(stars, tmp_path)
     with pytest.raises(ValueError, match=r"no column 'hps'; it has 'prompt', 'image', 'score'. Set `prompt_column`"):
         report_on(rows, tmp_path, score_column="hps")
 

@@ -314,7 +314,9 @@ def test_rapidatas_weighted_sets(tmp_path, question, capsys):
         "preference": [(0.75 + 0.5) / 2, 0.25, 0.5], "alignment": [0.25, 0.75], "coherence": [1.0, 0.0, 0.0],
     }[question]  # fmt: skip
     assert "`score` is the mean share of the votes that the image got" in (output / "README.md").read_text()
-    assert f"rapidata_{question}; weighted_results_image1_{question} and" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"Layout: rapidata_{question}, from prompt, image1, image2, weighted_results_image1_{question}," in printed
+    assert f"; weighted_results_image1_{question} and" in printed
 
 
 def test_hpdv3(tmp_path):

@@ -179,11 +179,25 @@ def test_settings_that_a_class_does_not_take(user_file):
         ValueError, match=r"'pickscore' cannot be made with bachsize \(.*takes model_id, processor, rev"
     ):
         load_reward("pickscore", bachsize=3)
-    with pytest.raises(ValueError, match=r"Scaled' cannot be made with facter \(.*'facter'.*\)\. It takes factor\."):
+    with pytest.raises(ValueError, match=r"Scaled' cannot be made with facter \(.*'facter'.*\)\. It takes factor\. "):
         load_reward(f"{user_file}:Scaled", facter=0.5)
     user_file.write_text("class Keyed:\n    def __init__(self, key):\n        pass\n")
-    with pytest.raises(ValueError, match=r"Keyed' cannot be made with no settings \(.*'key'\)\. It takes key\."):
+    with pytest.raises(
+        ValueError, match=r"Keyed' cannot be made with no settings \(.*'key'\)\. It takes key\. On a command "
+    ):
         load_reward(f"{user_file}:Keyed")
+
+
+def test_a_reward_that_cannot_be_fetched_is_named(monkeypatch):
+    reward = load_reward("hpsv2.1", device="cpu")
+
+    def load():
+        raise OSError("We couldn't connect.\nCheck it.")
+
+    monkeypatch.setattr(reward, "_load", load)
+    told = r"The reward 'hpsv2\.1' cannot be loaded \(We couldn't connect\. Check it\)\. Load it once where the Hub"
+    with pytest.raises(OSError, match=told):
+        reward(["a"], IMAGES[:1])
 
 
 # ---- Checked scores ----

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import pickle
 import tarfile
 import zipfile
 
@@ -340,12 +341,19 @@ def test_damaged_files_are_named(tmp_path, name, content, message, streaming):
         list(open_dataset(str(tmp_path / name), streaming=streaming))
 
 
-def test_a_folder_of_several_tables_is_told(tmp_path):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_several_tables_is_told(tmp_path, streaming):
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "rank": [1, 2]}\n')
     (tmp_path / "b.jsonl").write_text('{"prompt": "a", "choice": "A"}\n')
     told = r"cannot be read \(CastError: .* Its files have other columns than each other: name one of them"
     with pytest.raises(ValueError, match=told):
-        open_dataset(str(tmp_path))
+        list(open_dataset(str(tmp_path), streaming=streaming))
+
+
+def test_a_stream_can_be_copied_and_read_again(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    stream = pickle.loads(pickle.dumps(open_dataset(str(tmp_path), streaming=True)))
+    assert [list(stream), list(stream)] == [[{"prompt": "a"}, {"prompt": "b"}]] * 2
 
 
 def test_an_archive_of_something_else_is_told(tmp_path):

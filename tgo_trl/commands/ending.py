@@ -78,7 +78,8 @@ def _pushed(config: Any, output: str) -> list[str]:
     """A line that names the repository, of a command that has pushed what it wrote."""
     if not getattr(config, "push_to_hub", False):
         return []
-    name = getattr(config, "hub_dataset_id", None) or getattr(config, "hub_model_id", None) or Path(output).name
+    name = getattr(config, "hub_dataset_id", None) or getattr(config, "hub_model_id", None)
+    name = name or Path(output).resolve().name  # of `.` too, as it is uploaded
     return [f"Pushed to the Hub: {name}"]
 
 

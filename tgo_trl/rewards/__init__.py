@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -101,8 +102,12 @@ def _construct(spec: str, reward_class: type, kwargs: dict[str, Any]) -> Any:
         names = ", ".join(_argument_names(reward_class))
         raise ValueError(
             f"The reward {spec!r} cannot be made with {', '.join(kwargs) or 'no settings'} ({error}). It takes "
-            f"{names or 'no settings'}."
+            f"{names or 'no settings'}.{_how_to_set(spec) if names else ''}"
         ) from error
+
+
+def _how_to_set(spec: str) -> str:
+    return f" On a command line, `--reward_kwargs '{json.dumps({spec: {'NAME': 'VALUE'}})}'` sets them."
 
 
 def _argument_names(reward_class: type) -> list[str]:

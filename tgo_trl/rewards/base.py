@@ -155,7 +155,16 @@ class ModelReward(ABC):
 
     def _make_ready(self) -> None:
         if not self._is_loaded:
-            self._load()
+            try:
+                self._load()
+            except OSError as error:
+                if error.errno is not None:  # of the disk, which says what it is
+                    raise
+                reason = " ".join(str(error).split()).rstrip(".")
+                raise OSError(
+                    f"The reward {self.name!r} cannot be loaded ({reason}). Load it once where the Hub can be reached, "
+                    "or name folders that have it in its settings."
+                ) from error
             self._is_loaded = True
         self._place(self.device)
 

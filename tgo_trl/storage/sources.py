@@ -3,8 +3,8 @@
 import csv
 import glob
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -170,7 +170,7 @@ def _built(builder: Any, split: str, streaming: bool, name: str) -> Dataset | It
     """What `load_dataset` makes of a builder, with whatever is wrong in the data as a ValueError."""
     try:
         if streaming:
-            dataset = builder.as_streaming_dataset(split=split)
+            dataset = _streamed(builder, split, name)
         else:
             builder.download_and_prepare()
             dataset = builder.as_dataset(split=split)
@@ -183,13 +183,38 @@ def _built(builder: Any, split: str, streaming: bool, name: str) -> Dataset | It
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         if isinstance(cause, OSError):  # a full disk, say
             raise cause from error
-        remedy = ""
-        if isinstance(cause, CastError):
-            remedy = " Its files have other columns than each other: name one of them, or a pattern of some in quotes."
-        reason = " ".join(str(cause).split())[:300]
-        raise ValueError(f"{name!r} cannot be read ({type(cause).__name__}: {reason}).{remedy}") from error
+        raise _unreadable(name, cause or error) from error
     archives = [file for file in _data_files(builder) if file.endswith(".zip")]
     return _with_archived_files(dataset, archives) if archives and dataset.features is not None else dataset
+
+
+def _streamed(builder: Any, split: str, name: str) -> IterableDataset:
+    """The stream of a builder, whose rows tell of files that have other columns than each other as [`_built`] does."""
+    dataset: IterableDataset
+    if not hasattr(builder, "_generate_tables"):
+        dataset = builder.as_streaming_dataset(split=split)
+        return dataset
+    builder._generate_tables = partial(_read_tables, builder._generate_tables, name)
+    try:
+        dataset = builder.as_streaming_dataset(split=split)
+    finally:
+        del builder._generate_tables  # the stream has it; a copy of the builder finds its class's own again
+    return dataset
+
+
+def _read_tables(generate: Callable[..., Iterator[Any]], name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    try:
+        yield from generate(*args, **kwargs)
+    except CastError as error:  # others say what is wrong, or are meant for `datasets` itself
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, cause: BaseException) -> ValueError:
+    remedy = ""
+    if isinstance(cause, CastError):
+        remedy = " Its files have other columns than each other: name one of them, or a pattern of some in quotes."
+    reason = " ".join(str(cause).split())[:300]
+    return ValueError(f"{name!r} cannot be read ({type(cause).__name__}: {reason}).{remedy}")
 
 
 def _no_split(split: str, known: Iterable[str]) -> ValueError:

@@ -510,7 +510,7 @@ class BaseTrainer(ResumableTrainer):
         dtype, (negative_prompt, call) = training_dtype(self.args), self._example_call()
         base = public_text(str(self.pipeline.config.get("_name_or_path") or ""))
         content = CardContent(
-            model_name=model_name or (self.args.hub_model_id or folder.name).split("/")[-1],
+            model_name=model_name or (self.args.hub_model_id or folder.resolve().name).split("/")[-1],
             base_model=base,
             pipeline_class=type(self.pipeline).__name__,
             pipeline_package=type(self.pipeline).__module__.partition(".")[0],

@@ -26,7 +26,7 @@ def open_model_repository(args: TGOConfig, token: str | None = None, private: bo
     Raises:
         UploadError: if it cannot be written to.
     """
-    name = args.hub_model_id or args.output_path.absolute().name
+    name = args.hub_model_id or args.output_path.resolve().name
     private = args.hub_private_repo if private is None else private
     return open_repository(name, "model", token or args.hub_token, private, args.hub_revision, "hub_model_id")
 

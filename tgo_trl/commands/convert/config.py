@@ -117,25 +117,20 @@ class ConvertConfig(DatasetSettings):
         elif self.score_type is not None:
             check_choice("score_type", self.score_type, SCORE_TYPES[LAYOUTS[self.layout].kind])
 
+    def given_columns(self) -> dict[str, Any]:
+        """The columns that are set here, by fields of [`~tgo_trl.commands.convert.layouts.Layout`]."""
+        given: dict[str, Any] = {"prompt": self.prompt_column, "source": self.source_column}
+        lists = {"images": self.image_columns, "annotations": self.annotation_columns, "uids": self.uid_columns}
+        given |= {name: None if names is None else tuple(names) for name, names in lists.items()}
+        return {name: value for name, value in given.items() if value is not None}
+
     def adapt(self, layout: Layout) -> Layout:
         """The layout with the columns that are set here instead of its own.
 
         Raises:
             ValueError: if their number does not fit.
         """
-        changes: dict[str, object] = {}
-        if self.prompt_column is not None:
-            changes["prompt"] = self.prompt_column
-        if self.source_column is not None:
-            changes["source"] = self.source_column
-        for setting, name in (
-            ("image_columns", "images"),
-            ("annotation_columns", "annotations"),
-            ("uid_columns", "uids"),
-        ):
-            given = getattr(self, setting)
-            if given is not None:
-                changes[name] = tuple(given)
+        changes = self.given_columns()
         if self.image_columns is not None and self.uid_columns is None:
             changes["uids"] = ()
         for name, value in (
@@ -147,9 +142,9 @@ class ConvertConfig(DatasetSettings):
         ):
             if value is not None:
                 changes[name] = value
-        if self.annotation_columns is not None:  # the layout's own are read so, others need not be
+        if changes.get("annotations", layout.annotations) != layout.annotations:  # which need not be read as its own
             changes = {"scale": "auto", "first_is_better": False, **changes}
-        adapted = replace(layout, **changes)  # type: ignore[arg-type]
+        adapted = replace(layout, **changes)
         adapted.check()
         return adapted
 

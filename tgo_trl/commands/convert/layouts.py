@@ -5,6 +5,7 @@ What could be checked of each published set, and where, stands with its layout. 
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..generate.config import SOURCE_COLUMN
 
@@ -117,6 +118,11 @@ class Layout:
         if self.positive is not None and self.kind != "labels":
             raise ValueError(f"`positive_label` is {self.positive!r}, but only labels have one, not {self.kind}.")
 
+    def describe(self) -> str:
+        """The columns that are read and, of a ranking, which end is the best, in words."""
+        best = "" if self.kind != "ranking" else ", 1 the best" if self.lower_is_better else ", the highest the best"
+        return f"from {', '.join(self.columns)}{best}"
+
     def present_in(self, columns: Collection[str]) -> "Layout":
         """The layout without the optional columns that a data set lacks."""
         return replace(
@@ -211,6 +217,7 @@ LAYOUTS = {
 """Layouts by name."""
 
 
+_PROMPTS = ("prompt", "caption")
 _IMAGES = (
     ("image1", "image2"), ("image_1", "image_2"), ("image_0", "image_1"), ("image0", "image1"),
     ("image_a", "image_b"), ("image_left", "image_right"), ("left_image", "right_image"), ("img1", "img2"),
@@ -241,29 +248,46 @@ def find_layout(columns: Collection[str]) -> tuple[str, Layout]:
     )
 
 
-def layout_of_kind(kind: str, columns: Collection[str]) -> Layout:
+def layout_of_kind(kind: str, columns: Collection[str], given: Mapping[str, Any] | None = None) -> Layout:
     """The layout of a kind of rows under the names that a data set has for its columns, as far as they are known.
+
+    The kind's own columns come first. What a published data set says besides names, such as which end of a ranking is
+    the best, holds for its own columns alone, under their own names.
 
     Args:
         kind: one of [`KINDS`].
         columns: of the data set.
+        given: the columns that the user has named, by fields of [`Layout`]; they are looked for instead of a layout's.
     """
-    own, present = LAYOUTS[kind], set(columns)
-    if own.required <= present:
+    own, present, given = LAYOUTS[kind], set(columns), given or {}
+    if "images" in given:  # which of them is the first of a pair no name of another column tells
         return own
-    known = [layout for layout in (*LAYOUTS.values(), *_pairs_like()) if layout.kind == kind]
+    published = (layout for layout in (*LAYOUTS.values(), *_pairs_like()) if layout.kind == kind)
+    known = [*(replace(own, prompt=prompt) for prompt in _PROMPTS), *published]
     for layout in known:
-        if layout.required | set(layout.told_by) <= present:
+        named = replace(layout, **given)
+        is_meant = _names(named) == _names(layout) or layout == _renamed(own, layout)
+        if is_meant and named.required | set(layout.told_by) <= present:
             return layout
     for layout in known:  # what was said of the images is in columns that have to be named
-        if {layout.prompt, *layout.images} <= present:
+        if {given.get("prompt", layout.prompt), *layout.images} <= present:
             return replace(own, prompt=layout.prompt, images=layout.images)
     return own
 
 
+def _names(layout: Layout) -> tuple[object, ...]:
+    return layout.prompt, layout.images, layout.annotations
+
+
+def _renamed(own: Layout, layout: Layout) -> Layout:
+    """A kind's own layout under the names of another, with the scale that they tell."""
+    prompt, images, annotations = layout.prompt, layout.images, layout.annotations
+    return replace(own, prompt=prompt, images=images, annotations=annotations, scale=layout.scale)
+
+
 def _pairs_like() -> Iterator[Layout]:
     """Pairs under the names that people give such columns: `votes_image1`, `image_a_share`, `choice`."""
-    for prompt in ("prompt", "caption"):
+    for prompt in _PROMPTS:
         for images in _IMAGES:
             ends = [name.removeprefix("image").removeprefix("img").removesuffix("image").strip("_") for name in images]
             for scale, words in _NUMBERS.items():

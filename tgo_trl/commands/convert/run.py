@@ -65,7 +65,7 @@ def convert(config: ConvertConfig) -> Path:
     state = process_state()
     folder = Path(config.output_dir)
     open_columns = _opener(config)
-    name, layout = named_layout(config.layout, open_columns(None), config.image_columns is None)
+    name, layout = named_layout(config.layout, open_columns(None), config.given_columns())
     layout = config.adapt(layout)
     origin = named_origin(config.dataset_name, config.image_dir, config.allow_urls)
     files = MediaFiles(open_columns, layout, origin, config.image_suffix)
@@ -76,7 +76,8 @@ def convert(config: ConvertConfig) -> Path:
             open_columns, layout, config.on_bad_row == "skip", progress.update, files.content, origin
         )
     rule = fit_score_rule(found, layout, config.score_type, config.ties, config.prior)
-    run = _Conversion(config, name, files, found, rule, scored_images(found, rule))
+    read_from = layout.present_in(column_names(open_columns(None))).describe()
+    run = _Conversion(config, name, read_from, files, found, rule, scored_images(found, rule))
     return write_dataset(run, folder, config, state)
 
 
@@ -87,6 +88,7 @@ class _Conversion(ShardedRun[AnnotatedImage]):
     Attributes:
         config: of the command.
         layout: the name of the data set's.
+        read_from: its columns, in words.
         files: of the images or videos.
         found: what was said.
         rule: what becomes the score.
@@ -95,6 +97,7 @@ class _Conversion(ShardedRun[AnnotatedImage]):
 
     config: ConvertConfig
     layout: str
+    read_from: str
     files: MediaFiles
     found: Annotations
     rule: ScoreRule
@@ -154,8 +157,9 @@ class _Conversion(ShardedRun[AnnotatedImage]):
 
     def announce(self, facts: Mapping[str, Any]) -> None:
         console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path may hold `[/x]`
-        counted = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in facts["found"].items() if value)
-        console.print(f"Layout: {self.layout}" + (f"; {self.found.reading}." if self.found.reading else "."))
+        counted = ", ".join(_counted(name, value) for name, value in facts["found"].items() if value)
+        told = [f"{self.layout}, {self.read_from}", *([self.found.reading] if self.found.reading else [])]
+        console.print(f"Layout: {'; '.join(told)}.")
         console.print(f"Converted: {counted}.")
 
 
@@ -200,13 +204,15 @@ def convert_dataset(
     return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
 
 
-def named_layout(name: str, dataset: Dataset | IterableDataset, finds_columns: bool = True) -> tuple[str, Layout]:
+def named_layout(
+    name: str, dataset: Dataset | IterableDataset, given: Mapping[str, Any] | None = None
+) -> tuple[str, Layout]:
     """The layout of a name of [`LAYOUTS`], or, of `"auto"`, that which the columns tell; and its name.
 
     Args:
         name: of a published data set, or of what a row is.
         dataset: of which columns are looked at.
-        finds_columns: whether columns of what a row is may have other names than those of the layout.
+        given: the columns that the user has named, by fields of [`Layout`].
 
     Raises:
         ValueError: if there is none.
@@ -214,8 +220,7 @@ def named_layout(name: str, dataset: Dataset | IterableDataset, finds_columns: b
     if name == "auto":
         return find_layout(column_names(dataset))
     check_choice("layout", name, ("auto", *LAYOUTS))
-    found = finds_columns and name in KINDS
-    return name, layout_of_kind(name, column_names(dataset)) if found else LAYOUTS[name]
+    return name, layout_of_kind(name, column_names(dataset), given) if name in KINDS else LAYOUTS[name]
 
 
 def scored_images(found: Annotations, rule: ScoreRule) -> list[AnnotatedImage]:
@@ -267,6 +272,12 @@ def _digest(images: Sequence[AnnotatedImage], rule: ScoreRule) -> str:
         row = [image.task, image.identity, image.row, image.slot, rule.values(image.tally)]
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
+
+
+def _counted(name: str, value: int) -> str:
+    """A number of `rows_skipped`, say, in words."""
+    noun, *rest = name.split("_")
+    return " ".join([f"{value:,}", noun.removesuffix("s") if value == 1 else noun, *rest])
 
 
 def _counts(found: Annotations, kept: Sequence[AnnotatedImage], shards: ParquetFolder) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 import hashlib
 import itertools
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -116,6 +117,7 @@ def read_rows(dataset: Dataset | IterableDataset, config: InspectConfig, origin:
     check_columns("The data set", present, [column for _, column in columns], remedy)
     settings = {"prompt_column": [config.prompt_column], f"score_column{'s' * (len(names) > 1)}": names}
     check_no_classes(dataset.features, settings)
+    _check_numbers(dataset.features, names)
     narrow = undecoded(dataset, *(column for _, column in columns))
     total = len(dataset) if isinstance(dataset, Dataset) else None
     rows = Rows(by_column={name: [] for name in names if len(names) > 1})
@@ -133,6 +135,17 @@ def read_rows(dataset: Dataset | IterableDataset, config: InspectConfig, origin:
                 rows.sizes.append(size)
                 rows.files.append(digest)
     return rows
+
+
+def _check_numbers(features: Features | None, names: Sequence[str]) -> None:
+    """Raises a ValueError if a column of scores holds text, of which `convert` may make numbers."""
+    for name in names:
+        if getattr((features or {}).get(name), "dtype", None) in ("string", "large_string"):
+            raise ValueError(
+                f"Column {name!r} holds text, and scores are numbers. `tgo-trl convert --layout ratings "
+                f"--annotation_columns {shlex.quote(name)}` makes scores of ratings such as '4 stars', and of "
+                "other words with `--word_values`; inspect what it writes."
+            )
 
 
 def find_duplicates(rows: Rows) -> Duplicates:
