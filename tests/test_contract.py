@@ -76,7 +76,7 @@ def shared_parts_stay(request):
         yield
         return
     built = _built(case)
-    own = (*case.family(built).network_names, "scheduler", DONE_BY_PIPELINES.get(case.name.partition("-")[0]))
+    own = (*case.family(built).network_names, "scheduler", "guider", DONE_BY_PIPELINES.get(case.name.partition("-")[0]))
     before = state_of(built, own)
     yield
     assert state_of(built, own) == before
