@@ -264,7 +264,9 @@ def test_the_snippet_of_an_editing_pipeline_edits(tmp_path, monkeypatch, name):
     case.build().save_pretrained(tmp_path / "base")
     trainer = make_trainer(case.config(tmp_path), model=str(tmp_path / "base"), train_dataset=case.rows(4))
     trainer.save_model()
-    Image.new("RGB", (50, 30), "red").save(tmp_path / "source.png")
+    names = {1: ["source.png"], 2: ["source1.png", "source2.png"]}[len(case.sources[0])]  # as many as rows have
+    for file in names:
+        Image.new("RGB", (50, 30), "red").save(tmp_path / file)
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet(card_of(trainer)), "snippet", "exec"), {})
     height, width = trainer.size
