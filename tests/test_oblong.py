@@ -10,7 +10,17 @@ from .cases import CASES, PROMPTS, calls_of
 from .test_contract import assert_same_call, first_tensor
 from .tiny import picture
 
-SET_BY_SIZES = {"prompt", "image", "height", "width", "num_frames", "max_sequence_length", "max_area", "_auto_resize"}
+SET_BY_SIZES = {
+    "prompt",
+    "image",
+    "height",
+    "width",
+    "num_frames",
+    "max_sequence_length",
+    "max_area",
+    "output_resolution",
+    "_auto_resize",
+}
 
 
 def encode(case, family, pipeline, size):
