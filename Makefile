@@ -29,7 +29,7 @@ help:
 	@echo "make coverage     the same, and which lines the tests run (half as long again)"
 	@echo "make docs         the documentation as a site, in outputs/docs/html (needs Python 3.11)"
 	@echo "make test-slow    the tests that take minutes"
-	@echo "make test-long    commands killed at many points, which go on to the same end"
+	@echo "make test-long    commands killed at many points, and benchmarks at a small size"
 	@echo "make test-latest  the tests on the newest versions that pyproject.toml allows, and what differs from the pins"
 	@echo "make test-lowest  the tests on the lower bounds of pyproject.toml"
 	@echo "make test-deepspeed  all tests that need DeepSpeed, of which make test runs two"

@@ -186,7 +186,7 @@ def test_rows_are_means_over_seeds():
     assert (robust.settings, robust.guidances) == ({"recipe": "robust", "beta": 0.3}, (1, 2, 4))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_frontier_at_a_small_size_and_again(tmp_path, capsys):
     from benchmarks import frontier
     from benchmarks.digit_runs import parse_options
@@ -289,7 +289,7 @@ def test_a_difference_is_of_the_same_seeds():
     assert (mean, half) == (pytest.approx(0.6), pytest.approx(math.tan(0.475 * math.pi) * 0.1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ablations_at_a_small_size(tmp_path, capsys, monkeypatch):
     from benchmarks import ablations
     from benchmarks.digit_runs import SMALL, parse_options
