@@ -103,10 +103,17 @@ def find_published_family(class_name: str) -> type[Family]:
     return find_family(pipeline_class)
 
 
+def edit_class(kind: type[Family]) -> type[Family]:
+    """What takes the place of a family's class where there are source images: itself, if no other does."""
+    return EDIT_FAMILIES.get(kind, kind)
+
+
 def edit_family(family: Family) -> Family:
-    """What takes its place where there are source images, with the same settings: itself, if no other does."""
-    kind = EDIT_FAMILIES.get(type(family))
-    return family if kind is None else kind(**{field.name: getattr(family, field.name) for field in fields(family)})
+    """As [`edit_class`], of a family with settings, which stay the same."""
+    kind = edit_class(type(family))
+    if kind is type(family):
+        return family
+    return kind(**{field.name: getattr(family, field.name) for field in fields(family)})
 
 
 def build_family(pipeline_class: type[DiffusionPipeline], settings: Mapping[str, Any]) -> Family:
@@ -169,6 +176,7 @@ __all__ = [
     "WanImageToVideoFamily",
     "ZImageFamily",
     "build_family",
+    "edit_class",
     "edit_family",
     "find_family",
     "find_published_family",

@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from peft import PeftConfig
 
-from ..families import EDIT_FAMILIES, Family
+from ..families import Family, edit_class
 from ..policy.adapters import check_policy
 from ..policy.index import Index, find_family_class, loaded_class, readable_index
 from ..policy.launch import check_shardable
@@ -72,7 +72,7 @@ def check_datasets(
     are_read = reads_sources(args, family_class, datasets)
     if family_class is None:
         return RunSources(are_read, None)
-    family_class = EDIT_FAMILIES.get(family_class, family_class) if are_read else family_class
+    family_class = edit_class(family_class) if are_read else family_class
     return RunSources(are_read, read_sample_sources(args, family_class, datasets))
 
 

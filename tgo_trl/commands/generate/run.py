@@ -26,7 +26,7 @@ from PIL import Image
 from ...cards.dataset_card import build_card
 from ...cards.model_card import base_license
 from ...data.rows import check_prompt
-from ...families import EDIT_FAMILIES, Family, build_family, edit_family
+from ...families import Family, build_family, edit_class, edit_family
 from ...media.sizes import check_size
 from ...media.types import Sample, Size
 from ...messages.public import public_name, without_secrets
@@ -114,7 +114,7 @@ def source_use(config: SamplingSettings, kind: type[Family] | None) -> SourceUse
     """
     if kind is None:
         return PROMPTS_ALONE
-    is_set, most = config.source_column != SOURCE_COLUMN, EDIT_FAMILIES.get(kind, kind).most_sources
+    is_set, most = config.source_column != SOURCE_COLUMN, edit_class(kind).most_sources
     if is_set and not most:
         raise ValueError(
             f"`source_column` is {config.source_column!r}, and `{kind.__name__}` makes images from prompts alone. "
@@ -169,7 +169,7 @@ def check_call(config: GenerateConfig, known: Known) -> None:
 
 
 def _check_has_sources(kind: type[Family], has_sources: bool) -> None:
-    kind = EDIT_FAMILIES.get(kind, kind) if has_sources else kind
+    kind = edit_class(kind) if has_sources else kind
     if bool(kind.most_sources) == has_sources:
         return
     if has_sources:
