@@ -167,8 +167,8 @@ class _Rounds:
         """Checks what can be checked before a model is loaded; returns what the rounds are a function of."""
         config = self.config
         generation = self.generation(1)
-        kind = look_up(generation, must_exist=True).kind
-        tasks = find_tasks(generation, kind)
+        known = look_up(generation, must_exist=True)
+        tasks = find_tasks(generation, known.kind)
         check_same_number("Prompts", (task.sources for task in tasks))
         scoring: Any = config.scoring("", "").reward_kwargs
         remedy = "Samples are made from prompts alone: take another reward, or prompts with source images."
@@ -177,10 +177,10 @@ class _Rounds:
         prints, held_out = {"the prompts": tasks_fingerprint(tasks)}, {}
         if config.is_measured:
             measured = config.evaluation("", {}, self._held_out_seed, generation)
-            held_out = read_prompt_set(measured, source_use(generation, kind))
+            held_out = read_prompt_set(measured, source_use(generation, known.kind))
             _check_alike(tasks[0], next(iter(held_out)), generation.source_column)
             prints["the prompts of the measurements"] = tasks_fingerprint(held_out)
-        check_steps(config, self.args, generation, [*tasks, *held_out], rewards)
+        check_steps(config, self.args, generation, known, [*tasks, *held_out], rewards)
         return Course(self._settings(), prints)
 
     def claim(self, course: Course) -> None:

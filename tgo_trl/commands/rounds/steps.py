@@ -8,13 +8,14 @@ from ...rewards.base import DRAWN_FOR, Reward, check_rates
 from ...trainer.refusals import load_unweighted
 from ...trainer.tgo_config import TGOConfig
 from ..generate.config import GenerateConfig
+from ..generate.known import Known
 from ..generate.run import build_sampler, check_tasks, features_of_samples
 from ..generate.tasks import Task
 from .config import RoundsConfig
 
 
 def check_steps(
-    config: RoundsConfig, args: TGOConfig, generation: GenerateConfig, tasks: Sequence[Task],
+    config: RoundsConfig, args: TGOConfig, generation: GenerateConfig, known: Known, tasks: Sequence[Task],
     rewards: Mapping[str, Reward],
 ) -> None:  # fmt: skip
     """Raises a ValueError for what drawing, measuring or training refuses of a pipeline, which is made without weights.
@@ -23,10 +24,11 @@ def check_steps(
         config: of the command.
         args: of the training in each round.
         generation: of the first round.
+        known: of its pipeline.
         tasks: that it draws, and that it measures on.
         rewards: that it scores and measures by.
     """
-    sampler = build_sampler(generation, None, None, bool(tasks[0].sources), weights=False)
+    sampler = build_sampler(generation, None, None, bool(tasks[0].sources), known, weights=False)
     check_tasks(sampler, tasks)
     check_rates(rewards, sampler.fps, DRAWN_FOR)
     features = features_of_samples(sampler.medium, max(len(task.sources) for task in tasks))
