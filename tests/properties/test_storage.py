@@ -158,3 +158,13 @@ def test_damaged_rows_are_made_again(rows_folder, damage, index):
     finally:
         for other, data in whole.items():
             (rows_folder / other).write_bytes(data)
+
+
+def test_a_shard_whose_entry_has_a_damaged_name_is_made_again(tmp_path):
+    """It stood for one that is read: without it, nobody asks what the shard was made of."""
+    write_rows(tmp_path)
+    whole = contents(tmp_path)
+    entry = tmp_path / ".manifest" / "train-00000.json"
+    entry.write_text(entry.read_text().replace("source", "snurce"))
+    assert write_rows(tmp_path) == [1]
+    assert contents(tmp_path) == whole

@@ -153,9 +153,11 @@ class ParquetFolder:
 
     def _entry(self, shard: int) -> dict[str, Any]:
         try:
-            return dict(json.loads(self._entry_path(shard).read_text("utf-8")))
+            entry = json.loads(self._entry_path(shard).read_text("utf-8"))
         except (FileNotFoundError, ValueError):  # killed before it was written; damaged
             return {}
+        is_whole = isinstance(entry, dict) and entry.keys() <= {"sha256", "size", "source"}
+        return entry if is_whole else {}
 
     def _remove_damaged(self, shards: Iterable[int]) -> None:
         for shard in shards:
