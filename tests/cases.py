@@ -239,7 +239,7 @@ RELATIVES = (
     "qwen_image21_edit",
     "qwen_image_edit_plus",
 )
-"""Kinds that others much like them stand for in the fast tests of all kinds that take long."""
+"""Kinds that others much like them stand for in fast tests."""
 
 
 def as_parameter(case: Case, is_slow: bool) -> Any:
@@ -250,3 +250,6 @@ KINDS = [
     as_parameter(case, case.name in RELATIVES or ("-" in case.name and case.name != "wan-two_stage")) for case in CASES
 ]
 """The cases as parameters, of which relatives and variants of a kind are slow, but for one of two networks."""
+FEW = ("flux", "ltx2", "meissonic", "qwen_image_edit", "stable_diffusion", "stable_diffusion_3", "wan-two_stage")
+KINDS_THAT_TAKE_LONG = [as_parameter(case, case.name not in FEW) for case in CASES]
+"""The cases as parameters for tests of whole runs, of which a few stand for all in fast tests."""

@@ -89,6 +89,7 @@ def test_a_reward_is_climbed_and_the_adapter_loads_in_stock_diffusers(tmp_path):
     assert theirs.mean() > base.mean() + 0.01
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_goes_on_bit_for_bit(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 1}
     whole = make_trainer(tmp_path / "whole", **saving)

@@ -14,20 +14,16 @@ from tgo_trl.policy.draws import Draw
 from tgo_trl.trainer.plots import film_strip
 
 from . import tiny
-from .cases import CASES, KINDS, PROMPTS, _built, as_parameter, calls_of, perturb
+from .cases import CASES, KINDS, KINDS_THAT_TAKE_LONG, PROMPTS, _built, calls_of, perturb
 from .runs import assert_equal, first_log, logged, make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-ALIKE = ("ltx2-later", "wan_image_to_video-two_stage", "longcat_image")
-"""Whose networks and whose inputs have a case each, or nearly so."""
-PARAMETERS = [as_parameter(case, case.name in ALIKE) for case in CASES]
-of_kinds = pytest.mark.parametrize("case", KINDS)
-"""For tests that take long, and see nothing of what tells variants and relatives apart."""
+of_runs = pytest.mark.parametrize("case", KINDS_THAT_TAKE_LONG)
 
 
-@pytest.fixture(params=PARAMETERS)
+@pytest.fixture(params=KINDS)
 def case(request):
     return request.param
 
@@ -150,7 +146,7 @@ def test_the_prediction_depends_on_the_prompt(case, tmp_path):
     assert not torch.allclose(setup.errors().policy, first, rtol=1e-5, atol=0)
 
 
-@of_kinds
+@of_runs
 def test_gradient_checkpointing_changes_nothing(case, tmp_path):
     found = []
     for checkpointing in (False, True):
@@ -169,7 +165,7 @@ def test_gradient_checkpointing_changes_nothing(case, tmp_path):
         torch.testing.assert_close(checkpointed_gradients[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-@of_kinds
+@of_runs
 def test_gradient_checkpointing_saves_memory(case, tmp_path):
     def saved_bytes(checkpointing):
         setup = case.setup(tmp_path)
@@ -190,7 +186,7 @@ def test_gradient_checkpointing_saves_memory(case, tmp_path):
     assert saved_bytes(True) < saved_bytes(False)
 
 
-@of_kinds
+@of_runs
 @pytest.mark.parametrize("autocasts", [True, False], ids=["autocast", "without"])
 def test_bfloat16_runs(case, tmp_path, autocasts):
     exact = case.setup(tmp_path).errors().policy
@@ -232,7 +228,7 @@ def test_a_saved_adapter_predicts_the_same_in_stock_diffusers(case, tmp_path):
             assert (plain - expected).abs().max() > 1e-3
 
 
-@of_kinds
+@of_runs
 def test_an_adapter_is_attached_as_the_model_card_says(case, tmp_path):
     setup = case.setup(tmp_path, lora_r=3, lora_alpha=7)
     perturb(setup.policy)
@@ -247,7 +243,7 @@ def test_an_adapter_is_attached_as_the_model_card_says(case, tmp_path):
         assert all(torch.equal(state[key], expected[key]) for key in state)
 
 
-@of_kinds
+@of_runs
 def test_a_saved_adapter_comes_back(case, tmp_path):
     setup = case.setup(tmp_path)
     perturb(setup.policy)
@@ -356,7 +352,7 @@ def first_tensor(output):
 # ---- Training ----
 
 
-@of_kinds
+@of_runs
 def test_training_lowers_the_loss_of_eight_rows(case, tmp_path):
     setup = case.setup(tmp_path, num_rows=8)
     process = setup.family.process(setup.pipeline)
@@ -377,7 +373,7 @@ def test_training_lowers_the_loss_of_eight_rows(case, tmp_path):
     assert losses[-1] < losses[0] - 0.01
 
 
-@of_kinds
+@of_runs
 def test_the_trainer_runs_changes_samples_and_releases_the_encoders(case, tmp_path):
     args = case.config(tmp_path, max_steps=4, per_device_train_batch_size=8, learning_rate=1e-2, bf16=True)
     trainer = make_trainer(args, model=case.build(), train_dataset=case.rows(8))

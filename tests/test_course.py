@@ -69,7 +69,7 @@ def test_another_layout_of_the_update_goes_on_with_the_next_row(tmp_path, layout
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3, 8])
 def test_other_updates_go_on_with_the_next_row_where_they_are_accepted(tmp_path, stream, batch):
     rows = tiny.scored_rows(16)
     rows = streamed(rows) if stream else rows

@@ -43,6 +43,7 @@ def test_balanced_prompts_ask_for_every_digit_as_often(digits):
     assert world.balanced_prompts(200, seed=3) != world.balanced_prompts(200, seed=4)
 
 
+@pytest.mark.slow
 def test_scorers_read_scans_that_they_have_not_seen(digits):
     _, world = digits
     scans = world.load_scans("held_out")

@@ -16,6 +16,7 @@ from tgo_trl.policy.draws import EVALUATION_EPOCH, DrawPlan, draw_rows, stable_s
 
 from . import tiny
 from .cases import CASES
+from .marks import some_slow
 from .runs import assert_equal, config, logged, make_trainer, metrics, streamed, trained_weights
 
 CPU = torch.device("cpu")
@@ -141,7 +142,7 @@ RUNS = {
 """The settings of a run by the case: networks of which the time decides, masked tokens, a process that reads rows."""
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", some_slow({name: name for name in RUNS}, {"amused"}))
 def test_runs_are_the_same_bits_whoever_draws(tmp_path, name):
     case = next(case for case in CASES if case.name == name)
     results = []

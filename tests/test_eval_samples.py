@@ -228,6 +228,7 @@ def test_what_the_record_of_a_run_says_names_no_file(tmp_path, rewards):
     assert str(tmp_path) not in (tmp_path / "out" / "tgo_config.json").read_text()
 
 
+@pytest.mark.slow
 def test_resumed_metrics_are_those_of_an_uninterrupted_run(tmp_path, rewards):
     from .runs import Stop, StopAt
 

@@ -188,6 +188,7 @@ def test_what_is_there_is_not_made_again(folder, tmp_path):
     assert not (out / "grid-2.png").exists()
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_gone_is_not_asked_for_what_is_there(folder, compared, tmp_path):
     out, gone = tmp_path / "out", tmp_path / "gone"
     shutil.copytree(compared[0], out)

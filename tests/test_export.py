@@ -18,7 +18,7 @@ from tgo_trl.families import StableDiffusionFamily, WanFamily
 from tgo_trl.policy.loading import attach_adapter
 
 from . import tiny
-from .cases import KINDS, perturb
+from .cases import KINDS_THAT_TAKE_LONG, perturb
 from .test_generation import save_adapter
 
 SCALE = 0.5
@@ -60,7 +60,7 @@ def arguments(folder, **settings):
     return ExportConfig(**{**{name: str(path) for name, path in names.items()}, "scale": SCALE, **settings})
 
 
-@pytest.mark.parametrize("case", KINDS)
+@pytest.mark.parametrize("case", KINDS_THAT_TAKE_LONG)
 def test_stock_diffusers_reads_the_same_from_other_names(case, tmp_path, capsys):
     family, expected = made(case, tmp_path)
     prefix = family.comfyui_prefix
@@ -90,7 +90,7 @@ def test_stock_diffusers_reads_the_same_from_other_names(case, tmp_path, capsys)
             torch.testing.assert_close(found[name], SCALE * delta, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("case", KINDS)
+@pytest.mark.parametrize("case", KINDS_THAT_TAKE_LONG)
 def test_a_merged_pipeline_has_the_adapter_in_its_weights(case, tmp_path):
     family, added = made(case, tmp_path)
     if family.left_out(case.build()):  # nobody loads it by its name alone

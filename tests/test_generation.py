@@ -28,7 +28,7 @@ from tgo_trl.media.videos import load_video
 from tgo_trl.policy.draws import stable_seed
 
 from . import tiny
-from .cases import CASES, perturb
+from .cases import CASES, KINDS_THAT_TAKE_LONG, perturb
 from .test_parquet import files, run_and_kill, run_two_processes
 from .tiny import wan
 
@@ -159,7 +159,7 @@ def png(image):
     return file.getvalue()
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "-" not in case.name], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", KINDS_THAT_TAKE_LONG)
 def test_a_batch_has_the_negative_prompt_of_a_single_call(case):
     pipeline = case.build()
     if "negative_prompt" not in inspect.signature(pipeline.__call__).parameters:

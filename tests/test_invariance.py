@@ -15,6 +15,7 @@ from tgo_trl.data.collator import RowCollator
 
 from . import tiny
 from .devices import cpu_environment
+from .marks import some_slow
 from .runs import (
     CASES,
     assert_close,
@@ -29,6 +30,7 @@ from .runs import (
 )
 
 ROOT = Path(__file__).parent.parent
+SLOW = {"synchronised", "sft", "qrpo", "compiled", "averaged", "evaluated before", "held to bounds"}
 
 
 def assert_same_metrics(actual, expected, leave_out=()):
@@ -42,13 +44,21 @@ def assert_same_metrics(actual, expected, leave_out=()):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """Every case, trained by two processes with four rows each, once for all processes of the tests."""
+    """A case, trained by two processes with four rows each: with all others as fast, once for all test processes."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "two-processes"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            run_in_processes(2, CASES, folder)
-    return results_of(2, CASES, folder)
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    @functools.cache
+    def run(name):
+        is_slow = name in SLOW
+        names = [it for it in CASES if (it in SLOW) == is_slow]
+        folder = base / ("two-processes-slow" if is_slow else "two-processes")
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                run_in_processes(2, names, folder)
+        return results_of(2, [name], folder)[name]
+
+    return run
 
 
 def run_in_processes(number, names, folder):
@@ -85,10 +95,10 @@ def one_process(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some_slow({name: name for name in CASES}, SLOW))
 def test_two_processes_equal_one(two_processes, one_process, name):
     one = one_process(name)
-    first, second = two_processes[name]
+    first, second = two_processes(name)
     assert_equal(second["weights"], first["weights"])
     assert_close(first["weights"], one["weights"], 1e-5)
     assert_same_metrics(first["log"], one["log"])
@@ -102,8 +112,9 @@ def test_two_processes_equal_one(two_processes, one_process, name):
             torch.testing.assert_close(log_ratios, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_blocks_are_compiled_whole_in_each_process(two_processes):
-    assert [it["graphs"] for it in two_processes["compiled"]] == [(5, 0), (5, 0)]
+    assert [it["graphs"] for it in two_processes("compiled")] == [(5, 0), (5, 0)]
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def allocated_peak(checkpointing: bool) -> int:
     return peak
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("checkpointing", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_computed_peak_is_what_a_real_step_allocates(checkpointing):
     # The kernels' workspaces, and small scalars that Python keeps, are not computed.
     assert computed_peak(checkpointing) == pytest.approx(allocated_peak(checkpointing), rel=0.01)

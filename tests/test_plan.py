@@ -32,7 +32,7 @@ from tgo_trl.trainer.loading import load_for_training
 from tgo_trl.trainer.measured_speed import Speed, Subject, UpdateClock, speed_key
 from tgo_trl.trainer.plan import plan_run
 
-from .cases import CASES, KINDS, PROMPTS
+from .cases import CASES, KINDS_THAT_TAKE_LONG, PROMPTS
 from .runs import config
 from .tiny import scored_rows, stable_diffusion
 
@@ -71,7 +71,7 @@ def account_of(case, pipeline, args, has_weights):
     return parts, shapes(image), shapes(prompt), found
 
 
-@pytest.mark.parametrize("case", KINDS)
+@pytest.mark.parametrize("case", KINDS_THAT_TAKE_LONG)
 def test_what_has_no_weights_takes_as_much_as_what_has(case, tmp_path):
     whole = case.build()
     if case.family(whole).prompts_see_sources:

@@ -15,6 +15,7 @@ from tgo_trl.trainer import checkpoints
 
 from . import tiny
 from .killing import execute
+from .marks import some_slow
 from .runs import Stop, StopAt, assert_equal, config, logged, make_trainer, metrics, streamed, trained_weights
 
 # Coverage is measured by the tests of course, average and optimizers, which run the same code.
@@ -72,14 +73,10 @@ RESUMES = {
 }  # fmt: skip
 
 
-SLOW = {"accumulated", "ragged", "workers", "sequential", "sft", "adapter dropout", "stream, reference moved",
-        "full, reference moved", "reference moved with the checkpoint"}  # fmt: skip
+FAST = {"middle of an epoch", "reference moved by epochs, at the boundary", "stream", "pairs"}
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [pytest.param(case, id=name, marks=[pytest.mark.slow] if name in SLOW else []) for name, case in RESUMES.items()],
-)
+@pytest.mark.parametrize("settings", some_slow(RESUMES, RESUMES.keys() - FAST))
 def test_resumed_equals_uninterrupted(tmp_path, settings):
     settings = {"save_strategy": "steps", **settings}
     stop, num_rows, stream = settings.pop("stop"), settings.pop("rows", 8), settings.pop("stream", False)

@@ -1,5 +1,6 @@
 """How far bfloat16 rounds differences of errors: what the benchmark of it measures, by hand and on a tiny network."""
 
+import pytest
 import torch
 
 from benchmarks.rounding import AVERAGED, Network, averaged, count_kernels, measure, random_rows, root_mean_square
@@ -14,6 +15,7 @@ def test_means_over_draws_by_hand():
     assert root_mean_square(differences) == 3.0  # of 9, 1, 25 and 1
 
 
+@pytest.mark.slow
 def test_both_ways_round_a_little_and_the_gradient_less_than_a_small_difference():
     def build(seed):
         return stable_diffusion(seed=seed), *random_rows(seed)

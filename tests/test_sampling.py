@@ -14,6 +14,7 @@ from tgo_trl.trainer import sample_grids
 from tgo_trl.trainer.sample_grids import last_grid
 
 from . import tiny
+from .marks import some_slow
 from .runs import assert_equal, config, logged, make_trainer, trained_weights
 from .test_trainer import with_trained_adapter
 
@@ -85,13 +86,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param(case, id=name, marks=[] if name in ("adapter", "full") else [pytest.mark.slow])
-        for name, case in SETTINGS.items()
-    ],
-)
+@pytest.mark.parametrize("settings", some_slow(SETTINGS, SETTINGS.keys() - {"adapter"}))
 def test_training_is_the_same_with_and_without_grids(tmp_path, settings):
     settings = dict(settings)
     adapter, stream = settings.pop("adapter", False), settings.pop("stream", False)
@@ -183,7 +178,7 @@ def test_policy_and_reference_are_told_apart(tmp_path, use_peft):
     assert np.array_equal(arrays(trainer.sample(PROMPTS, [1, 2], from_reference=True, **options)), untrained)
 
 
-@pytest.mark.parametrize("kind", ["fresh", "trained", "full"])
+@pytest.mark.parametrize("kind", ["fresh", *(pytest.param(it, marks=pytest.mark.slow) for it in ("trained", "full"))])
 def test_supervised_grids_show_the_policy_as_it_was(tmp_path, drawn, kind):
     pipeline = tiny.stable_diffusion()
     pipeline = with_trained_adapter(pipeline) if kind == "trained" else pipeline

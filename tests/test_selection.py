@@ -15,6 +15,7 @@ from tgo_trl.trainer.evaluations import Choice, Evaluation, choose, comparable_e
 from tgo_trl.trainer.selection import Bounds, OutsideBoundsError
 
 from . import tiny
+from .marks import some_slow
 from .runs import Stop, StopAt, assert_equal, config, logged, make_trainer, metrics, trained_weights
 from .test_cli import TRAIN
 from .test_evaluation import held_out
@@ -207,7 +208,7 @@ def test_epochs_end_a_run_too(tmp_path):
     assert (trainer.state.global_step, trainer.state.best_global_step) == (4, 2)  # an epoch has two updates
 
 
-@pytest.mark.parametrize("stop", [2, 3])
+@pytest.mark.parametrize("stop", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, rewards, free, stop):
     settings = {"eval_rewards": rewards["redness"], "max_drift": between(free, 3)}
     whole = run(tmp_path / "whole", **settings)
@@ -301,7 +302,7 @@ def test_patience_ends_a_run_by_its_reward(tmp_path, scripted, capsys, caplog):
     assert "early stopping" not in caplog.text
 
 
-@pytest.mark.parametrize("restore", [False, True])
+@pytest.mark.parametrize("restore", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_patience_counts_on_after_a_resume(tmp_path, scripted, capsys, restore):
     settings = {"early_stopping_patience": 2, "learning_rate": 1e-3, "eval_on_start": True,
                 "restore_callback_states_from_checkpoint": restore}  # fmt: skip
@@ -394,8 +395,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("changed", "comment", "is_anew"), OTHERS.values(), ids=OTHERS)
-def test_other_samples_begin_the_best_anew(tmp_path, scripted, capsys, changed, comment, is_anew):
+@pytest.mark.parametrize("other", some_slow(OTHERS, {"the prompts", "samples of a prompt", "denoising steps"}))
+def test_other_samples_begin_the_best_anew(tmp_path, scripted, capsys, other):
+    changed, comment, is_anew = other
     settings = {"learning_rate": 1e-3, "lr_scheduler_type": "constant"}
     run(tmp_path, max_steps=2, eval_rewards=scripted([9, 8]), **settings)
     capsys.readouterr()

@@ -20,7 +20,7 @@ from .sharded_runs import (
     runs_of_one_process,
 )
 
-FAST, ROUNDED, UNEVEN = ("adapter", "averaged"), ("bfloat16", "without autocast"), "two networks, remembered"
+FAST, ROUNDED, UNEVEN = ("adapter",), ("bfloat16", "without autocast"), "two networks, remembered"
 RESUMED = [name for name in CASES if name.endswith("resumed")]
 
 

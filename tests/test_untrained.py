@@ -13,7 +13,7 @@ from tgo_trl.policy.replication import Replication
 from tgo_trl.trainer.untrained import UntrainedLayersCallback, untrained_layers
 
 from . import tiny
-from .cases import KINDS
+from .cases import KINDS_THAT_TAKE_LONG
 from .runs import config, make_trainer, trained_weights
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
@@ -50,7 +50,7 @@ def test_weights_without_gradient_are_named_when_all_are_trained(tmp_path):
         trainer.train()
 
 
-@pytest.mark.parametrize("case", KINDS)
+@pytest.mark.parametrize("case", KINDS_THAT_TAKE_LONG)
 def test_all_linear_layers_of_every_family_are_trained_and_load(tmp_path, case):
     pipeline = case.build()
     args = case.config(tmp_path, max_steps=1, lora_target_modules="all-linear", num_likelihood_samples=4)

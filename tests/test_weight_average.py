@@ -18,6 +18,7 @@ from tgo_trl.trainer import checkpoints
 from tgo_trl.trainer.weight_average import WeightAverage
 
 from . import tiny
+from .marks import some_slow
 from .runs import Stop, StopAt, assert_equal, config, logged, make_trainer, metrics, trained_weights
 from .test_losses import KTO
 from .test_nonfinite import order_of, poisoned
@@ -158,7 +159,7 @@ class Counting(KTO):
         return errors.policy.mean(0)
 
 
-@pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("settings", some_slow(RUNS, {"accumulated", "bfloat16", "a statistic of the update"}))
 def test_what_is_left_is_the_average_and_training_is_of_the_raw_weights(tmp_path, settings, monkeypatch):
     monkeypatch.setitem(LOSSES, "kto", Counting)
     plain, watch = Watch(), Watch()
@@ -286,7 +287,7 @@ RESUMES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", RESUMES.values(), ids=RESUMES)
+@pytest.mark.parametrize("settings", some_slow(RESUMES, {"lora"}))
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, settings):
     settings = {**STEPS, **settings}
     rows = tiny.scored_rows(8, seed=1)

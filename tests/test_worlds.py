@@ -89,6 +89,7 @@ def test_stroke_weight_is_ink_in_units_of_real_scans():
     assert np.array(scores)[of_digit] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_preference_models_like_heavy_strokes_and_have_not_seen_the_scans():
     from digits import load_scans, prompts_of
     from strokes import choices, stroke_weight, training_preferences, unseen_preferences
