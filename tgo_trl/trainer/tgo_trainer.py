@@ -53,6 +53,7 @@ from .feasibility import check_best_metric_of, check_drift_of
 from .metrics import LossMetrics, MetricRows
 from .nonfinite import UpdateGuard
 from .objective import BALANCED, has_beta
+from .padding import drop_padding, without_padding
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_sampler
 from .reference_recipe import active_dropout, reference_digest, reference_recipe
 from .refusals import check_datasets, check_pipeline, check_settings
@@ -233,7 +234,7 @@ class TGOTrainer(BaseTrainer):
             data_collator=data_collator or DrawingCollator(self._draw_plan, self.family.latent_shape, is_pinned),
             train_dataset=train_set,
             eval_dataset=eval_set,
-            compute_metrics=None if compute_metrics is None else _without_padding(compute_metrics),
+            compute_metrics=None if compute_metrics is None else without_padding(compute_metrics),
             callbacks=callbacks,
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
@@ -699,24 +700,3 @@ def _told_columns(args: TGOConfig) -> str:
     weights = by_name(vars(args), "score_weights") or {}
     names = [f"{weights[name]:g} {name}" if weights.get(name, 1) != 1 else name for name in args.score_names]
     return f"{args.score_combination} of {', '.join(names)}".replace("|", r"\|")
-
-
-def drop_padding(predictions: Any, scores: Any) -> tuple[Any, Any]:
-    """Predictions and scores of the rows that are no padding: a padding row's score is NaN, a real one's never.
-
-    accelerate drops the padding of data sets that have a length; that of a stream comes through.
-    """
-    if isinstance(scores, list):  # `eval_do_concat_batches=False`: one entry per batch
-        batches = [drop_padding(*batch) for batch in zip(predictions, scores, strict=True)]
-        return [batch[0] for batch in batches], [batch[1] for batch in batches]
-    is_row = scores == scores
-    return predictions[is_row], scores[is_row]
-
-
-def _without_padding(compute_metrics: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
-    @functools.wraps(compute_metrics)
-    def wrapped(evaluated: EvalPrediction, **kwargs: Any) -> dict[str, float]:
-        evaluated.predictions, evaluated.label_ids = drop_padding(evaluated.predictions, evaluated.label_ids)
-        return compute_metrics(evaluated, **kwargs)
-
-    return wrapped
