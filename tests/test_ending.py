@@ -94,3 +94,29 @@ def test_what_was_pushed_is_named(drawn, tmp_path, monkeypatch):
     assert ending("score", [ScoreConfig("rows", ".", ["clip"], **pushed)])[1] == "Pushed to the Hub: my rows"
     args = TGOConfig(str(tmp_path / "fox"), hub_model_id="me/fox", use_cpu=True, **pushed)
     assert ending("train", [TrainArguments("sd", "rows"), args])[1] == "Pushed to the Hub: me/fox"
+
+
+def test_scores_that_are_all_the_same_lead_to_no_training(tmp_path, capsys):
+    rows, report = str(tmp_path / "rows.parquet"), str(tmp_path / "report")
+    rows_of_one = scored_rows(4).remove_columns("score").add_column("score", [2.0] * 4)
+    rows_of_one.to_parquet(rows)
+    assert main(["inspect", "--dataset_name", rows, "--output_dir", report, "--skip_images", "--disable_tqdm"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "Next: score the rows by something that tells them apart, and inspect them again."
+
+
+def test_videos_are_passed_over_by_the_next_inspection(tmp_path, capsys):
+    rows, out = tmp_path / "rows.parquet", tmp_path / "scored"
+    (out / "data").mkdir(parents=True)
+    table = pa.table({"prompt": ["a", "a"], "video": ["a.mp4", "b.mp4"], "score": [0.0, 1.0]})
+    for path in (rows, out / "data" / "train-00000-of-00001.parquet"):
+        pq.write_table(table, path)
+    for command, config in (
+        ("score", ScoreConfig("rows", str(out), ["clip"])),
+        ("convert", ConvertConfig("x", str(out))),
+    ):
+        assert typed(ending(command, [config])[1]) == ["inspect", "--dataset_name", str(out), "--skip_images"]
+    arguments = ["inspect", "--dataset_name", str(rows), "--output_dir", str(tmp_path / "report"), "--disable_tqdm"]
+    assert main(arguments) == 1
+    assert "It holds videos, of which `inspect` looks at prompts and scores alone: set" in capsys.readouterr().err
+    assert main([*arguments, "--skip_images"]) == 0

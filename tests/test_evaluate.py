@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -303,6 +304,22 @@ def test_a_reward_of_videos_at_another_rate_is_refused_before_any_is_drawn(folde
     with pytest.raises(ValueError, match="has `fps=24`, and the videos are drawn for 16 a second"):
         evaluate(EvaluateConfig(models, prompts, output_dir=str(tmp_path / "out"), **settings, **rewards))
     assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+def test_a_prompt_that_is_too_long_for_a_later_model_is_refused_before_any_is_drawn(tmp_path):
+    for name in ("flux_kontext", "longcat_image_edit"):
+        [case] = [case for case in CASES if case.name == name]
+        case.build().save_pretrained(tmp_path / name)
+    tiny.picture(0).save(tmp_path / "source.png")
+    rows = [{"prompt": prompt, "source_image": "source.png"} for prompt in ("short", "long " * 200)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "reward.py").write_text(REWARD)
+    models = [f"first={tmp_path / 'flux_kontext'}", f"second={tmp_path / 'longcat_image_edit'}"]
+    settings = {"height": 32, "width": 32, "num_inference_steps": STEPS, "disable_tqdm": True}
+    out, rewards = str(tmp_path / "out"), [f"{tmp_path / 'reward.py'}:red"]
+    with pytest.raises(ValueError, match=r"The model 'second': The prompt 'long .* tokens, .*takes 512 at most"):
+        evaluate(EvaluateConfig(models, str(tmp_path / "prompts.jsonl"), rewards, out, **settings))
+    assert not Path(out).exists()
 
 
 @pytest.mark.usefixtures("undrawn_here")

@@ -261,6 +261,11 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path, change, message):
         attach_adapter(stable_diffusion(), FAMILY, folder)
 
 
+def test_an_adapter_that_is_nowhere_is_told():
+    with pytest.raises(ValueError, match=r"There is no folder 'no/where' here, .* Mend the name, or write the path"):
+        attach_adapter(stable_diffusion(), FAMILY, "no/where")
+
+
 def test_an_adapter_in_pefts_format_or_a_damaged_one_is_refused(tmp_path):
     network = get_peft_model(stable_diffusion().unet, LoraConfig(r=4, target_modules=["to_q"]))
     network.save_pretrained(tmp_path / "peft")

@@ -150,7 +150,8 @@ def test_a_function_of_a_module():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("{file}:nothing", r"has no function 'nothing'. It has dataclass, length, Scaled"),
+        ("{file}:nothing", r"has no function 'nothing'. It has length, Scaled\."),
+        ("{file}:lenght", r"has no function 'lenght'. .* Did you mean 'length'\?"),
         ("{file}:CONSTANT", r"has no function 'CONSTANT'"),
         ("{file}x.py:length", r"cannot be imported \(FileNotFoundError: there is no file"),
         ("no_such_module:f", r"ModuleNotFoundError.*path/to/file.py:function"),

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tgo_trl import RoundsConfig, rounds
 from tgo_trl.commands.evaluate.report import Estimate
 from tgo_trl.commands.rounds.report import Limits, Measurement, Round, best_round
+from tgo_trl.commands.rounds.text import print_round
 from tgo_trl.trainer.selection import OutsideBoundsError
 
 from .runs import assert_close, assert_equal, config
@@ -142,7 +143,10 @@ def test_what_is_done_is_not_done_again_and_bounds_may_change(folder, measured, 
     again = rounds(measuring(folder), config(out.parent))
     assert again == report
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")} == before
-    assert "Next: load the adapter" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.count("Next: ") == 1
+    assert "Next: load the adapter" in printed
+    assert "wins against base" not in printed, "measurements are a line each, and the table of rounds"
     with pytest.raises(OutsideBoundsError, match=r"Round 1 ended the run: the variety is .* None is within the bounds"):
         rounds(measuring(folder, stop_below_variety=1.0), config(out.parent))
 
@@ -159,6 +163,11 @@ def test_other_settings_are_refused_by_name(folder, measured):
 
 def measurement(reward, variety=0.9, drift=(1.0, 1.0, 1.0, 1.1)):
     return Measurement({"r": Estimate(reward, None)}, {"r": Estimate(0.0, None)}, variety, list(drift))
+
+
+def test_a_round_is_a_line(capsys):
+    print_round(Round(2, 43, 8, 0.5, 0.5, measurement(1.25, variety=None)), 4)
+    assert capsys.readouterr().out == "round 2/4  r 1.25 (base 0)  variety -  drift 1.1\n"
 
 
 def test_the_best_round_is_that_of_the_highest_reward_within_the_limits():

@@ -341,6 +341,23 @@ def test_damaged_files_are_named(tmp_path, name, content, message, streaming):
         list(open_dataset(str(tmp_path / name), streaming=streaming))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", ""), ("a.csv", "prompt,score\n"), ("a.tsv", "prompt\tscore\n"), ("a.jsonl", "")]
+)
+def test_a_file_without_rows_is_told(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"^'{name}' has no rows\."):
+        open_dataset(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("mark", [";", "|"])
+def test_a_table_with_another_separator_is_told(tmp_path, mark, capsys):
+    (tmp_path / "a.csv").write_text(f"prompt{mark}score\na fox{mark}0.5\n")
+    arguments = ["--dataset_name", str(tmp_path / "a.csv"), "--output_dir", str(tmp_path), "--skip_images"]
+    assert main(["inspect", *arguments, "--disable_tqdm"]) == 1
+    assert f"it has 'prompt{mark}score'. Its columns are divided by '{mark}': write commas" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_folder_of_several_tables_is_told(tmp_path, streaming):
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "rank": [1, 2]}\n')

@@ -189,6 +189,8 @@ def test_trust_region_and_anchor_by_hand(scale):
         ({"negatives": "mirror", "negative_margin": 1.0}, "`negative_margin` is 1.0, which holds back"),
         ({"negatives": "mirror", "label_smoothing": 0.1}, "`label_smoothing` is 0.1, which holds back"),
         ({"negative_margin": -1.0}, "`negative_margin` is -1.0; it must be greater than 0"),
+        ({"max_steps": 0}, "`max_steps` is 0; it must be at least 1, or -1 to train for `num_train_epochs`"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "`num_train_epochs` is 0; it must be greater than 0"),
         ({"negative_weight": -0.1}, "`negative_weight` is -0.1; it must be at least 0 and finite"),
         ({"negative_weight": "even"}, "`negative_weight` is 'even'; it must be a number, or 'balanced'"),
         ({"label_smoothing": 0.5}, "`label_smoothing` is 0.5, the share of labels that may be wrong"),

@@ -14,6 +14,10 @@ OF_ROWS = ("prompt_column", "image_column", "image_dir", "allow_urls")
 """What each command has to be told of the rows that another one has written."""
 UNKNOWN = ("MODEL", "REWARD", "PROMPTS", "ADAPTER")
 """What stands for a name that the user has to choose."""
+AFTER_EVALUATION = (
+    "Next: look at the grids. With more `--rewards` or `--models`, only what is missing is made. `tgo-trl strength` "
+    "finds the best scale of an adapter, `tgo-trl export` writes it for other programs."
+)
 
 
 def ending(command: str, settings: Sequence[Any], result: Any = None, typed: Sequence[str] = ()) -> list[str]:
@@ -44,19 +48,15 @@ def ending(command: str, settings: Sequence[Any], result: Any = None, typed: Seq
         names = config.new_columns() if config.ensemble_weights is None else [config.ensemble_column]
         words += _unless("train", "dataset_split", split)
         words += ["--score_columns", *names] if len(names) > 1 else _unless("score", "score_column", names[0])
-        words += _changed(config, *OF_ROWS)
+        words += [*_changed(config, *OF_ROWS), *_of_videos(output)]
         return [f"{written}, {_num_rows(output)}", *pushed, _next(words)]
     if command == "convert":
-        return [f"{written}, {_num_rows(output)}", *pushed, _next(["inspect", "--dataset_name", output])]
+        words = ["inspect", "--dataset_name", output, *_of_videos(output)]
+        return [f"{written}, {_num_rows(output)}", *pushed, _next(words)]
+    if command == "evaluate":
+        return [AFTER_EVALUATION]
     if command == "inspect":
-        words = ["train", "--model_name_or_path", "MODEL", "--dataset_name", config.dataset_name]
-        words += _unless("train", "dataset_train_split", config.dataset_split)
-        words += _changed(config, "dataset_config", "dataset_streaming", *OF_ROWS)
-        for name, value in (result.settings if result is not None else {}).items():
-            if f"--{name}" not in words:
-                values = value if isinstance(value, list) else [value]
-                words += [f"--{name}", *(f"{it:.6g}" if isinstance(it, float) else str(it) for it in values)]
-        return [_next([*words, "--output_dir", "ADAPTER"])]
+        return [_after_inspection(config, result)]
     if command == "train":
         base = config.model_name_or_path
         is_pipeline = (Path(output) / "model_index.json").is_file()
@@ -67,6 +67,20 @@ def ending(command: str, settings: Sequence[Any], result: Any = None, typed: Seq
         what = "pipeline" if is_pipeline else "adapter"
         return [f"{written}, the trained {what} and its card", *pushed, _next(words)]
     return []
+
+
+def _after_inspection(config: Any, result: Any) -> str:
+    """The training that the report suggests, unless its scores tell no row from another."""
+    if result is not None and result.scores.maximum == result.scores.minimum:
+        return "Next: score the rows by something that tells them apart, and inspect them again."
+    words = ["train", "--model_name_or_path", "MODEL", "--dataset_name", config.dataset_name]
+    words += _unless("train", "dataset_train_split", config.dataset_split)
+    words += _changed(config, "dataset_config", "dataset_streaming", *OF_ROWS)
+    for name, value in (result.settings if result is not None else {}).items():
+        if f"--{name}" not in words:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{name}", *(f"{it:.6g}" if isinstance(it, float) else str(it) for it in values)]
+    return _next([*words, "--output_dir", "ADAPTER"])
 
 
 def _next(words: Sequence[str]) -> str:
@@ -86,6 +100,13 @@ def _pushed(config: Any, output: str) -> list[str]:
 def _num_rows(output: str) -> str:
     number = sum(pq.read_metadata(path).num_rows for path in (Path(output) / "data").glob("*.parquet"))
     return f"{number:,} row{'s' * (number != 1)}"
+
+
+def _of_videos(output: str) -> list[str]:
+    """What has an inspection pass over videos, if those are what was written."""
+    path = next((Path(output) / "data").glob("*.parquet"), None)
+    names = [] if path is None else pq.read_schema(path).names
+    return ["--skip_images"] if "video" in names and "image" not in names else []
 
 
 def _unless(default: str, name: str, value: str) -> list[str]:

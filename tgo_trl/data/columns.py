@@ -10,6 +10,7 @@ from datasets import Dataset, Features, IterableDataset, LargeList, List
 from ..messages.values import did_you_mean
 from .classes import check_no_classes
 
+SEPARATORS = (";", "\t", ",", "|")
 ROWS_LOOKED_AT = 64
 """Of a data set without features, to find out what its columns hold."""
 
@@ -91,8 +92,16 @@ def check_columns(subject: str, present: Sequence[str] | None, wanted: Iterable[
     if missing:
         raise ValueError(
             f"{subject} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, present))}."
-            f"{did_you_mean(missing[0], present)} {remedy}"
+            f"{_other_separator(present, missing) or did_you_mean(missing[0], present)} {remedy}"
         )
+
+
+def _other_separator(present: Sequence[str], missing: Sequence[str]) -> str:
+    """A sentence, if a file's columns were read as one."""
+    for mark in SEPARATORS:
+        if len(present) == 1 and missing[0] in present[0].split(mark):
+            return f" Its columns are divided by {mark!r}: write commas in a .csv, or tabs in a .tsv."
+    return ""
 
 
 def known_columns(dataset: Dataset | IterableDataset) -> list[str] | None:

@@ -200,6 +200,13 @@ def attach_adapter(pipeline: DiffusionPipeline, family: Family, weights: str) ->
         raise ValueError(
             f"The adapter {weights!r} does not fit a `{kind}` ({type(error).__name__}: {reason})."
         ) from error
+    except ValueError as error:
+        if "weight_name" not in str(error):
+            raise
+        raise ValueError(
+            f"There is no folder {weights!r} here, and without a connection the Hub cannot be asked for an adapter of "
+            "that name. Mend the name, or write the path of a folder with the adapter."
+        ) from error
     if adapter_scales(pipeline) == before:  # diffusers passes over keys that it does not know
         raise ValueError(
             f"The adapter {weights!r} holds no weights for a `{kind}`. It was saved for another network, or not in "

@@ -136,9 +136,11 @@ def _load_user_reward(spec: str, kwargs: dict[str, Any]) -> "Reward":
     function = getattr(module, name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        own = [key for key in functions if getattr(vars(module)[key], "__module__", None) == module.__name__]
         raise ValueError(
-            f"{source!r} has no function {name!r}. It has {', '.join(functions) or 'none'}. Name a function that takes "
-            "prompts and images and returns a list of scores."
+            f"{source!r} has no function {name!r}. It has {', '.join(own or functions) or 'none'}."
+            f"{did_you_mean(name, functions)} Name a function that takes prompts and images and returns a list of "
+            "scores."
         )
     if isinstance(function, type):
         function = _construct(spec, function, kwargs)

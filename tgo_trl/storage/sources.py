@@ -39,6 +39,10 @@ DIALECTS: dict[str, dict[str, Any]] = {",": {}, "\t": {"sep": "\t", "quoting": c
 
 DOWNLOADS = (str(datasets.config.HF_DATASETS_CACHE), HF_HUB_CACHE)
 """Where archives from the Hub are."""
+EMPTY = ("EmptyDataError", "StopIteration")
+"""What the loaders of tables and of JSON raise over a file without a byte."""
+NO_ROWS = "corresponds to no data"
+"""What `datasets` says of one with a head alone."""
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 
 
@@ -183,6 +187,8 @@ def _built(builder: Any, split: str, streaming: bool, name: str) -> Dataset | It
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         if isinstance(cause, OSError):  # a full disk, say
             raise cause from error
+        if type(cause).__name__ in EMPTY or NO_ROWS in str(cause):
+            raise ValueError(f"{name!r} has no rows. Was it written to its end?") from error
         raise _unreadable(name, cause or error) from error
     archives = [file for file in _data_files(builder) if file.endswith(".zip")]
     return _with_archived_files(dataset, archives) if archives and dataset.features is not None else dataset

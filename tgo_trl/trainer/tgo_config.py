@@ -642,6 +642,7 @@ class TGOConfig(TrainingArguments):
             check_target_names("lora_target_modules", self.lora_target_modules)
         self._check_choices()
         self._check_numbers()
+        self._check_length()
         self._check_ranges()
         for item in fields(self):  # computed with in float32
             check_finite(item.name, getattr(self, item.name))
@@ -771,6 +772,12 @@ class TGOConfig(TrainingArguments):
                 _positive(name, value)
                 if name in _WHOLE and not isinstance(value, int):
                     raise ValueError(f"`{name}` is {value}; it must be a whole number.")
+
+    def _check_length(self) -> None:
+        if self.max_steps == 0:  # of which transformers makes one update
+            raise ValueError("`max_steps` is 0; it must be at least 1, or -1 to train for `num_train_epochs`.")
+        if self.max_steps < 0:
+            _positive("num_train_epochs", self.num_train_epochs)
 
     def _check_ranges(self) -> None:
         if not 0 <= self.confidence_coef < math.inf:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ...families import Family
 from ...messages.public import public_name
 from ...messages.values import shown_path
 from ...policy.loading import set_adapter_scale
@@ -24,10 +23,11 @@ from ...settings import shown
 from ...storage.files import replace_file, sweep, write_json
 from ...storage.processes import process_state
 from ...storage.records import SCORING_NAME, read_record
-from ..generate.known import look_up
+from ..generate.known import Known, look_up
 from ..generate.prompts import PROMPTS_ALONE, SourceUse
 from ..generate.run import build_sampler, check_call, source_use, write_samples
 from ..generate.tasks import Task, source_pictures, tasks_fingerprint
+from ..generate.unweighted import check_drawing
 from ..sharded_run import check_own_folder, locks_output_dir
 from ..strength.card import check_adapter
 from .config import Contestant, EvaluateConfig
@@ -45,9 +45,8 @@ MODELS = "models"
 PROMPTS_SHOWN = 6
 
 
-@locks_output_dir
 def evaluate(config: EvaluateConfig) -> EvaluationReport | None:
-    """Compares models; goes on where a run stopped, and makes only what is missing.
+    """Compares models and prints the tables; goes on where a run stopped, and makes only what is missing.
 
     Every process of a distributed launch calls this; they share samples and scores, and the main one does the rest.
 
@@ -63,17 +62,31 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport | None:
         ValueError: for settings that cannot work, or a folder that holds something else, or samples that were drawn
             with other settings.
     """
+    found = compare(config)
+    if found is None:
+        return None
+    report, written = found
+    print_evaluation(report, written)
+    return report
+
+
+@locks_output_dir
+def compare(config: EvaluateConfig) -> tuple[EvaluationReport, list[str]] | None:
+    """As [`evaluate`], without a word of what was found: returns that, and the files that were written."""
     state, folder = process_state(), Path(config.output_dir)
 
     # What can fail, before a model is loaded.
     if state.is_main_process:
         check_own_folder(folder, RECORD_NAME)
-    use = _shared_use(config, {it.label: _check_model(config, it) for it in config.contestants()})
+    known = {it.label: _check_model(config, it) for it in config.contestants()}
+    use = _shared_use(config, known)
     tasks = read_prompt_set(config, use)
     _check_grid(config, len(tasks))
     kwargs: Any = config.reward_kwargs
     remedy = "Samples are made from prompts alone: take another reward, or prompts with source images."
     rewards = load_rewards(config.rewards, kwargs, bool(next(iter(tasks)).sources), remedy)
+    for contestant in config.contestants():
+        _check_drawing(config, contestant, known[contestant.label], list(tasks), rewards)
     if state.is_main_process:
         _claim(folder, config)
     state.wait_for_everyone()
@@ -84,24 +97,21 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport | None:
         _say(config, f"Model {contestant.label}")
         samples[contestant.label] = _draw(config, contestant, list(tasks), folder / MODELS / contestant.folder, rewards)
     for spec, reward in rewards.items():
-        for label, found in samples.items():
+        for label, drawn in samples.items():
             _say(config, f"Reward {config.reward_names()[spec]}, model {label}")
-            _score(config, spec, reward, found)
+            _score(config, spec, reward, drawn)
         if hasattr(reward, "release"):
             reward.release()
-    report = _publish(config, tasks, samples) if state.is_main_process else None
+    found = _publish(config, tasks, samples) if state.is_main_process else None
     state.wait_for_everyone()
-    return report
+    return found
 
 
 # ---- Before anything is drawn ----
 
 
-def _check_model(config: EvaluateConfig, contestant: Contestant) -> type[Family] | None:
-    """Looks for what can be looked for without loading anything: the last model comes hours after the first.
-
-    Returns the class of the model's family; None of a single file.
-    """
+def _check_model(config: EvaluateConfig, contestant: Contestant) -> Known:
+    """What is known of a model without loading anything: the last one comes hours after the first."""
     generation = config.generation(contestant, "")
     adapter = generation.adapter_name_or_path
     try:
@@ -111,17 +121,29 @@ def _check_model(config: EvaluateConfig, contestant: Contestant) -> type[Family]
             if not Path(adapter).exists() and (adapter.count("/") > 1 or adapter.startswith((".", "/", "~"))):
                 raise ValueError(f"there is no adapter {shown_path(adapter)} here, and a Hub id is written owner/name.")
         check_call(generation, known)
-        return known.kind
+        return known
     except (OSError, ValueError) as error:
         raise ValueError(f"The model {shown(contestant.label)}: {error}") from error
 
 
-def _shared_use(config: EvaluateConfig, kinds: Mapping[str, type[Family] | None]) -> SourceUse:
+def _check_drawing(
+    config: EvaluateConfig, contestant: Contestant, known: Known, tasks: Sequence[Task], rewards: Mapping[str, Reward]
+) -> None:
+    """Has the pipeline refuse prompts, settings and rewards, without its weights; not of a single file."""
+    if known.kind is None:
+        return
+    try:
+        check_drawing(config.generation(contestant, ""), known, tasks, rewards)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The model {shown(contestant.label)}: {error}") from error
+
+
+def _shared_use(config: EvaluateConfig, known: Mapping[str, Known]) -> SourceUse:
     """What all models make of source images; raises a ValueError if some take none and others need them.
 
     A single file, which does not say what it is, draws from prompts alone unless another model needs source images.
     """
-    uses = {label: source_use(config, kind) for label, kind in kinds.items() if kind is not None}
+    uses = {label: source_use(config, it.kind) for label, it in known.items() if it.kind is not None}
     of_edits = [label for label, use in uses.items() if use.are_needed]
     others = [label for label, use in uses.items() if not use.most]
     if of_edits and others:
@@ -130,7 +152,7 @@ def _shared_use(config: EvaluateConfig, kinds: Mapping[str, type[Family] | None]
             "they have no task in common. Compare models of one kind, or set `pipeline_class` for all, if they can be "
             "loaded under one."
         )
-    if None in kinds.values() and not of_edits:  # a single file may take none
+    if len(uses) < len(known) and not of_edits:  # a single file may take none
         return PROMPTS_ALONE
     return SourceUse(min((use.most for use in uses.values()), default=0), bool(of_edits))
 
@@ -188,8 +210,8 @@ def _say(config: EvaluateConfig, text: str) -> None:
 
 def _publish(
     config: EvaluateConfig, tasks: Mapping[Task, str | None], samples: Mapping[str, Samples]
-) -> EvaluationReport:
-    """Makes the report of all that is in the folder; writes and prints it."""
+) -> tuple[EvaluationReport, list[str]]:
+    """Makes the report of all that is in the folder, and writes it; returns it with the files."""
     folder = Path(config.output_dir)
     measured = _measured(config, samples)
     report = _report(config, tasks, samples, measured)
@@ -198,8 +220,7 @@ def _publish(
     replace_file(folder / LATEX_NAME, lambda path: path.write_text(as_latex(report), "utf-8"))
     write_json(folder / RECORD_NAME, {"settings": _settings(config), **asdict(report)})
     written = [RECORD_NAME, MARKDOWN_NAME, LATEX_NAME, *(name for name, _ in pictures)]
-    print_evaluation(report, [str(folder / name) for name in written])
-    return report
+    return report, [str(folder / name) for name in written]
 
 
 def _measured(config: EvaluateConfig, samples: Mapping[str, Samples]) -> Measured:

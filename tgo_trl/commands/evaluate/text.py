@@ -27,7 +27,7 @@ _SPECIAL = {
 
 
 def print_evaluation(report: EvaluationReport, written: Sequence[str]) -> None:
-    """Prints a table for each reward, how sure they are, what was written, and what comes next."""
+    """Prints a table for each reward, how sure they are, and what was written."""
     console = Console(highlight=False, markup=False, emoji=False)  # a label may hold `[/x]`
     for name, results in report.overall.rewards.items():
         _print_table(console, name, score_table(report, results, with_wins=True))
@@ -36,10 +36,6 @@ def print_evaluation(report: EvaluationReport, written: Sequence[str]) -> None:
     console.print(statement(report))
     for path in written:
         console.print(f"Written: {path}", soft_wrap=True)  # to be copied
-    console.print(
-        "Next: look at the grids. With more `--rewards` or `--models`, only what is missing is made. "
-        "`tgo-trl strength` finds the best scale of an adapter, `tgo-trl export` writes it for other programs."
-    )
 
 
 # ---- Tables ----

@@ -29,8 +29,11 @@ from .config import InspectConfig
 
 PAIR_COLUMNS = ("chosen", "rejected")
 REMEDY = (
-    "Set `prompt_column`, `image_column`, `score_column` and `source_column`, or `skip_images` if there are no images."
+    "Set `prompt_column`, `image_column`, `score_column` (`score_columns`, if several are to count) and "
+    "`source_column`, or `skip_images` if there are no images."
 )
+VIDEO_COLUMN = "video"
+REMEDY_OF_VIDEOS = "It holds videos, of which `inspect` looks at prompts and scores alone: set `skip_images`."
 REMEDY_OF_PAIRS = (
     "It holds pairs, and `inspect` reports on scores. Train on pairs as they are with `--loss_type diffusion_dpo`, or "
     "make scores of them with `tgo-trl convert`, and inspect those."
@@ -114,6 +117,8 @@ def read_rows(dataset: Dataset | IterableDataset, config: InspectConfig, origin:
         columns.append(("source", config.source_column))
     present = known_columns(dataset)
     remedy = REMEDY_OF_PAIRS if {*PAIR_COLUMNS} <= {*(present or ())} else REMEDY
+    if VIDEO_COLUMN in (present or ()) and config.image_column not in (present or ()):
+        remedy = REMEDY_OF_VIDEOS
     check_columns("The data set", present, [column for _, column in columns], remedy)
     settings = {"prompt_column": [config.prompt_column], f"score_column{'s' * (len(names) > 1)}": names}
     check_no_classes(dataset.features, settings)

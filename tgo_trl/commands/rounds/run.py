@@ -44,7 +44,7 @@ from ...trainer.label_rules import fit_rule
 from ...trainer.selection import OutsideBoundsError
 from ...trainer.tgo_config import DEFAULTS, TGOConfig
 from ..evaluate.prompt_sets import read_prompt_set
-from ..evaluate.run import evaluate
+from ..evaluate.run import compare
 from ..generate.config import SOURCE_COLUMN, GenerateConfig
 from ..generate.known import look_up
 from ..generate.run import build_sampler, find_tasks, generate, source_use
@@ -58,7 +58,7 @@ from .config import BASE, RoundsConfig
 from .plots import plot_rounds
 from .report import Limits, Measurement, Round, RoundsReport, best_round
 from .steps import check_steps
-from .text import card_section, print_rounds
+from .text import card_section, print_round, print_rounds
 
 RECORD_NAME = "rounds.json"
 ROUND_NAME, MEASUREMENT_NAME = "round.json", "measurement.json"
@@ -118,6 +118,8 @@ def _rounds(args: TGOConfig, config: RoundsConfig) -> RoundsReport | None:
             run.train(number)
         done.append(run.measured(number))
         measurement = done[-1].measurement
+        if state.is_main_process and measurement is not None:
+            print_round(done[-1], config.num_rounds)
         broken = [] if measurement is None else run.limits.broken(measurement)
         if broken:
             why_ended = f"Round {number} ended the run: {', and '.join(broken)}."
@@ -312,9 +314,9 @@ class _Rounds:
             adapter = self.adapter(number)
             assert adapter is not None
             generation = self.generation(number)
-            report = evaluate(self.config.evaluation(str(folder), {label: adapter}, self._held_out_seed, generation))
-            if report is not None:
-                found = report.overall
+            pair = compare(self.config.evaluation(str(folder), {label: adapter}, self._held_out_seed, generation))
+            if pair is not None:
+                found = pair[0].overall
                 variety = found.relative_varieties.get(label)
                 measurement = Measurement(
                     rewards={name: results.means[label] for name, results in found.rewards.items()},

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 
 from datasets import Dataset, Value
 
-from ...rewards.base import DRAWN_FOR, Reward, check_rates
+from ...rewards.base import Reward
 from ...trainer.refusals import load_unweighted
 from ...trainer.tgo_config import TGOConfig
 from ..generate.config import GenerateConfig
 from ..generate.known import Known
-from ..generate.run import build_sampler, check_tasks, features_of_samples
+from ..generate.run import features_of_samples
 from ..generate.tasks import Task
+from ..generate.unweighted import check_drawing
 from .config import RoundsConfig
 
 
@@ -28,9 +29,7 @@ def check_steps(
         tasks: that it draws, and that it measures on.
         rewards: that it scores and measures by.
     """
-    sampler = build_sampler(generation, None, None, bool(tasks[0].sources), known, weights=False)
-    check_tasks(sampler, tasks)
-    check_rates(rewards, sampler.fps, DRAWN_FOR)
+    sampler = check_drawing(generation, known, tasks, rewards)
     features = features_of_samples(sampler.medium, max(len(task.sources) for task in tasks))
     for column in config.scoring("", "").new_columns():
         features[column] = Value("float64")

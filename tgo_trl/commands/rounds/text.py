@@ -30,6 +30,18 @@ def print_rounds(report: RoundsReport, written: Sequence[str]) -> None:
     )
 
 
+def print_round(entry: Round, num_rounds: int) -> None:
+    """Prints a line of what was measured of a round's policy, beside the base."""
+    found = entry.measurement
+    assert found is not None
+    parts = [
+        f"{name} {_number(value.value)} (base {_number(found.base_rewards[name].value)})"
+        for name, value in found.rewards.items()
+    ]
+    parts += [f"variety {_number(found.variety)}", f"drift {_number(max(found.drift))}"]
+    print(f"round {entry.number}/{num_rounds}  {'  '.join(parts)}", flush=True)
+
+
 def card_section(report: RoundsReport, picture: str) -> str:
     """The section of the model card, in Markdown.
 
