@@ -118,7 +118,7 @@ class BareLoop:
     def step(self) -> None:
         """One update."""
         noise, time = torch.randn_like(self.latents), torch.randint(0, 1000, (len(self.latents),))
-        abar = self.alphas_cumprod[time].reshape(-1, *(1 for _ in self.dims))
+        abar = self.alphas_cumprod[time].reshape(-1, *[1] * len(self.dims))
         noisy = (abar.sqrt() * self.latents + (1 - abar).sqrt() * noise).to(torch.bfloat16)
         with torch.autocast("cpu", torch.bfloat16):
             for layer in self.layers:
