@@ -14,25 +14,25 @@ loss, metrics, guards, callbacks, and, since as many updates are counted as lie 
 import copy
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, FluxPipeline, FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import logsigmoid
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PrinterCallback, TrainerCallback
 
-from tests.tiny import flux, scored_rows, stable_diffusion_xl
-from tests.tiny.stable_diffusion import build as build_stable_diffusion
 from tgo_trl import TGOConfig, TGOTrainer
 from tgo_trl.precision import cast
+
+from .step_depths import DEPTHS, Depth
 
 WARM_UP = 3
 """Updates before counting: the first ones look for untrained layers, and make what is kept."""
@@ -40,9 +40,6 @@ BETWEEN_LOGS = 10
 """Updates, as by default; so many are counted."""
 NUM_UPDATES = WARM_UP + 2 * BETWEEN_LOGS
 """Of the trainer: calls and kernels are counted one after the other, as each would count the other's counting."""
-SIDE = 16
-"""Latents of a picture: so many that even the lowest level of a UNet has several, between which attention tells."""
-
 NO_KERNEL = {
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided",  # memory that nothing writes
     "detach", "lift_fresh", "set_", "_unsafe_view",  # a tensor of memory that is there
@@ -100,86 +97,6 @@ class _Kernels(TorchDispatchMode):
 
 # ---- What is counted ----
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Depth:
-    """A published network, as deep as it is and as narrow as it can be.
-
-    Attributes:
-        name: of what is as deep.
-        build: a pipeline that has it.
-        denoiser: of a network and a number of rows, what asks the network, of noisy latents and their time, as a plain
-            loop would, with conditions that are there already.
-    """
-
-    name: str
-    build: Callable[[], DiffusionPipeline]
-    denoiser: Callable[[Any, int], Denoise]
-
-
-def unet_of_sd15() -> DiffusionPipeline:
-    return build_stable_diffusion(
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=2,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        attention_head_dim=2,
-        sample_size=SIDE,
-    )
-
-
-def unet_of_sdxl() -> DiffusionPipeline:
-    return stable_diffusion_xl.build(
-        block_out_channels=(8, 8, 8),
-        layers_per_block=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(2, 2, 2),
-        sample_size=SIDE,
-    )
-
-
-def transformer_of_flux() -> DiffusionPipeline:
-    return flux.build(num_layers=19, num_single_layers=38)
-
-
-def denoiser_of_sd15(unet: UNet2DConditionModel, batch: int) -> Denoise:
-    embeds = torch.randn(batch, 77, 32, dtype=torch.bfloat16)
-    return lambda noisy, time: unet(noisy, time, embeds, return_dict=False)[0]
-
-
-def denoiser_of_sdxl(unet: UNet2DConditionModel, batch: int) -> Denoise:
-    embeds = torch.randn(batch, 77, 64, dtype=torch.bfloat16)
-    told = {"text_embeds": torch.randn(batch, 32, dtype=torch.bfloat16), "time_ids": torch.zeros(batch, 6)}
-    return lambda noisy, time: unet(noisy, time, embeds, added_cond_kwargs=told, return_dict=False)[0]
-
-
-def denoiser_of_flux(transformer: FluxTransformer2DModel, batch: int) -> Denoise:
-    length = 512
-    embeds, pooled = (torch.randn(batch, *shape, dtype=torch.bfloat16) for shape in ((length, 32), (32,)))
-    text_ids = torch.zeros(length, 3, dtype=torch.bfloat16)
-    image_ids = FluxPipeline._prepare_latent_image_ids(batch, SIDE // 2, SIDE // 2, "cpu", torch.bfloat16)
-    guidance = torch.full((batch,), 3.5)
-
-    def denoise(noisy: Tensor, time: Tensor) -> Tensor:
-        packed = FluxPipeline._pack_latents(noisy, batch, 4, SIDE, SIDE)
-        prediction = transformer(
-            packed, embeds, pooled, time, img_ids=image_ids, txt_ids=text_ids, guidance=guidance, return_dict=False
-        )[0]
-        return FluxPipeline._unpack_latents(prediction, SIDE, SIDE, 1)
-
-    return denoise
-
-
-DEPTHS = {
-    "sd15": Depth("SD 1.5", unet_of_sd15, denoiser_of_sd15),
-    "sdxl": Depth("SDXL", unet_of_sdxl, denoiser_of_sdxl),
-    "flux": Depth("FLUX.1", transformer_of_flux, denoiser_of_flux),
-}
-
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
 
 
@@ -195,21 +112,22 @@ class BareLoop:
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=True)
         self.denoise = depth.denoiser(network, batch)
         self.alphas_cumprod = DDPMScheduler().alphas_cumprod
-        self.latents, self.sign = torch.randn(batch, 4, SIDE, SIDE), 1 - torch.arange(batch) % 2 * 2
+        self.latents, self.sign = torch.randn(batch, *depth.latents), 1 - torch.arange(batch) % 2 * 2
+        self.dims = tuple(range(1, self.latents.ndim))
 
     def step(self) -> None:
         """One update."""
         noise, time = torch.randn_like(self.latents), torch.randint(0, 1000, (len(self.latents),))
-        abar = self.alphas_cumprod[time].reshape(-1, 1, 1, 1)
+        abar = self.alphas_cumprod[time].reshape(-1, *[1] * len(self.dims))
         noisy = (abar.sqrt() * self.latents + (1 - abar).sqrt() * noise).to(torch.bfloat16)
         with torch.autocast("cpu", torch.bfloat16):
             for layer in self.layers:
                 layer["_disable_adapters"] = True
             with torch.no_grad():
-                reference = (self.denoise(noisy, time).float() - noise).square().mean((1, 2, 3))
+                reference = (self.denoise(noisy, time).float() - noise).square().mean(self.dims)
             for layer in self.layers:
                 layer["_disable_adapters"] = False
-            policy = (self.denoise(noisy, time).float() - noise).square().mean((1, 2, 3))
+            policy = (self.denoise(noisy, time).float() - noise).square().mean(self.dims)
         loss = -logsigmoid(self.sign * (reference - policy) / 0.256).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
@@ -247,7 +165,7 @@ class CountUpdates(TrainerCallback):
             self._counting.__enter__()
 
 
-def count_trainer(pipeline: DiffusionPipeline, batch: int, **settings: Any) -> Counts:
+def count_trainer(depth: Depth, pipeline: DiffusionPipeline, batch: int, **settings: Any) -> Counts:
     """Calls and kernels of an update of the trainer, the mean over those between two logs."""
     counting = CountUpdates()
     with tempfile.TemporaryDirectory() as folder:
@@ -256,7 +174,6 @@ def count_trainer(pipeline: DiffusionPipeline, batch: int, **settings: Any) -> C
             encoding_cache_dir=f"{folder}/encodings",
             use_cpu=True,
             bf16=True,
-            resolution=2 * SIDE,
             per_device_train_batch_size=batch,
             max_steps=NUM_UPDATES,
             logging_steps=BETWEEN_LOGS,
@@ -265,23 +182,25 @@ def count_trainer(pipeline: DiffusionPipeline, batch: int, **settings: Any) -> C
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
-            **settings,
+            **{**depth.settings, **settings},
         )
-        trainer = TGOTrainer(
-            pipeline, args, scored_rows(batch * NUM_UPDATES), peft_config=LoraConfig(**LORA), callbacks=[counting]
-        )
+        rows = depth.rows(batch * NUM_UPDATES)
+        trainer = TGOTrainer(pipeline, args, rows, peft_config=LoraConfig(**LORA), callbacks=[counting])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     counts = counting.counts
     return Counts(counts.calls / BETWEEN_LOGS, counts.kernels / BETWEEN_LOGS)
 
 
-def count(depth: Depth, batch: int = 1) -> tuple[Counts, Counts]:
-    """Of the trainer and of a bare loop, an update each."""
-    pipeline = depth.build()
+def count(depth: Depth, batch: int = 1, shallow: bool = False) -> tuple[Counts, Counts]:
+    """Of the trainer and of a bare loop, an update each.
+
+    A shallow network has fewer calls and kernels, and the trainer as many more than the bare loop.
+    """
+    pipeline = depth.build(**(depth.shallow if shallow else {}))
     (network,) = (getattr(pipeline, name) for name in ("unet", "transformer") if hasattr(pipeline, name))
     bare = count_bare(depth, network, batch)
-    return count_trainer(pipeline, batch), bare
+    return count_trainer(depth, pipeline, batch), bare
 
 
 # ---- The table ----

@@ -32,8 +32,8 @@ from transformers import TrainerCallback
 from tests.tiny import RESOLUTION, stable_diffusion
 from tgo_trl import TGOConfig, TGOTrainer
 
-from .step_counts import DEPTHS
 from .step_counts import report as report_counts
+from .step_depths import DEPTHS
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
 

@@ -1,10 +1,16 @@
-"""What a step costs beside a bare loop, counted: of a network as deep as SD 1.5's, on any machine."""
+"""What a step costs beside a bare loop, counted: of networks as deep as published ones, on any machine."""
 
+import pytest
 import torch
 
-from benchmarks.step_counts import DEPTHS, Counts, count
+from benchmarks.step_counts import Counts, count
+from benchmarks.step_depths import DEPTHS
+from tgo_trl.families.base_guidance import told
+from tgo_trl.families.flux_kontext import _all_ids
 
 MOST_CALLS, MOST_KERNELS = 1.05, 48
+MISSES = {"flux2-klein": (1.10, 48), "flux-kontext": (1.05, 49)}
+"""What the page says of those that are above one of the two."""
 
 
 def test_counting_by_hand():
@@ -21,7 +27,25 @@ def test_counting_by_hand():
     assert (counts.calls, counts.kernels) == (2, 2)
 
 
-def test_a_step_costs_little_beside_a_bare_loop():
-    trainer, bare = count(DEPTHS["sd15"])
-    assert trainer.calls <= MOST_CALLS * bare.calls
+@pytest.mark.parametrize(
+    "name", [name if name == "sd15" else pytest.param(name, marks=pytest.mark.slow) for name in DEPTHS]
+)
+def test_a_step_costs_little_beside_a_bare_loop(name):
+    trainer, bare = count(DEPTHS[name])
+    most_calls, most_kernels = MISSES.get(name, (MOST_CALLS, MOST_KERNELS))
+    assert trainer.calls <= most_calls * bare.calls
+    assert trainer.kernels <= most_kernels + bare.kernels
+
+
+@pytest.mark.parametrize("name", ["flux", "wan-1.3b"])
+def test_kernels_beyond_the_bare_loop_s_are_few_whatever_the_depth(name):
+    trainer, bare = count(DEPTHS[name], shallow=True)
     assert trainer.kernels <= MOST_KERNELS + bare.kernels
+
+
+def test_what_a_network_is_told_of_its_guidance_and_of_tokens_is_made_once():
+    device = torch.device("cpu")
+    assert told(3.5, 2, device).tolist() == [3.5, 3.5]
+    assert told(3.5, 2, device) is told(3.5, 2, device)
+    ids = _all_ids((1, 2), (2, 1), device, torch.float32)
+    assert ids.tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 1, 0]]  # of the sample, then of the source

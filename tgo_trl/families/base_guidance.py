@@ -1,5 +1,6 @@
 """What the families share whose networks take the guidance scale as an input, as distilled from classifier-free one."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -48,8 +49,15 @@ class ToldGuidanceFamily(FlowMatchingFamily):
 
     def guidance_input(self, batch: int, device: torch.device) -> Tensor:
         """What the network is told of each row, float32 `[batch]`."""
-        return torch.full((batch,), self._told_guidance, dtype=torch.float32, device=device)
+        return told(self._told_guidance, batch, device)
 
     @property
     def _told_guidance(self) -> float:
         return self.usual_guidance if self.train_guidance_scale is None else self.train_guidance_scale
+
+
+@functools.lru_cache(maxsize=64)
+def told(guidance: float, batch: int, device: torch.device) -> Tensor:
+    """The guidance for each row, float32 `[batch]`; kept, since both passes of every step ask for it."""
+    with torch.inference_mode(False):
+        return torch.full((batch,), guidance, dtype=torch.float32, device=device)

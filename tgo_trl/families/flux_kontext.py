@@ -29,10 +29,10 @@ class FluxKontextFamily(SourceLatentFamily, FluxFamily):
 
     def image_tokens(self, latents: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Those of the latents, then those of the source, whose ids begin with 1."""
-        tokens, ids = super().image_tokens(latents, conditions)
+        tokens, _ = super().image_tokens(latents, conditions)
         source = conditions["source"].to(latents.dtype)
         packed = FluxPipeline._pack_latents(source, *source.shape)
-        return torch.cat([tokens, packed], 1), torch.cat([ids, _source_ids(*_grid(source), ids.device, ids.dtype)])
+        return torch.cat([tokens, packed], 1), _all_ids(_grid(latents), _grid(source), latents.device, latents.dtype)
 
     def source_options(self, images: list[Image.Image]) -> dict[str, Any]:
         """With the sizes as they are: neither is brought to one of the sizes that Kontext was trained at."""
@@ -46,9 +46,9 @@ def _grid(latents: Tensor) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _source_ids(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """1, row and column of each token, `[height * width, 3]`."""
+def _all_ids(sample: tuple[int, int], source: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """0, row and column of each token of the sample, then 1, row and column of each of the source, `[n, 3]`."""
     with torch.inference_mode(False):
-        ids = image_ids(height, width, device, dtype).clone()
+        ids = image_ids(*source, device, dtype).clone()
         ids[:, 0] = 1
-        return ids
+        return torch.cat([image_ids(*sample, device, dtype), ids])
