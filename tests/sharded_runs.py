@@ -385,7 +385,7 @@ def count_casts(trainer: TGOTrainer) -> list[tuple[int, int]]:
     The blocks are recomputed, so that the backward pass has no use for these copies.
     """
     counts: list[tuple[int, int]] = []
-    network = trainer.policy.networks["transformer"]
+    network: Any = trainer.policy.networks["transformer"]
     noting = [Casts()]
 
     def enter(*args: Any) -> None:
@@ -403,7 +403,7 @@ def count_casts(trainer: TGOTrainer) -> list[tuple[int, int]]:
 
     network.register_forward_pre_hook(enter, prepend=True)
     network.register_forward_hook(leave)
-    for block in repeated_blocks(network):
+    for block in network.transformer_blocks:
         block.register_forward_pre_hook(functools.partial(step, 1))
         block.register_forward_hook(functools.partial(step, -1), always_call=True)
     return counts

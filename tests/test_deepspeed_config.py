@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate.utils import DeepSpeedPlugin
 
+from benchmarks import memory_table
 from tgo_trl import TGOTrainer
 from tgo_trl.policy.deepspeed_config import check_deepspeed
 from tgo_trl.policy.deepspeed_numbers import settle, width_of
@@ -124,6 +125,13 @@ def test_what_is_left_to_the_weights_is_what_transformers_makes_of_a_width():
     given = {"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 7}}
     settle(given, [network], 1000)
     assert given["zero_optimization"] == {"stage": 3, "stage3_prefetch_bucket_size": 7, "reduce_bucket_size": 1000}
+
+
+@pytest.mark.parametrize(("name", "width"), [("Stable Diffusion 1.5", 1280), ("FLUX.1 dev", 3072), ("Chroma", 3072)])
+def test_the_width_of_published_models_is_that_of_their_blocks(name, width):
+    """Chroma has layers of 5120 in no block."""
+    with torch.device("meta"):
+        assert width_of(memory_table.CASES[name].build()) == width
 
 
 def test_encoders_are_not_sharded_when_they_are_loaded(tmp_path, monkeypatch):
