@@ -127,7 +127,7 @@ def test_what_is_left_to_the_weights_is_what_transformers_makes_of_a_width():
     assert given["zero_optimization"] == {"stage": 3, "stage3_prefetch_bucket_size": 7, "reduce_bucket_size": 1000}
 
 
-@pytest.mark.parametrize(("name", "width"), [("Stable Diffusion 1.5", 1280), ("FLUX.1 dev", 3072), ("Chroma", 3072)])
+@pytest.mark.parametrize(("name", "width"), [("sd15", 1280), ("flux", 3072), ("chroma", 3072)])
 def test_the_width_of_published_models_is_that_of_their_blocks(name, width):
     """Chroma has layers of 5120 in no block."""
     with torch.device("meta"):

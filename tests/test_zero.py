@@ -5,6 +5,8 @@ import shutil
 import pytest
 import torch
 
+from tgo_trl.policy.deepspeed_config import OWN_VALUES
+
 from .runs import assert_close
 from .sharded_runs import (
     NEEDS_DEEPSPEED,
@@ -62,6 +64,14 @@ def test_no_copy_that_autocast_makes_of_a_block_is_kept_until_the_forward_pass_e
 
 
 DOCUMENTED = ["averaged", "all weights, resumed"]
+
+
+def test_values_that_may_be_written_are_those_that_deepspeed_takes_by_itself():
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    read = DeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2}})
+    owners = {name: read.zero_config if name.startswith("zero_") else read for name in OWN_VALUES}
+    assert {name: getattr(it, name.split(".")[-1]) for name, it in owners.items()} == OWN_VALUES
 
 
 @pytest.fixture(scope="module")
