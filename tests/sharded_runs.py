@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tgo_trl import TGOTrainer, cli
 from tgo_trl.policy import launch
@@ -42,6 +43,31 @@ from .devices import cpu_environment
 from .runs import Stop, StopAt, assert_close, assert_equal, make_trainer, metrics, num_graphs
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTED: dict[int, dict[str, Any]] = {
+    stage: {
+        "fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "hysteresis": 2, "min_loss_scale": 1},
+        "bf16": {"enabled": "auto"},
+        "optimizer": {"type": "AdamW", "params": dict.fromkeys(("lr", "betas", "eps", "weight_decay"), "auto")},
+        "zero_optimization": {"stage": stage, "overlap_comm": True, "contiguous_gradients": True, **own},
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "steps_per_print": 2000,
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "wall_clock_breakdown": False,
+    }
+    for stage, own in {
+        2: {"allgather_partitions": True, "allgather_bucket_size": 2e8, "reduce_scatter": True,
+            "reduce_bucket_size": "auto", "offload_optimizer": {"device": "none", "pin_memory": True}},
+        3: {"sub_group_size": 1e9, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto", "stage3_max_live_parameters": 1e9,
+            "stage3_max_reuse_distance": 1e9, "stage3_gather_16bit_weights_on_model_save": "auto",
+            "offload_optimizer": {"device": "none", "pin_memory": True},
+            "offload_param": {"device": "none", "pin_memory": True}},
+    }.items()
+}  # fmt: skip
+"""DeepSpeed's configurations, by stage, as the documentation of transformers and accelerate writes them, less what is
+refused of them (a schedule, offloading)."""
 WAYS: dict[str, dict[str, Any]] = {
     "fsdp2": {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}},
     "zero2": {},  # as `accelerate launch` asks for it
@@ -60,6 +86,15 @@ WAYS: dict[str, dict[str, Any]] = {
                 "stage3_max_reuse_distance": 0,
             },
             "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
+        },
+    },
+    "documented, stage 2": {"deepspeed": DOCUMENTED[2]},
+    "documented, stage 3": {"deepspeed": DOCUMENTED[3]},
+    # the optimizer takes its steps in many parts
+    "parts": {
+        "deepspeed": {
+            **DOCUMENTED[3],
+            "zero_optimization": {**DOCUMENTED[3]["zero_optimization"], "sub_group_size": 2000, "overlap_comm": False},
         },
     },
 }  # fmt: skip
@@ -177,6 +212,7 @@ CASES: dict[str, dict[str, Any]] = {
     "two networks": {"max_steps": 2, "family": "wan-two_stage"},
     "row by row": {"max_steps": 2, "family": "qwen_image21"},
     "bfloat16": {"max_steps": 2, "family": "stable_diffusion_3", "bf16": True},
+    "all weights, bfloat16": {"max_steps": 2, "family": "stable_diffusion_3", "bf16": True, "use_peft": False},
     "without autocast": {"max_steps": 2, "family": "stable_diffusion_3", "bf16": True, "bf16_autocast": False},
 }  # fmt: skip
 """Runs of 11 rows, in updates of 8: the second update of an epoch has 3."""
@@ -241,6 +277,7 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
     if bad_update is not None:
         make_bad(trainer, bad_update)
     kept, graphs = count_kept_weights(trainer), num_graphs()
+    casts = count_casts(trainer) if args.bf16 and not args.use_peft else []
     evaluations = [trainer.evaluate()] if eval_first else []
     trainer.train(resume_from_checkpoint=stop is not None)
     samples = [] if kind.num_frames else trainer.sample(["a red cat"], [5], **kind.module.CALL)
@@ -255,6 +292,7 @@ def run_case(name: str, folder: Path, phase: str = "", **layout: Any) -> dict[st
         "is sharded": is_sharded(trainer),
         "graphs": tuple(after - before for after, before in zip(num_graphs(), graphs, strict=True)),
         "kept": kept,
+        "casts": casts,
         "policies": sum(policy not in before for policy in policies()),
         "called": num_called() - called,
         "chosen": (args.gradient_checkpointing, args.gradient_checkpointing_kwargs, args.compile_repeated_blocks),
@@ -319,6 +357,56 @@ def count_kept_weights(trainer: TGOTrainer) -> list[tuple[int, int]]:
         module.register_forward_hook(note)  # before that of an engine which is made later
     trainer.policy.register_forward_hook(count)
     return kept
+
+
+class Casts(TorchDispatchMode):
+    """Notes what weights of blocks are cast to.
+
+    Attributes:
+        made: the memory of each copy.
+        depth: of blocks that are being called.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[StorageWeakRef] = []
+        self.depth = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and isinstance(args[0], torch.nn.Parameter) and self.depth:
+            self.made.append(StorageWeakRef(result.untyped_storage()))
+        return result
+
+
+def count_casts(trainer: TGOTrainer) -> list[tuple[int, int]]:
+    """Weights of blocks that autocast has cast in each forward pass with gradients, and copies there at its end.
+
+    The blocks are recomputed, so that the backward pass has no use for these copies.
+    """
+    counts: list[tuple[int, int]] = []
+    network: Any = trainer.policy.networks["transformer"]
+    noting = [Casts()]
+
+    def enter(*args: Any) -> None:
+        noting[0] = Casts()
+        noting[0].__enter__()
+
+    def leave(*args: Any) -> None:
+        noting[0].__exit__(None, None, None)
+        if torch.is_grad_enabled():
+            made = noting[0].made
+            counts.append((len(made), sum(not copy.expired() for copy in made)))
+
+    def step(by: int, *args: Any) -> None:
+        noting[0].depth += by
+
+    network.register_forward_pre_hook(enter, prepend=True)
+    network.register_forward_hook(leave)
+    for block in network.transformer_blocks:
+        block.register_forward_pre_hook(functools.partial(step, 1))
+        block.register_forward_hook(functools.partial(step, -1), always_call=True)
+    return counts
 
 
 def policies() -> list[Policy]:
@@ -450,6 +538,14 @@ def assert_same_losses(sharded: list[dict[str, Any]], one: dict[str, Any]) -> No
     assert_close(sharded[0]["weights"], one["weights"], 1e-5)
     losses = [[it["loss"] for it in run["log"] if "loss" in it] for run in (sharded[0], one)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def assert_keeps_no_cast(sharded: list[dict[str, Any]]) -> None:
+    """That two updates in bfloat16 cast the weights of blocks, and that no copy was left when they were called."""
+    assert all(run["is sharded"] for run in sharded)
+    counts = [count for run in sharded for count in run["casts"]]
+    assert len(counts) == 4
+    assert all(cast > 0 and kept == 0 for cast, kept in counts)
 
 
 def assert_saves_an_adapter(out: Path, trained: dict[str, Tensor]) -> None:

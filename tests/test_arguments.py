@@ -1,6 +1,5 @@
 """What the trainer takes, and what it refuses, with the words in which it does."""
 
-import importlib.metadata
 import inspect
 import logging
 import os
@@ -9,7 +8,6 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from accelerate.utils import DeepSpeedPlugin
 from peft import LoraConfig
 from transformers import TrainerCallback, TrainingArguments
 from trl import DPOTrainer, KTOTrainer, TrlParser
@@ -465,76 +463,6 @@ def test_settings_that_cannot_act_are_refused(tmp_path, name, value):
     shown = "split_batches" if name == "accelerator_config" else name
     with pytest.raises(ValueError, match=f"`{shown}=.*` is not supported"):
         make_trainer(config(tmp_path, **{name: value}))
-
-
-ZERO2 = {
-    "zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
-}  # fmt: skip
-ZERO3 = {"zero_optimization": {"stage": 3}}
-
-
-@pytest.mark.parametrize(
-    ("changes", "settings", "message"),
-    [
-        ({"zero_optimization": {"stage": 1}}, {}, "`zero_optimization.stage` .* is 1: gradients would be whole"),
-        (
-            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, {},
-            "`zero_optimization.offload_optimizer.device` .* is 'cpu': which was not tried",
-        ),
-        ({"zero_optimization": {"stage": 2, "overlap_comm": True}}, {}, "`zero_optimization.overlap_comm` .* tried"),
-        ({"fp16": {"enabled": True}}, {}, "`fp16.enabled` .* is True: gradients .* were not scaled"),
-        ({"optimizer": {"type": "Adam"}}, {}, "`optimizer.type` .* is 'Adam': optimizer and schedule are those of"),
-        ({"gradient_clipping": 0.3}, {}, "`gradient_clipping` .* is 0.3, and `max_grad_norm` 1.0. Set it to 'auto'"),
-        ({"bf16": {"enabled": True}}, {}, "`bf16.enabled` .* is True, and `bf16` False"),
-        ({"train_micro_batch_size_per_gpu": 3}, {}, "is 3, and `per_device_train_batch_size` 4"),
-        ({}, {"optim": "adafactor"}, "DeepSpeed is asked for, and `optim` is .*adafactor.*: it was not tried"),
-        ({}, {}, "DeepSpeed is asked for, and the run is on the CPU, where accelerate would replicate"),
-        (ZERO3, {}, "DeepSpeed is asked for, and the run is on the CPU, where accelerate would replicate"),
-        (
-            {"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": "auto"}}, {},
-            "`zero_optimization.stage3_prefetch_bucket_size` .* is 'auto': it would follow from a width",
-        ),
-        (
-            {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, {},
-            "`zero_optimization.zero_hpz_partition_size` .* is 2: which was not tried",
-        ),
-        (
-            {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, {},
-            "`zero_optimization.offload_param.device` .* is 'cpu': which was not tried",
-        ),
-        (ZERO3, {"speed": "auto"}, "`speed` is 'auto': what DeepSpeed keeps in memory is not known here"),
-        (ZERO3, {"push_to_hub": True}, "`hub_strategy` is .*every_save.*: only the main process pushes"),
-    ],
-)  # fmt: skip
-def test_what_deepspeed_cannot_do_is_refused_by_name(tmp_path, monkeypatch, changes, settings, message):
-    """Before a model is loaded: there is none of this name."""
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.19.8")
-    args = config(tmp_path, **settings)
-    args.deepspeed, args.deepspeed_plugin = "zero2.json", DeepSpeedPlugin(hf_ds_config={**ZERO2, **changes})
-    with pytest.raises(ValueError, match=message):
-        TGOTrainer("no/such-model", args, tiny.scored_rows(8))
-
-
-def test_encoders_are_not_sharded_when_they_are_loaded(tmp_path, monkeypatch):
-    args = config(tmp_path)
-    args.deepspeed, args.deepspeed_plugin = "zero3.json", DeepSpeedPlugin(hf_ds_config={**ZERO2, **ZERO3})
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO3_INIT", "true")
-    with pytest.raises(ValueError, match="`zero3_init_flag` of accelerate's configuration is on: text encoders"):
-        check_strategy(args)
-
-
-@pytest.mark.parametrize(("version", "found"), [("0.16.4", "0.16.4 is installed"), (None, "there is none")])
-def test_a_deepspeed_that_was_not_tried_is_refused(tmp_path, monkeypatch, version, found):
-    def installed(name):
-        if version is None:
-            raise importlib.metadata.PackageNotFoundError
-        return version
-
-    args = config(tmp_path)
-    args.deepspeed, args.deepspeed_plugin = "zero2.json", DeepSpeedPlugin(hf_ds_config=ZERO2)
-    monkeypatch.setattr(importlib.metadata, "version", installed)
-    with pytest.raises(ValueError, match=f"and {found}. Install `tgo_trl"):
-        check_strategy(args)
 
 
 FSDP2 = {"VERSION": "2", "AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "STATE_DICT_TYPE": "FULL_STATE_DICT"}

@@ -9,6 +9,7 @@ from . import tiny
 from .runs import assert_close
 from .sharded_runs import (
     CASES,
+    assert_keeps_no_cast,
     assert_like_one_process,
     assert_same_losses,
     assert_same_metrics,
@@ -21,6 +22,7 @@ from .sharded_runs import (
 )
 
 FAST, ROUNDED, UNEVEN = ("adapter",), ("bfloat16", "without autocast"), "two networks, remembered"
+CAST = "all weights, bfloat16"
 RESUMED = [name for name in CASES if name.endswith("resumed")]
 
 
@@ -55,7 +57,7 @@ def test_a_sharded_run_saves_what_stock_diffusers_loads(fast_case, one_process, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CASES if name not in (*FAST, *ROUNDED, UNEVEN)])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in (*FAST, *ROUNDED, UNEVEN, CAST)])
 def test_sharded_runs_equal_one_process(slow_cases, one_process, name):
     assert_like_one_process(slow_cases[name], one_process(name))
 
@@ -63,6 +65,13 @@ def test_sharded_runs_equal_one_process(slow_cases, one_process, name):
 @pytest.mark.slow
 def test_a_process_that_has_computed_its_reference_errors_goes_on_for_the_others(slow_cases, one_process):
     assert_same_losses(slow_cases[UNEVEN], one_process(UNEVEN))
+
+
+@pytest.mark.slow
+def test_no_copy_that_autocast_makes_of_a_block_is_kept_until_the_forward_pass_ends(slow_cases, one_process):
+    """As it keeps them of whole weights, where they are no more than half of the weights again."""
+    assert_keeps_no_cast(slow_cases[CAST])
+    assert all(kept > 0.9 * cast for cast, kept in one_process(CAST)["casts"])
 
 
 @pytest.mark.slow

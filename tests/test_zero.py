@@ -5,10 +5,13 @@ import shutil
 import pytest
 import torch
 
+from tgo_trl.policy.deepspeed_config import OWN_VALUES
+
 from .runs import assert_close
 from .sharded_runs import (
     NEEDS_DEEPSPEED,
     OF_WHOLE_WEIGHTS,
+    assert_keeps_no_cast,
     assert_like_one_process,
     assert_same_metrics,
     run_case,
@@ -22,7 +25,7 @@ CASES = [
     "all weights", "moving reference", "accumulated", "evaluated before", "held to bounds", "resumed", "kto",
     "compiled", "flux", "two networks", "averaged", "reference remembered", *OF_WHOLE_WEIGHTS,
 ]  # fmt: skip
-ROUNDED = ["bfloat16", "without autocast"]
+ROUNDED, CAST = ["bfloat16", "without autocast"], "all weights, bfloat16"
 RESUMED = ["resumed", "all weights, resumed", "averaged, resumed"]
 
 
@@ -38,7 +41,7 @@ def one_process(folder):
 
 @pytest.fixture(scope="module")
 def cases(folder):
-    return run_sharded([*CASES, *ROUNDED], folder / "two", way="zero2")
+    return run_sharded([*CASES, *ROUNDED, CAST], folder / "two", way="zero2")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -54,6 +57,31 @@ def test_trained_weights_stay_float32_and_times_are_not_rounded(cases, one_proce
     assert {weight.dtype for weight in first["weights"].values()} == {torch.float32}
     losses, whole = ([it["loss"] for it in run["log"] if "loss" in it] for run in (first, one))
     assert losses == pytest.approx(whole, rel=1e-3)
+
+
+def test_no_copy_that_autocast_makes_of_a_block_is_kept_until_the_forward_pass_ends(cases):
+    assert_keeps_no_cast(cases[CAST])
+
+
+DOCUMENTED = ["averaged", "all weights, resumed"]
+
+
+def test_values_that_may_be_written_are_those_that_deepspeed_takes_by_itself():
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    read = DeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2}})
+    owners = {name: read.zero_config if name.startswith("zero_") else read for name in OWN_VALUES}
+    assert {name: getattr(it, name.split(".")[-1]) for name, it in owners.items()} == OWN_VALUES
+
+
+@pytest.fixture(scope="module")
+def documented(folder):
+    return run_sharded(DOCUMENTED, folder / "documented", way="documented, stage 2")
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_a_file_of_the_documentation_of_transformers_gives_the_run_of_one_process(documented, one_process, name):
+    assert_like_one_process(documented[name], one_process(name))
 
 
 @pytest.fixture(scope="module")

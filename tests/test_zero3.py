@@ -8,6 +8,7 @@ import torch
 from .runs import assert_close
 from .sharded_runs import (
     NEEDS_DEEPSPEED,
+    assert_keeps_no_cast,
     assert_like_one_process,
     assert_same_losses,
     assert_same_metrics,
@@ -27,8 +28,9 @@ CASES = [
     "compiled", "compiled with gradients",
 ]  # fmt: skip
 ROUNDED = ["bfloat16", "without autocast"]
-UNEVEN = "two networks, remembered"
+UNEVEN, CAST = "two networks, remembered", "all weights, bfloat16"
 RESUMED = ["resumed", "all weights, resumed", "averaged, resumed", "reference remembered, resumed"]
+DOCUMENTED = ["averaged", "all weights, resumed"]
 KEPT = ["adapter", "all weights", "averaged"]
 
 
@@ -44,7 +46,7 @@ def one_process(folder):
 
 @pytest.fixture(scope="module")
 def cases(folder):
-    names = [*CASES, *ROUNDED, UNEVEN]
+    names = [*CASES, *ROUNDED, UNEVEN, CAST]
     parts = (names[::2], names[1::2])  # that take half as long
     return run_sharded(parts[0], folder / "two", way="weights") | run_sharded(parts[1], folder / "two", way="weights")
 
@@ -60,6 +62,10 @@ def test_no_weight_is_kept_whole_from_the_forward_to_the_backward_pass(cases, on
     called, count = cases["accumulated"][0]["kept"][0]
     assert (called, called) == one_process("accumulated")["kept"][0]
     assert (called > 0, count) == (True, 0)
+
+
+def test_no_copy_that_autocast_makes_of_a_block_is_kept_until_the_forward_pass_ends(cases):
+    assert_keeps_no_cast(cases[CAST])
 
 
 def test_networks_are_let_go_of(cases):
@@ -96,6 +102,14 @@ def kept(folder):
 @pytest.mark.parametrize("name", KEPT)
 def test_weights_that_stay_whole_between_steps_equal_one_process(kept, one_process, name):
     assert_like_one_process(kept[name], one_process(name))
+
+
+@pytest.mark.parametrize("way", ["documented, stage 3", "parts"])
+def test_files_of_the_documentation_of_transformers_give_the_run_of_one_process(folder, one_process, way):
+    """Of the optimizer's state too, which a run that goes on reads."""
+    runs = run_sharded(DOCUMENTED, folder / way, way=way)
+    for name in DOCUMENTED:
+        assert_like_one_process(runs[name], one_process(name))
 
 
 @pytest.mark.parametrize("name", ROUNDED)

@@ -166,6 +166,13 @@ def repeated_blocks(network: nn.Module) -> list[nn.Module]:
     return blocks
 
 
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The parts of a network that are gathered one at a time, the inner ones first: what diffusers calls its blocks."""
+    names = {*(getattr(network, "_no_split_modules", None) or ()), *(getattr(network, "_repeated_blocks", None) or ())}
+    inner = [module for module in network.modules() if module is not network and type(module).__name__ in names]
+    return [module for module in reversed(inner) if next(module.parameters(), None) is not None]
+
+
 def _given_up() -> Counter[str]:
     reasons: Counter[str] = Counter()
     for kind in GIVEN_UP:

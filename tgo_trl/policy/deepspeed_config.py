@@ -11,41 +11,56 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 VERSIONS = SpecifierSet(">=0.19.8,<0.20")
 """Of DeepSpeed: what is called of it is not all public, and older ones give a gradient of NaN the norm 1."""
-TRIED = {
+FREE = {
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-    "bf16.enabled", "fp16.enabled", "steps_per_print", "zero_allow_untested_optimizer",
+    "bf16.enabled", "fp16.enabled", "steps_per_print", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
     "zero_optimization.stage", "zero_optimization.reduce_bucket_size", "zero_optimization.allgather_bucket_size",
-    # where there is nothing to offload or to gather, accelerate says so
-    "zero_optimization.offload_optimizer.device", "zero_optimization.offload_optimizer.nvme_path",
-    "zero_optimization.offload_param.device", "zero_optimization.offload_param.nvme_path",
-    "zero_optimization.stage3_gather_16bit_weights_on_model_save",
+    "zero_optimization.overlap_comm", "zero_optimization.sub_group_size",
+    "zero_optimization.stage3_gather_16bit_weights_on_model_save",  # what is saved is whole, with and without it
     "zero_optimization.stage3_param_persistence_threshold", "zero_optimization.stage3_prefetch_bucket_size",
     "zero_optimization.stage3_max_live_parameters", "zero_optimization.stage3_max_reuse_distance",
 }  # fmt: skip
-"""What may be in it."""
+"""What may be in it, with any value that nothing below speaks against."""
+OWN_VALUES: dict[str, Any] = {
+    "wall_clock_breakdown": False,
+    "prescale_gradients": False,
+    "zero_optimization.allgather_partitions": True,
+    "zero_optimization.contiguous_gradients": True,
+    "zero_optimization.reduce_scatter": True,
+    "zero_optimization.round_robin_gradients": False,
+    "zero_optimization.ignore_unused_parameters": True,
+}
+"""What may be in it with the value that DeepSpeed takes by itself."""
+OFFLOADING = ("zero_optimization.offload_optimizer", "zero_optimization.offload_param")
+MAY_BE_AUTO = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "bf16.enabled", "fp16.enabled", "zero_optimization.reduce_bucket_size",
+    "zero_optimization.stage3_gather_16bit_weights_on_model_save",
+    "zero_optimization.stage3_param_persistence_threshold", "zero_optimization.stage3_prefetch_bucket_size",
+}  # fmt: skip
+"""What transformers puts a value to."""
 NEEDED = "train_micro_batch_size_per_gpu"
 """What has to be in it, so that DeepSpeed knows how many rows an update has."""
+SCHEDULES = {"warmuplr": "constant_with_warmup", "warmupdecaylr": "linear", "warmupcosinelr": "cosine"}
+"""Of DeepSpeed, by the nearest `lr_scheduler_type`. Its own warm up by a logarithm, where those go up in a line."""
+DROPPED = ("optimizer", "scheduler")
+"""What is left to the settings, once it is known to say no more than they do."""
 
 
 def check_deepspeed(args: TrainingArguments) -> None:
-    """Raises a ValueError for a configuration, or a version, of DeepSpeed that is not supported."""
-    config = dict(_leaves(_config(args)))
+    """Raises a ValueError for a configuration, or a version, of DeepSpeed that is not supported.
+
+    It names all that is to be changed at once.
+    """
     if zero_stage(args) == 3 and parse_flag_from_env("ACCELERATE_DEEPSPEED_ZERO3_INIT"):
         raise ValueError(
             "`zero3_init_flag` of accelerate's configuration is on: text encoders, which DeepSpeed's engine never "
             "calls, would be sharded when they are loaded. Set it to false."
         )
-    for name, value in config.items():
-        why = _why_refused(name, value)
-        if why is not None:
-            raise ValueError(f"`{name}` of DeepSpeed's configuration is {value!r}: {why}")
-    for name, (setting, value) in _of_settings(args).items():
-        given = config.get(name, None if name == NEEDED else value)
-        if given not in ("auto", value):
-            raise ValueError(
-                f"`{name}` of DeepSpeed's configuration is {given!r}, and {setting} {value!r}. Set it to 'auto' there, "
-                f"and {setting} to what you want."
-            )
+    refused = [*_refused(args)]
+    if refused:
+        lines = "".join(f"\n- `{name}` is {value!r}: {why}" for name, value, why in refused)
+        raise ValueError(f"DeepSpeed's configuration asks for what cannot be done here:{lines}")
     try:
         version = importlib.metadata.version("deepspeed")
     except importlib.metadata.PackageNotFoundError:
@@ -63,6 +78,11 @@ def zero_stage(args: TrainingArguments) -> int:
     return int(_config(args).get("zero_optimization", {}).get("stage", 0))
 
 
+def names_optimizer(args: TrainingArguments) -> bool:
+    """Whether the configuration has an optimizer, which the settings are to make just so."""
+    return bool(_config(args).get("optimizer"))
+
+
 def whole_when_loaded(args: TrainingArguments) -> None:
     """Keeps transformers from sharding what it loads: only what the trainer itself shards is gathered to be called."""
     if args.deepspeed_plugin is not None:
@@ -74,18 +94,74 @@ def _config(args: TrainingArguments) -> Mapping[str, Any]:
     return config
 
 
-def _why_refused(name: str, value: Any) -> str | None:
+def _refused(args: TrainingArguments) -> Iterator[tuple[str, Any, str]]:
+    """What cannot be done: its name, its value, and why, with what to write instead."""
+    config = dict(_leaves({name: it for name, it in _config(args).items() if name not in DROPPED}))
+    for name, value in config.items():
+        why = _why_refused(name, value, config)
+        if why is not None:
+            yield name, value, why
+    for name, (setting, value) in _of_settings(args).items():
+        given = config.get(name, None if name == NEEDED else value)
+        if given not in ("auto", value):
+            yield name, given, f"{setting} is {value!r}. Set it to 'auto', and {setting} to what you want."
+    yield from _refused_of_optimizer(args, _config(args).get("optimizer", {}))
+    kind = _config(args).get("scheduler", {}).get("type")
+    if kind is not None:
+        near = SCHEDULES.get(kind.lower(), "linear")
+        yield (
+            "scheduler.type", kind,
+            f"the schedule is that of the settings. Leave `scheduler` out, and set `lr_scheduler_type={near!r}` and "
+            "`warmup_steps`, for one.",
+        )  # fmt: skip
+
+
+def _why_refused(name: str, value: Any, config: Mapping[str, Any]) -> str | None:
+    if value == "auto" and name not in MAY_BE_AUTO:
+        return "nobody puts a value for that. Set one, or leave it out."
     if name == "zero_optimization.stage" and value not in (2, 3):
         return "gradients would be whole in each process. Set it to 2 or 3, or leave DeepSpeed out (`multi_gpu`)."
-    if name.startswith("zero_optimization.stage3_") and value == "auto":
-        return "it would follow from a width that only text models have. Set a number, or leave it out."
-    if name.endswith(".device") and value not in (None, "none"):
-        return "which was not tried: a step reads the weights on the device. Set it to 'none'."
     if name == "fp16.enabled" and value not in (False, "auto"):
         return "gradients that are spread over processes were not scaled yet. Set it to false, and `bf16=True`."
-    if name.partition(".")[0] in ("optimizer", "scheduler"):
-        return "optimizer and schedule are those of the settings (`optim`, `lr_scheduler_type`). Leave it out."
-    return None if name in TRIED else "which was not tried. Leave it out."
+    block, _, key = name.rpartition(".")
+    if block in OFFLOADING:
+        is_off = value in (None, "none") or key != "device"
+        return None if is_off else "a step reads the weights on the device, and that was not tried. Set it to 'none'."
+    if name in OWN_VALUES:
+        own = OWN_VALUES[name]
+        return None if value == own else f"it was not tried. Set it to {str(own).lower()}, or leave it out."
+    if block == "activation_checkpointing":
+        return "blocks are recomputed by diffusers. Leave it out, and set `gradient_checkpointing=True`."
+    is_idle = block == "fp16" and config.get("fp16.enabled", False) in (False, "auto")  # of a scaler that is not there
+    return None if name in FREE or is_idle else "it was not tried. Leave it out."
+
+
+def _refused_of_optimizer(args: TrainingArguments, block: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """What differs from the settings, which make the optimizer, in what the configuration says of it."""
+    if not block:
+        return
+    optimizer, kind = str(getattr(args.optim, "value", args.optim)), block.get("type")
+    own = "adamw" if optimizer.startswith("adamw_torch") else optimizer
+    if str(kind).lower() != own:
+        yield (
+            "optimizer.type", kind,
+            f"`optim` is {optimizer!r}, and the optimizer is that of the settings. Leave `optimizer` out.",
+        )  # fmt: skip
+        return
+    values: dict[str, tuple[str, Any]] = {
+        "lr": ("`learning_rate`", args.learning_rate),
+        "weight_decay": ("`weight_decay`", args.weight_decay),
+    }
+    if own == "adamw":
+        values["betas"] = ("`adam_beta1` and `adam_beta2`", [args.adam_beta1, args.adam_beta2])
+        values["eps"] = ("`adam_epsilon`", args.adam_epsilon)
+        values |= dict.fromkeys(("torch_adam", "adam_w_mode"), ("the AdamW of PyTorch", True))
+    for name, given in _leaves({name: it for name, it in block.items() if name != "type"}):
+        setting, value = values.get(name.removeprefix("params."), (None, None))
+        if setting is None:
+            yield f"optimizer.{name}", given, "the optimizer is that of the settings. Leave it out."
+        elif given != "auto" and (list(given) if isinstance(given, tuple) else given) != value:
+            yield f"optimizer.{name}", given, f"{setting} is {value!r}. Leave it out, or set it to 'auto'."
 
 
 def _of_settings(args: TrainingArguments) -> dict[str, tuple[str, Any]]:
@@ -93,7 +169,7 @@ def _of_settings(args: TrainingArguments) -> dict[str, tuple[str, Any]]:
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
         "train_micro_batch_size_per_gpu": ("`per_device_train_batch_size`", args.per_device_train_batch_size),
-        "train_batch_size": ("the rows of an update", rows),
+        "train_batch_size": ("the number of rows of an update", rows),
         "gradient_accumulation_steps": ("`gradient_accumulation_steps`", args.gradient_accumulation_steps),
         "gradient_clipping": ("`max_grad_norm`", args.max_grad_norm),
         "bf16.enabled": ("`bf16`", args.bf16),

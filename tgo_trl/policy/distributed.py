@@ -6,12 +6,13 @@ from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, convert_outputs_to_fp32, gather_object
+from accelerate.utils import AutocastKwargs, DistributedType, convert_outputs_to_fp32, gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..storage.fingerprints import tensors_digest
+from .compilation import blocks_of
 from .policy import Policy
 from .reference import ModelReference, Reference
 from .replication import Replication, replaced
@@ -154,16 +155,13 @@ class Sharding(Replication):
                 fully_shard(module, reshard_after_forward=plugin.reshard_after_forward, mp_policy=self._precision)
 
     def _autocast(self, model: nn.Module) -> None:
-        """What accelerate's `prepare_model` does where weights are whole."""
+        """What accelerate's `prepare_model` does where weights are whole; but what is cast is not kept.
+
+        Autocast would keep its copies of all weights that are trained, gathered ones, until the forward pass ends.
+        """
         if self.accelerator.native_amp:
-            model.forward = convert_outputs_to_fp32(self.accelerator.autocast()(model.forward))
-
-
-def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The parts of a network that are gathered one at a time, the inner ones first: what diffusers calls its blocks."""
-    names = {*(getattr(network, "_no_split_modules", None) or ()), *(getattr(network, "_repeated_blocks", None) or ())}
-    inner = [module for module in network.modules() if module is not network and type(module).__name__ in names]
-    return [module for module in reversed(inner) if next(module.parameters(), None) is not None]
+            autocast = self.accelerator.autocast(AutocastKwargs(cache_enabled=False))
+            model.forward = convert_outputs_to_fp32(autocast(model.forward))
 
 
 def _unit_bytes(network: nn.Module) -> list[int]:

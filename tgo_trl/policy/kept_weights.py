@@ -38,7 +38,8 @@ def keeping_no_gathered(weights_here: Callable[[], Iterator[Any]]) -> Iterator[N
     all weights. They are gathered again before the backward pass of their module.
 
     That is of weights that are computed with as they are. What autocast makes of a float32 weight is a tensor of its
-    own, which is kept as without this: half the bytes of the weight. Blocks that are recomputed keep none of either.
+    own, which is kept as without this: half the bytes of the weight. PyTorch hands it over without saying of which
+    weight it is. Blocks that are recomputed keep none of either.
 
     Args:
         weights_here: the weights of the module that is being called, gathered.

@@ -11,12 +11,10 @@ from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
+from .deepspeed_numbers import settle
 from .policy import Policy
 from .reference import ModelReference, Reference
 from .replication import Replication
-
-MOST_IN_A_BUCKET = 500_000_000
-"""Numbers of gradients that are reduced at once, where the settings do not say; DeepSpeed's own default."""
 
 
 class OptimizerSharding(Replication):
@@ -32,10 +30,7 @@ class OptimizerSharding(Replication):
         config = self.accelerator.state.deepspeed_plugin.deepspeed_config
         # DeepSpeed would make the trained weights bfloat16: they stay float32, and autocast casts, as without it.
         self.accelerator.native_amp = config.pop("bf16", {}).get("enabled", False)
-        if config["zero_optimization"].get("reduce_bucket_size", "auto") == "auto":
-            # it is allocated whole, 2 GB by default
-            num_trained = sum(weight.numel() for weight in policy.trained_weights())
-            config["zero_optimization"]["reduce_bucket_size"] = min(num_trained, MOST_IN_A_BUCKET)
+        settle(config, policy.networks.values(), sum(weight.numel() for weight in policy.trained_weights()))
         self._autocast(policy)
         self.accelerator._models.append(policy)  # or an evaluation before training would make an engine
 
@@ -172,7 +167,8 @@ class OptimizerSharding(Replication):
 
     def _autocast(self, model: nn.Module) -> None:
         if self.accelerator.native_amp:  # accelerate's own autocast would be float16 here
-            autocast = torch.autocast(self.accelerator.device.type, torch.bfloat16)
+            # which would keep what it casts, of all weights that are trained, until the forward pass ends
+            autocast = torch.autocast(self.accelerator.device.type, torch.bfloat16, cache_enabled=False)
             model.forward = convert_outputs_to_fp32(autocast(model.forward))
 
     def _gather(self, value: Any, weight: nn.Parameter, part: Tensor) -> Any:

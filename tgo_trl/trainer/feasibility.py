@@ -14,6 +14,7 @@ from ..losses import LOSSES
 from ..messages.failures import EXTRAS
 from ..messages.values import did_you_mean, nearest
 from ..noise import NoiseProcess
+from ..policy.deepspeed_config import names_optimizer
 from ..policy.launch import OPTIMIZER_CLASSES, sharding_of
 from .selection import sample_metrics
 from .tgo_config import TGOConfig
@@ -84,6 +85,11 @@ def check_run(args: TGOConfig, optimizers: Sequence[Any], optimizer_cls_and_kwar
         raise ValueError(
             f"`optimizer_cls_and_kwargs` has {getattr(optimizer, '__name__', 'another class')}, and {sharding} is "
             "asked for, on whose shards it was not tried. Pass `torch.optim.AdamW` or `torch.optim.SGD`."
+        )
+    if sharding == "DeepSpeed" and optimizer_cls_and_kwargs is not None and names_optimizer(args):
+        raise ValueError(
+            "`optimizer_cls_and_kwargs` was passed, and DeepSpeed's configuration has an `optimizer` too. Leave one of "
+            "the two out."
         )
     if args.ema_decay is not None:
         _check_average(args, optimizer)
