@@ -18,7 +18,7 @@ from tgo_trl.families import StableDiffusionFamily, WanFamily
 from tgo_trl.policy.loading import attach_adapter
 
 from . import tiny
-from .cases import KINDS_THAT_TAKE_LONG, perturb
+from .cases import CASES, KINDS_THAT_TAKE_LONG, perturb
 from .test_generation import save_adapter
 
 SCALE = 0.5
@@ -140,6 +140,25 @@ def test_layers_of_wan_have_its_own_names():
         "blocks.0.norm2": None,
     }  # fmt: skip
     assert {module: family.comfyui_module(module) for module in names} == names
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [
+        ("chroma", "distilled_guidance_layer.in_proj"),
+        ("longcat_image", "time_embed.timestep_embedder.linear_1"),
+        ("longcat_image_edit", "time_embed.timestep_embedder.linear_1"),
+    ],
+)
+def test_comfyui_has_no_names_for_what_flux_has_not(name, lacking):
+    """As `flux_to_diffusers` in ComfyUI's comfy/utils.py maps them, by which it reads adapters of these three."""
+    case = next(it for it in CASES if it.name == name)
+    pipeline = case.build()
+    family, modules = case.family(pipeline), dict(pipeline.transformer.named_modules())
+    known = "transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.proj_mlp", "context_embedder", "proj_out"
+    assert {*known, lacking} <= modules.keys()
+    assert [family.comfyui_module(module) for module in known] == [*known]
+    assert family.comfyui_module(lacking) is None
 
 
 def test_alpha_of_single_modules_and_stabilised_ranks_count(tmp_path):

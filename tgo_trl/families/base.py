@@ -61,6 +61,8 @@ class Family(ABC):
     """What ComfyUI's name of a module begins with. Behind one that ends in an underscore, so do the dots of the rest
     become underscores, as in Kohya's scripts. None for a kind of pipeline that ComfyUI does not know, or knows with
     other modules than diffusers."""
+    comfyui_lacks: ClassVar[tuple[str, ...]] = ()
+    """How modules begin that ComfyUI has no names for, and would pass over."""
     reads_posterior_noise: ClassVar[bool] = True
     """Whether [`clean`] wants its `posterior_noise`; it gets `[B, 0]` if not, and nothing is drawn for it."""
     ignores_padding: ClassVar[bool] = False
@@ -358,7 +360,7 @@ class Family(ABC):
 
     def comfyui_module(self, module: str) -> str | None:
         """What ComfyUI calls a module of a network, behind [`comfyui_prefix`]; None if it has none such."""
-        return module
+        return None if module.startswith(self.comfyui_lacks) else module
 
     def loading_code(self, pipeline: DiffusionPipeline, weights: str) -> str:
         """What [`attach_adapter`] does, as Python with the variable `pipeline`, for the model card."""

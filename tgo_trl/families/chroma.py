@@ -31,6 +31,7 @@ class ChromaFamily(FlowMatchingFamily):
     prompt_encoders = ("text_encoder", "tokenizer")
     undistilled = "lodestones/Chroma1-HD"
     comfyui_prefix = "transformer."
+    comfyui_lacks = ("distilled_guidance_layer.",)
     lora_target_modules = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
     )  # fmt: skip

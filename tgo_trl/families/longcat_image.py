@@ -32,6 +32,7 @@ class LongCatImageFamily(NetworkAdapterFamily, FlowMatchingFamily):
     latent_patch = 2
     prompt_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     comfyui_prefix = "transformer."
+    comfyui_lacks = ("time_embed.",)
     undistilled = "meituan-longcat/LongCat-Image"
     lora_target_modules = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
