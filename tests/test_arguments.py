@@ -456,11 +456,16 @@ def test_a_stream_with_several_workers_is_refused_at_once(tmp_path):
         ("ignore_data_skip", True),
         ("auto_find_batch_size", True),
         ("bf16_full_eval", True),
+        ("use_liger_kernel", True),
+        ("enable_jit_checkpoint", True),
         ("accelerator_config", {"split_batches": True}),
+        ("accelerator_config", {"gradient_accumulation_kwargs": {"num_steps": 2}}),
     ],
 )
 def test_settings_that_cannot_act_are_refused(tmp_path, name, value):
-    shown = "split_batches" if name == "accelerator_config" else name
+    shown = name
+    if name == "accelerator_config":
+        shown = "split_batches" if "split_batches" in value else "num_steps"
     with pytest.raises(ValueError, match=f"`{shown}=.*` is not supported"):
         make_trainer(config(tmp_path, **{name: value}))
 

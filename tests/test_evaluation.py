@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from tgo_trl import TGOTrainer
 from tgo_trl.trainer.feasibility import METRICS, OF_A_REFERENCE
 
 from . import tiny
@@ -302,3 +304,20 @@ def test_an_evaluation_reports_the_metrics_that_can_be_the_best(tmp_path):
     evaluation = perturbed(make_trainer(args, eval_dataset=held_out(8))).evaluate()
     names = {name.removeprefix("eval_") for name in evaluation}
     assert names - {"epoch", "model_preparation_time"} == set(METRICS)
+
+
+def test_a_data_loader_of_ones_own_evaluates_on_the_same_draws(tmp_path):
+    """Rows that are asked for by their position alone are those of an evaluation, not of the first epoch."""
+
+    class Own(TGOTrainer):
+        def get_eval_dataloader(self, eval_dataset=None):
+            return DataLoader(self.eval_dataset, batch_size=3, collate_fn=self.data_collator)
+
+    def trainer(kind):
+        args = config(tmp_path)
+        return perturbed(kind(tiny.stable_diffusion(), args, tiny.scored_rows(8), eval_dataset=held_out()))
+
+    expected, found = one(trainer(TGOTrainer).evaluate()), one(trainer(Own).evaluate())
+    assert found["eval_rewards/margins"] != 0
+    for name in ("eval_loss", "eval_rewards/margins", "eval_rewards/accuracies"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4), name

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.config import KasaConfig
 
 from tgo_trl.families import QwenImageFamily, StableDiffusionFamily, WanFamily
 from tgo_trl.policy.adapters import check_policy
@@ -135,11 +136,44 @@ def test_an_adapter_without_target_modules_gets_the_familys_and_stays_the_users_
             "init_lora_weights` is 'pissa', which changes the network's own weights",
         ),
         ({"init_lora_weights": "olora"}, "init_lora_weights` is 'olora'"),
+        ({"kasa_config": KasaConfig()}, "kasa_config` is set, which cuts off the smallest singular values"),
     ],
 )
 def test_adapters_that_change_more_than_themselves_are_refused(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         build(tmp_path, peft_config=lora(**settings))
+    pipeline = stable_diffusion()
+    pipeline.unet.add_adapter(lora(**settings), adapter_name="mine")
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, pipeline)
+
+
+@pytest.mark.parametrize("init", [False, None, "orthogonal"])
+def test_new_adapters_that_start_at_something_are_refused(tmp_path, init):
+    """The reference, with the adapter off, would not be the policy that training begins with."""
+    with pytest.raises(ValueError, match=f"init_lora_weights` is {init!r}, with which the adapter changes"):
+        build(tmp_path, peft_config=lora(init_lora_weights=init))
+    pipeline = stable_diffusion()
+    pipeline.unet.add_adapter(lora(init_lora_weights=init), adapter_name="mine")  # of which a copy is the reference
+    assert build(tmp_path, pipeline)[1]
+
+
+OTHER_KINDS = {
+    "IA3": IA3Config(target_modules=["to_q"], feedforward_modules=[]),
+    "LoHa": LoHaConfig(r=2, target_modules=["to_q"]),
+    "AdaLora": AdaLoraConfig(init_r=4, target_r=2, target_modules=["to_q"], total_step=10),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_adapters_of_other_kinds_are_refused_before_training(tmp_path, name):
+    pipeline = stable_diffusion()
+    pipeline.unet.add_adapter(OTHER_KINDS[name], adapter_name="mine")
+    message = rf"`pipeline\.unet\.peft_config\['mine'\]` must be a `peft\.LoraConfig`, got `{name}Config`"
+    with pytest.raises(TypeError, match=message):
+        build(tmp_path, pipeline)
+    with pytest.raises(TypeError, match=f"`peft_config` must be a `peft.LoraConfig`, got `{name}Config`"):
+        build(tmp_path, peft_config=OTHER_KINDS[name])
 
 
 @pytest.mark.parametrize("init", [True, "gaussian"])

@@ -9,8 +9,10 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import get_last_checkpoint
 
+from tgo_trl import TGOTrainer
 from tgo_trl.trainer import checkpoints
 
 from . import tiny
@@ -454,3 +456,25 @@ def test_other_settings_than_at_the_start_are_named(tmp_path):
     again = make_trainer(config(tmp_path, max_steps=2, temperature=1.0, seed=9))
     with pytest.raises(ValueError, match=r"`seed` was 42, is 9; `temperature` was 0.064, is 1.0\. Go on with those of"):
         again.train(resume_from_checkpoint=True)
+
+
+def test_rows_without_the_trainers_sampler_are_refused(tmp_path):
+    """They would have the noise of the first epoch in every one; a loader that is made of the trainer's own may be."""
+
+    class Own(TGOTrainer):
+        def get_train_dataloader(self):
+            return DataLoader(self.train_dataset, batch_size=4, collate_fn=self.data_collator)
+
+    class Wrapping(TGOTrainer):
+        def get_train_dataloader(self):
+            self.wrapped = super().get_train_dataloader()
+            return self.wrapped
+
+    def trainer(kind):
+        return kind(tiny.stable_diffusion(), config(tmp_path, max_steps=2), tiny.scored_rows(8))
+
+    with pytest.raises(ValueError, match="`get_train_dataloader` or `_get_train_sampler` was overridden"):
+        trainer(Own).train()
+    wrapping = trainer(Wrapping)
+    wrapping.train()
+    assert wrapping.state.global_step == 2

@@ -204,17 +204,20 @@ class EncodedSources:
 class EncodedDataset(TorchDataset[PreparedRow]):
     """Rows as the trainer takes them, read from shards of encoded images and prompts.
 
-    Indexed by `(epoch, position)`; a plain position means epoch 0. `-1 - position` is padding that looks like the row
-    at `position`.
+    Indexed by `(epoch, position)`; a plain position means `usual_epoch`. `-1 - position` is padding that looks like the
+    row at `position`.
 
     Attributes:
         labels: of the rows, in order.
         sources: what the networks take of their source images; None of a pipeline that reads none.
         pairs: what they were made of, if they are pairs.
         rows_per_item: rows that belong together: two of a pair.
+        usual_epoch: of a row that is asked for by its position alone, as a data loader of the user's own does; that of
+            an evaluation set is [`~tgo_trl.policy.draws.EVALUATION_EPOCH`], whose draws its reference errors are of.
         reference_errors: float32 `[D, len(self), S]`, of `D` draws that epochs take in turns; None if there are none.
     """
 
+    usual_epoch: int = 0
     reference_errors: Tensor | None = None
 
     def __init__(
@@ -267,7 +270,7 @@ class EncodedDataset(TorchDataset[PreparedRow]):
         return len(self.positions)
 
     def __getitem__(self, index: Index | int) -> PreparedRow:
-        epoch, position = index if isinstance(index, tuple) else (0, index)
+        epoch, position = index if isinstance(index, tuple) else (self.usual_epoch, index)
         valid = position >= 0
         position = position if valid else padding_like(position)
         source = self.positions[position]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 from diffusers import DiffusionPipeline
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -18,6 +18,9 @@ from .targets import find_targets
 
 NEW_ADAPTER = "default"
 REFERENCE_ADAPTER = "ref"
+
+PLAIN_STARTS = ("gaussian", "orthogonal")
+"""Named initialisations that leave the network's own weights alone."""
 
 
 class AdapterSettings(Protocol):
@@ -47,7 +50,8 @@ def check_policy(
     networks = family.networks(pipeline)
     found = _existing_adapter(pipeline, networks)
     if peft_config is not None:
-        _check_lora(peft_config, args)
+        _check_lora(peft_config, args, "peft_config")
+        _check_start(peft_config)
     if not args.use_peft and (peft_config is not None or found):
         what = "`peft_config` was passed" if peft_config is not None else f"the pipeline has the adapter {found!r}"
         raise ValueError(f"`use_peft=False` trains all weights, but {what}. Drop one of the two.")
@@ -69,6 +73,7 @@ def check_policy(
     for name, network in networks.items():
         _check_network(name, network, args)
         if found:
+            _check_lora(network.peft_config[found], args, f"pipeline.{name}.peft_config[{found!r}]")
             _check_scale(network, found)
         if args.use_peft and not found:
             target_modules(name, network, peft_config, family, args)
@@ -110,32 +115,55 @@ def target_modules(
     return list(family.lora_target_modules)
 
 
-def _check_lora(peft_config: PeftConfig, args: AdapterSettings) -> None:
-    if not isinstance(peft_config, LoraConfig):
+def _check_lora(peft_config: PeftConfig, args: AdapterSettings, where: str) -> None:
+    """Refuses an adapter, a new one or the pipeline's own, that is more than what is saved of it, or another kind.
+
+    Args:
+        peft_config: its configuration.
+        args: what the run's settings say of it.
+        where: the configuration is.
+    """
+    if not isinstance(peft_config, LoraConfig) or peft_config.peft_type != PeftType.LORA:  # AdaLoRA's is one too
         raise TypeError(
-            f"`peft_config` must be a `peft.LoraConfig`, got `{type(peft_config).__name__}`: LoRA is what diffusers' "
+            f"`{where}` must be a `peft.LoraConfig`, got `{type(peft_config).__name__}`: LoRA is what diffusers' "
             "`load_lora_weights` can load."
         )
     if peft_config.modules_to_save:
         raise ValueError(
-            f"`peft_config.modules_to_save` is {peft_config.modules_to_save}, which diffusers' `load_lora_weights` "
+            f"`{where}.modules_to_save` is {peft_config.modules_to_save}, which diffusers' `load_lora_weights` "
             "cannot load. Name these modules in `target_modules` instead."
         )
     if peft_config.bias != "none":
         raise ValueError(
-            f"`peft_config.bias` is {peft_config.bias!r}, which trains the network's own biases: switching the adapter "
+            f"`{where}.bias` is {peft_config.bias!r}, which trains the network's own biases: switching the adapter "
             "off for the reference does not undo that, and `load_lora_weights` does not load them. Leave it 'none'."
         )
-    if isinstance(peft_config.init_lora_weights, str) and peft_config.init_lora_weights != "gaussian":
+    if isinstance(peft_config.init_lora_weights, str) and peft_config.init_lora_weights not in PLAIN_STARTS:
         raise ValueError(
-            f"`peft_config.init_lora_weights` is {peft_config.init_lora_weights!r}, which changes the network's own "
+            f"`{where}.init_lora_weights` is {peft_config.init_lora_weights!r}, which changes the network's own "
             "weights or needs data; the reference is the network with the adapter off, and only the adapter is saved. "
             "Use `True` or 'gaussian'."
         )
+    if getattr(peft_config, "kasa_config", None) is not None:
+        raise ValueError(
+            f"`{where}.kasa_config` is set, which cuts off the smallest singular values of the network's own weights; "
+            "the reference is the network with the adapter off, and would be another than the pipeline. Leave it out."
+        )
     if peft_config.use_dora and not args.bf16_autocast:
         raise ValueError(
-            "`peft_config.use_dora` is True, and `bf16_autocast` is False: the norms that DoRA computes are cast by "
+            f"`{where}.use_dora` is True, and `bf16_autocast` is False: the norms that DoRA computes are cast by "
             "autocast alone. Leave one of the two out."
+        )
+
+
+def _check_start(peft_config: PeftConfig) -> None:
+    """Refuses a new adapter that does not begin at nothing, as the reference, with the adapter off, takes it to."""
+    start = getattr(peft_config, "init_lora_weights", True)
+    if not start or start == "orthogonal":
+        raise ValueError(
+            f"`peft_config.init_lora_weights` is {start!r}, with which the adapter changes the network before it is "
+            "trained; the reference is the network with the adapter off, and would not be the policy that training "
+            "begins with. Use `True` or 'gaussian'."
         )
 
 

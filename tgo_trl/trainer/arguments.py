@@ -192,6 +192,15 @@ def _unsupported(args: TGOConfig) -> dict[str, tuple[Any, Any, str]]:
         "bf16_full_eval": (args.bf16_full_eval, False, "it would put the trained weights into bfloat16 for good"),
         "fp16_full_eval": (args.fp16_full_eval, False, "it would put the trained weights into float16 for good"),
         "split_batches": (accelerator_config.split_batches, False, "batches are counted per process"),
+        "num_steps": (
+            (accelerator_config.gradient_accumulation_kwargs or {}).get("num_steps"), None, "`accelerator_config` has "
+            "it, which is read when rows are laid out already; set `gradient_accumulation_steps`",
+        ),
+        "use_liger_kernel": (args.use_liger_kernel, False, "its kernels are of language models"),
+        "enable_jit_checkpoint": (
+            args.enable_jit_checkpoint, False, "SIGTERM ends a run with a checkpoint anyway, and would be ignored "
+            "after training",
+        ),
     }  # fmt: skip
 
 

@@ -157,7 +157,9 @@ class DataPreparer:
         """An evaluation set, labelled by the training set's rule."""
         source = self._source(dataset, name)
         if not isinstance(dataset, IterableDataset):
-            return self._encode(source, rule)[0]
+            encoded = self._encode(source, rule)[0]
+            encoded.usual_epoch = EVALUATION_EPOCH
+            return encoded
         assert rule is not None  # a stream gives no pairs
         if rule.is_per_prompt:
             raise ValueError(

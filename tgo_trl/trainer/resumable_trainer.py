@@ -18,7 +18,9 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
+from ..data.encoded import EncodedDataset
 from ..data.pairs import Pairs
+from ..data.prompts import PromptDataset
 from ..data.sampler import RowSampler
 from ..data.stream import StreamDataset
 from ..families import Family
@@ -310,6 +312,7 @@ class ResumableTrainer(Trainer):
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Epoch to begin with, and batches of it to pass over: none, since what is done is not read again."""
+        self._check_sampler()
         first_epoch, _ = super()._init_training_state(max_steps, *args, **kwargs)
         if self._resumed is None:
             return first_epoch, 0
@@ -327,6 +330,17 @@ class ResumableTrainer(Trainer):
                 print(f"Nothing to do: the run {reason}.")
         self._pass_over(self._resumed)
         return self._resumed.epoch, 0
+
+    def _check_sampler(self) -> None:
+        """Raises a ValueError if the rows come from a data loader that was made without this trainer's sampler."""
+        if self._row_sampler is None and isinstance(self.train_dataset, EncodedDataset | PromptDataset):
+            raise ValueError(
+                "`get_train_dataloader` or `_get_train_sampler` was overridden, so that rows come without the sampler "
+                "of this trainer, which says of each row in which epoch it is drawn: every epoch would have the noise "
+                "of the first, and a run that is resumed would train on other rows. Leave them as they are; "
+                "`train_sampling_strategy`, `data_seed` and `positive_ratio` say which rows come when, and a row that "
+                "is in `train_dataset` twice comes twice."
+            )
 
     def _restore_choice(self) -> None:
         """Takes up which checkpoint is the best, of a run that goes on."""
