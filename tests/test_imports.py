@@ -244,8 +244,15 @@ def test_the_trainers_name_no_family(module):
     assert not attributes & parts
 
 
-def test_the_trainers_are_two_on_two_floors():
-    floors = ["alignprop_trainer", "base_trainer", "resumable_trainer", "tgo_trainer"]
+def test_the_trainers_are_two_on_four_floors():
+    floors = [
+        "alignprop_trainer",
+        "base_trainer",
+        "published_trainer",
+        "resumable_trainer",
+        "selecting_trainer",
+        "tgo_trainer",
+    ]
     assert [module.rpartition(".")[2] for module in TRAINERS] == floors
 
 

@@ -5,7 +5,8 @@ import re
 API: dict[str, tuple[str, ...]] = {
     "Trainers": (
         "TGOTrainer", "TGOConfig", "AlignPropTrainer", "AlignPropConfig", "SampleGridCallback",
-        "trainer.base_trainer.BaseTrainer",
+        "trainer.base_trainer.BaseTrainer", "trainer.published_trainer.PublishedTrainer",
+        "trainer.selecting_trainer.SelectingTrainer",
     ),
     "Commands": (
         "generate", "GenerateConfig", "score", "ScoreConfig", "convert", "ConvertConfig", "inspect", "InspectConfig",
