@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -292,7 +293,8 @@ def png(image):
 )
 def test_models_are_compared_on_what_all_of_them_take(kinds, expected):
     evaluation = EvaluateConfig(models=["a=a", "b=b"], prompts="p.jsonl", rewards=["pickscore"], output_dir="out")
-    assert _shared_use(evaluation, dict(zip("ab", kinds, strict=True))) == expected
+    known = {label: SimpleNamespace(kind=kind) for label, kind in zip("ab", kinds, strict=True)}
+    assert _shared_use(evaluation, known) == expected
 
 
 def test_edits_are_not_measured_on_prompts_alone():
