@@ -11,7 +11,7 @@ API: dict[str, tuple[str, ...]] = {
     "Commands": (
         "generate", "GenerateConfig", "score", "ScoreConfig", "convert", "ConvertConfig", "inspect", "InspectConfig",
         "rounds", "RoundsConfig", "strength", "StrengthConfig", "export", "ExportConfig", "evaluate", "EvaluateConfig",
-        "judge", "JudgeConfig",
+        "judge", "JudgeConfig", "commands.generate.config.SamplingSettings", "commands.settings.DatasetSettings",
     ),
     "Losses": (
         "losses.base.Loss", "losses.base.LossInputs", "losses.base.RowErrors", "losses.base.Predictions",
@@ -34,7 +34,7 @@ API: dict[str, tuple[str, ...]] = {
     "Commands of your own": (
         "commands.table.Command", "commands.sharded_run.ShardedRun", "commands.sharded_run.write_dataset",
         "commands.sharded_run.check_destination", "commands.sharded_run.locks_output_dir",
-        "commands.settings.DatasetSettings", "commands.generate.prompts.read_prompts", "cards.dataset_card.card_head",
+        "commands.generate.prompts.read_prompts", "cards.dataset_card.card_head",
         "cards.dataset_card.dataset_info", "storage.processes.process_state", "data.rows.RowSource",
         "data.columns.check_columns", "data.rows.read_cell", "media.origin.Origin",
     ),
