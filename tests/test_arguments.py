@@ -166,6 +166,17 @@ def test_a_foreign_optimizer_is_refused(tmp_path):
         make_trainer(config(tmp_path), model=pipeline, optimizers=(optimizer, None))
 
 
+def test_an_optimizer_that_leaves_weights_out_is_warned_of(tmp_path, caplog):
+    pipeline = with_trained_adapter(tiny.stable_diffusion())
+    trained = [weight for name, weight in pipeline.unet.named_parameters() if "lora_" in name]
+    held = len(trained) - 2
+    make_trainer(config(tmp_path), model=pipeline, optimizers=(torch.optim.SGD(trained, lr=0.1), None))
+    assert "stay as they are" not in caplog.text
+    make_trainer(config(tmp_path), model=pipeline, optimizers=(torch.optim.SGD(trained[2:], lr=0.1), None))
+    assert f"holds {held} of {len(trained)} trained weights: the others stay as they are, such as `" in caplog.text
+    assert "down_blocks" in caplog.text
+
+
 def test_an_optimizer_of_the_whole_network_fits_full_fine_tuning(tmp_path):
     pipeline = tiny.stable_diffusion()
     optimizer = torch.optim.SGD(pipeline.unet.parameters(), lr=1e-3)

@@ -300,17 +300,23 @@ def resolve_sizes(args: TGOConfig, size: Size, family: Family, pipeline: Diffusi
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer | None, policy: Policy) -> None:
-    """Raises a ValueError if the user's optimizer trains nothing of the policy."""
+    """Raises a ValueError if the user's optimizer trains nothing of the policy; warns if it trains a part of it."""
     if optimizer is None:
         return
-    trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
+    trained = {name: id(parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad}
     given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if not trained & given:
+    left_out = [name for name, parameter in trained.items() if parameter not in given]
+    if len(left_out) == len(trained):
         raise ValueError(
             "The optimizer in `optimizers` holds none of the trained parameters, so nothing would be learned: the "
             "adapter is created by the trainer. Pass `optimizer_cls_and_kwargs=(torch.optim.AdamW, {'lr': 1e-4})` "
             "instead, or add the adapter to the pipeline before you make the optimizer."
         )
+    if left_out:
+        logger.warning(
+            "The optimizer in `optimizers` holds %d of %d trained weights: the others stay as they are, such as `%s`.",
+            len(trained) - len(left_out), len(trained), left_out[0],
+        )  # fmt: skip
 
 
 def check_samples_of_loss(args: TGOConfig, pipeline: DiffusionPipeline) -> None:
