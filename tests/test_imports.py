@@ -244,7 +244,7 @@ def test_the_trainers_name_no_family(module):
     assert not attributes & parts
 
 
-def test_the_trainers_are_two_on_four_floors():
+def test_the_trainers_are_two_on_four_floors_that_they_share():
     floors = [
         "alignprop_trainer",
         "base_trainer",

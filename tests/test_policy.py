@@ -136,6 +136,10 @@ def test_an_adapter_without_target_modules_gets_the_familys_and_stays_the_users_
             "init_lora_weights` is 'pissa', which changes the network's own weights",
         ),
         ({"init_lora_weights": "olora"}, "init_lora_weights` is 'olora'"),
+        (
+            {"target_parameters": ["mid_block.attentions.0.transformer_blocks.0.attn1.to_v.weight"]},
+            "target_parameters` is ",
+        ),
         ({"kasa_config": KasaConfig()}, "kasa_config` is set, which cuts off the smallest singular values"),
     ],
 )
@@ -149,10 +153,17 @@ def test_adapters_that_change_more_than_themselves_are_refused(tmp_path, setting
 
 
 @pytest.mark.parametrize("init", [False, None, "orthogonal"])
-def test_new_adapters_that_start_at_something_are_refused(tmp_path, init):
-    """The reference, with the adapter off, would not be the policy that training begins with."""
+def test_new_adapters_that_start_at_something_need_another_reference(tmp_path, init):
+    """With the adapter off it would not be the policy that training begins with; a copy of it, or another model, is."""
+
+    def trainer(ref_model=None, **settings):
+        peft_config = lora(init_lora_weights=init, target_modules=["to_q"])
+        return make_trainer(config(tmp_path, **settings), peft_config=peft_config, ref_model=ref_model)
+
     with pytest.raises(ValueError, match=f"init_lora_weights` is {init!r}, with which the adapter changes"):
-        build(tmp_path, peft_config=lora(init_lora_weights=init))
+        trainer()
+    for settings in ({"loss_type": "sft"}, {"sync_ref_model": True}, {"ref_model": stable_diffusion(seed=1)}):
+        assert trainer(**settings).policy.adapter_name == "default"
     pipeline = stable_diffusion()
     pipeline.unet.add_adapter(lora(init_lora_weights=init), adapter_name="mine")  # of which a copy is the reference
     assert build(tmp_path, pipeline)[1]

@@ -17,7 +17,7 @@ from tgo_trl.trainer import checkpoints
 
 from . import tiny
 from .killing import execute
-from .marks import some_slow
+from .marks import some_fast
 from .runs import Stop, StopAt, assert_equal, config, logged, make_trainer, metrics, streamed, trained_weights
 
 # Coverage is measured by the tests of course, average and optimizers, which run the same code.
@@ -78,7 +78,7 @@ RESUMES = {
 FAST = {"middle of an epoch", "reference moved by epochs, at the boundary", "stream", "pairs"}
 
 
-@pytest.mark.parametrize("settings", some_slow(RESUMES, RESUMES.keys() - FAST))
+@pytest.mark.parametrize("settings", some_fast(RESUMES, FAST))
 def test_resumed_equals_uninterrupted(tmp_path, settings):
     settings = {"save_strategy": "steps", **settings}
     stop, num_rows, stream = settings.pop("stop"), settings.pop("rows", 8), settings.pop("stream", False)

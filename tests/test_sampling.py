@@ -14,7 +14,7 @@ from tgo_trl.trainer import sample_grids
 from tgo_trl.trainer.sample_grids import last_grid
 
 from . import tiny
-from .marks import some_slow
+from .marks import some_fast
 from .runs import assert_equal, config, logged, make_trainer, trained_weights
 from .test_trainer import with_trained_adapter
 
@@ -86,7 +86,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("settings", some_slow(SETTINGS, SETTINGS.keys() - {"adapter"}))
+@pytest.mark.parametrize("settings", some_fast(SETTINGS, {"adapter"}))
 def test_training_is_the_same_with_and_without_grids(tmp_path, settings):
     settings = dict(settings)
     adapter, stream = settings.pop("adapter", False), settings.pop("stream", False)

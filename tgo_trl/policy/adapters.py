@@ -20,7 +20,7 @@ NEW_ADAPTER = "default"
 REFERENCE_ADAPTER = "ref"
 
 PLAIN_STARTS = ("gaussian", "orthogonal")
-"""Named initialisations that leave the network's own weights alone."""
+"""Named initialisations that leave the network's own weights alone, and need no data."""
 
 
 class AdapterSettings(Protocol):
@@ -51,7 +51,6 @@ def check_policy(
     found = _existing_adapter(pipeline, networks)
     if peft_config is not None:
         _check_lora(peft_config, args, "peft_config")
-        _check_start(peft_config)
     if not args.use_peft and (peft_config is not None or found):
         what = "`peft_config` was passed" if peft_config is not None else f"the pipeline has the adapter {found!r}"
         raise ValueError(f"`use_peft=False` trains all weights, but {what}. Drop one of the two.")
@@ -138,11 +137,17 @@ def _check_lora(peft_config: PeftConfig, args: AdapterSettings, where: str) -> N
             f"`{where}.bias` is {peft_config.bias!r}, which trains the network's own biases: switching the adapter "
             "off for the reference does not undo that, and `load_lora_weights` does not load them. Leave it 'none'."
         )
-    if isinstance(peft_config.init_lora_weights, str) and peft_config.init_lora_weights not in PLAIN_STARTS:
+    if getattr(peft_config, "target_parameters", None):
         raise ValueError(
-            f"`{where}.init_lora_weights` is {peft_config.init_lora_weights!r}, which changes the network's own "
-            "weights or needs data; the reference is the network with the adapter off, and only the adapter is saved. "
-            "Use `True` or 'gaussian'."
+            f"`{where}.target_parameters` is {peft_config.target_parameters}, which diffusers' `load_lora_weights` "
+            "cannot load. Name whole modules in `target_modules` instead."
+        )
+    start, is_new = peft_config.init_lora_weights, where == "peft_config"
+    if isinstance(start, str) and start not in (*PLAIN_STARTS, *([] if is_new else ["eva"])):  # which read data before
+        remedy = "Use `True` or 'gaussian'." if is_new else "Begin with a new adapter on the network as it was."
+        raise ValueError(
+            f"`{where}.init_lora_weights` is {start!r}, which changes the network's own weights or needs data; the "
+            f"reference is the network with the adapter off, and only the adapter is saved. {remedy}"
         )
     if getattr(peft_config, "kasa_config", None) is not None:
         raise ValueError(
@@ -156,8 +161,11 @@ def _check_lora(peft_config: PeftConfig, args: AdapterSettings, where: str) -> N
         )
 
 
-def _check_start(peft_config: PeftConfig) -> None:
-    """Refuses a new adapter that does not begin at nothing, as the reference, with the adapter off, takes it to."""
+def check_start(peft_config: PeftConfig) -> None:
+    """Raises a ValueError for a new adapter that changes the network from the start.
+
+    Where the reference is the network with the adapter off, it would not be the policy that training begins with.
+    """
     start = getattr(peft_config, "init_lora_weights", True)
     if not start or start == "orthogonal":
         raise ValueError(

@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline
 from peft import PeftConfig
 
 from ..families import Family, edit_class
-from ..policy.adapters import check_policy
+from ..losses import LOSSES
+from ..policy.adapters import check_policy, check_start
 from ..policy.index import Index, find_family_class, loaded_class, readable_index
 from ..policy.launch import check_shardable
 from ..rewards.base import Reward
@@ -103,7 +104,7 @@ def load_unweighted(
 
 def check_pipeline(
     args: TGOConfig, trained: TrainedPipeline, sources: SampleSources | None, train_dataset: Any, eval_dataset: Any,
-    peft_config: PeftConfig | None = None,
+    peft_config: PeftConfig | None = None, has_reference: bool = False,
 ) -> SampleSources:  # fmt: skip
     """The source images of samples; warns of a distilled pipeline.
 
@@ -114,6 +115,7 @@ def check_pipeline(
         train_dataset: of `TGOTrainer`.
         eval_dataset: likewise.
         peft_config: of the adapter.
+        has_reference: whether a reference model was passed.
 
     Raises:
         ValueError: if the pipeline does not go with settings and data sets.
@@ -130,4 +132,7 @@ def check_pipeline(
     warn_of_distilled_steps(family, pipeline)
     check_best_metric_for(args, eval_dataset, process)
     check_policy(pipeline, family, args, peft_config)
+    is_off = LOSSES[args.loss_type].needs_reference and not has_reference and not args.sync_ref_model
+    if peft_config is not None and is_off:  # else the reference is a copy, or another model
+        check_start(peft_config)
     return sources

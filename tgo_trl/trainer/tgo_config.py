@@ -774,6 +774,9 @@ class TGOConfig(TrainingArguments):
                     raise ValueError(f"`{name}` is {value}; it must be a whole number.")
 
     def _check_length(self) -> None:
+        for name in ("max_steps", "num_train_epochs"):
+            if not isinstance(getattr(self, name), int | float):
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be a number.")
         if self.max_steps == 0:  # of which transformers makes one update
             raise ValueError("`max_steps` is 0; it must be at least 1, or -1 to train for `num_train_epochs`.")
         if self.max_steps < 0:

@@ -117,7 +117,7 @@ def read_rows(dataset: Dataset | IterableDataset, config: InspectConfig, origin:
         columns.append(("source", config.source_column))
     present = known_columns(dataset)
     remedy = REMEDY_OF_PAIRS if {*PAIR_COLUMNS} <= {*(present or ())} else REMEDY
-    if VIDEO_COLUMN in (present or ()) and config.image_column not in (present or ()):
+    if not config.skip_images and VIDEO_COLUMN in (present or ()) and config.image_column not in (present or ()):
         remedy = REMEDY_OF_VIDEOS
     check_columns("The data set", present, [column for _, column in columns], remedy)
     settings = {"prompt_column": [config.prompt_column], f"score_column{'s' * (len(names) > 1)}": names}
