@@ -173,3 +173,13 @@ def test_equations_are_mathml(pages):
     assert "$" not in rendered
     with pytest.raises(ValueError, match="does not know"):
         render_equations("$\\nosuch{x}$")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_commands_page_has_what_the_command_requires_and_where_it_is_explained(name):
+    page = command_pages(ROOT / "docs")[f"command_line/{name}.md"]
+    required = [action.option_strings[0] for action in settings_parser(name)._actions if action.required]
+    before, found, after = page.partition("## Required\n")
+    assert bool(found) == bool(required)
+    assert re.findall(r"^#### `(--\w+)`", after.partition("\n## ")[0], re.MULTILINE) == required
+    assert ("[More about it](" in before) == (name not in {"completion", "env"})

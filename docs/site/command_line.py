@@ -13,7 +13,12 @@ from tgo_trl.commands.table import COMMANDS, LAUNCH_OPTIONS, settings_parser
 
 from .pages import outside_code
 
-ABOUT = {"generate": "quick_start.md#without-data", "score": "rewards.md", "train": "training.md"}
+ABOUT = {
+    "generate": "quick_start.md#without-data",
+    "score": "rewards.md",
+    "plan": "training.md#before-it-a-plan",
+    "train": "training.md",
+}
 """Where a command is explained, if that is not the page of its name."""
 TYPES = {"str": "text", "int": "integer", "float": "number", "dict": "JSON", "string_to_bool": "`true` or `false`"}
 RUNNING = {"config", *LAUNCH_OPTIONS, "print_config", "debug"}
@@ -37,7 +42,7 @@ def command_pages(docs: Path) -> dict[str, str]:
 
 
 def _page(name: str, docs: Path, of_train: Sequence[type]) -> Iterator[str]:
-    """The parts of a command's page, but for settings that are on the page of `train`, and seldom set."""
+    """The parts of a command's page, but for settings that are on the page of `train`, and are seldom set."""
     parser = settings_parser(name)
     yield f"# {parser.prog}\n"
     yield f"{COMMANDS[name].purpose[0].upper()}{COMMANDS[name].purpose[1:]}.{_see(name, docs)}\n"
@@ -45,7 +50,7 @@ def _page(name: str, docs: Path, of_train: Sequence[type]) -> Iterator[str]:
     elsewhere = [config for config in parser.dataclass_types if config in of_train]
     left_out = {field.name for config in elsewhere for field in fields(config)} - set(parser.usual)
     for title, actions in _groups(parser).items():
-        here = [action for action in actions if action.dest not in left_out]
+        here = [action for action in actions if action.required or action.dest not in left_out]
         if here:
             yield f"## {title}\n"
             yield from (_setting(action, parser) for action in here)
