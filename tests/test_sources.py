@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import pickle
+import re
 import tarfile
 import zipfile
 
@@ -348,6 +349,21 @@ def test_a_file_without_rows_is_told(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=rf"^'{name}' has no rows\."):
         open_dataset(str(tmp_path / name))
+
+
+def test_a_slice_without_rows_is_told(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,score\n" + "a fox,0.5\n" * 8)
+    assert len(open_dataset(str(tmp_path / "a.csv"), split="train[:50%]")) == 4
+    for split in ("train[:1%]", "train[8:]"):
+        with pytest.raises(ValueError, match=rf"'a\.csv' has no rows in '{re.escape(split)}'\. Set another split"):
+            open_dataset(str(tmp_path / "a.csv"), split=split)
+
+
+def test_an_empty_file_among_others_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,score\na fox,0.5\n")
+    (tmp_path / "b.csv").touch()
+    with pytest.raises(ValueError, match=r"'b\.csv' is empty\. Was it written to its end\?"):
+        open_dataset(str(tmp_path))
 
 
 @pytest.mark.parametrize("mark", [";", "|"])

@@ -188,10 +188,21 @@ def _built(builder: Any, split: str, streaming: bool, name: str) -> Dataset | It
         if isinstance(cause, OSError):  # a full disk, say
             raise cause from error
         if type(cause).__name__ in EMPTY or NO_ROWS in str(cause):
-            raise ValueError(f"{name!r} has no rows. Was it written to its end?") from error
+            raise ValueError(_no_rows(name, split, builder)) from error
         raise _unreadable(name, cause or error) from error
     archives = [file for file in _data_files(builder) if file.endswith(".zip")]
     return _with_archived_files(dataset, archives) if archives and dataset.features is not None else dataset
+
+
+def _no_rows(name: str, split: str, builder: Any) -> str:
+    """Why there are none: no file has any, one of several is empty, or none is in a slice."""
+    files = _data_files(builder)
+    empty = [Path(file).name for file in files if Path(file).is_file() and not Path(file).stat().st_size]
+    if empty and len(files) > len(empty):
+        return f"Of {name!r}, {empty[0]!r} is empty. Was it written to its end? If it is of no use, delete it."
+    if "[" in split and not empty:
+        return f"{name!r} has no rows in {split!r}. Set another split, or a longer slice."
+    return f"{name!r} has no rows. Was it written to its end?"
 
 
 def _streamed(builder: Any, split: str, name: str) -> IterableDataset:
