@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, FluxPipeline, StableDiffusionPipeline, UNet2DModel
 from peft import LoraConfig
+from torch import nn
 
 from tgo_trl.families import (
     FAMILIES,
@@ -219,6 +220,25 @@ def test_the_dtype_of_the_inputs_is_that_of_the_frozen_weights():
         if "lora_" in name:
             weight.data = weight.data.float()
     assert compute_dtype(wan) == torch.bfloat16
+
+
+def test_the_dtype_of_the_inputs_is_looked_up_anew_where_the_weight_that_decided_is_another():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
+    assert [compute_dtype(network) for _ in range(2)] == [torch.float32] * 2
+    network.half()
+    assert compute_dtype(network) == torch.float16
+    network[0].weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.uint8), requires_grad=False)  # as if quantised
+    network[0].bias = None
+    assert compute_dtype(network) == torch.float16
+    network[0] = nn.Identity()
+    network[1].double()
+    assert compute_dtype(network) == torch.float64
+    first = nn.Linear(2, 2)
+    network = nn.Sequential(first)
+    assert compute_dtype(network) == torch.float32
+    network[0] = nn.Sequential(first)  # as an adapter puts its layer around it
+    network.bfloat16()
+    assert compute_dtype(network) == torch.bfloat16
 
 
 def test_sizes_are_the_pipelines():

@@ -1,7 +1,13 @@
 """Dtypes: what a network computes in, what stays in float32, and what is cast."""
 
+from weakref import WeakKeyDictionary, ref
+
 import torch
 from torch import nn
+
+_Found = tuple["ref[nn.Module]", str]
+_FOUND: "WeakKeyDictionary[nn.Module, _Found]" = WeakKeyDictionary()
+"""The modules whose parameters of a name decided, as `compute_dtype` is asked in every call of a network."""
 
 
 def compute_dtype(network: nn.Module) -> torch.dtype:
@@ -9,10 +15,18 @@ def compute_dtype(network: nn.Module) -> torch.dtype:
 
     Trained weights are float32 whatever the others are, and quantised ones are stored as integers.
     """
+    found = _FOUND.get(network)
+    if found is not None:
+        owner, attribute = found
+        deciding = getattr(owner(), "_parameters", {}).get(attribute)
+        if deciding is not None and deciding.is_floating_point():
+            return deciding.dtype  # type: ignore[no-any-return]
     kept = kept_in_float32(network)
-    for name, parameter in network.named_parameters():
-        if parameter.is_floating_point() and "lora_" not in name and not kept & set(name.split(".")):
-            return parameter.dtype
+    for path, module in network.named_modules():
+        for name, weight in module.named_parameters(path, recurse=False):
+            if weight.is_floating_point() and "lora_" not in name and not kept & set(name.split(".")):
+                _FOUND[network] = ref(module), name.rpartition(".")[2]
+                return weight.dtype  # type: ignore[no-any-return]
     return torch.bfloat16
 
 

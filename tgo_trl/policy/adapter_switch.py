@@ -32,7 +32,7 @@ class AdapterSwitch:
         self._is_trained = [{name: weight.requires_grad for name, weight in _factors(layer)} for layer in self._layers]
         watched = [(layer, name) for layer in self._layers for name, it in _factors(layer) if it.requires_grad]
         # Of the first and of the last network; by name, as sharding puts another weight in its place.
-        self._watched = watched[:1] + watched[-1:]
+        self._watched = [(layer, *_place(layer, name)) for layer, name in watched[:1] + watched[-1:]]
         self._attributes = self._look()
 
     def to_trained(self) -> None:
@@ -52,11 +52,11 @@ class AdapterSwitch:
             _set(self._attributes[adapter])
 
     def _is_as_left(self) -> bool:
-        known = ([self._trained], [self._reference])
-        return all(
-            layer.get_parameter(name).requires_grad and list(layer.active_adapters) in known
-            for layer, name in self._watched
-        )
+        known = (self._trained, [self._trained], self._reference, [self._reference])
+        for layer, weights, name in self._watched:
+            if not weights[name].requires_grad or layer.active_adapter not in known:
+                return False
+        return True
 
     def _by_peft(self, adapter: str | None) -> None:
         """As peft does, with `requires_grad` as it is for the trained adapter."""
@@ -102,6 +102,12 @@ def put_on(layers: Iterable[BaseTunerLayer], adapter: str | None) -> None:
 def _set(attributes: _Attributes) -> None:
     for of_layer, values in attributes:
         of_layer.update(values)
+
+
+def _place(layer: Any, name: str) -> tuple[dict[str, Any], str]:
+    """The weights of the module that has a weight of a layer, and its name among them."""
+    path, _, name = name.rpartition(".")
+    return layer.get_submodule(path)._parameters, name
 
 
 def _factors(layer: Any) -> list[tuple[str, nn.Parameter]]:

@@ -17,6 +17,9 @@ MOST_KEPT = 64
 """Batches whose rows are kept, on the device, before their sums take their place."""
 
 
+_Added = tuple[str, Tensor, Tensor | None, Tensor]
+
+
 class MetricSums:
     """Sums of per-row values, and of what they are divided by; that is done once, over all rows of all processes.
 
@@ -27,7 +30,7 @@ class MetricSums:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._added: list[tuple[str, Tensor, Tensor | None, Tensor]] = []
+        self._added: list[_Added] = []
 
     def add(self, name: str, values: Tensor, mask: Tensor) -> None:
         """Adds the values `[B]` of the rows where `mask` `[B]` is True. Every process must add the same names."""
@@ -40,8 +43,10 @@ class MetricSums:
     def sum_up(self) -> None:
         """Puts sums in the place of what was added."""
         added, self._added = self._added, []
-        for length in dict.fromkeys(len(values) for _, values, _, _ in added):
-            alike = [it for it in added if len(it[1]) == length]
+        by_length: dict[int, list[_Added]] = {}
+        for it in added:
+            by_length.setdefault(it[1].shape[0], []).append(it)
+        for alike in by_length.values():
             ones = torch.ones_like(alike[0][1], dtype=torch.float32)
             numerators = [values.float() for _, values, _, _ in alike]
             denominators = [ones if below is None else below.float() for _, _, below, _ in alike]

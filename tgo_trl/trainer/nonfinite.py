@@ -212,8 +212,8 @@ class _Found:
     def read(self) -> tuple[bool, bool]:
         if self.arrived is not None:
             self.arrived.synchronize()
-        bad, *stops = (flag > 0 for flag in self.flags.tolist())
-        return bad, self.stop or any(stops)
+        bad, *stops = self.flags.tolist()
+        return bad > 0, self.stop or sum(stops) > 0
 
 
 def _bad_rows(found: Iterable[BatchLosses]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 
@@ -23,4 +24,4 @@ class Progress:
         """The progress when these batches, of this process, and those of the others have been trained on."""
         epoch = 0 if is_stream else batches[-1]["epoch"][-1]
         before = self.rows if epoch == self.epoch else 0
-        return Progress(epoch, before + num_processes * sum(len(batch["row"]) for batch in batches), self.block)
+        return Progress(epoch, before + num_processes * sum(map(len, map(itemgetter("row"), batches))), self.block)

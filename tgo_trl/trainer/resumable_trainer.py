@@ -38,6 +38,7 @@ from ..storage.locks import sole_writer
 from . import checkpoints
 from .course import Course
 from .interruption import Interruption, Terminated
+from .lomo import look_for_lomo_once
 from .measured_speed import Speed, UpdateClock
 from .nonfinite import UpdateGuard, check_finite_tensors
 from .optimizer_modes import OptimizerMode
@@ -263,6 +264,7 @@ class ResumableTrainer(Trainer):
         finally:
             args.torch_compile_backend = backend
         self.is_deepspeed_enabled = False
+        look_for_lomo_once()
         whole_when_loaded(args)
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:

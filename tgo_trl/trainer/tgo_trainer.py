@@ -524,6 +524,11 @@ class TGOTrainer(BaseTrainer):
         totals: Tensor = self.accelerator.reduce(sums, "sum")
         return totals[0] / totals[1]
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As [`Trainer`]; a batch that the data loader has put onto the device is passed on as it is."""
+        is_there = inputs["score"].device == self.accelerator.device
+        return inputs if is_there else super()._prepare_inputs(inputs)
+
     def _conditions(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if "image" in inputs:
             is_told = self.family.reads_lengths and "prompt_length" in inputs
