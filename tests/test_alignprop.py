@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
 
 from tgo_trl import AlignPropConfig, AlignPropTrainer
 from tgo_trl.trainer.arguments import run_name_of
@@ -87,6 +88,15 @@ def test_a_reward_is_climbed_and_the_adapter_loads_in_stock_diffusers(tmp_path):
     )
     assert abs(ours - theirs).max() < 1e-5
     assert theirs.mean() > base.mean() + 0.01
+
+
+def test_without_a_reference_an_adapter_may_begin_anywhere(tmp_path):
+    adapter = LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q"])
+    args = settings(tmp_path, max_steps=1)
+    trainer = AlignPropTrainer(tiny.stable_diffusion(), Brightness(), args, PROMPTS, peft_config=adapter)
+    begun = trained_weights(trainer)
+    trainer.train()
+    assert all(not torch.equal(weight, begun[name]) for name, weight in trained_weights(trainer).items())
 
 
 @pytest.mark.slow

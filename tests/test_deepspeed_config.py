@@ -69,6 +69,17 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, {},
             "`zero_optimization.offload_param.device` is 'cpu': a step reads the weights on the device",
         ),
+        ({"scheduler": None, "optimizer": None}, {}, "DeepSpeed is asked for, and the run is on the CPU"),
+        ({"zero_optimization": {}}, {}, "`zero_optimization.stage` is None: gradients would be whole"),
+        ({"zero_optimization": None}, {}, "`zero_optimization.stage` is None: gradients .* Set it to 2 or 3"),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"torch_adam": False, "adam_w_mode": True}}}, {},
+            "here:\n- `optimizer.params.torch_adam` is False: the optimizer is that of the settings. Leave it out.$",
+        ),
+        (
+            {"checkpoint": {"use_node_local_storage": True}}, {},
+            "storage` is True: `save_on_each_node` asks for that, and it was not tried. Leave it out.$",
+        ),
         (ZERO3, {"speed": "auto"}, "`speed` is 'auto': what DeepSpeed keeps in memory is not known here"),
         (ZERO3, {"push_to_hub": True}, "`hub_strategy` is .*every_save.*: only the main process pushes"),
     ],
@@ -106,6 +117,11 @@ def test_files_of_the_documentation_of_transformers_are_taken(tmp_path, monkeypa
     plugin = DeepSpeedPlugin(hf_ds_config=copy.deepcopy(DOCUMENTED[stage]))
     args.deepspeed, args.deepspeed_plugin = "zero.json", plugin
     check_deepspeed(args)
+    plugin.hf_ds_config.config |= {
+        "amp": {"enabled": False}, "dump_state": False, "activation_checkpointing": {"partition_activations": False},
+        "zero_optimization": {**plugin.hf_ds_config.config["zero_optimization"], "offload_optimizer": None},
+    }  # fmt: skip
+    check_deepspeed(args)  # what is off is as if it were left out
     with pytest.raises(ValueError, match="`optimizer_cls_and_kwargs` was passed, and DeepSpeed's configuration has an"):
         check_run(args, (None, None), (torch.optim.AdamW, {"lr": 1e-4}))
 

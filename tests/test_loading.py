@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from diffusers import DiffusionPipeline, GGUFQuantizationConfig
+from diffusers.loaders import lora_base
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -264,6 +265,13 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path, change, message):
 def test_an_adapter_that_is_nowhere_is_told():
     with pytest.raises(ValueError, match=r"There is no folder 'no/where' here, .* Mend the name, or write the path"):
         attach_adapter(stable_diffusion(), FAMILY, "no/where")
+
+
+@pytest.mark.parametrize("path", ["/no/where", "outputs/runs/nowhere"])
+def test_a_path_that_is_nowhere_is_told_with_a_connection(monkeypatch, path):
+    monkeypatch.setattr(lora_base, "HF_HUB_OFFLINE", False)  # no request is made of what is no id
+    with pytest.raises(ValueError, match=f"There is no folder '{path}' here, and no id on the Hub has that form. Mend"):
+        attach_adapter(stable_diffusion(), FAMILY, path)
 
 
 def test_an_adapter_in_pefts_format_or_a_damaged_one_is_refused(tmp_path):

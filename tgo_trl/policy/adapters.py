@@ -19,7 +19,7 @@ from .targets import find_targets
 NEW_ADAPTER = "default"
 REFERENCE_ADAPTER = "ref"
 
-PLAIN_STARTS = ("gaussian", "orthogonal")
+PLAIN_STARTS = ("gaussian", "orthogonal", "mica")
 """Named initialisations that leave the network's own weights alone, and need no data."""
 
 
@@ -161,18 +161,25 @@ def _check_lora(peft_config: PeftConfig, args: AdapterSettings, where: str) -> N
         )
 
 
-def check_start(peft_config: PeftConfig) -> None:
+def check_start(peft_config: PeftConfig, is_half: bool) -> None:
     """Raises a ValueError for a new adapter that changes the network from the start.
 
     Where the reference is the network with the adapter off, it would not be the policy that training begins with.
+
+    Args:
+        peft_config: its configuration.
+        is_half: whether the adapter is computed with in half precision, where factors whose product is 0 have one that
+            rounding makes as large as it makes the errors of the network.
     """
     start = getattr(peft_config, "init_lora_weights", True)
-    if not start or start == "orthogonal":
-        raise ValueError(
-            f"`peft_config.init_lora_weights` is {start!r}, with which the adapter changes the network before it is "
-            "trained; the reference is the network with the adapter off, and would not be the policy that training "
-            "begins with. Use `True` or 'gaussian'."
-        )
+    if start and (start != "orthogonal" or not is_half):
+        return
+    why = " by what half precision rounds" if start else ""
+    raise ValueError(
+        f"`peft_config.init_lora_weights` is {start!r}, with which the adapter changes the network{why} before it is "
+        "trained; the reference is the network with the adapter off, and would not be the policy that training begins "
+        "with. Use `True` or 'gaussian'."
+    )
 
 
 def _check_gradient(name: str, network: nn.Module) -> None:

@@ -22,6 +22,7 @@ FREE = {
 }  # fmt: skip
 """What may be in it, with any value that nothing below speaks against."""
 OWN_VALUES: dict[str, Any] = {
+    "dump_state": False,
     "wall_clock_breakdown": False,
     "prescale_gradients": False,
     "zero_optimization.allgather_partitions": True,
@@ -43,6 +44,8 @@ NEEDED = "train_micro_batch_size_per_gpu"
 """What has to be in it, so that DeepSpeed knows how many rows an update has."""
 SCHEDULES = {"warmuplr": "constant_with_warmup", "warmupdecaylr": "linear", "warmupcosinelr": "cosine"}
 """Of DeepSpeed, by the nearest `lr_scheduler_type`. Its own warm up by a logarithm, where those go up in a line."""
+OF_PYTORCH = ("params.torch_adam", "params.adam_w_mode")
+"""What AdamW of PyTorch is, in a configuration's optimizer."""
 DROPPED = ("optimizer", "scheduler")
 """What is left to the settings, once it is known to say no more than they do."""
 
@@ -75,7 +78,7 @@ def check_deepspeed(args: TrainingArguments) -> None:
 
 def zero_stage(args: TrainingArguments) -> int:
     """2 if DeepSpeed spreads gradients and what belongs to the optimizer, 3 if the weights too; 0 if nothing."""
-    return int(_config(args).get("zero_optimization", {}).get("stage", 0))
+    return int((_config(args).get("zero_optimization") or {}).get("stage", 0))
 
 
 def names_optimizer(args: TrainingArguments) -> bool:
@@ -97,7 +100,7 @@ def _config(args: TrainingArguments) -> Mapping[str, Any]:
 def _refused(args: TrainingArguments) -> Iterator[tuple[str, Any, str]]:
     """What cannot be done: its name, its value, and why, with what to write instead."""
     config = dict(_leaves({name: it for name, it in _config(args).items() if name not in DROPPED}))
-    for name, value in config.items():
+    for name, value in {"zero_optimization.stage": None, **config}.items():
         why = _why_refused(name, value, config)
         if why is not None:
             yield name, value, why
@@ -105,8 +108,8 @@ def _refused(args: TrainingArguments) -> Iterator[tuple[str, Any, str]]:
         given = config.get(name, None if name == NEEDED else value)
         if given not in ("auto", value):
             yield name, given, f"{setting} is {value!r}. Set it to 'auto', and {setting} to what you want."
-    yield from _refused_of_optimizer(args, _config(args).get("optimizer", {}))
-    kind = _config(args).get("scheduler", {}).get("type")
+    yield from _refused_of_optimizer(args, _config(args).get("optimizer") or {})
+    kind = (_config(args).get("scheduler") or {}).get("type")
     if kind is not None:
         near = SCHEDULES.get(kind.lower(), "linear")
         yield (
@@ -124,14 +127,18 @@ def _why_refused(name: str, value: Any, config: Mapping[str, Any]) -> str | None
     if name == "fp16.enabled" and value not in (False, "auto"):
         return "gradients that are spread over processes were not scaled yet. Set it to false, and `bf16=True`."
     block, _, key = name.rpartition(".")
-    if block in OFFLOADING:
-        is_off = value in (None, "none") or key != "device"
+    if block in OFFLOADING or name in OFFLOADING:
+        is_off = value in (None, "none") or (block in OFFLOADING and key != "device")
         return None if is_off else "a step reads the weights on the device, and that was not tried. Set it to 'none'."
     if name in OWN_VALUES:
         own = OWN_VALUES[name]
         return None if value == own else f"it was not tried. Set it to {str(own).lower()}, or leave it out."
+    if block in ("activation_checkpointing", "amp") and not value:
+        return None  # it is off
     if block == "activation_checkpointing":
         return "blocks are recomputed by diffusers. Leave it out, and set `gradient_checkpointing=True`."
+    if name == "checkpoint.use_node_local_storage" and value:
+        return "`save_on_each_node` asks for that, and it was not tried. Leave it out."
     is_idle = block == "fp16" and config.get("fp16.enabled", False) in (False, "auto")  # of a scaler that is not there
     return None if name in FREE or is_idle else "it was not tried. Leave it out."
 
@@ -155,8 +162,9 @@ def _refused_of_optimizer(args: TrainingArguments, block: Mapping[str, Any]) -> 
     if own == "adamw":
         values["betas"] = ("`adam_beta1` and `adam_beta2`", [args.adam_beta1, args.adam_beta2])
         values["eps"] = ("`adam_epsilon`", args.adam_epsilon)
-        values |= dict.fromkeys(("torch_adam", "adam_w_mode"), ("the AdamW of PyTorch", True))
     for name, given in _leaves({name: it for name, it in block.items() if name != "type"}):
+        if own == "adamw" and name in OF_PYTORCH and given in (True, "auto"):
+            continue  # that is PyTorch's
         setting, value = values.get(name.removeprefix("params."), (None, None))
         if setting is None:
             yield f"optimizer.{name}", given, "the optimizer is that of the settings. Leave it out."

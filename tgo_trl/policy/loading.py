@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from diffusers import DiffusionPipeline, ModularPipeline, PipelineQuantizationConfig
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from huggingface_hub.errors import HFValidationError
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import nn
@@ -201,11 +202,13 @@ def attach_adapter(pipeline: DiffusionPipeline, family: Family, weights: str) ->
             f"The adapter {weights!r} does not fit a `{kind}` ({type(error).__name__}: {reason})."
         ) from error
     except ValueError as error:
-        if "weight_name" not in str(error):
+        is_no_id = isinstance(error, HFValidationError)
+        if not is_no_id and "weight_name" not in str(error):
             raise
+        why = "no id on the Hub has that form" if is_no_id else "the Hub, without a connection, cannot be asked for it"
         raise ValueError(
-            f"There is no folder {weights!r} here, and without a connection the Hub cannot be asked for an adapter of "
-            "that name. Mend the name, or write the path of a folder with the adapter."
+            f"There is no folder {weights!r} here, and {why}. Mend the name, or write the path of a folder with the "
+            "adapter."
         ) from error
     if adapter_scales(pipeline) == before:  # diffusers passes over keys that it does not know
         raise ValueError(

@@ -21,7 +21,7 @@ from ..families import Family
 from ..families.base_latents import LatentFamily
 from ..measures import THUMBNAIL, Moments
 from ..media.readers import ImageReader
-from ..policy.adapters import check_policy, check_start
+from ..policy.adapters import check_policy
 from ..policy.draws import draw_samples
 from ..policy.encoders import FrozenEncoders
 from ..policy.gradient_sampling import GradientSampler, check_sampler, step_options
@@ -130,8 +130,6 @@ class AlignPropTrainer(BaseTrainer):
         check_sampler(self.family, type(self.pipeline).__name__)
         check_drawn_prompts(args, self.pipeline, self.family)
         check_policy(self.pipeline, self.family, args, peft_config)
-        if peft_config is not None:
-            check_start(peft_config)
         encoder_dtype = dtype if args.use_peft else torch.float32
         self.encoders = FrozenEncoders(self.family, self.pipeline, args.device, encoder_dtype)
         self.sampler = self._build_sampler(args)

@@ -134,5 +134,5 @@ def check_pipeline(
     check_policy(pipeline, family, args, peft_config)
     is_off = LOSSES[args.loss_type].needs_reference and not has_reference and not args.sync_ref_model
     if peft_config is not None and is_off:  # else the reference is a copy, or another model
-        check_start(peft_config)
+        check_start(peft_config, args.bf16 or args.fp16)
     return sources

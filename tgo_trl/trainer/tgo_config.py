@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -774,9 +775,10 @@ class TGOConfig(TrainingArguments):
                     raise ValueError(f"`{name}` is {value}; it must be a whole number.")
 
     def _check_length(self) -> None:
-        for name in ("max_steps", "num_train_epochs"):
-            if not isinstance(getattr(self, name), int | float):
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be a number.")
+        for name, kind, noun in (("max_steps", Integral, "a whole number"), ("num_train_epochs", Real, "a number")):
+            if not isinstance(getattr(self, name), kind) or isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be {noun}.")
+        self.max_steps = int(self.max_steps)
         if self.max_steps == 0:  # of which transformers makes one update
             raise ValueError("`max_steps` is 0; it must be at least 1, or -1 to train for `num_train_epochs`.")
         if self.max_steps < 0:
