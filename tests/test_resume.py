@@ -465,6 +465,11 @@ def test_rows_without_the_trainers_sampler_are_refused(tmp_path):
         def get_train_dataloader(self):
             return DataLoader(self.train_dataset, batch_size=4, collate_fn=self.data_collator)
 
+    class Another(TGOTrainer):
+        def get_train_dataloader(self):
+            super().get_train_dataloader()
+            return DataLoader(self.train_dataset, batch_size=4, collate_fn=self.data_collator)
+
     class Wrapping(TGOTrainer):
         def get_train_dataloader(self):
             self.wrapped = super().get_train_dataloader()
@@ -473,8 +478,11 @@ def test_rows_without_the_trainers_sampler_are_refused(tmp_path):
     def trainer(kind):
         return kind(tiny.stable_diffusion(), config(tmp_path, max_steps=2), tiny.scored_rows(8))
 
-    with pytest.raises(ValueError, match="`get_train_dataloader` or `_get_train_sampler` was overridden"):
-        trainer(Own).train()
+    for kind in (Own, Another):
+        refused = trainer(kind)
+        with pytest.raises(ValueError, match="`get_train_dataloader` or `_get_train_sampler` was overridden"):
+            refused.train()
+        assert refused.train_dataset[0]["epoch"] == 0  # may still be looked at
     wrapping = trainer(Wrapping)
     wrapping.train()
     assert wrapping.state.global_step == 2

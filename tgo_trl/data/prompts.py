@@ -12,7 +12,7 @@ from .classes import check_no_classes
 from .columns import check_columns, known_columns, undecoded
 from .encoded import EncodedPrompts
 from .rows import BadRows, check_prompt, read_cell
-from .sampler import Index, padding_like
+from .sampler import Index, padding_like, with_epoch
 
 
 def check_prompt_column(dataset: Dataset, column: str) -> None:
@@ -40,7 +40,12 @@ class PromptDataset(TorchDataset[PreparedRow]):
     Args:
         texts: the prompts, by their index in the user's data set.
         prompts: encoded, by the same index.
+
+    Attributes:
+        usual_epoch: as of [`~tgo_trl.data.encoded.EncodedDataset`].
     """
+
+    usual_epoch: int | None = 0
 
     def __init__(self, texts: Mapping[int, str], prompts: EncodedPrompts) -> None:
         self.texts, self.prompts = dict(texts), prompts
@@ -60,7 +65,7 @@ class PromptDataset(TorchDataset[PreparedRow]):
         return len(self._rows)
 
     def __getitem__(self, index: Index | int) -> PreparedRow:
-        epoch, position = index if isinstance(index, tuple) else (0, index)
+        epoch, position = with_epoch(index, self.usual_epoch)
         valid = position >= 0
         row = self._rows[position if valid else padding_like(position)]
         return {

@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,7 @@ class ResumableTrainer(Trainer):
         """
         is_main = self.is_world_process_zero()
         lock = sole_writer(self.args.output_path) if is_main else nullcontext()
-        with lock, self._interruption, self._compiled():
+        with lock, self._interruption, self._compiled(), self._rows_with_epochs():
             checkpoint = self._find_checkpoint(resume_from_checkpoint)
             self._begin(checkpoint)
             try:
@@ -247,6 +247,19 @@ class ResumableTrainer(Trainer):
     def _compiled(self) -> AbstractContextManager[None]:
         """Within, what is to be compiled is."""
         return nullcontext() if self.repeated_blocks is None else self.repeated_blocks.compiled()
+
+    @contextmanager
+    def _rows_with_epochs(self) -> Iterator[None]:
+        """Within, rows that come from a data loader without this trainer's sampler raise a ValueError."""
+        rows = self.train_dataset
+        if not isinstance(rows, EncodedDataset | PromptDataset):
+            yield
+            return
+        usual_epoch, rows.usual_epoch = rows.usual_epoch, None
+        try:
+            yield
+        finally:
+            rows.usual_epoch = usual_epoch
 
     def create_accelerator_and_postprocess(self) -> None:
         """As [`Trainer`], without the backend of the repeated blocks, by which accelerate would compile the whole.
@@ -314,7 +327,6 @@ class ResumableTrainer(Trainer):
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Epoch to begin with, and batches of it to pass over: none, since what is done is not read again."""
-        self._check_sampler()
         first_epoch, _ = super()._init_training_state(max_steps, *args, **kwargs)
         if self._resumed is None:
             return first_epoch, 0
@@ -332,17 +344,6 @@ class ResumableTrainer(Trainer):
                 print(f"Nothing to do: the run {reason}.")
         self._pass_over(self._resumed)
         return self._resumed.epoch, 0
-
-    def _check_sampler(self) -> None:
-        """Raises a ValueError if the rows come from a data loader that was made without this trainer's sampler."""
-        if self._row_sampler is None and isinstance(self.train_dataset, EncodedDataset | PromptDataset):
-            raise ValueError(
-                "`get_train_dataloader` or `_get_train_sampler` was overridden, so that rows come without the sampler "
-                "of this trainer, which says of each row in which epoch it is drawn: every epoch would have the noise "
-                "of the first, and a run that is resumed would train on other rows. Leave them as they are; "
-                "`train_sampling_strategy`, `data_seed` and `positive_ratio` say which rows come when, and a row that "
-                "is in `train_dataset` twice comes twice."
-            )
 
     def _restore_choice(self) -> None:
         """Takes up which checkpoint is the best, of a run that goes on."""
