@@ -190,6 +190,11 @@ def test_trust_region_and_anchor_by_hand(scale):
         ({"negatives": "mirror", "label_smoothing": 0.1}, "`label_smoothing` is 0.1, which holds back"),
         ({"negative_margin": -1.0}, "`negative_margin` is -1.0; it must be greater than 0"),
         ({"max_steps": 0}, "`max_steps` is 0; it must be at least 1, or -1 to train for `num_train_epochs`"),
+        ({"learning_rate": "1e-4"}, "`learning_rate` is '1e-4'; it must be a number"),
+        ({"max_grad_norm": None}, "`max_grad_norm` is None; it must be a number"),
+        ({"logging_steps": "10"}, "`logging_steps` is '10'; it must be a number"),
+        ({"per_device_train_batch_size": 2.0}, "`per_device_train_batch_size` is 2.0; it must be a whole number"),
+        ({"seed": True}, "`seed` is True; it must be a whole number"),
         ({"max_steps": 2.5}, "`max_steps` is 2.5; it must be a whole number"),
         ({"max_steps": True}, "`max_steps` is True; it must be a whole number"),
         ({"max_steps": "9"}, "`max_steps` is '9'; it must be a whole number"),
@@ -326,6 +331,18 @@ def test_what_the_user_sets_stays_also_where_it_is_the_usual(tmp_path, name, val
         it: setting for it, setting in RECIPES["robust"].items() if it != name
     }
     assert getattr(config(tmp_path), name) == value
+
+
+def test_a_recipe_of_which_nothing_is_left_is_refused(tmp_path):
+    """As `dataclasses.replace` would make it, which hands on what the other configuration came to."""
+    args = config(tmp_path)
+    message = (
+        r"`recipe` is 'robust', and each setting of it is given another value, `error_scale='absolute'`, "
+        r"`negative_weight=1.0`, `beta=1.0`: it would have no effect\. Leave one of the two out; `dataclasses.replace`"
+    )
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(args, recipe="robust")
+    assert dataclasses.replace(config(tmp_path, recipe="robust"), seed=3).beta == 0.3
 
 
 def test_a_recipe_is_the_same_run_as_its_settings(tmp_path):

@@ -6,6 +6,7 @@ of YAML 1.2.2 (section 10.3), under which a value means what the same text means
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import numbers
 import os
@@ -255,6 +256,12 @@ def check_types(settings: object, names: Iterable[str]) -> None:
         if list not in kinds and not any(_fits(value, kind) for kind in kinds):
             wanted = " or ".join(sorted(_TYPE_NAMES[kind] for kind in kinds - {type(None)}))
             raise ValueError(f"`{name}` is {shown(value)}; it must be {wanted}.")
+
+
+def numbers_of(config: type) -> list[str]:
+    """Names of the fields of a dataclass that take numbers, or None, and nothing else."""
+    hints = typing.get_type_hints(config)
+    return [item.name for item in dataclasses.fields(config) if _kinds(hints[item.name]) - {type(None)} <= {int, float}]
 
 
 def check_finite(name: str, value: Any) -> None:

@@ -56,6 +56,24 @@ def recipe_settings(recipe: str | None) -> dict[str, Any]:
     return {name: value for name, value in (PAPER | RECIPES[recipe]).items() if name != "loss_type"}
 
 
+def check_effect_of_recipe(settings: Mapping[str, Any]) -> None:
+    """Raises a ValueError for a recipe of which nothing is left, as each setting of it is given another value.
+
+    Args:
+        settings: by name, with None for what is not given.
+    """
+    recipe = settings["recipe"]
+    own = {} if recipe is None else {it: value for it, value in RECIPES[recipe].items() if it != "loss_type"}
+    given = {name: settings[name] for name in own}
+    if own and all(given[name] not in (None, value) for name, value in own.items()):
+        named = ", ".join(f"`{name}={value!r}`" for name, value in given.items())
+        raise ValueError(
+            f"`recipe` is {recipe!r}, and each setting of it is given another value, {named}: it would have "
+            "no effect. Leave one of the two out; `dataclasses.replace` hands on all settings that a configuration "
+            "has, so that one with a recipe has to be made anew."
+        )
+
+
 def unresolved_loss(settings: Mapping[str, Any]) -> Loss:
     """The loss of the settings, with 1 for what only the data tell: the temperature, and the balance of weights.
 

@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,20 @@ from ..settings import (
     check_choice,
     check_finite,
     check_types,
+    numbers_of,
     several,
     shown,
     with_pipeline_class,
 )
-from .objective import RECIPES, USUAL_DRAWS, check_objective, check_precomputing, negative_weight, recipe_settings
+from .objective import (
+    RECIPES,
+    USUAL_DRAWS,
+    check_effect_of_recipe,
+    check_objective,
+    check_precomputing,
+    negative_weight,
+    recipe_settings,
+)
 from .selection import (
     SAMPLES_PER_PROMPT,
     Bounds,
@@ -631,6 +639,7 @@ class TGOConfig(TrainingArguments):
         self._apply_recipe()
         inherited = {item.name for item in fields(TrainingArguments)}
         check_types(self, [item.name for item in fields(self) if item.name not in inherited])
+        check_types(self, numbers_of(TrainingArguments))
         check_rewards(self.eval_rewards)
         check_prompts(self.eval_prompts)
         self._prefer_rewards()
@@ -738,7 +747,9 @@ class TGOConfig(TrainingArguments):
         loss = LOSSES.get(self.loss_type) if isinstance(self.loss_type, str) else None  # not checked yet
         if self.recipe is None and self.beta is None and loss is not None:
             self.beta = loss.usual_beta(vars(self))
-        for name, value in recipe_settings(self.recipe).items():
+        usual = recipe_settings(self.recipe)
+        check_effect_of_recipe(vars(self))
+        for name, value in usual.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
@@ -775,9 +786,6 @@ class TGOConfig(TrainingArguments):
                     raise ValueError(f"`{name}` is {value}; it must be a whole number.")
 
     def _check_length(self) -> None:
-        for name, kind, noun in (("max_steps", Integral, "a whole number"), ("num_train_epochs", Real, "a number")):
-            if not isinstance(getattr(self, name), kind) or isinstance(getattr(self, name), bool):
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be {noun}.")
         self.max_steps = int(self.max_steps)
         if self.max_steps == 0:  # of which transformers makes one update
             raise ValueError("`max_steps` is 0; it must be at least 1, or -1 to train for `num_train_epochs`.")
