@@ -36,8 +36,17 @@ def test_arguments_can_be_passed_in_order(tmp_path):
     assert len(trainer.eval_dataset) == 4
 
 
+@pytest.mark.parametrize("name", ["output_dir", "encoding_cache_dir"])
+def test_a_folder_that_cannot_be_is_told_before_a_model_is_loaded(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=f"`{name}` is '.*', and '{tmp_path}/file' is a file. Name a folder"):
+        TGOTrainer("no/such-model", config(tmp_path, **{name: str(tmp_path / "file" / "run")}), tiny.scored_rows(8))
+
+
 def test_trls_order_of_arguments_is_explained(tmp_path):
     """In TRL the second argument is the reference model."""
+    with pytest.raises(TypeError, match=r"`train_dataset` must be .* got `TGOConfig`. The order of arguments is `TGO"):
+        TGOTrainer(tiny.stable_diffusion(), None, config(tmp_path), tiny.scored_rows(8))
     with pytest.raises(TypeError, match=r"`args` must be a `TGOConfig`, got `StableDiffusionPipeline`.*by keyword"):
         TGOTrainer(tiny.stable_diffusion(), tiny.stable_diffusion(), config(tmp_path))
 
@@ -219,7 +228,7 @@ REFUSED = {
     "a list": ({"train_dataset": [1, 2]}, TypeError, "`train_dataset` must be a `Dataset` or .*, got `list`"),
     "a dictionary of data": (
         {"train_dataset": datasets.DatasetDict({"train": tiny.scored_rows(2)})}, TypeError,
-        "`train_dataset` must be .*, got `DatasetDict`",
+        r"`train_dataset` must be .*, got `DatasetDict`. Take one of its splits: `dataset\['train'\]`",
     ),
     "evaluation on a list": ({"eval_dataset": [1]}, TypeError, "`eval_dataset` must be .*, got `list`"),
     "evaluation on a dictionary of lists": (
@@ -228,6 +237,27 @@ REFUSED = {
     ),
     "a network": ({"model": torch.nn.Linear(1, 1)}, TypeError, "`model` must be a diffusers pipeline.*got `Linear`"),
     "a number": ({"model": 5}, TypeError, "`model` must be a diffusers pipeline.*got `int`"),
+    "one callback": (
+        {"callbacks": TrainerCallback()}, TypeError, "`callbacks` must be a list, got `TrainerCallback`. Write",
+    ),
+    "no optimizers": ({"optimizers": None}, TypeError, "`optimizers` is None; it must be an optimizer that was made"),
+    "an optimizer's class": (
+        {"optimizers": (torch.optim.SGD, None)}, TypeError, "`optimizers` is .*SGD.*For a class, pass `optimizer_cls_",
+    ),
+    "layers that are all left out": (
+        {"peft_config": LoraConfig(target_modules=["to_q"], exclude_modules=["to_q"])}, ValueError,
+        r"leaves no layer of `unet` an adapter: .* and `exclude_modules=.*'to_q'.*` leave all of these out",
+    ),
+    "layers of no number": (
+        {"peft_config": LoraConfig(target_modules=["to_q"], layers_to_transform=[77], layers_pattern="attentions")},
+        ValueError, r"leaves no layer of `unet` an adapter: .*`layers_to_transform=\[77\]`",
+    ),
+    "dropout of everything": (
+        {"peft_config": LoraConfig(lora_dropout=1.0)}, ValueError, "`peft_config.lora_dropout` is 1.0; it must be",
+    ),
+    "an adapter times nothing": (
+        {"peft_config": LoraConfig(lora_alpha=0)}, ValueError, "`peft_config.lora_alpha` is 0, by which the adapter",
+    ),
     "no LoRA": ({"peft_config": {"r": 4}}, TypeError, "`peft_config` must be a `peft.LoraConfig`, got `dict`"),
     "no tokenizer": ({"processing_class": "clip"}, TypeError, "`processing_class` is a `str`"),
     "quantised too late": ({"quantization_config": object()}, ValueError, "your model is already instantiated"),

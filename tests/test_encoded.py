@@ -379,6 +379,19 @@ def test_what_a_transform_returns_is_what_is_trained_on(tmp_path):
     assert encoded.prompt_texts == ["a blue dog"] * 4
 
 
+def test_a_transform_that_gives_another_image_each_time_is_refused(tmp_path):
+    """Of what would be kept for other runs, the fingerprint would be that of another image."""
+    dataset, calls = rows([picture(i) for i in range(3)]), []
+
+    def transform(batch):
+        calls.append(1)
+        return {**batch, "image": [image.rotate(90 * (len(calls) % 4)) for image in batch["image"]]}
+
+    dataset.set_transform(transform)
+    with pytest.raises(ValueError, match=r"Row 0.*it was another one a moment ago: by a transform .* draws at random"):
+        prepare(tmp_path, dataset)
+
+
 def test_another_transform_is_encoded_anew(tmp_path):
     dataset = rows([picture(i) for i in range(3)])
     dataset.set_transform(lambda batch: batch)

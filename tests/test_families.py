@@ -5,7 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, FluxPipeline, StableDiffusionPipeline, UNet2DModel
+from diffusers import (
+    DDPMScheduler,
+    DiffusionPipeline,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    StableDiffusionPipeline,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
 from peft import LoraConfig
 from torch import nn
 
@@ -249,6 +258,18 @@ def test_sizes_are_the_pipelines():
 
 
 # ---- The process ----
+
+
+@pytest.mark.parametrize(
+    "scheduler", [FlowMatchEulerDiscreteScheduler(), EDMEulerScheduler(), UniPCMultistepScheduler(use_flow_sigmas=True)]
+)
+def test_a_unet_of_another_noise_process_is_refused(scheduler):
+    pipeline = stable_diffusion()
+    FAMILY.check(pipeline)
+    pipeline.scheduler = scheduler
+    name = type(scheduler).__name__
+    with pytest.raises(ValueError, match=f"The scheduler is a `{name}`.* adds noise in another way"):
+        FAMILY.check(pipeline)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

@@ -103,6 +103,15 @@ REFUSED = {
     "a reporter that is not installed": (
         {"report_to": ["comet_ml"]}, "'comet_ml', which is not installed.*pip install",
     ),
+    "an optimizer's argument that is not read": (
+        {"optim_args": "momentum=0.9,lr=1"}, "`optim_args` has 'momentum=0.9', which changes nothing of what transform",
+    ),
+    "an evaluation of nothing before training": (
+        {"eval_on_start": True, "eval_dataset": None}, "`eval_on_start` is True, and there is no `eval_dataset`",
+    ),
+    "the best by no metric": (
+        {**EVALUATING, "save_strategy": "best"}, "`save_strategy` is 'best', and `metric_for_best_model` does not say",
+    ),
     "no sample prompts": ({"sample_prompts": []}, r"`sample_prompts` is \[\]; it must be a list of prompts"),
     "an empty sample prompt": (
         {"sample_prompts": ["a cat", " "]}, "`sample_prompts` is .*it must be a list of prompts",

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from tgo_trl import TGOTrainer
@@ -456,6 +457,32 @@ def test_other_settings_than_at_the_start_are_named(tmp_path):
     again = make_trainer(config(tmp_path, max_steps=2, temperature=1.0, seed=9))
     with pytest.raises(ValueError, match=r"`seed` was 42, is 9; `temperature` was 0.064, is 1.0\. Go on with those of"):
         again.train(resume_from_checkpoint=True)
+
+
+def test_an_epoch_that_a_callback_ends_is_over_for_a_run_that_goes_on(tmp_path):
+    class EndEpoch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_epoch_stop = True
+
+    def trainer(folder, *callbacks):
+        args = {"max_steps": -1, "num_train_epochs": 4, "save_strategy": "steps", "save_steps": 1}
+        return make_trainer(config(tmp_path / folder, **args), callbacks=[EndEpoch(), *callbacks])
+
+    whole = trainer("whole")
+    whole.train()
+    with pytest.raises(Stop):
+        trainer("cut", StopAt(2)).train()
+    resumed = trainer("cut")
+    resumed.train(resume_from_checkpoint=True)
+    assert whole.state.global_step == 4
+    assert_equal(trained_weights(resumed), trained_weights(whole))
+
+
+def test_the_objective_is_as_the_trainer_was_made(tmp_path):
+    trainer = make_trainer(config(tmp_path))
+    trainer.args.beta = 100.0
+    with pytest.raises(ValueError, match=r"`args.beta` was 1.0 when the trainer was made, is 100.0, and the loss"):
+        trainer.train()
 
 
 def test_rows_without_the_trainers_sampler_are_refused(tmp_path):

@@ -122,7 +122,7 @@ def test_a_value_means_what_it_means_on_the_command_line(tmp_path):
     read = example(
         tmp_path,
         "text: 010\nnumber: 1\ncount: 0x10\nflag: yes\nnames: [1, no, 1e-5, true]\nweights: 2\n"
-        "options: {min_lr: 1e-6, on: no}\noptional_count: none\nchoice: b\non_by_default: false\n",
+        "options: {min_lr: 1e-6, on: no}\noptional_count: null\nchoice: b\non_by_default: false\n",
     )
     assert read == Example(
         "010", 1.0, 16, True, ["1", "no", "1e-5", "true"], [2.0], {"min_lr": 1e-6, "on": "no"}, None, "b", False

@@ -322,6 +322,14 @@ def encode_images(
     return encoded, positions
 
 
+CHANGES = (
+    "it was another one a moment ago: by a transform of the data set that draws at random, or since somebody writes "
+    "the file; it is encoded once for all epochs, so leave the transform out, or put what it makes into the data set "
+    "(`map`)"
+)
+"""Why what is read is not what was identified, under whose fingerprint it would be kept for other runs."""
+
+
 def _encode_one_size(
     source: RowSource, scanned: ScannedRows, bad: BadRows, encoders: FrozenEncoders, writer: ShardWriter,
     batch_size: int,
@@ -332,7 +340,10 @@ def _encode_one_size(
 
     def read(i: int) -> tuple[Tensor, Tensor] | str:
         try:
-            return reader.read(source.origin.locate(files[scanned.rows[i]][columns[i]]), size)
+            value = source.origin.locate(files[scanned.rows[i]][columns[i]])
+            if fingerprint(reader.content(value)) != scanned.keys[i]:
+                return CHANGES
+            return reader.read(value, size)
         except ValueError as error:
             return str(error)
 

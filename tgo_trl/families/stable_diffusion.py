@@ -23,8 +23,18 @@ class StableDiffusionFamily(LatentFamily):
     lora_target_modules = ("to_q", "to_k", "to_v", "to_out.0")
 
     def check(self, pipeline: DiffusionPipeline) -> None:
-        """Also refuses UNets with extra input channels (inpainting, depth), and guidance-distilled ones."""
+        """Also refuses UNets with extra input channels (inpainting, depth), distilled guidance or EDM's noise."""
         super().check(pipeline)
+        scheduler = pipeline.scheduler
+        has_flow = bool(scheduler.config.get("use_flow_sigmas"))
+        if has_flow or not hasattr(scheduler, "alphas_cumprod"):
+            raise ValueError(
+                f"The scheduler is a `{type(scheduler).__name__}`{' with `use_flow_sigmas`' if has_flow else ''}, "
+                "which adds noise in another way (EDM or flow matching, as in Playground v2.5 and CosXL) than Stable "
+                "Diffusion and Stable Diffusion XL were trained with. If the network was trained with epsilon- or "
+                "v-prediction on DDPM's schedule, set `pipeline.scheduler` to one such as `EulerDiscreteScheduler`; "
+                "otherwise it cannot be trained here."
+            )
         if pipeline.unet.config.time_cond_proj_dim is not None:
             raise ValueError(
                 "The UNet takes the guidance scale as an input: this is a latent consistency model, which was "

@@ -21,17 +21,6 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
     undistilled = "stabilityai/stable-diffusion-xl-base-1.0"
     prompt_encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
-    def check(self, pipeline: DiffusionPipeline) -> None:
-        """Also refuses networks of another noise process than DDPM's, such as EDM's."""
-        super().check(pipeline)
-        if not hasattr(pipeline.scheduler, "alphas_cumprod"):
-            raise ValueError(
-                f"The scheduler is a `{type(pipeline.scheduler).__name__}`, which adds noise in another way (EDM or "
-                "flow matching, as in Playground v2.5 and CosXL) than Stable Diffusion XL was trained with. If the "
-                "network was trained with epsilon- or v-prediction on DDPM's schedule, set `pipeline.scheduler` to "
-                "one such as `EulerDiscreteScheduler`; otherwise it cannot be trained here."
-            )
-
     def encode_images(self, pipeline: DiffusionPipeline, pixels: Tensor, geometry: Tensor) -> dict[str, Tensor]:
         """Mean and standard deviation of the posterior, and what the UNet is told of the image.
 

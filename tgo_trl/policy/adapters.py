@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from ..families import Family
@@ -75,7 +76,8 @@ def check_policy(
             _check_lora(network.peft_config[found], args, f"pipeline.{name}.peft_config[{found!r}]")
             _check_scale(network, found)
         if args.use_peft and not found:
-            target_modules(name, network, peft_config, family, args)
+            targets = target_modules(name, network, peft_config, family, args)
+            _check_left(name, network, new_lora(peft_config, targets, args))
         if getattr(network, "hf_quantizer", None) is not None:
             _check_gradient(name, network)
     return found
@@ -114,6 +116,21 @@ def target_modules(
     return list(family.lora_target_modules)
 
 
+def _check_left(name: str, network: nn.Module, config: LoraConfig) -> None:
+    """Refuses a configuration that leaves no layer an adapter, which peft would find when data are prepared."""
+    if any(check_target_module_exists(config, module) for module, _ in network.named_modules() if module):
+        return
+    left_out = {
+        it: getattr(config, it)
+        for it in ("exclude_modules", "layers_to_transform", "layers_pattern")
+        if getattr(config, it, None) is not None
+    }
+    raise ValueError(
+        f"`peft_config` leaves no layer of `{name}` an adapter: its `target_modules` name some, and "
+        f"{', '.join(f'`{it}={value!r}`' for it, value in left_out.items())} leave all of these out. Mend either."
+    )
+
+
 def _check_lora(peft_config: PeftConfig, args: AdapterSettings, where: str) -> None:
     """Refuses an adapter, a new one or the pipeline's own, that is more than what is saved of it, or another kind.
 
@@ -127,6 +144,7 @@ def _check_lora(peft_config: PeftConfig, args: AdapterSettings, where: str) -> N
             f"`{where}` must be a `peft.LoraConfig`, got `{type(peft_config).__name__}`: LoRA is what diffusers' "
             "`load_lora_weights` can load."
         )
+    _check_factors(peft_config, where)
     if peft_config.modules_to_save:
         raise ValueError(
             f"`{where}.modules_to_save` is {peft_config.modules_to_save}, which diffusers' `load_lora_weights` "
@@ -137,11 +155,12 @@ def _check_lora(peft_config: PeftConfig, args: AdapterSettings, where: str) -> N
             f"`{where}.bias` is {peft_config.bias!r}, which trains the network's own biases: switching the adapter "
             "off for the reference does not undo that, and `load_lora_weights` does not load them. Leave it 'none'."
         )
-    if getattr(peft_config, "target_parameters", None):
-        raise ValueError(
-            f"`{where}.target_parameters` is {peft_config.target_parameters}, which diffusers' `load_lora_weights` "
-            "cannot load. Name whole modules in `target_modules` instead."
-        )
+    for name in ("target_parameters", "trainable_token_indices", "layer_replication"):
+        if getattr(peft_config, name, None):
+            raise ValueError(
+                f"`{where}.{name}` is {getattr(peft_config, name)}, which diffusers' `load_lora_weights` cannot load. "
+                "Name whole modules in `target_modules` instead."
+            )
     start, is_new = peft_config.init_lora_weights, where == "peft_config"
     if isinstance(start, str) and start not in (*PLAIN_STARTS, *([] if is_new else ["eva"])):  # which read data before
         remedy = "Use `True` or 'gaussian'." if is_new else "Begin with a new adapter on the network as it was."
@@ -159,6 +178,13 @@ def _check_lora(peft_config: PeftConfig, args: AdapterSettings, where: str) -> N
             f"`{where}.use_dora` is True, and `bf16_autocast` is False: the norms that DoRA computes are cast by "
             "autocast alone. Leave one of the two out."
         )
+
+
+def _check_factors(peft_config: LoraConfig, where: str) -> None:
+    if not 0 <= peft_config.lora_dropout < 1:
+        raise ValueError(f"`{where}.lora_dropout` is {peft_config.lora_dropout}; it must be from 0 to below 1.")
+    if peft_config.lora_alpha == 0:
+        raise ValueError(f"`{where}.lora_alpha` is 0, by which the adapter is multiplied: it would learn nothing.")
 
 
 def check_start(peft_config: PeftConfig, is_half: bool) -> None:

@@ -2,13 +2,16 @@
 
 import inspect
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
 from diffusers import DiffusionPipeline
+from transformers import TrainingArguments
 
 from ..data.lanes import can_be_divided
 from ..families import Family, build_family, edit_family
@@ -27,6 +30,12 @@ from .tgo_config import TGOConfig
 logger = logging.getLogger(__name__)
 
 
+ORDER = (
+    "The order of arguments is `TGOTrainer(model, args, train_dataset, eval_dataset)`; pass everything else, "
+    "`ref_model` included, by keyword."
+)
+
+
 def default_args(model: str | DiffusionPipeline) -> TGOConfig:
     """The configuration of a trainer that was given none, named after the model."""
     return TGOConfig(run_name_of(model, "TGO"))
@@ -43,10 +52,8 @@ def check_arguments(
 ) -> None:
     """Raises a TypeError or ValueError for arguments that cannot work."""
     if not isinstance(args, TGOConfig):
-        raise TypeError(
-            f"`args` must be a `TGOConfig`, got `{type(args).__name__}`. The order of arguments is `TGOTrainer(model, "
-            "args, train_dataset, eval_dataset)`; pass everything else, `ref_model` included, by keyword."
-        )
+        raise TypeError(f"`args` must be a `TGOConfig`, got `{type(args).__name__}`. {ORDER}")
+    check_folders(args)
     if ref_model is not None and ref_model is model and not isinstance(model, str):
         raise ValueError(
             "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model`: the "
@@ -81,6 +88,20 @@ def check_arguments(
         )
 
 
+def check_folders(args: TGOConfig) -> None:
+    """Raises a ValueError if nothing can be written where the settings say, before hours are spent on it."""
+    for name in ("output_dir", "encoding_cache_dir"):
+        given = getattr(args, name)
+        path = None if given is None else Path(given).expanduser().absolute()
+        there = None if path is None else next(it for it in (path, *path.parents) if it.exists())
+        if there is None:
+            continue
+        if not there.is_dir():
+            raise ValueError(f"`{name}` is {given!r}, and {str(there)!r} is a file. Name a folder.")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ValueError(f"`{name}` is {given!r}, and {str(there)!r} cannot be written to. Name another folder.")
+
+
 def named_datasets(train_dataset: object, eval_dataset: object) -> dict[str, Any]:
     """The data sets by the argument that they are; raises a TypeError for what is none."""
     named: dict[str, Any] = {"train_dataset": train_dataset}
@@ -90,7 +111,12 @@ def named_datasets(train_dataset: object, eval_dataset: object) -> dict[str, Any
         named["eval_dataset"] = eval_dataset
     for name, dataset in named.items():
         if not isinstance(dataset, (Dataset, IterableDataset)):
-            raise TypeError(f"`{name}` must be a `Dataset` or `IterableDataset`, got `{type(dataset).__name__}`.")
+            hint = ""
+            if isinstance(dataset, TrainingArguments):
+                hint = f" {ORDER}"
+            elif isinstance(dataset, Mapping) and dataset:
+                hint = f" Take one of its splits: `dataset[{next(iter(dataset))!r}]`."
+            raise TypeError(f"`{name}` must be a `Dataset` or `IterableDataset`, got `{type(dataset).__name__}`.{hint}")
     return named
 
 

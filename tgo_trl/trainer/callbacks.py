@@ -37,7 +37,7 @@ class EpochCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Starts at the epoch that the run is in."""
-        self._next_epoch = int(state.epoch or 0)
+        self._next_epoch = int(self._epoch())
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -171,7 +171,9 @@ class EarlyStopping(EarlyStoppingCallback):
 
 
 def check_callbacks(args: TGOConfig, callbacks: Sequence[Any] | None) -> None:
-    """Raises a ValueError if a run would stop early in two ways."""
+    """Raises a TypeError if they are no list, a ValueError if a run would stop early in two ways."""
+    if callbacks is not None and not isinstance(callbacks, list):
+        raise TypeError(f"`callbacks` must be a list, got `{type(callbacks).__name__}`. Write `callbacks=[callback]`.")
     kinds = [callback if isinstance(callback, type) else type(callback) for callback in callbacks or ()]
     if args.early_stopping_patience is not None and any(issubclass(kind, EarlyStoppingCallback) for kind in kinds):
         raise ValueError(

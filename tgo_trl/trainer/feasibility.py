@@ -1,5 +1,6 @@
 """What would fail in the middle of a run, or at its end, is refused before anything is loaded."""
 
+import copy
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from ..messages.values import did_you_mean, nearest
 from ..noise import NoiseProcess
 from ..policy.deepspeed_config import names_optimizer
 from ..policy.launch import OPTIMIZER_CLASSES, sharding_of
+from ..settings import shown
 from .selection import sample_metrics
 from .tgo_config import TGOConfig
 
@@ -70,8 +72,24 @@ def check_feasible(
     check_run(args, optimizers, optimizer_cls_and_kwargs)
 
 
+def _check_optimizers(optimizers: Any) -> None:
+    is_pair = isinstance(optimizers, Sequence) and len(optimizers) == 2
+    made = is_pair and (optimizers[0] is None or isinstance(optimizers[0], torch.optim.Optimizer))
+    if not made or (optimizers[0] is None and optimizers[1] is not None):
+        raise TypeError(
+            f"`optimizers` is {shown(optimizers)}; it must be an optimizer that was made and its schedule, or None for "
+            "a schedule of the settings: `(optimizer, None)`. For a class, pass `optimizer_cls_and_kwargs=("
+            "torch.optim.AdamW, {'lr': 1e-4})`; for a schedule alone, set `lr_scheduler_type`."
+        )
+
+
 def check_run(args: TGOConfig, optimizers: Sequence[Any], optimizer_cls_and_kwargs: Any) -> None:
-    """Raises a ValueError for an optimizer, a schedule or reporters that cannot be had, whatever is trained."""
+    """Raises a ValueError for an optimizer, a schedule or reporters that cannot be had, whatever is trained.
+
+    Raises:
+        TypeError: if `optimizers` are no optimizer and its schedule.
+    """
+    _check_optimizers(optimizers)
     optimizer, sharding = optimizers[0], sharding_of(args)
     if sharding is not None and any(given is not None for given in optimizers):
         raise ValueError(
@@ -194,6 +212,13 @@ def _bare(args: TGOConfig) -> str:
 
 
 def _check_evaluation(args: TGOConfig, eval_dataset: object, compute_metrics: Callable[..., Any] | None) -> None:
+    if args.eval_on_start and eval_dataset is None:
+        raise ValueError("`eval_on_start` is True, and there is no `eval_dataset`. Pass one, or leave it out.")
+    if args.save_strategy == SaveStrategy.BEST and args.metric_for_best_model is None:
+        raise ValueError(
+            "`save_strategy` is 'best', and `metric_for_best_model` does not say by which metric. Set it, such as "
+            "'loss', or another `save_strategy`."
+        )
     if args.eval_strategy != "no" and eval_dataset is None:
         raise ValueError(
             f"`eval_strategy` is {getattr(args.eval_strategy, 'value', args.eval_strategy)!r}, and there is no "
@@ -262,6 +287,7 @@ def _check_optimizer(args: TGOConfig, given: Any) -> Any:
         if any(part in str(getattr(args.optim, "value", args.optim)) for part in OF_THE_WHOLE_MODEL):
             return None
         optimizer_class, kwargs = _optimizer_of(args)
+        _check_effect_of_options(args, kwargs)
     try:
         inspect.signature(optimizer_class).bind([], **kwargs)
     except TypeError as error:
@@ -280,6 +306,20 @@ def _optimizer_of(args: TGOConfig) -> tuple[Any, dict[str, Any]]:
     except (TypeError, ValueError) as error:
         given = f" with `optim_args={args.optim_args!r}` (write 'name=value,name=value')" if args.optim_args else ""
         raise ValueError(f"`optim` is {name!r}{given}, which cannot be made: {error}") from error
+
+
+def _check_effect_of_options(args: TGOConfig, kwargs: Mapping[str, Any]) -> None:
+    """Refuses an option of `optim_args` that transformers does not read for this optimizer."""
+    options = str(args.optim_args or "").replace(" ", "").split(",")
+    for option in filter(None, options):
+        others = copy.copy(args)
+        others.optim_args = ",".join(it for it in options if it != option) or None
+        if _optimizer_of(others)[1] == kwargs:
+            raise ValueError(
+                f"`optim_args` has {option!r}, which changes nothing of what transformers makes of "
+                f"`optim={getattr(args.optim, 'value', args.optim)!r}`. Leave it out; rate, decay, betas and epsilon "
+                "have settings of their own, and `optimizer_cls_and_kwargs` takes any argument."
+            )
 
 
 def _check_schedule(args: TGOConfig) -> None:

@@ -34,6 +34,10 @@ OFF: dict[str, Any] = {
 """Settings of losses as they are by default."""
 OF_A_THRESHOLD = ("threshold_type", "threshold_percentile", "threshold_value")
 """Settings of labels, which pairs do not have, unless several columns of scores make them."""
+OF_THE_OBJECTIVE = (
+    *dict.fromkeys((*PAPER, *OFF)), "recipe", "loss_type", "temperature", "confidence_coef", *OF_A_THRESHOLD,
+)  # fmt: skip
+"""What the loss, labels and weights are made of, once."""
 OF_PAIRS = ("pairs", "pair_margin", "chosen_column", "rejected_column")
 
 MOST_SMOOTHING = 0.5

@@ -166,7 +166,8 @@ class ResumableTrainer(Trainer):
 
     def _record(self) -> checkpoints.RunRecord:
         progress = self._progress
-        if self._row_sampler is not None and progress.rows >= len(self._row_sampler):
+        sampler = self._row_sampler
+        if sampler is not None and (progress.rows >= len(sampler) or self.control.should_epoch_stop):
             progress = Progress(progress.epoch + 1, 0, progress.block)
         average = self.optimizer_mode.average
         return checkpoints.RunRecord(

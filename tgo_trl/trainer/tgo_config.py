@@ -45,6 +45,7 @@ from .objective import (
     negative_weight,
     recipe_settings,
 )
+from .ranges import check_ranges
 from .selection import (
     SAMPLES_PER_PROMPT,
     Bounds,
@@ -71,8 +72,8 @@ _WHOLE = (
     "num_ref_draws", "precompute_ref_batch_size",
 )  # fmt: skip
 _POSITIVE = (
-    *_WHOLE, "beta", "fps", "logit_std", "timestep_shift", "mirror_strength", "negative_margin", "desirable_weight",
-    "undesirable_weight", "advantage_clip",
+    *_WHOLE, "lora_alpha", "beta", "fps", "logit_std", "timestep_shift", "mirror_strength", "negative_margin",
+    "desirable_weight", "undesirable_weight", "advantage_clip",
 )  # fmt: skip
 
 
@@ -640,6 +641,7 @@ class TGOConfig(TrainingArguments):
         inherited = {item.name for item in fields(TrainingArguments)}
         check_types(self, [item.name for item in fields(self) if item.name not in inherited])
         check_types(self, numbers_of(TrainingArguments))
+        check_ranges(vars(self))
         check_rewards(self.eval_rewards)
         check_prompts(self.eval_prompts)
         self._prefer_rewards()
@@ -653,7 +655,6 @@ class TGOConfig(TrainingArguments):
         self._check_choices()
         self._check_numbers()
         self._check_length()
-        self._check_ranges()
         for item in fields(self):  # computed with in float32
             check_finite(item.name, getattr(self, item.name))
         self._check_combinations()
@@ -791,31 +792,6 @@ class TGOConfig(TrainingArguments):
             raise ValueError("`max_steps` is 0; it must be at least 1, or -1 to train for `num_train_epochs`.")
         if self.max_steps < 0:
             _positive("num_train_epochs", self.num_train_epochs)
-
-    def _check_ranges(self) -> None:
-        if not 0 <= self.confidence_coef < math.inf:
-            raise ValueError(f"`confidence_coef` is {self.confidence_coef}; it must be at least 0 and finite.")
-        if not 0 <= self.threshold_percentile <= 100:
-            raise ValueError(f"`threshold_percentile` is {self.threshold_percentile}; it must be from 0 to 100.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(
-                f"`ema_decay` is {self.ema_decay}; it must be between 0 and 1, such as 0.99 for a run of some hundred "
-                "updates. Leave it out for no average."
-            )
-        if not 0 < self.ref_model_mixup_alpha <= 1:
-            raise ValueError(f"`ref_model_mixup_alpha` is {self.ref_model_mixup_alpha}; it must be above 0, up to 1.")
-        if not 1 <= self.max_aspect_ratio < math.inf:
-            raise ValueError(f"`max_aspect_ratio` is {self.max_aspect_ratio}; it must be at least 1 and finite.")
-        if not 0 <= self.pair_margin < math.inf:
-            raise ValueError(f"`pair_margin` is {self.pair_margin}; it must be at least 0 and finite.")
-        if self.train_guidance_scale is not None and not 0 <= self.train_guidance_scale < math.inf:
-            raise ValueError(
-                f"`train_guidance_scale` is {self.train_guidance_scale}; it must be at least 0 and finite."
-            )
-        if self.mode_scale is not None and not -1 <= self.mode_scale <= 1.75:
-            raise ValueError(f"`mode_scale` is {self.mode_scale}; it must be from -1 to 1.75, or some times are lost.")
-        if self.logit_mean is not None and not math.isfinite(self.logit_mean):
-            raise ValueError(f"`logit_mean` is {self.logit_mean}; it must be finite.")
 
     def _check_combinations(self) -> None:
         check_objective(vars(self), DEFAULTS)

@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -42,17 +43,15 @@ from ..policy.policy import Policy
 from ..policy.reference import AdapterReference, ModelReference, PastReference
 from ..settings import shown
 from ..storage.processes import from_all
-from .arguments import (
-    default_args,
-    training_dtype,
-)
+from . import checkpoints
+from .arguments import default_args, training_dtype
 from .base_trainer import BaseTrainer
 from .callbacks import ScoreLogCallback
 from .course import describe_optimizer
 from .feasibility import check_best_metric_of, check_drift_of
 from .metrics import LossMetrics, MetricRows
 from .nonfinite import UpdateGuard
-from .objective import BALANCED, has_beta
+from .objective import BALANCED, OF_THE_OBJECTIVE, has_beta
 from .padding import drop_padding, without_padding
 from .preparation import DataPreparer, PreparedDataset, evaluation_block, shard_writer, training_sampler
 from .reference_recipe import active_dropout, reference_digest, reference_recipe
@@ -195,6 +194,7 @@ class TGOTrainer(BaseTrainer):
         self.temperature = self._resolve_temperature(args, train_set)
         resolved = {"temperature": self.temperature, "negative_weight": self._resolve_negative_weight(args)}
         self.loss = build_loss(args.loss_type, {**vars(args), **resolved})
+        self._as_made = {name: getattr(args, name) for name in OF_THE_OBJECTIVE}
         eval_set = self._prepare_evaluation(eval_dataset)
         is_whole = not isinstance(quantization_config, PipelineQuantizationConfig)  # whose encoders may be quantised
         if isinstance(model, str) and is_whole and args.process_index == 0:
@@ -528,6 +528,25 @@ class TGOTrainer(BaseTrainer):
         """As [`Trainer`]; a batch that the data loader has put onto the device is passed on as it is."""
         is_there = inputs["score"].device == self.accelerator.device
         return inputs if is_there else super()._prepare_inputs(inputs)
+
+    def _begin(self, checkpoint: Path | None) -> None:
+        self._check_as_made()
+        super()._begin(checkpoint)
+
+    def _record(self) -> checkpoints.RunRecord:
+        self._check_as_made()
+        return super()._record()
+
+    def _check_as_made(self) -> None:
+        """Raises a ValueError if what loss and labels were made of has been set to something else since."""
+        for name, value in self._as_made.items():
+            now = getattr(self.args, name)
+            if now != value:
+                raise ValueError(
+                    f"`args.{name}` was {shown(value)} when the trainer was made, is {shown(now)}, "
+                    "and the loss is as it was made: the change would have no effect, and be recorded. Make another "
+                    "`TGOTrainer` with a configuration of its own."
+                )
 
     def _conditions(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if "image" in inputs:
