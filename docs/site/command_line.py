@@ -70,7 +70,7 @@ def _groups(parser: SettingsParser) -> dict[str, list[argparse.Action]]:
         titles = {**titles, **{it.name: INHERITED for it in fields(TrainingArguments) if it.name not in titles}}
     groups: dict[str, list[argparse.Action]]
     groups = {title: [] for title in ("Required", "Usual", "Settings", *titles.values(), "Running")}
-    for action in parser._actions:
+    for action in parser._actions if titles else parser.own_first(parser._actions):
         title = titles.get(action.dest, "Settings")
         if action.required:
             title = "Required"
