@@ -44,13 +44,14 @@ class SettingsParser(TrlParser):  # type: ignore[misc]
         }
 
     def own_first(self, actions: Iterable[argparse.Action]) -> list[argparse.Action]:
-        """Settings in the order of who has them: the command alone, others too, and every command."""
+        """Required settings, then those of the command alone, those that it shares, and those of every command."""
         places: dict[str, int] = {}
         for config in self.dataclass_types:
             for place, base in enumerate(config.__mro__):
                 for name in inspect.get_annotations(base):
                     places.setdefault(name, place)
-        return sorted(actions, key=lambda action: places.get(action.dest, len(self._actions)))
+        last = len(self._actions)
+        return sorted(actions, key=lambda action: -1 if action.required else places.get(action.dest, last))
 
     def format_help(self) -> str:
         """Usage, purpose, and the settings in groups."""
