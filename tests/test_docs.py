@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset, Image, concatenate_datasets
 from PIL import Image as Pictures
 
 from tgo_trl import InspectConfig, inspect
+from tgo_trl.labels.fitting import fit_label_rule
+from tgo_trl.losses.likelihood import implicit_reward, log_ratio
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -111,3 +114,17 @@ def test_the_quick_start_takes_rows_of_a_stream(tmp_path):
     assert names["dataset"].column_names == ["prompt", "image", "alignment_score"]
     assert names["dataset"]["alignment_score"][:] == [1.0, 2.0, 3.0]
     assert names["dataset"][0]["image"].size == (16, 16)
+
+
+def test_how_it_works_shows_what_the_code_makes_of_its_scores():
+    text = (ROOT / "docs" / "how_it_works.md").read_text()
+    rows = re.findall(r"^\| (?:a [^|]+) \| ([\d.]+) \| (positive|negative) \| ([\d.]+) \|$", text, re.MULTILINE)
+    scores, prompts = [float(row[0]) for row in rows], ["a red fox in the snow"] * 4
+    rule = fit_label_rule(scores, prompts)
+    assert f"median of all scores, here {rule.threshold:g}." in " ".join(text.split())
+    labels = rule.apply(scores, prompts)
+    assert ["positive" if it else "negative" for it in labels.is_positive] == [row[1] for row in rows]
+    assert labels.weights.tolist() == pytest.approx([float(row[2]) for row in rows])
+    reward = implicit_reward(log_ratio(torch.tensor([0.099]), torch.tensor([0.1]), 0.001), 1.0)
+    losses = [-torch.nn.functional.logsigmoid(sign * reward).item() for sign in (1, -1)]
+    assert "here {:.2f} and {:.2f}, times the weight".format(*losses) in " ".join(text.split())
