@@ -18,6 +18,8 @@ ABOUT = {
     "score": "rewards.md",
     "plan": "training.md#before-it-a-plan",
     "train": "training.md",
+    "completion": "settings.md#tab",
+    "env": "troubleshooting.md#anything-else",
 }
 """Where a command is explained, if that is not the page of its name."""
 TYPES = {"str": "text", "int": "integer", "float": "number", "dict": "JSON", "string_to_bool": "`true` or `false`"}
