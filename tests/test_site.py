@@ -159,6 +159,12 @@ def test_docstrings_become_links_and_lists():
     )
 
 
+def test_names_that_share_a_line_of_a_docstring_are_listed_each():
+    text = "What.\n\nAttributes:\n    {}    c: one.\n\nRaises:\n    D, E: no."
+    entries = "a: of\n        them.\n    b: of\n        them.\n"
+    assert as_markdown(text.format("a, b: of\n        them.\n"), {}) == text.format(entries)
+
+
 def test_equations_are_mathml(pages):
     pytest.importorskip("latex2mathml")
     from docs.site.equations import render_equations
