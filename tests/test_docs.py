@@ -1,8 +1,11 @@
 """The pages: their links lead somewhere, and the data formats that they show are read."""
 
+import ast
 import csv
+import importlib
 import io
 import re
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 from datasets import Dataset, Image, concatenate_datasets
 from PIL import Image as Pictures
 
+import tgo_trl
 from tgo_trl import InspectConfig, inspect
 from tgo_trl.labels.fitting import fit_label_rule
 from tgo_trl.losses.likelihood import implicit_reward, log_ratio
@@ -45,6 +49,52 @@ def test_every_page_is_listed():
     assert set(re.findall(r"\]\((\w+\.md)\)", index)) == {page.name for page in (ROOT / "docs").glob("*.md")} - {
         "index.md"
     }
+
+
+# ---- Python ----
+
+
+def unknown_names(code: str) -> list[str]:
+    """What code imports from this package, or passes to its classes and functions by name, that is not there."""
+    tree = ast.parse(code)
+    known = {name: getattr(tgo_trl, name) for name in tgo_trl.__all__}
+    unknown = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module.partition(".")[0] == "tgo_trl":
+            module = importlib.import_module(node.module)
+            known |= {it.name: getattr(module, it.name, None) for it in node.names}
+            unknown += [it.name for it in node.names if not hasattr(module, it.name)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = known.get(getattr(node.func, "id", getattr(node.func, "attr", "")))
+            parameters = signature(called).parameters if callable(called) else {}
+            if called is not None and not any(it.kind is it.VAR_KEYWORD for it in parameters.values()):
+                unknown += [f"{called.__name__}: {it.arg}" for it in node.keywords if it.arg not in {None, *parameters}]
+    return unknown
+
+
+def test_unknown_names_are_found():
+    code = "from tgo_trl import TGOConfig, Nothing\nTGOConfig('a', beta=1, gamma=2)\nother(gamma=2)\n"
+    code += "import tgo_trl\ntgo_trl.generate(tgo_trl.GenerateConfig('a', 'b', 'c', sed=1), family=None)"
+    assert unknown_names(code) == ["Nothing", "TGOConfig: gamma", "GenerateConfig: sed"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_of_the_pages_uses_what_there_is(page):
+    text = page.read_text()
+    for code in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if not code.startswith(
+            ("# tgo_trl/", "# in ", "# above ")
+        ):  # parts of files, which test_extending.py puts there
+            assert unknown_names(code) == []
+    for code in re.findall(
+        r"`(?:tgo_trl\.)?((?:\w+Config|TGOTrainer|AlignPropTrainer)\([^`]*\))`", without_fences(text)
+    ):
+        assert unknown_names(code.replace("...", "1")) == []
+
+
+def without_fences(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 # ---- Data formats ----
