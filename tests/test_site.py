@@ -129,6 +129,7 @@ def test_a_setting_has_its_type_default_and_choices():
     )
     assert "one of `none`, `zscore`, `robust`, default `zscore`" in page
     assert "## Required\n\n#### `--dataset_name`" in page
+    assert "#### `--print_config` { #print_config }\n\nswitch, or `all`\n" in page
 
 
 def test_the_api_has_the_public_names_and_what_extensions_import():

@@ -115,7 +115,8 @@ def _values(action: argparse.Action) -> str:
     if action.nargs == 0:
         return "switch"
     if action.choices:
-        return "one of " + ", ".join(f"`{choice}`" for choice in action.choices)
+        choices = ", ".join(f"`{choice}`" for choice in action.choices)
+        return f"switch, or {choices}" if action.nargs == "?" else f"one of {choices}" if "," in choices else choices
     name = getattr(action.type or str, "__name__", "str")
     kind = TYPES.get(name, f"`{name}`")
     return f"one or more of: {kind}" if action.nargs == "+" else kind

@@ -93,8 +93,9 @@ class _SettingsFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        if action.choices:
-            text += f" One of {', '.join(map(str, action.choices))}."
+        choices = ", ".join(map(str, action.choices or ()))
+        if choices and action.nargs != "?":  # of which the text has the one that may follow
+            text += f" One of {choices}." if "," in choices else f" It takes {choices}."
         if action.default in (None, argparse.SUPPRESS, [], "") or action.nargs == 0 or "Defaults to" in text:
             return text
         return f"{text} (default: %(default)s)"
