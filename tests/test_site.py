@@ -160,6 +160,13 @@ def test_docstrings_become_links_and_lists():
     )
 
 
+def test_settings_are_shown_without_what_is_made_of_them():
+    commands, trainers = (api_pages()[f"api/{name}.md"] for name in ("commands", "trainers"))
+    assert "::: tgo_trl.ScoreConfig\n    options:\n      members: false\n" in commands
+    assert "::: tgo_trl.TGOConfig\n    options:\n      show_signature: false\n      members: false\n" in trainers
+    assert "::: tgo_trl.TGOTrainer\n\n" in trainers
+
+
 def test_names_that_share_a_line_of_a_docstring_are_listed_each():
     text = "What.\n\nAttributes:\n    {}    c: one.\n\nRaises:\n    D, E: no."
     entries = "a: of\n        them.\n    b: of\n        them.\n"

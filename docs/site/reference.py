@@ -53,8 +53,13 @@ def api_pages() -> dict[str, str]:
 
 
 def _page(title: str, names: tuple[str, ...]) -> str:
-    without = "    options:\n      show_signature: false\n"
-    return "\n".join([f"# {title}\n", *(f"::: tgo_trl.{name}\n{without * (name in GROUPED)}" for name in names)])
+    return "\n".join([f"# {title}\n", *(f"::: tgo_trl.{name}\n{_options(name)}" for name in names)])
+
+
+def _options(name: str) -> str:
+    """Of mkdocstrings: settings are what their docstring lists, and no page for what the commands make of them."""
+    options = ["show_signature: false"] * (name in GROUPED) + ["members: false"] * name.endswith(("Config", "Settings"))
+    return "    options:\n" * bool(options) + "".join(f"      {option}\n" for option in options)
 
 
 def documented() -> dict[str, str]:
