@@ -4,6 +4,7 @@ import ast
 import csv
 import importlib
 import io
+import json
 import re
 from inspect import signature
 from pathlib import Path
@@ -154,16 +155,24 @@ def test_formats_of_the_page_are_read_from_another_folder(write, tmp_path):
     assert report.images is not None
 
 
-def test_the_quick_start_takes_rows_of_a_stream(tmp_path):
-    text = (ROOT / "docs" / "quick_start.md").read_text()
+@pytest.mark.parametrize("path", ["docs/quick_start.md", "examples/quick_start.ipynb"])
+def test_the_quick_start_takes_rows_of_a_stream_with_their_files_as_they_are(path):
+    text = (ROOT / path).read_text()
+    if path.endswith(".ipynb"):
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
     code = re.search(r"^rows = stream.*?^dataset = [^\n]*", text, re.MULTILINE | re.DOTALL)
-    rows = {"prompt": ["a fox"] * 3, "image": [save_image(tmp_path / "a.png")] * 3, "alignment_score": [1.0, 2.0, 3.0]}
-    dataset = Dataset.from_dict({**rows, "other": [0] * 3}).cast_column("image", Image())
-    names = {"stream": dataset.to_iterable_dataset(), "Dataset": Dataset}
+    file = io.BytesIO()
+    Pictures.effect_noise((16, 16), 64).save(file, "JPEG", quality=95)
+    rows = {"prompt": ["a fox"] * 3, "image": [{"bytes": file.getvalue(), "path": None}] * 3}
+    dataset = Dataset.from_dict({**rows, "alignment_score": [1.0, 2.0, 3.0], "other": [0] * 3})
+    stream = dataset.cast_column("image", Image()).to_iterable_dataset()
+    names = {"stream": stream, "Dataset": Dataset, "score_column": "alignment_score", "num_rows": 2}
     exec(code[0], names)
-    assert names["dataset"].column_names == ["prompt", "image", "alignment_score"]
-    assert names["dataset"]["alignment_score"][:] == [1.0, 2.0, 3.0]
-    assert names["dataset"][0]["image"].size == (16, 16)
+    found = names["dataset"]
+    assert found.column_names == ["prompt", "image", "alignment_score"]
+    assert found["alignment_score"][:2] == [1.0, 2.0]
+    assert found[0]["image"].size == (16, 16)
+    assert found.cast_column("image", Image(decode=False))[0]["image"]["bytes"] == file.getvalue()
 
 
 def test_how_it_works_shows_what_the_code_makes_of_its_scores():
