@@ -137,6 +137,7 @@ def write_parquet(folder: Path) -> Path:
         assert name in code
         code = code.replace(name, str(folder / name))
     exec(code, {})
+    (folder / "images" / "fox_1.png").unlink()  # as it is inside
     one = Dataset.from_parquet(str(folder / "rows.parquet"))
     assert one.features["image"] == Image()
     concatenate_datasets([one, one.remove_columns("score").add_column("score", [1.5])]).to_parquet(
