@@ -16,6 +16,7 @@ from PIL import Image as Pictures
 
 import tgo_trl
 from tgo_trl import InspectConfig, inspect
+from tgo_trl.commands.generate.prompts import read_prompts
 from tgo_trl.labels.fitting import fit_label_rule
 from tgo_trl.losses.likelihood import implicit_reward, log_ratio
 
@@ -188,3 +189,11 @@ def test_how_it_works_shows_what_the_code_makes_of_its_scores():
     reward = implicit_reward(log_ratio(torch.tensor([0.099]), torch.tensor([0.1]), 0.001), 1.0)
     losses = [-torch.nn.functional.logsigmoid(sign * reward).item() for sign in (1, -1)]
     assert "here {:.2f} and {:.2f}, times the weight".format(*losses) in " ".join(text.split())
+
+
+def test_prompts_of_the_page_are_read(tmp_path):
+    text = (ROOT / "docs" / "generate.md").read_text()
+    for language, suffix in (("text", "txt"), ("json", "jsonl"), ("csv", "csv")):
+        (content,) = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        (tmp_path / f"prompts.{suffix}").write_text(content)
+        assert read_prompts(str(tmp_path / f"prompts.{suffix}")) == ["a red fox in the snow", "a lighthouse at dusk"]

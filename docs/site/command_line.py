@@ -14,7 +14,6 @@ from tgo_trl.commands.table import COMMANDS, LAUNCH_OPTIONS, settings_parser
 from .pages import outside_code
 
 ABOUT = {
-    "generate": "quick_start.md#without-data",
     "score": "rewards.md",
     "plan": "training.md#before-it-a-plan",
     "train": "training.md",
