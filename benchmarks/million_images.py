@@ -1,8 +1,8 @@
 """What a million scored images cost, from prompts to one pass of training: GPU hours and disk, with the arithmetic.
 
-    python -m benchmarks.million_images                                   # the tables of docs/scaling.md
+    python -m benchmarks.million_images                                   # the tables of docs/clusters.md
     python -m benchmarks.million_images --model flux-512 --images 200000 --images_per_prompt 8 --training_rate 7
-    python -m benchmarks.million_images --write docs/scaling.md
+    python -m benchmarks.million_images --write docs/clusters.md
 
 Every input of [`Job`] is an option. Numbers of networks are counted; speeds are somebody's measurement, named in
 [`SOURCES`], or an assumption, called so there. Nothing here was run at this size.
@@ -182,7 +182,7 @@ def _lines(job: Job, found: Cost) -> Iterator[str]:
 
 
 def section() -> str:
-    """All of it, as docs/scaling.md has it."""
+    """All of it, as docs/clusters.md has it."""
     return f"{tables()}\n\nSDXL's, for one:\n\n```\n{example('sdxl-1024')}\n```"
 
 

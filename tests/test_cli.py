@@ -114,6 +114,21 @@ def test_training_shows_what_most_set_and_every_setting_if_it_is_asked_to(capsys
     assert f"shows the other {len((settings | running) - set(listed))} settings" in short
 
 
+def test_the_program_says_where_to_begin(capsys):
+    shown = " ".join(shown_by(capsys, "--help").split())
+    assert shown.endswith(
+        "`tgo-trl <command> --help` shows the settings of one. To see what it does, begin with `tgo-trl demo`."
+    )
+
+
+def test_a_commands_own_settings_come_before_those_that_it_shares(capsys):
+    listed = re.findall(r"^  --(\w+)", shown_by(capsys, "generate", "--help"), re.MULTILINE)
+    assert listed[:4] == ["model_name_or_path", "prompts", "output_dir", "adapter_name_or_path"]
+    sampling, publishing = listed.index("num_inference_steps"), listed.index("rows_per_shard")
+    assert listed.index("adapter_scale") < sampling < publishing < listed.index("config")
+    assert len(set(listed)) == len(listed)
+
+
 def test_help_is_help_whatever_else_is_there(capsys, tmp_path):
     (tmp_path / "train.yaml").write_text("model_name_or_path: somewhere\ndataset_name: somewhere\n")
     whole = shown_by(capsys, "train", "--help-all")

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tgo_trl.commands.table import COMMANDS, settings_parser
 
@@ -134,6 +135,30 @@ def test_settings_of_commands_in_sentences_are_known(page):
         assert command in COMMANDS
         for option in re.findall(r"(--\w+)", rest):
             assert option in options_of(command) or option in ("--help", "--help-all"), (command, option)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_settings_have_settings_of_a_command(page):
+    known = {name: {option.removeprefix("--") for option in options_of(name)} | {"env"} for name in COMMANDS}
+    for block in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        names = set(yaml.safe_load(block))
+        assert any(names <= settings for settings in known.values()), names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_in_sentences_are_known(page):
+    """As `name: value`, of files, and `name=value`, of Python; or they are names of the package or of its tests."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"`([a-z]\w+)(?:: |=)[^`=]+`", text))
+    assert (
+        named <= {option.removeprefix("--") for name in COMMANDS for option in options_of(name)} | words_of_the_code()
+    )
+
+
+@cache
+def words_of_the_code() -> set[str]:
+    files = (path for folder in ("tgo_trl", "tests") for path in (ROOT / folder).rglob("*.py"))
+    return {word for path in files for word in re.findall(r"\w+", path.read_text())}
 
 
 def test_commands_of_the_readme_are_read_without_scrolling():

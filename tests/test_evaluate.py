@@ -525,7 +525,7 @@ def put_sets(hub):
     columns = {"caption": ["won", "tied", "lost", "won"], "jpg_0": [b"x"] * 4, "label_0": [1.0, 0.5, 0.0, 1.0]}
     file = io.BytesIO()
     pq.write_table(pa.table(columns), file)
-    hub.create("yuvalkirstain/pickapic_v2", "datasets").put(
+    hub.create("liuhuohuo2/pick-a-pic-v2", "datasets").put(
         {"README.md": PICK_A_PIC.encode(), "data/test_unique-00000-of-00001.parquet": file.getvalue()}
     )
 

@@ -561,7 +561,7 @@ def test_the_code_of_the_docs_trains(tmp_path, monkeypatch):
         "caption": list("abcd"), "jpg_0": images, "jpg_1": images[::-1], "label_0": [1.0, 0.0, 0.5, 1.0],
         "label_1": [0.0, 1.0, 0.5, 0.0], "has_label": [True, True, True, False], "user_id": [1] * 4,
     })  # fmt: skip
-    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows.to_iterable_dataset())
     monkeypatch.setattr("tgo_trl.TGOConfig", lambda _, **settings: config(tmp_path, **settings))
     monkeypatch.setattr("tgo_trl.TGOTrainer", lambda _, args, rows: make_trainer(args, train_dataset=rows))
     scope = {}

@@ -1,4 +1,4 @@
-"""docs/scaling.md: its tables are what the benchmarks compute, and its scripts run."""
+"""docs/scaling.md and clusters.md: their tables are what the benchmarks compute, and their scripts run."""
 
 import os
 import re
@@ -21,13 +21,13 @@ from .devices import cpu_environment
 from .tiny import scored_rows, stable_diffusion
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+PAGE, CLUSTERS = ((ROOT / "docs" / name).read_text("utf-8") for name in ("scaling.md", "clusters.md"))
 
 
 def script(beginning: str) -> str:
     """The block of code that begins so."""
     (found,) = (
-        it for it in re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE) if it.startswith(beginning)
+        it for it in re.findall(r"^```bash\n(.*?)^```", CLUSTERS, re.DOTALL | re.MULTILINE) if it.startswith(beginning)
     )
     return found
 
@@ -102,7 +102,7 @@ def test_every_input_says_where_it_is_from():
 
 
 def test_the_page_has_the_computed_cost():
-    assert with_section(PAGE, million_images.SECTION, million_images.section()) == PAGE
+    assert with_section(CLUSTERS, million_images.SECTION, million_images.section()) == CLUSTERS
 
 
 # ---- Scripts ----

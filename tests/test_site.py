@@ -129,6 +129,7 @@ def test_a_setting_has_its_type_default_and_choices():
     )
     assert "one of `none`, `zscore`, `robust`, default `zscore`" in page
     assert "## Required\n\n#### `--dataset_name`" in page
+    assert "#### `--print_config` { #print_config }\n\nswitch, or `all`\n" in page
 
 
 def test_the_api_has_the_public_names_and_what_extensions_import():
@@ -159,6 +160,19 @@ def test_docstrings_become_links_and_lists():
     )
 
 
+def test_settings_are_shown_without_what_is_made_of_them():
+    commands, trainers = (api_pages()[f"api/{name}.md"] for name in ("commands", "trainers"))
+    assert "::: tgo_trl.ScoreConfig\n    options:\n      members: false\n" in commands
+    assert "::: tgo_trl.TGOConfig\n    options:\n      show_signature: false\n      members: false\n" in trainers
+    assert "::: tgo_trl.TGOTrainer\n\n" in trainers
+
+
+def test_names_that_share_a_line_of_a_docstring_are_listed_each():
+    text = "What.\n\nAttributes:\n    {}    c: one.\n\nRaises:\n    D, E: no."
+    entries = "a: of\n        them.\n    b: of\n        them.\n"
+    assert as_markdown(text.format("a, b: of\n        them.\n"), {}) == text.format(entries)
+
+
 def test_equations_are_mathml(pages):
     pytest.importorskip("latex2mathml")
     from docs.site.equations import render_equations
@@ -182,4 +196,4 @@ def test_a_commands_page_has_what_the_command_requires_and_where_it_is_explained
     before, found, after = page.partition("## Required\n")
     assert bool(found) == bool(required)
     assert re.findall(r"^#### `(--\w+)`", after.partition("\n## ")[0], re.MULTILINE) == required
-    assert ("[More about it](" in before) == (name not in {"completion", "env"})
+    assert "[More about it](" in before

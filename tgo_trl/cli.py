@@ -37,7 +37,12 @@ LAUNCHED = "TGO_TRL_LAUNCHED"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status, 1 if the user has to change something."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="tgo-trl", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="tgo-trl",
+        description=__doc__.splitlines()[0],
+        epilog="`tgo-trl <command> --help` shows the settings of one. To see what it does, begin with `tgo-trl demo`.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"tgo_trl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, entry in COMMANDS.items():

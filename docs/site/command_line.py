@@ -14,10 +14,11 @@ from tgo_trl.commands.table import COMMANDS, LAUNCH_OPTIONS, settings_parser
 from .pages import outside_code
 
 ABOUT = {
-    "generate": "quick_start.md#without-data",
     "score": "rewards.md",
     "plan": "training.md#before-it-a-plan",
     "train": "training.md",
+    "completion": "settings.md#tab",
+    "env": "troubleshooting.md#anything-else",
 }
 """Where a command is explained, if that is not the page of its name."""
 TYPES = {"str": "text", "int": "integer", "float": "number", "dict": "JSON", "string_to_bool": "`true` or `false`"}
@@ -70,7 +71,7 @@ def _groups(parser: SettingsParser) -> dict[str, list[argparse.Action]]:
         titles = {**titles, **{it.name: INHERITED for it in fields(TrainingArguments) if it.name not in titles}}
     groups: dict[str, list[argparse.Action]]
     groups = {title: [] for title in ("Required", "Usual", "Settings", *titles.values(), "Running")}
-    for action in parser._actions:
+    for action in parser._actions if titles else parser.own_first(parser._actions):
         title = titles.get(action.dest, "Settings")
         if action.required:
             title = "Required"
@@ -113,7 +114,8 @@ def _values(action: argparse.Action) -> str:
     if action.nargs == 0:
         return "switch"
     if action.choices:
-        return "one of " + ", ".join(f"`{choice}`" for choice in action.choices)
+        choices = ", ".join(f"`{choice}`" for choice in action.choices)
+        return f"switch, or {choices}" if action.nargs == "?" else f"one of {choices}" if "," in choices else choices
     name = getattr(action.type or str, "__name__", "str")
     kind = TYPES.get(name, f"`{name}`")
     return f"one or more of: {kind}" if action.nargs == "+" else kind

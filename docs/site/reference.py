@@ -53,8 +53,13 @@ def api_pages() -> dict[str, str]:
 
 
 def _page(title: str, names: tuple[str, ...]) -> str:
-    without = "    options:\n      show_signature: false\n"
-    return "\n".join([f"# {title}\n", *(f"::: tgo_trl.{name}\n{without * (name in GROUPED)}" for name in names)])
+    return "\n".join([f"# {title}\n", *(f"::: tgo_trl.{name}\n{_options(name)}" for name in names)])
+
+
+def _options(name: str) -> str:
+    """Of mkdocstrings: settings are what their docstring lists, and no page for what the commands make of them."""
+    options = ["show_signature: false"] * (name in GROUPED) + ["members: false"] * name.endswith(("Config", "Settings"))
+    return "    options:\n" * bool(options) + "".join(f"      {option}\n" for option in options)
 
 
 def documented() -> dict[str, str]:
@@ -77,10 +82,20 @@ def as_markdown(text: str, known: dict[str, str]) -> str:
     text = re.sub(r"\[`~?([\w.]+)`\](?![(\[])", link, text)
     head, heading, groups = text.partition("Parameters\n----------\n")
     if not heading:
-        return re.sub(r"^( +\w+) \(.*\):$", r"\1:", text, flags=re.MULTILINE)  # for types, the signature is read
+        text = re.sub(r"^( +\w+) \(.*\):$", r"\1:", text, flags=re.MULTILINE)  # for types, the signature is read
+        return re.sub(r"^(?:Args|Attributes):\n(?: {4}.*\n?|\n)+", _one_name_each, text, flags=re.MULTILINE)
     groups = re.sub(r"^    ", "", groups, flags=re.MULTILINE)
     groups = re.sub(r"^> Parameters that control (.*)$", r"**Parameters that control \1**", groups, flags=re.MULTILINE)
     groups = re.sub(r"^((?:\w+, )*\w+) (\(.*\)):\n    ", r"- **`\1`** \2: ", groups, flags=re.MULTILINE)
     return head + re.sub(
         r"^> \[!(\w)(\w+)\]", lambda note: f"> **{note[1]}{note[2].lower()}**\n>", groups, flags=re.MULTILINE
     )
+
+
+def _one_name_each(section: re.Match[str]) -> str:
+    """A section whose entries of several names, which griffe takes for a name and its type, are an entry each."""
+
+    def apart(entry: re.Match[str]) -> str:
+        return "".join(f"    {name}: {entry[2].rstrip()}\n" for name in entry[1].split(", "))
+
+    return re.sub(r"^ {4}(\w+(?:, \w+)+): (.*\n?(?: {5,}.*\n?)*)", apart, section[0], flags=re.MULTILINE)

@@ -1,7 +1,8 @@
 """What `--help` prints: a line or two for each setting, required ones first, and of long lists the usual ones only."""
 
 import argparse
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trl import TrlParser
@@ -42,6 +43,16 @@ class SettingsParser(TrlParser):  # type: ignore[misc]
             if action.default is not argparse.SUPPRESS
         }
 
+    def own_first(self, actions: Iterable[argparse.Action]) -> list[argparse.Action]:
+        """Required settings, then those of the command alone, those that it shares, and those of every command."""
+        places: dict[str, int] = {}
+        for config in self.dataclass_types:
+            for place, base in enumerate(config.__mro__):
+                for name in inspect.get_annotations(base):
+                    places.setdefault(name, place)
+        last = len(self._actions)
+        return sorted(actions, key=lambda action: -1 if action.required else places.get(action.dest, last))
+
     def format_help(self) -> str:
         """Usage, purpose, and the settings in groups."""
         settings = [action for action in self._actions if action.nargs != 0]
@@ -54,6 +65,8 @@ class SettingsParser(TrlParser):  # type: ignore[misc]
             hidden = [action for action in optional if action.dest not in self.usual]
             optional = [by_name[name] for name in self.usual if name in by_name]
             switches = [action for action in switches if action.dest not in {it.dest for it in settings}]
+        else:
+            optional = self.own_first(optional)
         formatter = _SettingsFormatter(self.prog)
         formatter.add_usage(f"{self.prog} [--config FILE] [settings]", [], [])
         formatter.add_text(self.description)
@@ -80,8 +93,9 @@ class _SettingsFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        if action.choices:
-            text += f" One of {', '.join(map(str, action.choices))}."
+        choices = ", ".join(map(str, action.choices or ()))
+        if choices and action.nargs != "?":  # of which the text has the one that may follow
+            text += f" One of {choices}." if "," in choices else f" It takes {choices}."
         if action.default in (None, argparse.SUPPRESS, [], "") or action.nargs == 0 or "Defaults to" in text:
             return text
         return f"{text} (default: %(default)s)"

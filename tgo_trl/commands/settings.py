@@ -20,11 +20,15 @@ class DatasetSettings:
         hub_token: to upload with, instead of the one that is logged in. Never recorded.
     """
 
-    rows_per_shard: int | None = field(default=None, metadata={"help": "Rows of each file: 64, or 4 of videos."})
+    rows_per_shard: int | None = field(
+        default=None, metadata={"help": "Rows of each file that is written: 64, or 4 of videos, if not set."}
+    )
     disable_tqdm: bool = field(default=False, metadata={"help": "Show no progress bar."})
     license: str | None = field(default=None, metadata={"help": "License of the data set, as the Hub names it."})
     push_to_hub: bool = field(default=False, metadata={"help": "Upload the finished data set."})
-    hub_dataset_id: str | None = field(default=None, metadata={"help": "Where to. Defaults to the folder's name."})
+    hub_dataset_id: str | None = field(
+        default=None, metadata={"help": "Repository to upload to. Defaults to the folder's name."}
+    )
     hub_private_repo: bool | None = field(default=None, metadata={"help": "Make a new repository private."})
     hub_token: str | None = field(default=None, repr=False, metadata={"help": "Token to upload with."})
 

@@ -441,7 +441,8 @@ class TGOConfig(TrainingArguments):
 
     # Parameters that control how fast it trains
     speed: str | None = field(
-        default=None, metadata={"help": "Choose what makes training fast, of what is not set.", "choices": ["auto"]}
+        default=None,
+        metadata={"help": "Choose settings that make training fast, of those that are not set.", "choices": ["auto"]},
     )
     compile_repeated_blocks: bool | None = field(
         default=None, metadata={"help": "Compile the blocks that the network repeats. `False` if not set."}
@@ -459,10 +460,11 @@ class TGOConfig(TrainingArguments):
         default=None, metadata={"help": "Several columns of scores instead, each with a threshold of its own."}
     )
     score_combination: str = field(
-        default="sum", metadata={"help": "How several columns label a row.", "choices": list(COMBINATIONS)}
+        default="sum",
+        metadata={"help": "How several columns of scores label a row together.", "choices": list(COMBINATIONS)},
     )
     score_weights: list[float] | None = field(
-        default=None, metadata={"help": "What each of several columns of scores counts; 1 if not set."}
+        default=None, metadata={"help": "Weight of each of several columns of scores; 1 if not set."}
     )
     source_column: str = field(
         default="source_image", metadata={"help": "Column of the images that a pipeline of edits makes others from."}
@@ -472,8 +474,12 @@ class TGOConfig(TrainingArguments):
     pairs: str = field(
         default="auto", metadata={"help": "Where losses of pairs find them.", "choices": list(SELECTIONS)}
     )
-    pair_margin: float = field(default=0.0, metadata={"help": "Scores of a pair are further apart than this."})
-    image_dir: str | None = field(default=None, metadata={"help": "Folder inside which paths of images must lead."})
+    pair_margin: float = field(
+        default=0.0, metadata={"help": "Pairs whose scores are no more than this apart are left out."}
+    )
+    image_dir: str | None = field(
+        default=None, metadata={"help": "Folder that paths of images are relative to. Defaults to the data set's."}
+    )
     allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
     resolution: int | None = field(
         default=None, metadata={"help": "Side of the square images, in pixels. Defaults to the pipeline's."}
@@ -485,9 +491,12 @@ class TGOConfig(TrainingArguments):
     num_frames: int | None = field(default=None, metadata={"help": "Frames of each training video."})
     fps: float | None = field(default=None, metadata={"help": "Frames per second of the training videos."})
     on_bad_row: str = field(
-        default="error", metadata={"help": "What to do with a bad row.", "choices": ["error", "skip"]}
+        default="error",
+        metadata={"help": "Stop at a row that cannot be used, or leave such rows out.", "choices": ["error", "skip"]},
     )
-    stream_lanes: int | None = field(default=None, metadata={"help": "In how many lanes a training stream is read."})
+    stream_lanes: int | None = field(
+        default=None, metadata={"help": "How many parts of a training stream are read side by side (lanes)."}
+    )
     encode_batch_size: int = field(default=8, metadata={"help": "Rows per forward pass of the encoders."})
     encoding_cache_dir: str | None = field(default=None, metadata={"help": "Folder of the encoded data."})
 
@@ -513,38 +522,53 @@ class TGOConfig(TrainingArguments):
     loss_type: str = field(default="tgo", metadata={"help": "Type of loss to use.", "choices": list(LOSSES)})
     # None is "not set", for a recipe to tell; `__post_init__` leaves none.
     beta: float = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Deviation from the reference model: 1, the loss's own, or the recipe's."}
+        default=None,
+        metadata={"help": "How closely the policy is held to the reference; the loss's or recipe's if not set."},
     )
     dspo_form: str = field(
-        default="sd15", metadata={"help": "Which of the objectives called DSPO.", "choices": list(DSPO_BETAS)}
+        default="sd15", metadata={"help": "Which of the two published objectives of DSPO.", "choices": list(DSPO_BETAS)}
     )
     temperature: float | str | None = field(  # of `float | str` HfArgumentParser would take the float alone
         default="auto", metadata={"help": "T of the log-likelihood surrogate -error / T, or 'auto'."}
     )
     recipe: str | None = field(
-        default=None, metadata={"help": "A named combination of the settings below.", "choices": list(RECIPES)}
+        default=None,
+        metadata={
+            "help": "A named combination of settings; those that you set yourself stay.",
+            "choices": list(RECIPES),
+        },
     )
     error_scale: str = field(  # type: ignore[assignment]
         default=None,
         metadata={"help": "What errors are measured by: 'absolute', or the recipe's.", "choices": list(ERROR_SCALES)},
     )
     negatives: str = field(
-        default="repel", metadata={"help": "What negative rows ask for.", "choices": list(NEGATIVES)}
+        default="repel",
+        metadata={
+            "help": "Push away from negative rows, or pull towards their mirror images.",
+            "choices": list(NEGATIVES),
+        },
     )
     mirror_strength: float = field(default=1.0, metadata={"help": "How far mirrored negatives may lead."})
     negative_weight: float | str | None = field(  # as `temperature`
         default=None, metadata={"help": "Times which negative rows count, or 'balanced': 1, or the recipe's."}
     )
-    negative_margin: float | None = field(default=None, metadata={"help": "Negative rows beyond it give no gradient."})
+    negative_margin: float | None = field(
+        default=None, metadata={"help": "Negative rows whose reward is below minus this give no gradient."}
+    )
     label_smoothing: float = field(default=0.0, metadata={"help": "Share of labels that may be wrong."})
     trust_region: float = field(default=0.0, metadata={"help": "Weight of the distance to the reference."})
     sft_weight: float = field(default=0.0, metadata={"help": "Weight of the error of positive rows."})
     utility: str = field(default="sigmoid", metadata={"help": "Utility of Diffusion-KTO.", "choices": list(UTILITIES)})
     desirable_weight: float = field(default=1.0, metadata={"help": "Times which positive rows count in Diffusion-KTO."})
-    undesirable_weight: float = field(default=1.0, metadata={"help": "Times which negative rows do."})
+    undesirable_weight: float = field(
+        default=1.0, metadata={"help": "Times which negative rows count in Diffusion-KTO."}
+    )
     positive_ratio: float | None = field(default=None, metadata={"help": "Share of positive rows in each epoch."})
     positive_prefix: str = field(default="", metadata={"help": "Begins the prompts of positive rows in CSFT."})
-    negative_prefix: str = field(default="Weird image. ", metadata={"help": "Begins those of negative rows."})
+    negative_prefix: str = field(
+        default="Weird image. ", metadata={"help": "Begins the prompts of negative rows in CSFT."}
+    )
     advantage_clip: float = field(
         default=1.0, metadata={"help": "Standard deviations from which on a row counts in full in NFT."}
     )
@@ -571,24 +595,35 @@ class TGOConfig(TrainingArguments):
         default=False, metadata={"help": "Compute the reference's errors once, before training."}
     )
     precompute_ref_batch_size: int | None = field(
-        default=None, metadata={"help": "Rows per forward pass of that. Defaults to the batch sizes."}
+        default=None,
+        metadata={"help": "Rows per forward pass of `precompute_ref_log_probs`. Defaults to the batch sizes."},
     )
     resume_with_changes: bool = field(
         default=False, metadata={"help": "Go on from a checkpoint of a run with other settings or data."}
     )
 
     # Parameters that control how the network is called
-    max_sequence_length: int | None = field(default=None, metadata={"help": "Tokens of each prompt."})
+    max_sequence_length: int | None = field(
+        default=None, metadata={"help": "Tokens that a prompt may have, of pipelines that let one choose."}
+    )
     train_guidance_scale: float | None = field(
         default=None, metadata={"help": "Guidance that a guidance-distilled network is told in training."}
     )
     timestep_density: str | None = field(
-        default=None, metadata={"help": "Where a flow-matching network is trained.", "choices": list(DENSITIES)}
+        default=None,
+        metadata={
+            "help": "Density of the times that a flow-matching network is trained at.",
+            "choices": list(DENSITIES),
+        },
     )
-    logit_mean: float | None = field(default=None, metadata={"help": "Of the logit-normal density."})
-    logit_std: float | None = field(default=None, metadata={"help": "Of the logit-normal density."})
-    mode_scale: float | None = field(default=None, metadata={"help": "Of the mode density."})
-    timestep_shift: float | None = field(default=None, metadata={"help": "Shift of the timesteps towards noise."})
+    logit_mean: float | None = field(default=None, metadata={"help": "Mean of the logit-normal density of times."})
+    logit_std: float | None = field(
+        default=None, metadata={"help": "Standard deviation of the logit-normal density of times."}
+    )
+    mode_scale: float | None = field(default=None, metadata={"help": "Scale of the mode density of times."})
+    timestep_shift: float | None = field(
+        default=None, metadata={"help": "Shift of the times of a flow-matching network towards noise."}
+    )
 
     # Parameters that control the sample grids
     sample_prompts: list[str] | None = field(default=None, metadata={"help": "Prompts of the sample grids."})
@@ -604,7 +639,7 @@ class TGOConfig(TrainingArguments):
         default=None, metadata={"help": "Rewards of samples at each evaluation: names, or `file.py:function`."}
     )
     eval_prompts: list[str] | None = field(
-        default=None, metadata={"help": "Prompts of these samples. Defaults to `sample_prompts`."}
+        default=None, metadata={"help": "Prompts of the samples at each evaluation. Defaults to `sample_prompts`."}
     )
     eval_sources: list[Several] | None = field(
         default=None, metadata={"help": "File of the source image of each of the evaluation prompts."}
@@ -613,10 +648,10 @@ class TGOConfig(TrainingArguments):
         default=SAMPLES_PER_PROMPT, metadata={"help": "Samples of each prompt at each evaluation."}
     )
     max_drift: float | None = field(
-        default=None, metadata={"help": "Bound on the largest eval_drift/quartile_*, such as 1.2; ends the run."}
+        default=None, metadata={"help": "End the run once `eval_drift` of a quartile is above this, such as 1.2."}
     )
     min_variety: float | None = field(
-        default=None, metadata={"help": "Bound on the samples' share of the reference's variety; ends the run."}
+        default=None, metadata={"help": "End the run once samples keep less of the reference's variety, such as 0.7."}
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations in a row that may be no better than the best one."}

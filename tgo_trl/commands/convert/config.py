@@ -53,28 +53,45 @@ class ConvertConfig(DatasetSettings):
             leaves such rows out, counts and reports them.
     """
 
-    rows_per_shard: int | None = field(
-        default=None, kw_only=True, metadata={"help": "Rows of each file: 1,000 if not set."}
-    )
     dataset_name: str = field(metadata={"help": "File, folder or Hub id of a data set with annotated images."})
     output_dir: str = field(metadata={"help": "Folder of the scored data set; a run that was killed goes on there."})
-    layout: str = field(default="auto", metadata={"help": "A known data set, or what a row is; told by the columns."})
-    score_type: str | None = field(default=None, metadata={"help": "What becomes the score: wins, win_rate, mean, ..."})
-    ties: str = field(default="half", metadata={"help": "What a tie is in win rates.", "choices": list(TIES)})
+    layout: str = field(
+        default="auto",
+        metadata={"help": f"What a row is, or a known data set: {', '.join(LAYOUTS)}; auto tells by the columns."},
+    )
+    score_type: str | None = field(
+        default=None,
+        metadata={"help": "What becomes the score: wins, win_rate or smoothed_win_rate; of ratings mean or bayesian."},
+    )
+    ties: str = field(
+        default="half",
+        metadata={
+            "help": "What a tie counts in win rates: half a win, no comparison at all, or no win.",
+            "choices": list(TIES),
+        },
+    )
     prior: float = field(default=1.0, metadata={"help": "Strength of the prior of smoothed scores."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the data set."})
-    dataset_streaming: bool = field(default=False, metadata={"help": "Read rows as they come, twice."})
+    dataset_streaming: bool = field(
+        default=False, metadata={"help": "Read rows as they come, twice, without downloading all of them first."}
+    )
     prompt_column: str | None = field(default=None, metadata={"help": "Column of the prompts."})
     image_columns: list[str] | None = field(default=None, metadata={"help": "Columns of the images, or their paths."})
     source_column: str | None = field(
         default=None,
         metadata={"help": "Column of what images were made from: source_image, if it is there."},
     )
-    annotation_columns: list[str] | None = field(default=None, metadata={"help": "Columns of what people said."})
+    annotation_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns of what people said: votes, choices, ranks, labels or ratings."}
+    )
     uid_columns: list[str] | None = field(default=None, metadata={"help": "Columns that tell images apart."})
-    lower_is_better: bool | None = field(default=None, metadata={"help": "Of a ranking: 1 is the best rank."})
-    positive_label: str | None = field(default=None, metadata={"help": "The good one of labels that are words."})
+    lower_is_better: bool | None = field(
+        default=None, metadata={"help": "Whether the lowest rank of a ranking is the best one."}
+    )
+    positive_label: str | None = field(
+        default=None, metadata={"help": "Which label is the good one, where labels are words."}
+    )
     annotation_scale: str = field(
         default="auto",
         metadata={"help": "What the numbers of a pair are; told by the columns.", "choices": ["auto", *SCALES]},
@@ -85,11 +102,17 @@ class ConvertConfig(DatasetSettings):
     word_values: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "The number of each rating that is a word, as JSON."}
     )
-    image_dir: str | None = field(default=None, metadata={"help": "Where paths of images are relative to."})
+    image_dir: str | None = field(
+        default=None, metadata={"help": "Folder that paths of images are relative to. Defaults to the data set's."}
+    )
     allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
     image_suffix: str = field(default="", metadata={"help": "Added to paths of images, such as `.jpg`."})
     on_bad_row: str = field(
-        default="error", metadata={"help": "What to do with a bad row.", "choices": ["error", "skip"]}
+        default="error",
+        metadata={"help": "Stop at a row that cannot be used, or leave such rows out.", "choices": ["error", "skip"]},
+    )
+    rows_per_shard: int | None = field(
+        default=None, kw_only=True, metadata={"help": "Rows of each file that is written: 1,000 if not set."}
     )
 
     def __post_init__(self) -> None:

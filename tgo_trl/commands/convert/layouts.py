@@ -136,9 +136,10 @@ class Layout:
 
 
 LAYOUTS = {
-    # `yuvalkirstain/pickapic_v2`: columns and types from the card of a mirror (959,040 rows in `train`; the labels are
-    # float64, the images binary); 1 / 0 / 0.5 from code that trains on it. What labels a row without `has_label` has
-    # could not be checked: such rows are passed over. `pickapic_v2_no_images` lacks `jpg_0` and `jpg_1`.
+    # `liuhuohuo2/pick-a-pic-v2`, a copy of `yuvalkirstain/pickapic_v2`, which is no longer on the Hub: columns and
+    # types from its card (959,040 rows in `train`; the labels are float64, the images binary); 1 / 0 / 0.5 from code
+    # that trains on it. What labels a row without `has_label` has could not be checked: such rows are passed over.
+    # `pickapic_v2_no_images` lacks `jpg_0` and `jpg_1`.
     "pickapic_v2": Layout(
         "pairs",
         "caption",

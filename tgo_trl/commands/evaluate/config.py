@@ -79,9 +79,11 @@ class EvaluateConfig(SamplingSettings):
     model_settings: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "By label, what a model has for itself, such as guidance_scale, as JSON."}
     )
-    baseline: str | None = field(default=None, metadata={"help": "Label of whom others are compared with: the first."})
+    baseline: str | None = field(
+        default=None, metadata={"help": "Label of the model that others are compared with. Defaults to the first."}
+    )
     category_column: str | None = field(default=None, metadata={"help": "Column of the prompts' categories."})
-    num_resamples: int = field(default=10_000, metadata={"help": "Of the prompts, for the intervals."})
+    num_resamples: int = field(default=10_000, metadata={"help": "How often prompts are drawn anew for the intervals."})
     grid_prompts: list[int] | None = field(
         default=None, metadata={"help": "Prompts in the grids, from 0 on. Defaults to six, spread evenly."}
     )

@@ -115,7 +115,8 @@ def _hpsv2(repository: str, category_column: str | None) -> Iterator[list[Any]]:
 
 
 SETS = {
-    "pick-a-pic": PromptSet("yuvalkirstain/pickapic_v2", _pick_a_pic),
+    # `yuvalkirstain/pickapic_v2` is no longer on the Hub; the card of this copy has its columns, splits and sizes.
+    "pick-a-pic": PromptSet("liuhuohuo2/pick-a-pic-v2", _pick_a_pic),
     "parti": PromptSet("nateraw/parti-prompts", _parti),
     "hpsv2": PromptSet("zhwang/HPDv2", _hpsv2),
 }

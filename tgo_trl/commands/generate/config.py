@@ -46,7 +46,9 @@ class SamplingSettings:
     dtype: str | None = field(
         default=None, metadata={"help": "float32, float16 or bfloat16. Defaults to bfloat16 on GPUs that have it."}
     )
-    enable_model_cpu_offload: bool = field(default=False, metadata={"help": "Keep idle parts on the CPU."})
+    enable_model_cpu_offload: bool = field(
+        default=False, metadata={"help": "Keep parts of the pipeline on the CPU while others work."}
+    )
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
     source_column: str = field(
         default=SOURCE_COLUMN, metadata={"help": "Column of the images that a pipeline of edits makes others from."}
@@ -55,14 +57,24 @@ class SamplingSettings:
     dataset_split: str = field(default="train", metadata={"help": "Split of the data set of prompts."})
     max_prompts: int | None = field(default=None, metadata={"help": "Take the first prompts only."})
     num_images_per_prompt: int = field(default=4, metadata={"help": "Images of each prompt."})
-    seed: int = field(default=42, metadata={"help": "Gives each image its seed, with prompt and index."})
-    num_inference_steps: int | None = field(default=None, metadata={"help": "Steps; the pipeline's if not set."})
-    guidance_scale: float | None = field(default=None, metadata={"help": "Guidance; the pipeline's if not set."})
-    negative_prompt: str | None = field(default=None, metadata={"help": "The same for all prompts."})
-    height: int | None = field(default=None, metadata={"help": "In pixels; the pipeline's if not set."})
-    width: int | None = field(default=None, metadata={"help": "In pixels; the pipeline's if not set."})
-    num_frames: int | None = field(default=None, metadata={"help": "Of each video; the pipeline's if not set."})
-    max_sequence_length: int | None = field(default=None, metadata={"help": "Tokens of each prompt."})
+    seed: int = field(
+        default=42, metadata={"help": "Together with prompt and index, it gives each image its own seed."}
+    )
+    num_inference_steps: int | None = field(
+        default=None, metadata={"help": "Denoising steps; the pipeline's own number if not set."}
+    )
+    guidance_scale: float | None = field(
+        default=None, metadata={"help": "Guidance scale; the pipeline's own if not set."}
+    )
+    negative_prompt: str | None = field(default=None, metadata={"help": "Negative prompt, the same for all prompts."})
+    height: int | None = field(default=None, metadata={"help": "Height in pixels; the pipeline's own if not set."})
+    width: int | None = field(default=None, metadata={"help": "Width in pixels; the pipeline's own if not set."})
+    num_frames: int | None = field(
+        default=None, metadata={"help": "Frames of each video; the pipeline's own number if not set."}
+    )
+    max_sequence_length: int | None = field(
+        default=None, metadata={"help": "Tokens that a prompt may have, of pipelines that let one choose."}
+    )
     call_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "More arguments of the pipeline's call, as JSON."}
     )

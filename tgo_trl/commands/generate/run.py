@@ -67,7 +67,8 @@ def generate(
 
     Returns:
         The folder, `config.output_dir`. Columns: `prompt`; `image`, PNG, or `video`, a list of frames; `prompt_index`,
-        `sample_index` and `seed` as in [`~tgo_trl.commands.generate.sampling.Request`].
+        the prompt's place among the distinct ones; `sample_index`, the image's among those of its prompt; and `seed`:
+        `torch.Generator().manual_seed(seed)` samples the image again.
 
     Raises:
         ValueError: for settings that cannot work, or a folder that holds data made with other settings.

@@ -37,19 +37,26 @@ class InspectConfig:
     output_dir: str = field(default="inspection", metadata={"help": "Folder of the report and its pictures."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the data set."})
-    dataset_streaming: bool = field(default=False, metadata={"help": "Read rows as they come."})
+    dataset_streaming: bool = field(
+        default=False, metadata={"help": "Read rows as they come, without downloading all of them first."}
+    )
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     score_column: str = field(default=USUAL_COLUMN, metadata={"help": "Column of the scores."})
     score_columns: list[str] | None = field(default=None, metadata={"help": "Several columns of scores instead."})
     score_combination: str = field(
-        default="sum", metadata={"help": "How several columns label a row.", "choices": list(COMBINATIONS)}
+        default="sum",
+        metadata={"help": "How several columns of scores label a row together.", "choices": list(COMBINATIONS)},
     )
-    score_weights: list[float] | None = field(default=None, metadata={"help": "What each of several columns counts."})
+    score_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each of several columns of scores."}
+    )
     source_column: str = field(
         default=SOURCE_COLUMN, metadata={"help": "Column of the images that others were made from, where there is one."}
     )
-    image_dir: str | None = field(default=None, metadata={"help": "Where paths of images are relative to."})
+    image_dir: str | None = field(
+        default=None, metadata={"help": "Folder that paths of images are relative to. Defaults to the data set's."}
+    )
     allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
     skip_images: bool = field(default=False, metadata={"help": "Do not read the images."})
     max_rows: int | None = field(default=None, metadata={"help": "Look at the first rows only."})

@@ -60,21 +60,25 @@ class JudgeConfig(ChatSettings):
     order: str = field(
         default="random", metadata={"help": "Which image comes first; `both` asks twice.", "choices": list(ORDERS)}
     )
-    seed: int = field(default=42, metadata={"help": "Of the random order."})
+    seed: int = field(default=42, metadata={"help": "Seed of the random order."})
     criteria: str | None = field(default=None, metadata={"help": "What to look at: text, or a .txt or .md file."})
     dataset_split: str = field(default="train", metadata={"help": "Split of all data sets."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     source_column: str = field(default=SOURCE_COLUMN, metadata={"help": "Column of what images were made from."})
-    sample_column: str = field(default="sample_index", metadata={"help": "Column of the image's index in its prompt."})
+    sample_column: str = field(default="sample_index", metadata={"help": "Column that numbers the images of a prompt."})
     category_column: str | None = field(default=None, metadata={"help": "Column of categories to report on."})
     max_prompts: int | None = field(default=None, metadata={"help": "Judge the first prompts only."})
     max_samples_per_prompt: int | None = field(default=None, metadata={"help": "Judge the first samples only."})
     agreement_with: list[str] | None = field(
         default=None, metadata={"help": "Folders of other judges, or tables of people's verdicts."}
     )
-    price_per_million_prompt_tokens: float | None = field(default=None, metadata={"help": "For the costs."})
-    price_per_million_completion_tokens: float | None = field(default=None, metadata={"help": "For the costs."})
+    price_per_million_prompt_tokens: float | None = field(
+        default=None, metadata={"help": "Price of a million prompt tokens, for the report of costs."}
+    )
+    price_per_million_completion_tokens: float | None = field(
+        default=None, metadata={"help": "Price of a million completion tokens, for the report of costs."}
+    )
     disable_tqdm: bool = field(default=False, metadata={"help": "Show no progress bar."})
 
     def __post_init__(self) -> None:

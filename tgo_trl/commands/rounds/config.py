@@ -60,11 +60,18 @@ class RoundsConfig:
     num_rounds: int = field(default=4, metadata={"help": "Rounds of drawing, scoring and training."})
     reference: str = field(
         default="previous",
-        metadata={"help": "What each round is trained against: the policy before it, or base.", "choices": REFERENCES},
+        metadata={
+            "help": "What a round's policy is compared with: that of the round before, or the base.",
+            "choices": REFERENCES,
+        },
     )
     num_images_per_prompt: int = field(default=4, metadata={"help": "Samples of each prompt in each round."})
-    num_inference_steps: int | None = field(default=None, metadata={"help": "Steps; the pipeline's if not set."})
-    guidance_scale: float | None = field(default=None, metadata={"help": "Guidance; the pipeline's if not set."})
+    num_inference_steps: int | None = field(
+        default=None, metadata={"help": "Denoising steps; the pipeline's own number if not set."}
+    )
+    guidance_scale: float | None = field(
+        default=None, metadata={"help": "Guidance scale; the pipeline's own if not set."}
+    )
     generate_batch_size: int = field(default=4, metadata={"help": "Samples drawn at once."})
     score_batch_size: int = field(default=32, metadata={"help": "Samples scored at once."})
     generate_settings: dict[str, Any] | str | None = field(
@@ -79,7 +86,7 @@ class RoundsConfig:
     held_out_prompts: str | None = field(
         default=None, metadata={"help": "Prompts to measure on. Defaults to `prompts`."}
     )
-    held_out_images_per_prompt: int = field(default=4, metadata={"help": "Samples of each of these."})
+    held_out_images_per_prompt: int = field(default=4, metadata={"help": "Samples of each prompt that is measured on."})
     stop_above_drift: float | None = field(
         default=None, metadata={"help": "Most drift of a round, such as 1.2; the base has 1."}
     )

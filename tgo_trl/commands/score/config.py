@@ -46,29 +46,39 @@ class ScoreConfig(DatasetSettings):
     rewards: list[str] = field(metadata={"help": "Names of reward models, or `file.py:function`."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the data set."})
-    dataset_streaming: bool = field(default=False, metadata={"help": "Read rows as they come."})
+    dataset_streaming: bool = field(
+        default=False, metadata={"help": "Read rows as they come, without downloading all of them first."}
+    )
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     video_column: str = field(default="video", metadata={"help": "Column of the videos, if there are no images."})
     source_column: str = field(
         default="source_image", metadata={"help": "Column of what images were made from, for rewards of edits."}
     )
-    image_dir: str | None = field(default=None, metadata={"help": "Where paths of images are relative to."})
+    image_dir: str | None = field(
+        default=None, metadata={"help": "Folder that paths of images are relative to. Defaults to the data set's."}
+    )
     allow_urls: bool = field(default=False, metadata={"help": "Fetch images whose URLs the data set has."})
-    score_columns: list[str] | None = field(default=None, metadata={"help": "A column's name for each reward."})
+    score_columns: list[str] | None = field(
+        default=None, metadata={"help": "Name of the column of each reward's scores."}
+    )
     reward_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments of each reward, by its name, as JSON."}
     )
-    ensemble_weights: list[float] | None = field(default=None, metadata={"help": "Of each reward in a weighted sum."})
-    ensemble_normalization: str = field(
-        default="zscore", metadata={"help": "Of scores before the sum.", "choices": list(NORMALIZATIONS)}
+    ensemble_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each reward in a sum of them, which becomes one more column."}
     )
-    ensemble_column: str = field(default="score", metadata={"help": "Column of the weighted sum."})
+    ensemble_normalization: str = field(
+        default="zscore",
+        metadata={"help": "How scores are normalised before they are summed.", "choices": list(NORMALIZATIONS)},
+    )
+    ensemble_column: str = field(default="score", metadata={"help": "Name of the column of the weighted sum."})
     num_frames: int | None = field(default=None, metadata={"help": "Frames of each video that are scored."})
     fps: float | None = field(default=None, metadata={"help": "Frames per second of a video file that are scored."})
     batch_size: int = field(default=32, metadata={"help": "Rows per call of a reward."})
     on_bad_row: str = field(
-        default="error", metadata={"help": "What to do with a bad row.", "choices": ["error", "skip"]}
+        default="error",
+        metadata={"help": "Stop at a row that cannot be used, or leave such rows out.", "choices": ["error", "skip"]},
     )
 
     def __post_init__(self) -> None:

@@ -64,9 +64,9 @@ class StrengthConfig(SamplingSettings):
     drift_dataset_name: str | None = field(
         default=None, metadata={"help": "Rows to measure drift on, in place of the base's own samples."}
     )
-    drift_dataset_split: str = field(default="train", metadata={"help": "Split of these rows."})
-    image_column: str = field(default="image", metadata={"help": "Column of their images."})
-    video_column: str = field(default="video", metadata={"help": "Column of their videos."})
+    drift_dataset_split: str = field(default="train", metadata={"help": "Split of the rows that drift is measured on."})
+    image_column: str = field(default="image", metadata={"help": "Column of the images that drift is measured on."})
+    video_column: str = field(default="video", metadata={"help": "Column of the videos that drift is measured on."})
     num_drift_rows: int = field(default=64, metadata={"help": "Rows that drift is measured on."})
     reward_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments of each reward, by its name, as JSON."}
@@ -74,7 +74,9 @@ class StrengthConfig(SamplingSettings):
     reward_batch_size: int = field(default=32, metadata={"help": "Samples per call of a reward."})
     write_card: bool = field(default=True, metadata={"help": "Put the result into the adapter's model card."})
     push_to_hub: bool = field(default=False, metadata={"help": "Upload card and picture to the adapter's repository."})
-    hub_model_id: str | None = field(default=None, metadata={"help": "Where to. Defaults to the adapter's name."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Repository to upload to. Defaults to the adapter's name."}
+    )
     hub_private_repo: bool | None = field(default=None, metadata={"help": "Make a new repository private."})
     hub_token: str | None = field(default=None, repr=False, metadata={"help": "Token to upload with."})
     rows_per_shard: int | None = field(default=None, metadata={"help": "Samples of each file: 64, or 4 videos."})
