@@ -20,7 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 MODELS = {
     "black-forest-labs/FLUX.1-dev": ("flux", "33.7 GB in bfloat16"),
+    "black-forest-labs/FLUX.2-klein-base-4B": ("flux2", "16.0 GB in bfloat16"),
     "MeissonFlow/Meissonic": ("meissonic", "6.0 GB in float32"),
+    "Qwen/Qwen-Image": ("qwen_image", "57.7 GB in bfloat16"),
     "stable-diffusion-v1-5/stable-diffusion-v1-5": ("stable_diffusion", "5.5 GB in float32"),
     "stabilityai/stable-diffusion-3.5-medium": ("stable_diffusion_3", "16.3 GB in 16 bits"),
     "stabilityai/stable-diffusion-xl-base-1.0": ("stable_diffusion_xl", "13.9 GB in float32"),
