@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 MODELS = {
     "black-forest-labs/FLUX.1-dev": ("flux", "33.7 GB in bfloat16"),
+    "black-forest-labs/FLUX.1-Kontext-dev": ("flux_kontext", "33.7 GB in bfloat16"),
     "black-forest-labs/FLUX.2-klein-base-4B": ("flux2", "16.0 GB in bfloat16"),
     "MeissonFlow/Meissonic": ("meissonic", "6.0 GB in float32"),
     "Qwen/Qwen-Image": ("qwen_image", "57.7 GB in bfloat16"),
@@ -53,6 +54,7 @@ def tiny_arguments(arguments: Sequence[str]) -> list[str]:
 
     module = importlib.import_module(f"tests.tiny.{kind}")
     folder = _write_stand_ins(module, recipe.get("score_column", "score"))
+    sampled = {"sample_prompts": "a red cat", "sample_sources": folder / "source.png"} if _is_edited(module) else {}
     output_dir = f"outputs/{path.stem}-tiny"
     settings = {
         "model_name_or_path": folder / "model",
@@ -68,21 +70,35 @@ def tiny_arguments(arguments: Sequence[str]) -> list[str]:
         "sample_num_inference_steps": 2,
         **dict.fromkeys(("height", "width") if "height" in recipe else ("resolution",), module.RESOLUTION),
         **module.SETTINGS,  # a few tokens, and of videos a few frames
+        **sampled,
     }
     return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
 
 
 def _write_stand_ins(module: ModuleType, score_column: str) -> Path:
-    """The folder of a pipeline, in `model`, and of rows for it, in `rows`, as Hub repositories would have them."""
+    """The folder of a pipeline, in `model`, and of rows for it, in `rows`, as Hub repositories would have them.
+
+    Rows of edits have a `source_image`, a picture or the first frame of their video, and that of the first row is also
+    in `source.png`.
+    """
     tiny = importlib.import_module("tests.tiny")
     folder = Path(_FOLDER.name)
     module.build().save_pretrained(folder / "model")
     num_frames = getattr(module, "NUM_FRAMES", None)
     rows = tiny.scored_rows(8) if num_frames is None else tiny.scored_videos(8, num_frames)
+    if _is_edited(module):
+        sources = [module.SOURCES[i % 2] if num_frames is None else rows[i]["video"][:1] for i in range(len(rows))]
+        rows = tiny.with_sources(rows, sources)
+        sources[0][0].save(folder / "source.png")
     (folder / "rows").mkdir()
     rows.rename_columns({"score": score_column}).to_parquet(folder / "rows" / "train.parquet")
     datasets.config.HF_DATASETS_CACHE = folder / "cache"  # so that nothing stays behind in the user's
     return folder
+
+
+def _is_edited(module: ModuleType) -> bool:
+    """Whether its pipeline makes samples from images."""
+    return hasattr(module, "SOURCES")
 
 
 # ---- For `paper.py` ----

@@ -26,6 +26,10 @@ IMAGES = "Rapidata/text-2-image-Rich-Human-Feedback (17.9 GB)"
 PUBLISHED = {
     "flux": ("flux", f"black-forest-labs/FLUX.1-dev (33.7 GB in bfloat16) and {IMAGES}"),
     "flux2_klein": ("flux2", f"black-forest-labs/FLUX.2-klein-base-4B (16.0 GB in bfloat16) and {IMAGES}"),
+    "flux_kontext": (
+        "flux_kontext",
+        f"black-forest-labs/FLUX.1-Kontext-dev (33.7 GB in bfloat16) and {OWN}",
+    ),
     "meissonic": ("meissonic", f"MeissonFlow/Meissonic (6.0 GB in float32) and {IMAGES}"),
     "qwen_image": ("qwen_image", f"Qwen/Qwen-Image (57.7 GB in bfloat16) and {IMAGES}"),
     "sd15": ("stable_diffusion", f"stable-diffusion-v1-5/stable-diffusion-v1-5 (5.5 GB in float32) and {IMAGES}"),
