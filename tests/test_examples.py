@@ -128,7 +128,9 @@ def test_a_recipe_of_ones_own(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_a_recipe_of_ones_own_for_edits(tmp_path):
     """The data have source images where a recipe names their column, of a size that the pipeline takes."""
-    text = Path(recipe("flux2_klein")).read_text().replace("score_column: alignment_score", "source_column: source_image")
+    text = (
+        Path(recipe("flux2_klein")).read_text().replace("score_column: alignment_score", "source_column: source_image")
+    )
     (tmp_path / "mine.yaml").write_text(text.replace("sample_prompts: [", "# ["))
     run(tmp_path, "--config", "mine.yaml", "--tiny", "--max_steps", "1", "--output_dir", "mine")
     settings = settings_of(tmp_path / "mine")
