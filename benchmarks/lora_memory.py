@@ -22,6 +22,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -162,6 +163,7 @@ def error(output: Any) -> Tensor:
 ENCODERS = {  # parameters, counted on the meta device from the published configurations
     "CLIP-L": 123_650_304, "CLIP-H": 354_032_640, "CLIP-bigG": 694_659_840, "T5-XXL": 4_762_310_656,
     "UMT5-XXL": 5_680_910_336, "Gemma-2-2B": 2_614_341_888, "Qwen2.5-VL-7B": 8_292_166_656, "Qwen3-4B": 4_022_468_096,
+    "Qwen3-8B": 8_190_735_360,
     "Qwen3-VL-4B": 4_437_815_808, "Mistral-Small-3.1": 24_011_361_280, "CLIP-H vision": 630_766_080, "KL": 83_653_863,
     "KL-16": 83_819_683, "KL-32": 84_046_115, "Wan VAE": 126_892_531, "Wan 2.2 VAE": 704_688_668, "DC-AE": 312_250_275,
     "VQ": 146_244_675, "Qwen2.5-VL-7B text": 7_070_619_136, "ByT5": 219_314_944, "Hunyuan VAE": 1_260_634_115,
@@ -230,14 +232,26 @@ def call_sd3(network: nn.Module) -> Any:  # 77 tokens of the CLIPs, 256 of T5
     return network(of(1, 16, 128, 128), of(1, 333, 4096), of(1, 2048), of(1))
 
 
-def call_flux(network: nn.Module) -> Any:
-    positions = of(4096, 3), of(512, 3)
-    return network(of(1, 4096, 64), of(1, 512, 4096), of(1, 768), of(1), *positions, guidance=of(1))
+def call_flux(network: nn.Module, *, tokens: int = 4096) -> Any:
+    positions = of(tokens, 3), of(512, 3)
+    return network(of(1, tokens, 64), of(1, 512, 4096), of(1, 768), of(1), *positions, guidance=of(1))
 
 
-def call_flux2(network: nn.Module) -> Any:
-    positions = of(4096, 4), of(512, 4)
-    return network(of(1, 4096, 128), of(1, 512, 15360), of(1), *positions, guidance=of(1))
+def call_flux2(network: nn.Module, *, tokens: int = 4096) -> Any:
+    guidance = of(1) if network.config.guidance_embeds else None
+    embeds, positions = of(1, 512, network.config.joint_attention_dim), (of(tokens, 4), of(512, 4))
+    return network(of(1, tokens, 128), embeds, of(1), *positions, guidance=guidance)
+
+
+def klein(num_layers: int, num_single_layers: int, num_attention_heads: int, qwen_dim: int) -> nn.Module:
+    return diffusers.Flux2Transformer2DModel(
+        num_layers=num_layers, num_single_layers=num_single_layers, num_attention_heads=num_attention_heads,
+        joint_attention_dim=3 * qwen_dim, guidance_embeds=False,
+    )  # fmt: skip
+
+
+klein_4b = partial(klein, 5, 20, 24, 2560)
+klein_9b = partial(klein, 8, 24, 32, 4096)
 
 
 def call_longcat(network: nn.Module) -> Any:
@@ -272,11 +286,24 @@ def call_wan_ti2v(network: nn.Module, *tokens: int) -> Any:  # 704 x 1280 pixels
     return network(of(1, 48, 31, 44, 80), of(1, *tokens, dtype=torch.float32), of(1, 512, 4096))
 
 
+def call_ltx2(network: nn.Module) -> Any:  # one token of sound, which the video does not see
+    config, (frames, height, width) = network.config, (16, 16, 24)
+    tokens, time = frames * height * width, of(1, dtype=torch.float32)
+    return network(
+        hidden_states=of(1, tokens, config.in_channels), audio_hidden_states=of(1, 1, config.audio_in_channels),
+        encoder_hidden_states=of(1, 1024, config.caption_channels),
+        audio_encoder_hidden_states=of(1, 1, config.caption_channels), encoder_attention_mask=ids(1, 1024),
+        timestep=time, sigma=time, num_frames=frames, height=height, width=width, fps=24.0, audio_num_frames=1,
+        video_coords=of(1, 3, tokens, 2, dtype=torch.float32), isolate_modalities=True, return_dict=False,
+    )[0]  # fmt: skip
+
+
 def call_lumina(network: nn.Module) -> Any:
     with mock.patch.object(FakeTensor, "tolist", return_value=[256]):  # the mask's sum: fake tensors have no values
         return network(of(1, 16, 128, 128), of(1), of(1, 256, 2304), of(1, 256, dtype=torch.bool))
 
 
+ONE_SOURCE = "1024 px, of one source"
 SD3_ENCODERS = ("CLIP-L", "CLIP-bigG", "T5-XXL", "KL-16")
 WAN = {"pipeline": "WanPipeline", "size": "480 x 832, 81 frames", "call": call_wan, "encoders": ("UMT5-XXL", "Wan VAE")}
 WAN_I2V = {**WAN, "pipeline": "WanImageToVideoPipeline", "call": call_wan_i2v}
@@ -302,8 +329,31 @@ CASES = {
         "FLUX.1 dev", "FluxPipeline", lambda: diffusers.FluxTransformer2DModel(guidance_embeds=True), call_flux,
         ("CLIP-L", "T5-XXL", "KL-16"),
     ),
-    "flux2": Case(  # black-forest-labs/FLUX.2-dev
+    "flux-kontext": Case(  # black-forest-labs/FLUX.1-Kontext-dev: a source's tokens behind those of the sample
+        "FLUX.1 Kontext dev", "FluxKontextPipeline", lambda: diffusers.FluxTransformer2DModel(guidance_embeds=True),
+        partial(call_flux, tokens=8192), ("CLIP-L", "T5-XXL", "KL-16"),
+    ),
+    # black-forest-labs/FLUX.2-dev, FLUX.2-klein-base-4B, -9B
+    "flux2": Case(
         "FLUX.2 dev", "Flux2Pipeline", diffusers.Flux2Transformer2DModel, call_flux2, ("Mistral-Small-3.1", "KL-32"),
+    ),
+    "flux2-edit": Case(
+        "FLUX.2 dev, edits", "Flux2Pipeline", diffusers.Flux2Transformer2DModel, partial(call_flux2, tokens=8192),
+        ("Mistral-Small-3.1", "KL-32"), size=ONE_SOURCE,
+    ),
+    "flux2-klein-4b": Case(
+        "FLUX.2 klein 4B", "Flux2KleinPipeline", klein_4b, call_flux2, ("Qwen3-4B", "KL-32"),
+    ),
+    "flux2-klein-4b-edit": Case(
+        "FLUX.2 klein 4B, edits", "Flux2KleinPipeline", klein_4b, partial(call_flux2, tokens=8192),
+        ("Qwen3-4B", "KL-32"), size=ONE_SOURCE,
+    ),
+    "flux2-klein-9b": Case(
+        "FLUX.2 klein 9B", "Flux2KleinPipeline", klein_9b, call_flux2, ("Qwen3-8B", "KL-32"),
+    ),
+    "flux2-klein-9b-edit": Case(
+        "FLUX.2 klein 9B, edits", "Flux2KleinPipeline", klein_9b, partial(call_flux2, tokens=8192),
+        ("Qwen3-8B", "KL-32"), size=ONE_SOURCE,
     ),
     "chroma": Case(  # lodestones/Chroma1-HD
         "Chroma", "ChromaPipeline", diffusers.ChromaTransformer2DModel, call_chroma, ("T5-XXL", "KL-16"),
@@ -345,7 +395,7 @@ CASES = {
         ("Qwen2.5-VL-7B text", "ByT5", "Hunyuan VAE"), size="480 x 848, 121 frames",
     ),
     "ltx2": Case(  # Lightricks/LTX-2
-        "LTX-2", "LTX2Pipeline", diffusers.LTX2VideoTransformer3DModel, None,
+        "LTX-2", "LTX2Pipeline", diffusers.LTX2VideoTransformer3DModel, call_ltx2,
         ("Gemma-3-12B", "LTX-2 connectors", "LTX-2 VAE"), size="512 x 768, 121 frames",
     ),
     "qwen-image-21": Case(  # Qwen/Qwen-Image-2.1
@@ -367,7 +417,7 @@ CASES = {
         "Qwen-Image-Edit-2511", "QwenImageEditPlusPipeline",
         lambda: diffusers.QwenImageTransformer2DModel(zero_cond_t=True),
         lambda net: net(of(1, 8192, 64), of(1, 708, 3584), None, of(1), img_shapes=[[(1, 64, 64)] * 2]),
-        ("Qwen2.5-VL-7B", "Wan VAE"), size="1024 px, of one source",
+        ("Qwen2.5-VL-7B", "Wan VAE"), size=ONE_SOURCE,
     ),
     "z-image": Case(  # Tongyi-MAI/Z-Image
         "Z-Image", "ZImagePipeline", diffusers.ZImageTransformer2DModel,

@@ -8,6 +8,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from benchmarks.lora_memory import CASES, CudaCasts, PeakMemory, make_fake, row, step, with_adapter
+from tgo_trl.families.ltx2 import LTX2Family
 
 
 def unet(checkpointing: bool) -> nn.Module:
@@ -116,3 +117,37 @@ def test_row_of_stable_diffusion():
     assert 1.7 < float(training) < 2.5
     assert float(quantized) < float(training)
     assert encoders == "0.6"  # 0.124 billion times 2 bytes, 0.084 billion times 4
+
+
+class Recorder(nn.Module):
+    """In place of LTX-2's network: keeps what it is called with, and returns a sample of the shape of its input."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.device("meta"):
+            self.config = CASES["ltx2"].build().config
+        self.weight = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+
+    def forward(self, **arguments):
+        self.arguments = arguments
+        return (arguments["hidden_states"],)
+
+
+def described(arguments: dict) -> dict:
+    """Shape and dtype of each tensor, and the other arguments themselves."""
+    return {name: (it.shape, it.dtype) if isinstance(it, torch.Tensor) else it for name, it in arguments.items()}
+
+
+def test_ltx2_is_called_as_training_calls_it():
+    network = Recorder()
+    CASES["ltx2"].call(network)
+    counted = described(network.arguments)
+    family = LTX2Family(num_frames=121)
+    assert CASES["ltx2"].size == f"512 x 768, {family.clip.num_frames} frames"
+    sample = torch.zeros(1, network.config.in_channels, 1 + 120 // 8, 512 // 32, 768 // 32)
+    prompt = {
+        "embeds": torch.zeros(1, family.max_sequence_length, network.config.caption_channels),
+        "mask": torch.ones(1, family.max_sequence_length, dtype=torch.long),
+    }
+    family.predict({"transformer": network}, sample, torch.zeros(1), prompt)
+    assert counted == described(network.arguments)
