@@ -24,14 +24,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import diffusers
 import torch
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,6 +41,8 @@ from tgo_trl.families import FAMILIES
 from tgo_trl.models.meissonic_transformer import MeissonicTransformer2DModel
 from tgo_trl.policy.memory import BYTES_OF_4_BITS
 from tgo_trl.precision import cast
+
+from .numbers_beside_shapes import NumbersBesideShapes
 
 GB = 10**9
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -185,7 +186,7 @@ class Case:
         model, size: for the table.
         pipeline: the class whose family says which modules get an adapter; all attention projections without one.
         build: the denoiser.
-        call: the denoiser on a batch of one; None of one that reads numbers, whose weights alone are counted.
+        call: the denoiser on a batch of one.
         encoders: keys of `ENCODERS`.
         num_networks: denoisers on the device, each with an adapter; a row goes through one.
         checkpointing: False for a class whose gradient checkpointing does not work.
@@ -194,7 +195,7 @@ class Case:
     model: str
     pipeline: str
     build: Callable[[], nn.Module]
-    call: Callable[[nn.Module], Any] | None
+    call: Callable[[nn.Module], Any]
     encoders: tuple[str, ...]
     size: str = "1024 px"
     num_networks: int = 1
@@ -298,9 +299,25 @@ def call_ltx2(network: nn.Module) -> Any:  # one token of sound, which the video
     )[0]  # fmt: skip
 
 
+def call_hunyuan(network: nn.Module) -> Any:  # 480 x 848 pixels, 121 frames; no image and no quotations
+    return network(
+        hidden_states=of(1, 65, 31, 30, 53), timestep=of(1),
+        encoder_hidden_states=of(1, 1000, 3584), encoder_attention_mask=of(1, 1000).fill_(1),
+        encoder_hidden_states_2=of(1, 256, 1472), encoder_attention_mask_2=of(1, 256).zero_(),
+        image_embeds=of(1, 729, 1152).zero_(), return_dict=False,
+    )[0]  # fmt: skip
+
+
+def call_qwen21(network: nn.Module) -> Any:  # the tokens of a prompt, then four for each of the last
+    image_mask = torch.arange(1024 + 4096 // 4)[None] >= 1024
+    return network(
+        hidden_states=of(1, 4096, 64), timestep=of(1, dtype=torch.float32),
+        encoder_hidden_states=of(1, 1024, 4096), img_shapes=[[(1, 64, 64)]], img_mask=image_mask, return_dict=False,
+    )[0]  # fmt: skip
+
+
 def call_lumina(network: nn.Module) -> Any:
-    with mock.patch.object(FakeTensor, "tolist", return_value=[256]):  # the mask's sum: fake tensors have no values
-        return network(of(1, 16, 128, 128), of(1), of(1, 256, 2304), of(1, 256, dtype=torch.bool))
+    return network(of(1, 16, 128, 128), of(1), of(1, 256, 2304), torch.ones(1, 256, dtype=torch.bool))
 
 
 ONE_SOURCE = "1024 px, of one source"
@@ -391,7 +408,7 @@ CASES = {
     ),
     "hunyuan-video-15": Case(  # hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v
         "HunyuanVideo 1.5", "HunyuanVideo15Pipeline",
-        lambda: diffusers.HunyuanVideo15Transformer3DModel(task_type="t2v"), None,
+        lambda: diffusers.HunyuanVideo15Transformer3DModel(task_type="t2v"), call_hunyuan,
         ("Qwen2.5-VL-7B text", "ByT5", "Hunyuan VAE"), size="480 x 848, 121 frames",
     ),
     "ltx2": Case(  # Lightricks/LTX-2
@@ -399,7 +416,7 @@ CASES = {
         ("Gemma-3-12B", "LTX-2 connectors", "LTX-2 VAE"), size="512 x 768, 121 frames",
     ),
     "qwen-image-21": Case(  # Qwen/Qwen-Image-2.1
-        "Qwen-Image 2.1", "QwenImage21Pipeline", diffusers.QwenImage21Transformer2DModel, None,
+        "Qwen-Image 2.1", "QwenImage21Pipeline", diffusers.QwenImage21Transformer2DModel, call_qwen21,
         ("Qwen3-VL-8B", "Qwen-Image 2.1 VAE"),
     ),
     "qwen-image": Case(  # Qwen/Qwen-Image
@@ -456,11 +473,9 @@ def row(case: Case) -> list[str]:
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
     linear = [m.weight.numel() for m in network.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad]
     saved = case.num_networks * (2 - BYTES_OF_4_BITS) * sum(linear)
-    training = quantised = "not computed"
-    if case.call is not None:
-        # A network that waits for its turn: its weights, and its adapter with gradients and moments.
-        peak = peak_of(network, case.call) + (case.num_networks - 1) * (2 * frozen + 16 * trained)
-        training, quantised = f"{peak / GB:.1f}", f"{(peak - saved + 2 * max(linear)) / GB:.1f}"
+    # A network that waits for its turn: its weights, and its adapter with gradients and moments.
+    peak = peak_of(network, case.call) + (case.num_networks - 1) * (2 * frozen + 16 * trained)
+    training, quantised = f"{peak / GB:.1f}", f"{(peak - saved + 2 * max(linear)) / GB:.1f}"
     return [
         case.model, case.size, f"{case.num_networks * frozen / GB:.2f}", f"{case.num_networks * trained / 1e6:.1f}",
         f"{2 * case.num_networks * frozen / GB:.1f}", training,
@@ -473,7 +488,8 @@ def peak_of(network: nn.Module, call: Callable[[nn.Module], Any]) -> int:
     with FakeTensorMode(allow_non_fake_inputs=True):
         make_fake(network)
         memory = PeakMemory()
-        step(network, call, memory)
+        with NumbersBesideShapes():
+            step(network, call, memory)
     return memory.peak
 
 

@@ -4,11 +4,15 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.nn import functional as F
 
 from benchmarks.lora_memory import CASES, CudaCasts, PeakMemory, make_fake, row, step, with_adapter
+from benchmarks.numbers_beside_shapes import NumbersBesideShapes
+from tgo_trl.families.hunyuan_video15 import HunyuanVideo15Family
 from tgo_trl.families.ltx2 import LTX2Family
+from tgo_trl.families.qwen_image21 import QwenImage21Family
 
 
 def unet(checkpointing: bool) -> nn.Module:
@@ -120,12 +124,12 @@ def test_row_of_stable_diffusion():
 
 
 class Recorder(nn.Module):
-    """In place of LTX-2's network: keeps what it is called with, and returns a sample of the shape of its input."""
+    """In place of a network of a case: keeps what it is called with, and returns a sample of the shape of its input."""
 
-    def __init__(self):
+    def __init__(self, case):
         super().__init__()
         with torch.device("meta"):
-            self.config = CASES["ltx2"].build().config
+            self.config = case.build().config
         self.weight = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
 
     def forward(self, **arguments):
@@ -138,16 +142,59 @@ def described(arguments: dict) -> dict:
     return {name: (it.shape, it.dtype) if isinstance(it, torch.Tensor) else it for name, it in arguments.items()}
 
 
-def test_ltx2_is_called_as_training_calls_it():
-    network = Recorder()
-    CASES["ltx2"].call(network)
+def prompt(length: int, features: int) -> dict:
+    return {"embeds": torch.zeros(1, length, features), "mask": torch.ones(1, length, dtype=torch.long)}
+
+
+GLYPHS = {"glyphs": torch.zeros(1, 256, 1472), "glyph_mask": torch.zeros(1, 256, dtype=torch.long)}
+
+
+# Of 121 frames, the autoencoders make 1 + 120 / 8 (LTX-2) and 1 + 120 / 4; of 32 and 16 pixels a side, one.
+@pytest.mark.parametrize(
+    ("name", "family", "latents", "conditions"),
+    [
+        ("ltx2", LTX2Family(), (128, 16, 16, 24), prompt(1024, 3840)),
+        (
+            "hunyuan-video-15",
+            HunyuanVideo15Family(),
+            (32, 31, 30, 53),
+            {**prompt(1000, 3584), **GLYPHS, "image_embeds": torch.zeros(1, 729, 1152)},
+        ),
+        ("qwen-image-21", QwenImage21Family(), (64, 64, 64), prompt(1024, 4096)),
+    ],
+)
+def test_calls_are_those_of_training(name, family, latents, conditions):
+    network = Recorder(CASES[name])
+    CASES[name].call(network)
     counted = described(network.arguments)
-    family = LTX2Family(num_frames=121)
-    assert CASES["ltx2"].size == f"512 x 768, {family.clip.num_frames} frames"
-    sample = torch.zeros(1, network.config.in_channels, 1 + 120 // 8, 512 // 32, 768 // 32)
-    prompt = {
-        "embeds": torch.zeros(1, family.max_sequence_length, network.config.caption_channels),
-        "mask": torch.ones(1, family.max_sequence_length, dtype=torch.long),
-    }
-    family.predict({"transformer": network}, sample, torch.zeros(1), prompt)
+    family.predict({"transformer": network}, torch.zeros(1, *latents), torch.zeros(1), conditions)
     assert counted == described(network.arguments)
+    clip = getattr(family, "clip", None)
+    assert CASES[name].size.endswith("1024 px" if clip is None else f", {clip.num_frames} frames")
+
+
+# ---- Numbers beside shapes ----
+
+
+def test_what_has_no_fake_tensor_is_computed():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        weights = torch.ones(3, 4)
+        with NumbersBesideShapes():
+            mask = torch.tensor([True, False, True])
+            assert int(mask.sum()) == 2
+            assert isinstance(chosen := weights[mask], FakeTensor)
+            assert chosen.shape == (2, 4)
+            weights[~mask] = 0
+            mixed = mask[:, None] * weights
+            assert isinstance(mixed, FakeTensor)
+            with pytest.raises(DataDependentOutputException):
+                float(mixed.sum())
+
+
+def test_many_numbers_are_a_shape():
+    with FakeTensorMode(allow_non_fake_inputs=True), NumbersBesideShapes():
+        side = torch.arange(20_000)
+        assert int(side.max()) == 19_999
+        pairs = side[:, None] == side
+        assert isinstance(pairs, FakeTensor)
+        assert pairs.shape == (20_000, 20_000)
