@@ -308,11 +308,13 @@ def call_hunyuan(network: nn.Module) -> Any:  # 480 x 848 pixels, 121 frames; no
     )[0]  # fmt: skip
 
 
-def call_qwen21(network: nn.Module) -> Any:  # the tokens of a prompt, then four for each of the last
-    image_mask = torch.arange(1024 + 4096 // 4)[None] >= 1024
+def call_qwen21(network: nn.Module, *, num_images: int = 1) -> Any:
+    """The sample is the last of the images, each of four tokens for one that the text encoder sees of a source."""
+    of_image, of_prompt = 4096, 1024 + (num_images - 1) * 4096 // 4
     return network(
-        hidden_states=of(1, 4096, 64), timestep=of(1, dtype=torch.float32),
-        encoder_hidden_states=of(1, 1024, 4096), img_shapes=[[(1, 64, 64)]], img_mask=image_mask, return_dict=False,
+        hidden_states=of(1, num_images * of_image, 64), timestep=of(1, dtype=torch.float32),
+        encoder_hidden_states=of(1, of_prompt, 4096), img_shapes=[[(1, 64, 64)] * num_images],
+        img_mask=torch.arange(of_prompt + of_image // 4)[None] >= 1024, return_dict=False,
     )[0]  # fmt: skip
 
 
@@ -418,6 +420,10 @@ CASES = {
     "qwen-image-21": Case(  # Qwen/Qwen-Image-2.1
         "Qwen-Image 2.1", "QwenImage21Pipeline", diffusers.QwenImage21Transformer2DModel, call_qwen21,
         ("Qwen3-VL-8B", "Qwen-Image 2.1 VAE"),
+    ),
+    "qwen-image-21-edit": Case(
+        "Qwen-Image 2.1, edits", "QwenImage21Pipeline", diffusers.QwenImage21Transformer2DModel,
+        partial(call_qwen21, num_images=2), ("Qwen3-VL-8B", "Qwen-Image 2.1 VAE"), size=ONE_SOURCE,
     ),
     "qwen-image": Case(  # Qwen/Qwen-Image
         "Qwen-Image", "QwenImagePipeline", diffusers.QwenImageTransformer2DModel,

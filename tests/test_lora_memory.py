@@ -13,6 +13,7 @@ from benchmarks.numbers_beside_shapes import NumbersBesideShapes
 from tgo_trl.families.hunyuan_video15 import HunyuanVideo15Family
 from tgo_trl.families.ltx2 import LTX2Family
 from tgo_trl.families.qwen_image21 import QwenImage21Family
+from tgo_trl.families.qwen_image21_edit import QwenImage21EditFamily
 
 
 def unet(checkpointing: bool) -> nn.Module:
@@ -161,6 +162,12 @@ GLYPHS = {"glyphs": torch.zeros(1, 256, 1472), "glyph_mask": torch.zeros(1, 256,
             {**prompt(1000, 3584), **GLYPHS, "image_embeds": torch.zeros(1, 729, 1152)},
         ),
         ("qwen-image-21", QwenImage21Family(), (64, 64, 64), prompt(1024, 4096)),
+        (
+            "qwen-image-21-edit",
+            QwenImage21EditFamily(),
+            (64, 64, 64),
+            {**prompt(2048, 4096), "slots": torch.arange(2048)[None] >= 1024, "source": torch.zeros(1, 64, 1, 64, 64)},
+        ),
     ],
 )
 def test_calls_are_those_of_training(name, family, latents, conditions):
@@ -170,7 +177,11 @@ def test_calls_are_those_of_training(name, family, latents, conditions):
     family.predict({"transformer": network}, torch.zeros(1, *latents), torch.zeros(1), conditions)
     assert counted == described(network.arguments)
     clip = getattr(family, "clip", None)
-    assert CASES[name].size.endswith("1024 px" if clip is None else f", {clip.num_frames} frames")
+    assert (
+        CASES[name]
+        .size.removesuffix(", of one source")
+        .endswith("1024 px" if clip is None else f", {clip.num_frames} frames")
+    )
 
 
 # ---- Numbers beside shapes ----
