@@ -1,4 +1,6 @@
 import functools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,6 +184,23 @@ def test_calls_are_those_of_training(name, family, latents, conditions):
         .size.removesuffix(", of one source")
         .endswith("1024 px" if clip is None else f", {clip.num_frames} frames")
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        pytest.param("flux2-klein-4b", "FLUX.2 [klein]", marks=pytest.mark.slow),
+        pytest.param("hunyuan-video-15", "HunyuanVideo 1.5", marks=pytest.mark.long),
+        pytest.param("ltx2", "LTX-2, LTX-2.3", marks=pytest.mark.long),
+        pytest.param("qwen-image-21", "Qwen-Image 2.1", marks=pytest.mark.long),
+    ],
+)
+def test_the_page_has_the_computed_memory(name, family):
+    page = (Path(__file__).parents[1] / "docs" / "families.md").read_text()
+    (cells,) = [line.split(" | ") for line in page.splitlines() if line.startswith(f"| {family} |")]
+    *_, training, _, quantized, _ = row(CASES[name])
+    assert cells[5].startswith(f"{training} GB")
+    assert re.match(rf"{quantized}\b", cells[6])
 
 
 # ---- Numbers beside shapes ----
