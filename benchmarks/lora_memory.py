@@ -22,15 +22,15 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-from unittest import mock
 
 import diffusers
 import torch
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -41,6 +41,8 @@ from tgo_trl.families import FAMILIES
 from tgo_trl.models.meissonic_transformer import MeissonicTransformer2DModel
 from tgo_trl.policy.memory import BYTES_OF_4_BITS
 from tgo_trl.precision import cast
+
+from .numbers_beside_shapes import NumbersBesideShapes
 
 GB = 10**9
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -162,6 +164,7 @@ def error(output: Any) -> Tensor:
 ENCODERS = {  # parameters, counted on the meta device from the published configurations
     "CLIP-L": 123_650_304, "CLIP-H": 354_032_640, "CLIP-bigG": 694_659_840, "T5-XXL": 4_762_310_656,
     "UMT5-XXL": 5_680_910_336, "Gemma-2-2B": 2_614_341_888, "Qwen2.5-VL-7B": 8_292_166_656, "Qwen3-4B": 4_022_468_096,
+    "Qwen3-8B": 8_190_735_360,
     "Qwen3-VL-4B": 4_437_815_808, "Mistral-Small-3.1": 24_011_361_280, "CLIP-H vision": 630_766_080, "KL": 83_653_863,
     "KL-16": 83_819_683, "KL-32": 84_046_115, "Wan VAE": 126_892_531, "Wan 2.2 VAE": 704_688_668, "DC-AE": 312_250_275,
     "VQ": 146_244_675, "Qwen2.5-VL-7B text": 7_070_619_136, "ByT5": 219_314_944, "Hunyuan VAE": 1_260_634_115,
@@ -183,7 +186,7 @@ class Case:
         model, size: for the table.
         pipeline: the class whose family says which modules get an adapter; all attention projections without one.
         build: the denoiser.
-        call: the denoiser on a batch of one; None of one that reads numbers, whose weights alone are counted.
+        call: the denoiser on a batch of one.
         encoders: keys of `ENCODERS`.
         num_networks: denoisers on the device, each with an adapter; a row goes through one.
         checkpointing: False for a class whose gradient checkpointing does not work.
@@ -192,7 +195,7 @@ class Case:
     model: str
     pipeline: str
     build: Callable[[], nn.Module]
-    call: Callable[[nn.Module], Any] | None
+    call: Callable[[nn.Module], Any]
     encoders: tuple[str, ...]
     size: str = "1024 px"
     num_networks: int = 1
@@ -230,14 +233,26 @@ def call_sd3(network: nn.Module) -> Any:  # 77 tokens of the CLIPs, 256 of T5
     return network(of(1, 16, 128, 128), of(1, 333, 4096), of(1, 2048), of(1))
 
 
-def call_flux(network: nn.Module) -> Any:
-    positions = of(4096, 3), of(512, 3)
-    return network(of(1, 4096, 64), of(1, 512, 4096), of(1, 768), of(1), *positions, guidance=of(1))
+def call_flux(network: nn.Module, *, tokens: int = 4096) -> Any:
+    positions = of(tokens, 3), of(512, 3)
+    return network(of(1, tokens, 64), of(1, 512, 4096), of(1, 768), of(1), *positions, guidance=of(1))
 
 
-def call_flux2(network: nn.Module) -> Any:
-    positions = of(4096, 4), of(512, 4)
-    return network(of(1, 4096, 128), of(1, 512, 15360), of(1), *positions, guidance=of(1))
+def call_flux2(network: nn.Module, *, tokens: int = 4096) -> Any:
+    guidance = of(1) if network.config.guidance_embeds else None
+    embeds, positions = of(1, 512, network.config.joint_attention_dim), (of(tokens, 4), of(512, 4))
+    return network(of(1, tokens, 128), embeds, of(1), *positions, guidance=guidance)
+
+
+def klein(num_layers: int, num_single_layers: int, num_attention_heads: int, qwen_dim: int) -> nn.Module:
+    return diffusers.Flux2Transformer2DModel(
+        num_layers=num_layers, num_single_layers=num_single_layers, num_attention_heads=num_attention_heads,
+        joint_attention_dim=3 * qwen_dim, guidance_embeds=False,
+    )  # fmt: skip
+
+
+klein_4b = partial(klein, 5, 20, 24, 2560)
+klein_9b = partial(klein, 8, 24, 32, 4096)
 
 
 def call_longcat(network: nn.Module) -> Any:
@@ -272,11 +287,42 @@ def call_wan_ti2v(network: nn.Module, *tokens: int) -> Any:  # 704 x 1280 pixels
     return network(of(1, 48, 31, 44, 80), of(1, *tokens, dtype=torch.float32), of(1, 512, 4096))
 
 
+def call_ltx2(network: nn.Module) -> Any:  # one token of sound, which the video does not see
+    config, (frames, height, width) = network.config, (16, 16, 24)
+    tokens, time = frames * height * width, of(1, dtype=torch.float32)
+    return network(
+        hidden_states=of(1, tokens, config.in_channels), audio_hidden_states=of(1, 1, config.audio_in_channels),
+        encoder_hidden_states=of(1, 1024, config.caption_channels),
+        audio_encoder_hidden_states=of(1, 1, config.caption_channels), encoder_attention_mask=ids(1, 1024),
+        timestep=time, sigma=time, num_frames=frames, height=height, width=width, fps=24.0, audio_num_frames=1,
+        video_coords=of(1, 3, tokens, 2, dtype=torch.float32), isolate_modalities=True, return_dict=False,
+    )[0]  # fmt: skip
+
+
+def call_hunyuan(network: nn.Module) -> Any:  # 480 x 848 pixels, 121 frames; no image and no quotations
+    return network(
+        hidden_states=of(1, 65, 31, 30, 53), timestep=of(1),
+        encoder_hidden_states=of(1, 1000, 3584), encoder_attention_mask=of(1, 1000).fill_(1),
+        encoder_hidden_states_2=of(1, 256, 1472), encoder_attention_mask_2=of(1, 256).zero_(),
+        image_embeds=of(1, 729, 1152).zero_(), return_dict=False,
+    )[0]  # fmt: skip
+
+
+def call_qwen21(network: nn.Module, *, num_images: int = 1) -> Any:
+    """The sample is the last of the images, each of four tokens for one that the text encoder sees of a source."""
+    of_image, of_prompt = 4096, 1024 + (num_images - 1) * 4096 // 4
+    return network(
+        hidden_states=of(1, num_images * of_image, 64), timestep=of(1, dtype=torch.float32),
+        encoder_hidden_states=of(1, of_prompt, 4096), img_shapes=[[(1, 64, 64)] * num_images],
+        img_mask=torch.arange(of_prompt + of_image // 4)[None] >= 1024, return_dict=False,
+    )[0]  # fmt: skip
+
+
 def call_lumina(network: nn.Module) -> Any:
-    with mock.patch.object(FakeTensor, "tolist", return_value=[256]):  # the mask's sum: fake tensors have no values
-        return network(of(1, 16, 128, 128), of(1), of(1, 256, 2304), of(1, 256, dtype=torch.bool))
+    return network(of(1, 16, 128, 128), of(1), of(1, 256, 2304), torch.ones(1, 256, dtype=torch.bool))
 
 
+ONE_SOURCE = "1024 px, of one source"
 SD3_ENCODERS = ("CLIP-L", "CLIP-bigG", "T5-XXL", "KL-16")
 WAN = {"pipeline": "WanPipeline", "size": "480 x 832, 81 frames", "call": call_wan, "encoders": ("UMT5-XXL", "Wan VAE")}
 WAN_I2V = {**WAN, "pipeline": "WanImageToVideoPipeline", "call": call_wan_i2v}
@@ -302,8 +348,31 @@ CASES = {
         "FLUX.1 dev", "FluxPipeline", lambda: diffusers.FluxTransformer2DModel(guidance_embeds=True), call_flux,
         ("CLIP-L", "T5-XXL", "KL-16"),
     ),
-    "flux2": Case(  # black-forest-labs/FLUX.2-dev
+    "flux-kontext": Case(  # black-forest-labs/FLUX.1-Kontext-dev: a source's tokens behind those of the sample
+        "FLUX.1 Kontext dev", "FluxKontextPipeline", lambda: diffusers.FluxTransformer2DModel(guidance_embeds=True),
+        partial(call_flux, tokens=8192), ("CLIP-L", "T5-XXL", "KL-16"),
+    ),
+    # black-forest-labs/FLUX.2-dev, FLUX.2-klein-base-4B, -9B
+    "flux2": Case(
         "FLUX.2 dev", "Flux2Pipeline", diffusers.Flux2Transformer2DModel, call_flux2, ("Mistral-Small-3.1", "KL-32"),
+    ),
+    "flux2-edit": Case(
+        "FLUX.2 dev, edits", "Flux2Pipeline", diffusers.Flux2Transformer2DModel, partial(call_flux2, tokens=8192),
+        ("Mistral-Small-3.1", "KL-32"), size=ONE_SOURCE,
+    ),
+    "flux2-klein-4b": Case(
+        "FLUX.2 klein 4B", "Flux2KleinPipeline", klein_4b, call_flux2, ("Qwen3-4B", "KL-32"),
+    ),
+    "flux2-klein-4b-edit": Case(
+        "FLUX.2 klein 4B, edits", "Flux2KleinPipeline", klein_4b, partial(call_flux2, tokens=8192),
+        ("Qwen3-4B", "KL-32"), size=ONE_SOURCE,
+    ),
+    "flux2-klein-9b": Case(
+        "FLUX.2 klein 9B", "Flux2KleinPipeline", klein_9b, call_flux2, ("Qwen3-8B", "KL-32"),
+    ),
+    "flux2-klein-9b-edit": Case(
+        "FLUX.2 klein 9B, edits", "Flux2KleinPipeline", klein_9b, partial(call_flux2, tokens=8192),
+        ("Qwen3-8B", "KL-32"), size=ONE_SOURCE,
     ),
     "chroma": Case(  # lodestones/Chroma1-HD
         "Chroma", "ChromaPipeline", diffusers.ChromaTransformer2DModel, call_chroma, ("T5-XXL", "KL-16"),
@@ -341,16 +410,20 @@ CASES = {
     ),
     "hunyuan-video-15": Case(  # hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v
         "HunyuanVideo 1.5", "HunyuanVideo15Pipeline",
-        lambda: diffusers.HunyuanVideo15Transformer3DModel(task_type="t2v"), None,
+        lambda: diffusers.HunyuanVideo15Transformer3DModel(task_type="t2v"), call_hunyuan,
         ("Qwen2.5-VL-7B text", "ByT5", "Hunyuan VAE"), size="480 x 848, 121 frames",
     ),
     "ltx2": Case(  # Lightricks/LTX-2
-        "LTX-2", "LTX2Pipeline", diffusers.LTX2VideoTransformer3DModel, None,
+        "LTX-2", "LTX2Pipeline", diffusers.LTX2VideoTransformer3DModel, call_ltx2,
         ("Gemma-3-12B", "LTX-2 connectors", "LTX-2 VAE"), size="512 x 768, 121 frames",
     ),
     "qwen-image-21": Case(  # Qwen/Qwen-Image-2.1
-        "Qwen-Image 2.1", "QwenImage21Pipeline", diffusers.QwenImage21Transformer2DModel, None,
+        "Qwen-Image 2.1", "QwenImage21Pipeline", diffusers.QwenImage21Transformer2DModel, call_qwen21,
         ("Qwen3-VL-8B", "Qwen-Image 2.1 VAE"),
+    ),
+    "qwen-image-21-edit": Case(
+        "Qwen-Image 2.1, edits", "QwenImage21Pipeline", diffusers.QwenImage21Transformer2DModel,
+        partial(call_qwen21, num_images=2), ("Qwen3-VL-8B", "Qwen-Image 2.1 VAE"), size=ONE_SOURCE,
     ),
     "qwen-image": Case(  # Qwen/Qwen-Image
         "Qwen-Image", "QwenImagePipeline", diffusers.QwenImageTransformer2DModel,
@@ -367,7 +440,7 @@ CASES = {
         "Qwen-Image-Edit-2511", "QwenImageEditPlusPipeline",
         lambda: diffusers.QwenImageTransformer2DModel(zero_cond_t=True),
         lambda net: net(of(1, 8192, 64), of(1, 708, 3584), None, of(1), img_shapes=[[(1, 64, 64)] * 2]),
-        ("Qwen2.5-VL-7B", "Wan VAE"), size="1024 px, of one source",
+        ("Qwen2.5-VL-7B", "Wan VAE"), size=ONE_SOURCE,
     ),
     "z-image": Case(  # Tongyi-MAI/Z-Image
         "Z-Image", "ZImagePipeline", diffusers.ZImageTransformer2DModel,
@@ -406,11 +479,9 @@ def row(case: Case) -> list[str]:
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
     linear = [m.weight.numel() for m in network.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad]
     saved = case.num_networks * (2 - BYTES_OF_4_BITS) * sum(linear)
-    training = quantised = "not computed"
-    if case.call is not None:
-        # A network that waits for its turn: its weights, and its adapter with gradients and moments.
-        peak = peak_of(network, case.call) + (case.num_networks - 1) * (2 * frozen + 16 * trained)
-        training, quantised = f"{peak / GB:.1f}", f"{(peak - saved + 2 * max(linear)) / GB:.1f}"
+    # A network that waits for its turn: its weights, and its adapter with gradients and moments.
+    peak = peak_of(network, case.call) + (case.num_networks - 1) * (2 * frozen + 16 * trained)
+    training, quantised = f"{peak / GB:.1f}", f"{(peak - saved + 2 * max(linear)) / GB:.1f}"
     return [
         case.model, case.size, f"{case.num_networks * frozen / GB:.2f}", f"{case.num_networks * trained / 1e6:.1f}",
         f"{2 * case.num_networks * frozen / GB:.1f}", training,
@@ -423,7 +494,8 @@ def peak_of(network: nn.Module, call: Callable[[nn.Module], Any]) -> int:
     with FakeTensorMode(allow_non_fake_inputs=True):
         make_fake(network)
         memory = PeakMemory()
-        step(network, call, memory)
+        with NumbersBesideShapes():
+            step(network, call, memory)
     return memory.peak
 
 

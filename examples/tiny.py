@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from diffusers import DiffusionPipeline
 
 from tgo_trl.settings import read_settings
 
@@ -20,13 +21,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 MODELS = {
     "black-forest-labs/FLUX.1-dev": ("flux", "33.7 GB in bfloat16"),
+    "black-forest-labs/FLUX.1-Kontext-dev": ("flux_kontext", "33.7 GB in bfloat16"),
+    "black-forest-labs/FLUX.2-klein-base-4B": ("flux2", "16.0 GB in bfloat16"),
     "MeissonFlow/Meissonic": ("meissonic", "6.0 GB in float32"),
+    "Qwen/Qwen-Image": ("qwen_image", "57.7 GB in bfloat16"),
     "stable-diffusion-v1-5/stable-diffusion-v1-5": ("stable_diffusion", "5.5 GB in float32"),
     "stabilityai/stable-diffusion-3.5-medium": ("stable_diffusion_3", "16.3 GB in 16 bits"),
     "stabilityai/stable-diffusion-xl-base-1.0": ("stable_diffusion_xl", "13.9 GB in float32"),
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ("wan", "28.9 GB in float32"),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": ("wan_image_to_video", "34.2 GB, float32 but for the text encoder"),
 }
 """Of the recipes' models, the module of `tests.tiny` that builds such a pipeline, and the size of the files."""
+EDITS = {"flux2": "flux2_edit"}
+"""Of modules whose pipelines make samples from prompts alone or from images, the one for recipes with sources."""
+SAVED_AS = {"Wan-AI/Wan2.2-TI2V-5B-Diffusers": ("wan", "build_ti2v")}
+"""Of models whose repository names another class than the recipe's `pipeline_class`: what builds the former."""
 DATASETS = {"Rapidata/text-2-image-Rich-Human-Feedback": "17.9 GB"}  # `download_size` in its card
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="tgo_trl-tiny-")  # removed when the program ends
@@ -49,8 +58,11 @@ def tiny_arguments(arguments: Sequence[str]) -> list[str]:
     data = f"{dataset} ({DATASETS.get(dataset, 'of unknown size')})" if dataset else "the data set of --dataset_name"
     print(f"Without --tiny, this downloads {model} ({size}) and {data}.")
 
-    module = importlib.import_module(f"tests.tiny.{kind}")
-    folder = _write_stand_ins(module, recipe.get("score_column", "score"))
+    module = importlib.import_module(f"tests.tiny.{EDITS.get(kind, kind) if 'source_column' in recipe else kind}")
+    saved, build = SAVED_AS.get(model, (module.__name__.rpartition(".")[2], "build"))
+    pipeline = getattr(importlib.import_module(f"tests.tiny.{saved}"), build)()
+    folder = _write_stand_ins(pipeline, module, recipe.get("score_column", "score"))
+    sampled = {"sample_prompts": "a red cat", "sample_sources": folder / "source.png"} if _is_edited(module) else {}
     output_dir = f"outputs/{path.stem}-tiny"
     settings = {
         "model_name_or_path": folder / "model",
@@ -66,21 +78,35 @@ def tiny_arguments(arguments: Sequence[str]) -> list[str]:
         "sample_num_inference_steps": 2,
         **dict.fromkeys(("height", "width") if "height" in recipe else ("resolution",), module.RESOLUTION),
         **module.SETTINGS,  # a few tokens, and of videos a few frames
+        **sampled,
     }
     return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
 
 
-def _write_stand_ins(module: ModuleType, score_column: str) -> Path:
-    """The folder of a pipeline, in `model`, and of rows for it, in `rows`, as Hub repositories would have them."""
+def _write_stand_ins(pipeline: DiffusionPipeline, module: ModuleType, score_column: str) -> Path:
+    """The folder of a pipeline, in `model`, and of a module's rows, in `rows`, as Hub repositories would have them.
+
+    Rows of edits have a `source_image`, a picture or the first frame of their video, and that of the first row is also
+    in `source.png`.
+    """
     tiny = importlib.import_module("tests.tiny")
     folder = Path(_FOLDER.name)
-    module.build().save_pretrained(folder / "model")
+    pipeline.save_pretrained(folder / "model")
     num_frames = getattr(module, "NUM_FRAMES", None)
     rows = tiny.scored_rows(8) if num_frames is None else tiny.scored_videos(8, num_frames)
+    if _is_edited(module):
+        sources = [module.SOURCES[i % 2] if num_frames is None else rows[i]["video"][:1] for i in range(len(rows))]
+        rows = tiny.with_sources(rows, sources)
+        sources[0][0].save(folder / "source.png")
     (folder / "rows").mkdir()
     rows.rename_columns({"score": score_column}).to_parquet(folder / "rows" / "train.parquet")
     datasets.config.HF_DATASETS_CACHE = folder / "cache"  # so that nothing stays behind in the user's
     return folder
+
+
+def _is_edited(module: ModuleType) -> bool:
+    """Whether its pipeline makes samples from images."""
+    return hasattr(module, "SOURCES")
 
 
 # ---- For `paper.py` ----

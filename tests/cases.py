@@ -30,7 +30,7 @@ from typing import Any
 import PIL.Image
 import pytest
 import torch
-from datasets import Dataset, Features, Image, List, concatenate_datasets
+from datasets import Dataset
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
@@ -103,9 +103,7 @@ class Case:
             rows = tiny.scored_videos(num_rows, self.num_frames, seed)
         if self.sources is None:
             return rows
-        column = {"source_image": [self.sources[i % 2] for i in range(num_rows)]}
-        sources = Dataset.from_dict(column, features=Features({"source_image": List(Image())}))
-        return concatenate_datasets([rows, sources], axis=1)
+        return tiny.with_sources(rows, [self.sources[i % 2] for i in range(num_rows)])
 
     @property
     def sources(self) -> list[list[PIL.Image.Image]] | None:

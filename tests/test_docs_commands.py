@@ -161,6 +161,16 @@ def words_of_the_code() -> set[str]:
     return {word for path in files for word in re.findall(r"\w+", path.read_text())}
 
 
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda recipe: recipe.stem)
+def test_commands_of_a_recipe_are_taken_and_name_it(recipe):
+    lines = re.findall(r"^#   (.*)$", recipe.read_text(), re.MULTILINE)
+    found = [words for words in commands("\n".join(lines)) if words[0] == "tgo-trl"]
+    for words in found:
+        assert refused(words) is None, words
+        assert words[1] != "train" or words[2:4] == ["--config", f"recipes/{recipe.name}"]
+    assert "train" in {words[1] for words in found}
+
+
 def test_commands_of_the_readme_are_read_without_scrolling():
     for line in "".join(blocks(ROOT / "README.md")).splitlines():
         assert len(line) <= LONGEST_LINE, line

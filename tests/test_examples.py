@@ -25,7 +25,13 @@ OWN = "the data set of --dataset_name"
 IMAGES = "Rapidata/text-2-image-Rich-Human-Feedback (17.9 GB)"
 PUBLISHED = {
     "flux": ("flux", f"black-forest-labs/FLUX.1-dev (33.7 GB in bfloat16) and {IMAGES}"),
+    "flux2_klein": ("flux2", f"black-forest-labs/FLUX.2-klein-base-4B (16.0 GB in bfloat16) and {IMAGES}"),
+    "flux_kontext": (
+        "flux_kontext",
+        f"black-forest-labs/FLUX.1-Kontext-dev (33.7 GB in bfloat16) and {OWN}",
+    ),
     "meissonic": ("meissonic", f"MeissonFlow/Meissonic (6.0 GB in float32) and {IMAGES}"),
+    "qwen_image": ("qwen_image", f"Qwen/Qwen-Image (57.7 GB in bfloat16) and {IMAGES}"),
     "sd15": ("stable_diffusion", f"stable-diffusion-v1-5/stable-diffusion-v1-5 (5.5 GB in float32) and {IMAGES}"),
     "sd15_diffusion_dpo": (
         "stable_diffusion",
@@ -36,6 +42,10 @@ PUBLISHED = {
     "sdxl": ("stable_diffusion_xl", f"stabilityai/stable-diffusion-xl-base-1.0 (13.9 GB in float32) and {IMAGES}"),
     "sdxl_dspo": ("stable_diffusion_xl", f"stabilityai/stable-diffusion-xl-base-1.0 (13.9 GB in float32) and {OWN}"),
     "wan": ("wan", f"Wan-AI/Wan2.1-T2V-1.3B-Diffusers (28.9 GB in float32) and {OWN}"),
+    "wan22_ti2v": (
+        "wan_image_to_video-ti2v",
+        f"Wan-AI/Wan2.2-TI2V-5B-Diffusers (34.2 GB, float32 but for the text encoder) and {OWN}",
+    ),
 }
 """Of each recipe, the case of its tiny pipeline, and what the script says that it would download."""
 PAIRS = {"sd15_diffusion_dpo": 5000.0, "sd15_dspo": 0.001, "sdxl_dspo": 5000.0}
@@ -113,6 +123,21 @@ def test_a_recipe_of_ones_own(monkeypatch, tmp_path):
     settings = settings_of(tmp_path / "mine")
     assert [settings[name] for name in ("max_steps", "beta", "lora_r", "sample_prompts")] == [1, 2.5, 5, ["a cat"]]
     assert [settings[name] for name in ("resolution", "confidence_coef")] == [16, 5.0]
+
+
+@pytest.mark.slow
+def test_a_recipe_of_ones_own_for_edits(tmp_path):
+    """The data have source images where a recipe names their column, of a size that the pipeline takes."""
+    text = (
+        Path(recipe("flux2_klein")).read_text().replace("score_column: alignment_score", "source_column: source_image")
+    )
+    (tmp_path / "mine.yaml").write_text(text.replace("sample_prompts: [", "# ["))
+    run(tmp_path, "--config", "mine.yaml", "--tiny", "--max_steps", "1", "--output_dir", "mine")
+    settings = settings_of(tmp_path / "mine")
+    assert [settings[name] for name in ("resolution", "source_column", "sample_prompts")] == [
+        64, "source_image", ["a red cat"],
+    ]  # fmt: skip
+    assert list((tmp_path / "mine" / "samples").glob("*.png"))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset, Features, Image, List, concatenate_datasets
+from datasets import Dataset
 
 from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.evaluate.run import _shared_use
@@ -105,8 +105,7 @@ def rows_of(numbers):
     """Rows with some source images each."""
     rows = tiny.scored_rows(len(numbers))
     cells = [[tiny.picture(i) for i in range(number)] or None for number in numbers]
-    sources = Dataset.from_dict({"source_image": cells}, features=Features({"source_image": List(Image())}))
-    return concatenate_datasets([rows, sources], axis=1)
+    return tiny.with_sources(rows, cells)
 
 
 def test_the_column_decides_what_is_trained(tmp_path):

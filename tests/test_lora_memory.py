@@ -1,13 +1,21 @@
 import functools
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.nn import functional as F
 
 from benchmarks.lora_memory import CASES, CudaCasts, PeakMemory, make_fake, row, step, with_adapter
+from benchmarks.numbers_beside_shapes import NumbersBesideShapes
+from tgo_trl.families.hunyuan_video15 import HunyuanVideo15Family
+from tgo_trl.families.ltx2 import LTX2Family
+from tgo_trl.families.qwen_image21 import QwenImage21Family
+from tgo_trl.families.qwen_image21_edit import QwenImage21EditFamily
 
 
 def unet(checkpointing: bool) -> nn.Module:
@@ -116,3 +124,107 @@ def test_row_of_stable_diffusion():
     assert 1.7 < float(training) < 2.5
     assert float(quantized) < float(training)
     assert encoders == "0.6"  # 0.124 billion times 2 bytes, 0.084 billion times 4
+
+
+class Recorder(nn.Module):
+    """In place of a network of a case: keeps what it is called with, and returns a sample of the shape of its input."""
+
+    def __init__(self, case):
+        super().__init__()
+        with torch.device("meta"):
+            self.config = case.build().config
+        self.weight = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+
+    def forward(self, **arguments):
+        self.arguments = arguments
+        return (arguments["hidden_states"],)
+
+
+def described(arguments: dict) -> dict:
+    """Shape and dtype of each tensor, and the other arguments themselves."""
+    return {name: (it.shape, it.dtype) if isinstance(it, torch.Tensor) else it for name, it in arguments.items()}
+
+
+def prompt(length: int, features: int) -> dict:
+    return {"embeds": torch.zeros(1, length, features), "mask": torch.ones(1, length, dtype=torch.long)}
+
+
+GLYPHS = {"glyphs": torch.zeros(1, 256, 1472), "glyph_mask": torch.zeros(1, 256, dtype=torch.long)}
+
+
+# Of 121 frames, the autoencoders make 1 + 120 / 8 (LTX-2) and 1 + 120 / 4; of 32 and 16 pixels a side, one.
+@pytest.mark.parametrize(
+    ("name", "family", "latents", "conditions"),
+    [
+        ("ltx2", LTX2Family(), (128, 16, 16, 24), prompt(1024, 3840)),
+        (
+            "hunyuan-video-15",
+            HunyuanVideo15Family(),
+            (32, 31, 30, 53),
+            {**prompt(1000, 3584), **GLYPHS, "image_embeds": torch.zeros(1, 729, 1152)},
+        ),
+        ("qwen-image-21", QwenImage21Family(), (64, 64, 64), prompt(1024, 4096)),
+        (
+            "qwen-image-21-edit",
+            QwenImage21EditFamily(),
+            (64, 64, 64),
+            {**prompt(2048, 4096), "slots": torch.arange(2048)[None] >= 1024, "source": torch.zeros(1, 64, 1, 64, 64)},
+        ),
+    ],
+)
+def test_calls_are_those_of_training(name, family, latents, conditions):
+    network = Recorder(CASES[name])
+    CASES[name].call(network)
+    counted = described(network.arguments)
+    family.predict({"transformer": network}, torch.zeros(1, *latents), torch.zeros(1), conditions)
+    assert counted == described(network.arguments)
+    clip = getattr(family, "clip", None)
+    assert (
+        CASES[name]
+        .size.removesuffix(", of one source")
+        .endswith("1024 px" if clip is None else f", {clip.num_frames} frames")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        pytest.param("flux2-klein-4b", "FLUX.2 [klein]", marks=pytest.mark.slow),
+        pytest.param("hunyuan-video-15", "HunyuanVideo 1.5", marks=pytest.mark.long),
+        pytest.param("ltx2", "LTX-2, LTX-2.3", marks=pytest.mark.long),
+        pytest.param("qwen-image-21", "Qwen-Image 2.1", marks=pytest.mark.long),
+    ],
+)
+def test_the_page_has_the_computed_memory(name, family):
+    page = (Path(__file__).parents[1] / "docs" / "families.md").read_text()
+    (cells,) = [line.split(" | ") for line in page.splitlines() if line.startswith(f"| {family} |")]
+    *_, training, _, quantized, _ = row(CASES[name])
+    assert cells[5].startswith(f"{training} GB")
+    assert re.match(rf"{quantized}\b", cells[6])
+
+
+# ---- Numbers beside shapes ----
+
+
+def test_what_has_no_fake_tensor_is_computed():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        weights = torch.ones(3, 4)
+        with NumbersBesideShapes():
+            mask = torch.tensor([True, False, True])
+            assert int(mask.sum()) == 2
+            assert isinstance(chosen := weights[mask], FakeTensor)
+            assert chosen.shape == (2, 4)
+            weights[~mask] = 0
+            mixed = mask[:, None] * weights
+            assert isinstance(mixed, FakeTensor)
+            with pytest.raises(DataDependentOutputException):
+                float(mixed.sum())
+
+
+def test_many_numbers_are_a_shape():
+    with FakeTensorMode(allow_non_fake_inputs=True), NumbersBesideShapes():
+        side = torch.arange(20_000)
+        assert int(side.max()) == 19_999
+        pairs = side[:, None] == side
+        assert isinstance(pairs, FakeTensor)
+        assert pairs.shape == (20_000, 20_000)

@@ -4,7 +4,7 @@ One file per model family, each with `build(seed, **network_kwargs)`, `CALL` (ke
 pipeline) and `RESOLUTION` (the smallest side it takes). Stable Diffusion, which most tests use, is at hand here.
 """
 
-from .data import PROMPTS, RESOLUTION, clip, paired_rows, picture, scored_rows, scored_videos
+from .data import PROMPTS, RESOLUTION, clip, paired_rows, picture, scored_rows, scored_videos, with_sources
 from .parts import clip_tokenizer
 from .stable_diffusion import StableDiffusionPipeline, stable_diffusion
 
@@ -19,4 +19,5 @@ __all__ = [
     "scored_rows",
     "scored_videos",
     "stable_diffusion",
+    "with_sources",
 ]

@@ -1,7 +1,9 @@
 """Pictures, clips and scored rows of them, all random."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -48,6 +50,12 @@ def scored_videos(num_rows: int = 8, num_frames: int = 5, seed: int = 0) -> Data
         },
         features=Features({"prompt": Value("string"), "video": List(ImageFeature()), "score": Value("float64")}),
     )
+
+
+def with_sources(rows: Dataset, sources: Sequence[list[Image.Image]]) -> Dataset:
+    """The rows with the column `source_image`, as `tgo-trl generate` writes it: of each, a list of pictures."""
+    features = Features({"source_image": List(ImageFeature())})
+    return concatenate_datasets([rows, Dataset.from_dict({"source_image": list(sources)}, features=features)], axis=1)
 
 
 def _prompts(num_rows: int) -> list[str]:

@@ -1,6 +1,6 @@
 """Networks without weights, called with real inputs: what weights have no say in is computed, the rest has a shape."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class ShapesBesideNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         written = [it for it in _written(func, args, kwargs) if not it.is_meta]
         if func in INDEXING:
-            args = (args[0], self._by_number(args[1]), *args[2:])
+            args = (args[0], by_number(args[1], self._is_shape), *args[2:])
         if func is torch.ops.aten._to_copy.default:
             kwargs = {**kwargs, "device": META}  # a shape is nowhere else
         args, kwargs = tree_map_only(Tensor, as_shape, (args, kwargs))
@@ -47,15 +47,21 @@ class ShapesBesideNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _is_shape(self, tensor: Tensor) -> bool:
         return tensor.is_meta or tensor.untyped_storage()._cdata in self._overwritten
 
-    def _by_number(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Indices, with the places of what is true in place of each mask that has numbers."""
-        found: list[Tensor | None] = []
-        for index in indices:
-            if index is None or index.dtype != torch.bool or self._is_shape(index):
-                found.append(index)
-            else:
-                found += index.nonzero().unbind(1)
-        return found
+
+def by_number(indices: Sequence[Tensor | None], is_shape: Callable[[Tensor], bool]) -> list[Tensor | None]:
+    """Indices, with the places of what is true in place of each mask that has numbers.
+
+    Args:
+        indices: of a tensor that is a shape.
+        is_shape: whether a tensor has no numbers.
+    """
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype != torch.bool or is_shape(index):
+            found.append(index)
+        else:
+            found += index.nonzero().unbind(1)
+    return found
 
 
 def as_shape(tensor: Tensor) -> Tensor:
