@@ -1,4 +1,5 @@
 import functools
+import gc
 import re
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def allocated_peak(checkpointing: bool) -> int:
     """Of the CPU's allocator, as the profiler saw it, in a step on real tensors."""
     network = unet(checkpointing)
     before = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+    gc.collect()  # or what other tests left would be let go of in between
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step(network, call)
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
