@@ -224,7 +224,7 @@ def test_scores_become_floats(value):
         ([1.0, 2.0], "'mine' returned 2 scores for 3 rows"),
         ([1.0, math.nan, 2.0], r"'mine', row 1 \(prompt 'bb'\): the score is nan, not a finite number"),
         ([1.0, 2.0, -math.inf], r"row 2 \(prompt 'ccc'\): the score is -inf"),
-        ([1.0, None, 2.0], "row 1 .*the score is a `NoneType`, not a number"),
+        ([1.0, None, 2.0], r"row 1 .*the score is missing \(None\)"),
         ([1.0, "2", 2.0], "row 1 .*the score is a `str`, not a number"),
         (torch.zeros(3, 2), "row 0 .*the score is no single number"),
         (1.0, "returned a `float`, not a list"),
@@ -254,7 +254,7 @@ def test_prompts_and_images_must_go_together(call):
         call(PROMPTS[:2], IMAGES)
     with pytest.raises(ValueError, match="`prompts` is a string"):
         call("abc", IMAGES)
-    with pytest.raises(ValueError, match="prompt of row 1 is a `NoneType`"):
+    with pytest.raises(ValueError, match=r"prompt of row 1 is missing \(None\)"):
         call(["a", None, "c"], IMAGES)
 
 

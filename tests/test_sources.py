@@ -10,6 +10,8 @@ import zipfile
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from accelerate import PartialState
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -343,12 +345,23 @@ def test_damaged_files_are_named(tmp_path, name, content, message, streaming):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("a.csv", ""), ("a.csv", "prompt,score\n"), ("a.tsv", "prompt\tscore\n"), ("a.jsonl", "")]
+    ("name", "content"),
+    [("a.csv", ""), ("a.csv", "prompt,score\n"), ("a.tsv", "prompt\tscore\n"), ("a.jsonl", ""), ("a.parquet", "")],
 )
 def test_a_file_without_rows_is_told(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=rf"^'{name}' has no rows\."):
         open_dataset(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", ""), ("a.tsv", ""), ("a.jsonl", ""), ("a.parquet", ""), ("a.jsonl", "\n\n")],
+)
+def test_a_stream_of_an_empty_file_is_told(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"^'{name}' has no rows\."):
+        list(open_dataset(str(tmp_path / name), streaming=True))
 
 
 def test_a_slice_without_rows_is_told(tmp_path):
@@ -359,11 +372,22 @@ def test_a_slice_without_rows_is_told(tmp_path):
             open_dataset(str(tmp_path / "a.csv"), split=split)
 
 
-def test_an_empty_file_among_others_is_named(tmp_path):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_empty_file_among_others_is_named(tmp_path, streaming):
     (tmp_path / "a.csv").write_text("prompt,score\na fox,0.5\n")
     (tmp_path / "b.csv").touch()
     with pytest.raises(ValueError, match=r"'b\.csv' is empty\. Was it written to its end\?"):
-        open_dataset(str(tmp_path))
+        list(open_dataset(str(tmp_path), streaming=streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_parquet_file_without_rows_is_named(tmp_path, streaming):
+    Dataset.from_dict({"prompt": ["a fox"]}).to_parquet(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r"^'b\.parquet' has no rows\."):
+        list(open_dataset(str(tmp_path / "b.parquet"), streaming=streaming))
+    with pytest.raises(ValueError, match=r"'b\.parquet' is empty\. Was it written to its end\?"):
+        list(open_dataset(str(tmp_path / "*.parquet"), streaming=streaming))
 
 
 @pytest.mark.parametrize("mark", [";", "|"])
@@ -371,7 +395,16 @@ def test_a_table_with_another_separator_is_told(tmp_path, mark, capsys):
     (tmp_path / "a.csv").write_text(f"prompt{mark}score\na fox{mark}0.5\n")
     arguments = ["--dataset_name", str(tmp_path / "a.csv"), "--output_dir", str(tmp_path), "--skip_images"]
     assert main(["inspect", *arguments, "--disable_tqdm"]) == 1
-    assert f"it has 'prompt{mark}score'. Its columns are divided by '{mark}': write commas" in capsys.readouterr().err
+    told = f"it has 'prompt{mark}score'. Its columns are divided by '{mark}', and those of a .csv by commas"
+    assert told in capsys.readouterr().err
+
+
+def test_a_comma_separated_table_named_tsv_is_told(tmp_path, capsys):
+    (tmp_path / "a.tsv").write_text('"prompt","score"\n"a fox",0.5\n')
+    arguments = ["--dataset_name", str(tmp_path / "a.tsv"), "--output_dir", str(tmp_path), "--skip_images"]
+    assert main(["inspect", *arguments, "--disable_tqdm"]) == 1
+    told = "Its columns are divided by ',', as those of a .csv are: give the file that name."
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -173,7 +173,7 @@ def test_more_than_one_worker_would_mix_the_order(monkeypatch):
 @pytest.mark.parametrize(
     ("first_row", "message"),
     [
-        (0, "Row 1, column 'score': the score is a `NoneType`, not a number"),
+        (0, r"Row 1, column 'score': the score is missing \(None\)"),
         (2, r"Row 0, column 'image': the image cannot be read \("),
     ],
 )
@@ -236,7 +236,7 @@ def test_what_the_scan_skips_is_reported_as_training_data(tmp_path, caplog):
     _, rule = preparer.training_set(broken_rows().to_iterable_dataset())
     assert rule.num_rows == 3
     assert caplog.messages == [
-        "Skipped 1 of 4 rows of the training data set. Row 1, column 'score': the score is a `NoneType`, not a number."
+        "Skipped 1 of 4 rows of the training data set. Row 1, column 'score': the score is missing (None)."
     ]
     with pytest.raises(ValueError, match="The training data set has no column 'score'"):
         preparer.training_set(scored_rows(2).remove_columns("score").to_iterable_dataset())

@@ -354,7 +354,8 @@ def check_rows(prompts: Sequence[str], images: Sequence[Any] | Tensor) -> None:
         raise ValueError(f"There are {len(prompts)} prompts but {len(images)} images. Pass one prompt for each image.")
     for row, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            raise ValueError(f"The prompt of row {row} is a `{type(prompt).__name__}`. Pass a list of strings.")
+            kind = "missing (None)" if prompt is None else f"a `{type(prompt).__name__}`"
+            raise ValueError(f"The prompt of row {row} is {kind}. Pass a list of strings.")
 
 
 def reward_name(reward: Any) -> str:

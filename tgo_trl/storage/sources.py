@@ -1,20 +1,24 @@
 """Data sets opened by name: files, archives, patterns of files, folders and Hub repositories, all in one way."""
 
+import copy
 import csv
 import glob
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import datasets
+import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, IterableDataset, Video, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from datasets.table import CastError
 from datasets.utils.file_utils import xopen
 from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image as Pictures
+from pyarrow import ArrowInvalid
 
 from ..messages.values import did_you_mean
 from .records import CARD_NAME, RECORD_NAMES
@@ -41,8 +45,8 @@ DOWNLOADS = (str(datasets.config.HF_DATASETS_CACHE), HF_HUB_CACHE)
 """Where archives from the Hub are."""
 EMPTY = ("EmptyDataError", "StopIteration")
 """What the loaders of tables and of JSON raise over a file without a byte."""
-NO_ROWS = "corresponds to no data"
-"""What `datasets` says of one with a head alone."""
+NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "file size is 0 bytes")
+"""What `datasets` says of one with a head alone, and `pyarrow` of Parquet without rows or bytes."""
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 
 
@@ -187,17 +191,24 @@ def _built(builder: Any, split: str, streaming: bool, name: str) -> Dataset | It
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         if isinstance(cause, OSError):  # a full disk, say
             raise cause from error
-        if type(cause).__name__ in EMPTY or NO_ROWS in str(cause):
-            raise ValueError(_no_rows(name, split, builder)) from error
-        raise _unreadable(name, cause or error) from error
+        raise _told(cause or error, name, split, builder) from error
+    if dataset.column_names == []:  # of a stream of JSON lines that are all blank, or of an empty list
+        raise ValueError(_no_rows(name, split, builder))
     archives = [file for file in _data_files(builder) if file.endswith(".zip")]
     return _with_archived_files(dataset, archives) if archives and dataset.features is not None else dataset
+
+
+def _told(cause: BaseException, name: str, split: str, builder: Any) -> ValueError:
+    """What a loader could not read, in words."""
+    if type(cause).__name__ in EMPTY or any(phrase in str(cause) for phrase in NO_ROWS):
+        return ValueError(_no_rows(name, split, builder))
+    return _unreadable(name, cause)
 
 
 def _no_rows(name: str, split: str, builder: Any) -> str:
     """Why there are none: no file has any, one of several is empty, or none is in a slice."""
     files = _data_files(builder)
-    empty = [Path(file).name for file in files if Path(file).is_file() and not Path(file).stat().st_size]
+    empty = [Path(file).name for file in files if _is_empty(Path(file))]
     if empty and len(files) > len(empty):
         return f"Of {name!r}, {empty[0]!r} is empty. Was it written to its end? If it is of no use, delete it."
     if "[" in split and not empty:
@@ -205,13 +216,24 @@ def _no_rows(name: str, split: str, builder: Any) -> str:
     return f"{name!r} has no rows. Was it written to its end?"
 
 
+def _is_empty(file: Path) -> bool:
+    """Whether a file has no byte, or, of Parquet, no row."""
+    if not file.is_file():
+        return False
+    with suppress(ArrowInvalid):  # damaged, which is not empty
+        if file.stat().st_size and suffix_of(file) == ".parquet":
+            return pq.read_metadata(file).num_rows == 0
+    return file.stat().st_size == 0
+
+
 def _streamed(builder: Any, split: str, name: str) -> IterableDataset:
-    """The stream of a builder, whose rows tell of files that have other columns than each other as [`_built`] does."""
+    """The stream of a builder, whose rows tell of files that cannot be read as [`_built`] does."""
     dataset: IterableDataset
     if not hasattr(builder, "_generate_tables"):
         dataset = builder.as_streaming_dataset(split=split)
         return dataset
-    builder._generate_tables = partial(_read_tables, builder._generate_tables, name)
+    told = partial(_told, name=name, split=split, builder=copy.copy(builder))
+    builder._generate_tables = partial(_read_tables, builder._generate_tables, told)
     try:
         dataset = builder.as_streaming_dataset(split=split)
     finally:
@@ -219,11 +241,15 @@ def _streamed(builder: Any, split: str, name: str) -> IterableDataset:
     return dataset
 
 
-def _read_tables(generate: Callable[..., Iterator[Any]], name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+def _read_tables(
+    generate: Callable[..., Iterator[Any]], told: Callable[[BaseException], ValueError], *args: Any, **kwargs: Any
+) -> Iterator[Any]:
     try:
         yield from generate(*args, **kwargs)
-    except CastError as error:  # others say what is wrong, or are meant for `datasets` itself
-        raise _unreadable(name, error) from error
+    except Exception as error:
+        if isinstance(error, (CastError, ArrowInvalid)) or type(error).__name__ in EMPTY:
+            raise told(error) from error
+        raise  # others say what is wrong, or are meant for `datasets` itself
 
 
 def _unreadable(name: str, cause: BaseException) -> ValueError:

@@ -22,6 +22,14 @@ _NOT_DECOMPRESSED = (EOFError, OSError, lzma.LZMAError, zlib.error)
 MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "NULL", "None")
 """How programs write a number that is not there; elsewhere these are words as others are."""
 
+SEPARATORS = {
+    ",": "as those of a .csv are: give the file that name",
+    "\t": "as those of a .tsv are: give the file that name",
+    ";": "and those of a .csv by commas: write it anew with them, and numbers with a decimal point",
+    "|": "and those of a .csv by commas: write it anew with them",
+}
+"""What may stand between the cells of a line, and what to do about a file whose name promises another."""
+
 
 def suffix_of(path: Path) -> str:
     """The suffix of a file, in small letters, without that of its compression: `.csv` of `rows.CSV.gz`."""
@@ -65,10 +73,9 @@ def read_table(path: Path) -> Iterator[dict[str, str]]:
         if header is None:
             header = _checked_header(cells, path, line)
         elif len(cells) != len(header):
-            raise ValueError(
-                f"{_where(path, line)} has {len(cells)} cells, the header {len(header)}. "
-                + ("Put cells with a comma, a quote or a line break in double quotes." if ".csv" in path.name else "")
-            )
+            usual = "Put cells with a comma, a quote or a line break in double quotes."
+            remedy = _other_separator(path) or (usual if suffix_of(path) == ".csv" else "A tab divides cells.")
+            raise ValueError(f"{_where(path, line)} has {len(cells)} cells, the header {len(header)}. {remedy}")
         else:
             yield dict(zip(header, cells, strict=True))
 
@@ -135,6 +142,19 @@ def _numeric_columns(rows: Iterator[dict[str, str]]) -> dict[str, bool]:
     return {column: column in numbers - words for column in columns}
 
 
+def divided_by(mark: str) -> str:
+    """A sentence about a table whose header was read as one column."""
+    return f"Its columns are divided by {mark!r}, {SEPARATORS[mark]}."
+
+
+def _other_separator(path: Path) -> str:
+    """That sentence, if the header has none of the marks that the file's name promises, and has another; else empty."""
+    own = "\t" if suffix_of(path) == ".tsv" else ","
+    header = next((line for _, line in read_lines(path) if line.strip()), "")
+    found = [mark for mark in SEPARATORS if mark in header]
+    return divided_by(found[0]) if found and own not in found else ""
+
+
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader((line for _, line in read_lines(path)), strict=True)
     while True:
@@ -146,10 +166,11 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             is_open = any(hint in str(error) for hint in ("unexpected end", "field limit"))
             reason = "a quote is opened and never closed" if is_open else str(error)
-            raise ValueError(
-                f"{_where(path, line)}: {reason}. A cell that holds a quote is written in double quotes, and the quote "
-                "doubled; a tab-separated file (.tsv) needs none of that."
-            ) from error
+            usual = (
+                "A cell that holds a quote is written in double quotes, and the quote doubled; a tab-separated file "
+                "(.tsv) needs none of that."
+            )
+            raise ValueError(f"{_where(path, line)}: {reason}. {_other_separator(path) or usual}") from error
         if cells:
             yield line, cells
 
