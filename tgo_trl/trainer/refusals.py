@@ -24,6 +24,7 @@ from .arguments import (
     warn_of_distilled_steps,
 )
 from .callbacks import check_callbacks
+from .early_scores import check_scores
 from .eval_samples import load_eval_rewards
 from .feasibility import check_best_metric_for, check_feasible
 from .loading import TrainedPipeline, load_for_training
@@ -61,16 +62,17 @@ def check_datasets(
 
     Raises:
         ValueError: if no family is known, samples cannot be drawn as the settings say, or the data sets lack a column
-            that the family or the loss reads.
+            that the family or the loss reads, or hold scores that nothing can be trained on.
     """
     family_class = find_family_class(model, args.model_init_dict, family, index)
     found = None if family_class is None else loaded_class(model, args.model_init_dict, index, family_class)
     if family_class is not None and found is not None:
         family_class.check_call(found.__name__, {"guidance_scale": args.sample_guidance_scale})
     is_video = family_class is not None and family_class.task.endswith("-to-video")
-    check_all_columns(args, train_dataset, eval_dataset, "video" if is_video else None)
+    read = check_all_columns(args, train_dataset, eval_dataset, "video" if is_video else None)
     datasets = named_datasets(train_dataset, eval_dataset)
     are_read = reads_sources(args, family_class, datasets)
+    check_scores(args, read, are_read or (family_class is not None and family_class.most_sources > 0))
     if family_class is None:
         return RunSources(are_read, None)
     family_class = edit_class(family_class) if are_read else family_class
