@@ -1,4 +1,4 @@
-"""What prompts and scores tell is refused before a pipeline is loaded: what is asked of them, and of what it cannot be."""
+"""What prompts and scores tell is refused before a pipeline is loaded; what they do not tell for sure is not."""
 
 import pytest
 from datasets import Dataset
