@@ -455,6 +455,41 @@ def test_a_reward_of_edits_gets_the_sources():
             checked_scores(reward, PROMPTS, IMAGES)
 
 
+def test_a_reward_may_ask_for_the_rate_of_videos():
+    videos = [[IMAGES[0]] * 8, [IMAGES[1]] * 12]
+
+    def seconds(prompts, videos, fps):
+        return [len(video) / fps for video in videos]
+
+    class Timed:
+        name, reads_fps = "timed", True
+
+        def __call__(self, prompts, videos, **given):
+            return seconds(prompts, videos, **given)
+
+    of_one = Ensemble({"only": Member(reward=seconds, weight=2.0, normalization="none")})
+    for reward, factor in ((seconds, 1), (UserReward(seconds, "seconds", "1"), 1), (Timed(), 1), (of_one, 2)):
+        assert checked_scores(reward, ["a", "b"], videos, fps=16) == [0.5 * factor, 0.75 * factor]
+        with pytest.raises(ValueError, match="asks for `fps`, the frames per second of videos, which are not known"):
+            checked_scores(reward, ["a", "b"], videos)
+
+    def usual(prompts, videos, fps=4):
+        return seconds(prompts, videos, fps)
+
+    assert checked_scores(usual, ["a", "b"], videos, fps=16) == [2.0, 3.0], "a default is the function's own"
+
+
+def test_a_rate_of_ones_own_is_compared():
+    class Timed:
+        fps = 24.0
+
+        def __call__(self, prompts, videos):
+            raise AssertionError("it is refused before")
+
+    with pytest.raises(ValueError, match=r"'timed' has `fps=24`, and the videos are shown at 16 a second"):
+        checked_scores(UserReward(Timed(), "timed", "1"), ["a"], [[IMAGES[0]]], fps=16)
+
+
 def test_other_rewards_do_not_see_the_sources():
     def plain(prompts, images):
         return brightness(images)

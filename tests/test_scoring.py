@@ -43,6 +43,10 @@ def num_frames(prompts, videos):
     return [len(frames) for frames in videos]
 
 
+def seconds(prompts, videos, fps):
+    return [len(frames) / fps for frames in videos]
+
+
 def slow(prompts, images):
     time.sleep(0.05 * len(images))
     return brightness(prompts, images)
@@ -453,6 +457,33 @@ def test_a_reward_of_videos_at_another_rate_is_refused(tmp_path, is_drawn, fps):
     message = rf"'videoreward' has `fps=16`, and .* {rate} a second. Set its `fps` to {rate}\."
     with pytest.raises(ValueError, match=message):
         score(config(tmp_path, tmp_path / "out", **settings))
+
+
+@pytest.mark.parametrize(
+    ("is_drawn", "fps", "seconds"), [(False, 8.0, 5 / 8), (True, None, 5 / 24), (True, 8.0, 5 / 24)]
+)
+def test_a_reward_that_asks_is_told_the_rate_of_videos(folder, tmp_path, monkeypatch, is_drawn, fps, seconds):
+    monkeypatch.setattr("tgo_trl.commands.score.run.build_card", lambda *_: "card")  # of a whole record
+    (tmp_path / "rows").mkdir()
+    scored_videos(2).remove_columns("score").to_parquet(tmp_path / "rows" / "train.parquet")
+    if is_drawn:
+        record = {"settings": {"family": {"num_frames": 5, "fps": 24.0}}}
+        (tmp_path / "rows" / "generation.json").write_text(json.dumps(record))
+        (tmp_path / "rows" / "README.md").touch()
+    settings = {"dataset_name": str(tmp_path / "rows"), "fps": fps}
+    scored = score(config(folder, tmp_path / "out", "seconds", **settings))
+    assert load(scored)["score"] == [pytest.approx(seconds)] * 2
+    assert json.loads((scored / "scoring.json").read_text())["settings"]["reader"]["rate"] == (
+        24.0 if is_drawn else 8.0
+    )
+
+
+def test_a_rate_that_nobody_knows_is_asked_for(folder, tmp_path):
+    settings = {"dataset_name": "videos", "rows_per_shard": None}
+    with pytest.raises(ValueError, match=r"rewards\.py:seconds' asks for `fps`, .*not known here\. Set `fps` beside"):
+        score(config(folder, tmp_path / "out", "seconds", **settings), scored_videos(2).remove_columns("score"))
+    with pytest.raises(ValueError, match="asks for `fps`, the frames per second of videos"):
+        score(config(folder, tmp_path / "images", "seconds", fps=8.0))
 
 
 def test_a_reward_scores_with_other_settings_what_it_has_scored(folder, tmp_path):

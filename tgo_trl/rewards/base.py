@@ -36,8 +36,9 @@ class NoScore:
 Reward: TypeAlias = Callable[..., Sequence[float | NoScore]]
 """`N` prompts and `N` images (for a video reward: lists of frames) to `N` scores, higher is better.
 
-One that judges edits says so with `reads_sources = True`, or with a parameter of this name: it is also given `sources`,
-the images that each row's was made from, as `N` lists of images.
+One that judges edits says so with `reads_sources = True`, or with a parameter `sources` without a default: it is also
+given `sources`, the images that each row's was made from, as `N` lists of images. One of videos that says
+`reads_fps = True`, or has such a parameter `fps`, is given `fps`, how many frames of them are shown a second, a float.
 """
 
 
@@ -239,19 +240,29 @@ class UserReward:
         self.version = str(getattr(function, "version", version))
         self.license = str(getattr(function, "license", "not stated"))
         self.differentiable, self.score_pixels = is_differentiable(function), getattr(function, "score_pixels", None)
-        self.reads_sources = reads_sources(function)
+        self.reads_sources, self.reads_fps = reads_sources(function), reads_fps(function)
+        self.fps = getattr(function, "fps", None)
 
-    def __call__(self, prompts: Sequence[str], images: Sequence[Any], **sources: Any) -> Sequence[float | NoScore]:
+    def __call__(self, prompts: Sequence[str], images: Sequence[Any], **given: Any) -> Sequence[float | NoScore]:
         """What the function returns, unchecked."""
-        return self.function(prompts, images, **sources)
+        return self.function(prompts, images, **given)
 
 
 def reads_sources(reward: Any) -> bool:
     """Whether a reward judges edits: it says so by `reads_sources`, or has a parameter `sources` without a default."""
-    if hasattr(reward, "reads_sources"):
-        return bool(reward.reads_sources)
+    return _asks_for(reward, "sources")
+
+
+def reads_fps(reward: Any) -> bool:
+    """Whether a reward is to be told the rate of videos: by `reads_fps`, or a parameter `fps` without a default."""
+    return _asks_for(reward, "fps")
+
+
+def _asks_for(reward: Any, name: str) -> bool:
+    if hasattr(reward, f"reads_{name}"):
+        return bool(getattr(reward, f"reads_{name}"))
     try:
-        parameter = inspect.signature(reward).parameters.get("sources")
+        parameter = inspect.signature(reward).parameters.get(name)
         return parameter is not None and parameter.default is parameter.empty
     except (TypeError, ValueError):  # of what is written in C
         return False
@@ -278,7 +289,9 @@ DRAWN_FOR = "the videos are drawn for"
 
 
 def check_rates(rewards: Mapping[str, Reward], rate: float | None, known: str) -> None:
-    """Raises a ValueError if a reward takes videos for faster or slower than they are: it would see other frames.
+    """Raises a ValueError if a reward takes videos for faster or slower than they are, and would see other frames.
+
+    Also if one asks for a rate that is not known.
 
     Args:
         rewards: by name.
@@ -286,23 +299,29 @@ def check_rates(rewards: Mapping[str, Reward], rate: float | None, known: str) -
         known: why it is known, a clause that the rate ends.
     """
     for name, reward in rewards.items():
+        if rate is None and reads_fps(reward):
+            raise ValueError(
+                f"The reward {name!r} asks for `fps`, the frames per second of videos, which are not known here. Set "
+                "`fps` beside the videos, or give its parameter a default where it scores images too."
+            )
         own = getattr(reward, "fps", None)
-        if rate is not None and own is not None and own != rate:
+        if rate is not None and isinstance(own, (int, float)) and own != rate:
             raise ValueError(
                 f"The reward {name!r} has `fps={own:g}`, and {known} {rate:g} a second. Set its `fps` to {rate:g}."
             )
 
 
 def checked_scores(
-    reward: Reward, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None
-) -> list[float]:
+    reward: Reward, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None,
+    fps: float | None = None,
+) -> list[float]:  # fmt: skip
     """The reward's scores as floats, one per row. A reward is not called without rows.
 
     Raises:
         ValueError: if it does not return one finite number per row, naming the reward and the row.
     """
     scores = []
-    for row, score in enumerate(scores_or_none(reward, prompts, images, sources)):
+    for row, score in enumerate(scores_or_none(reward, prompts, images, sources, fps)):
         if isinstance(score, NoScore):
             name = reward_name(reward)
             raise ValueError(f"The reward {name!r}, row {row} (prompt {shorten(prompts[row])}): {score.reason}.")
@@ -311,8 +330,9 @@ def checked_scores(
 
 
 def scores_or_none(
-    reward: Reward, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None
-) -> list[float | NoScore]:
+    reward: Reward, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None,
+    fps: float | None = None,
+) -> list[float | NoScore]:  # fmt: skip
     """Likewise, with the [`NoScore`] of rows that the reward has none for.
 
     Args:
@@ -320,13 +340,16 @@ def scores_or_none(
         prompts: `N` prompts.
         images: `N` images, or lists of frames.
         sources: `N` lists of images that those were made from; None if there are none.
+        fps: of lists of frames, frames per second; None if it is not known.
     """
     check_rows(prompts, images)
     if not prompts:
         return []
     name = reward_name(reward)
+    check_rates({name: reward}, fps, "the videos are shown at")
     check_sources({name: reward}, sources is not None, "Score rows that have a column of source images.")
-    given = {"sources": sources} if reads_sources(reward) else {}
+    given: dict[str, Any] = {"sources": sources} if reads_sources(reward) else {}
+    given |= {"fps": fps} if reads_fps(reward) else {}
     returned: Any = reward(prompts, images, **given)
     advice = f"A reward takes {len(prompts)} prompts and as many images, and returns a list of as many numbers."
     if isinstance(returned, (str, bytes, dict)) or not hasattr(returned, "__iter__"):

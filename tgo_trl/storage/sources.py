@@ -222,7 +222,7 @@ def _is_empty(file: Path) -> bool:
         return False
     with suppress(ArrowInvalid):  # damaged, which is not empty
         if file.stat().st_size and suffix_of(file) == ".parquet":
-            return pq.read_metadata(file).num_rows == 0
+            return bool(pq.read_metadata(file).num_rows == 0)
     return file.stat().st_size == 0
 
 
