@@ -116,7 +116,10 @@ class DataPreparer:
         relative_scores: of scores and prompts, what the loss reads of them; None where it reads labels alone. Fitted on
             the training set too.
         pair_rule: that the images of pairs are compared by, of several columns of scores; likewise.
+        num_sources: source images of each training row.
     """
+
+    num_sources = 0
 
     def __init__(self, args: TGOConfig, encoders: FrozenEncoders, sizes: Sequence[Size]) -> None:
         self.args = args
@@ -246,8 +249,10 @@ class DataPreparer:
         if not scanned.rows:
             reasons = " ".join(bad.reasons[:5])
             raise ValueError(f"The {source.name} data set has no row that can be used. {reasons}".rstrip())
-        if source.name == "training" and most:
-            warn_of_other_numbers(self.args, scanned.num_sources)
+        if source.name == "training":
+            self.num_sources = scanned.num_sources
+        if most:
+            warn_of_other_numbers(self.args, self.num_sources, source.name, scanned.num_sources)
         return scanned
 
     def _encode_pairs(self, source: RowSource, scanned: ScannedRows, bad: BadRows) -> EncodedDataset:
