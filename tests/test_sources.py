@@ -202,6 +202,43 @@ def test_missing_numbers_are_missing_and_words_are_words(tmp_path, name, streami
     assert [row["prompt"] for row in read] == ["NA", "null", "None", "a dog"]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "folder"])
+def test_a_column_has_one_type_however_many_rows_it_has(tmp_path, name, streaming):
+    """By itself, pandas looks for a type in every ten thousand rows anew."""
+    prompts = ["a fox"] * 10_000 + [f"{i:04d}" for i in range(100)]
+    scores = [*range(10_000), *(i + 0.5 for i in range(100))]
+    separator = "\t" if name == "rows.tsv" else ","
+    rows = [("prompt", "score"), *zip(prompts, scores, strict=True)]
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / ("folder/rows.csv" if name == "folder" else name)
+    path.write_text("".join(f"{prompt}{separator}{score}\n" for prompt, score in rows))
+    opened = open_dataset(str(tmp_path / name), streaming=streaming)
+    assert opened.features == Features({"prompt": Value("string"), "score": Value("float64")})
+    assert [row["prompt"] for row in opened] == prompts
+    assert [row["score"] for row in opened] == scores
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_of_several_files_have_one_type(tmp_path, streaming):
+    (tmp_path / "a.csv").write_text("prompt,score,flag\n1984,1,True\n")
+    (tmp_path / "b.csv").write_text("prompt,score,flag\n007,0.5,False\n")
+    opened = open_dataset(str(tmp_path / "*.csv"), streaming=streaming)
+    assert list(opened) == [
+        {"prompt": "1984", "score": 1.0, "flag": True},
+        {"prompt": "007", "score": 0.5, "flag": False},
+    ]
+
+
+def test_classes_that_a_folders_card_declares_stay_classes(tmp_path):
+    (tmp_path / "train.csv").write_text("prompt,label\na fox,1\na cat,0\n")
+    features = "[{name: prompt, dtype: string}, {name: label, dtype: {class_label: {names: {'0': bad, '1': good}}}}]"
+    (tmp_path / "README.md").write_text(f"---\ndataset_info:\n  features: {features}\n---\n")
+    opened = open_dataset(str(tmp_path))
+    assert opened.features["label"] == ClassLabel(names=["bad", "good"])
+    assert opened["label"] == [1, 0]
+
+
 def test_numbers_are_read_exactly(tmp_path):
     values = [0.1 + 0.2, 1 / 3, 2.2250738585072014e-308, 123456789.123456789]
     (tmp_path / "rows.csv").write_text("score\n" + "".join(f"{value!r}\n" for value in values))

@@ -7,7 +7,7 @@ import lzma
 import pytest
 
 from tgo_trl.commands.generate.prompts import read_prompts
-from tgo_trl.storage.text_tables import check_text, read_json_lines, read_table, suffix_of
+from tgo_trl.storage.text_tables import check_text, dtype_of, read_json_lines, read_table, suffix_of
 
 
 def written(tmp_path, name, text):
@@ -91,3 +91,31 @@ def test_only_text_is_checked(tmp_path):
     check_text(written(tmp_path, "rows.tsv", "a\tb\n1\t2\n"))
     with pytest.raises(ValueError, match="Line 2"):
         check_text(written(tmp_path, "rows.tsv", "a\tb\n1\n"))
+
+
+@pytest.mark.parametrize(
+    ("cells", "dtype"),
+    [
+        (["1", "-2", "+3", "0"], "int64"),
+        (["1", ""], "float64"),
+        (["1", "2.5", ".5", "1e-3", "-inf"], "float64"),
+        (["NaN", "0.1", "None"], "float64"),
+        (["1", "007"], "string"),
+        (["00.5", "1"], "string"),
+        (["1", "a"], "string"),
+        (["1_000", "2"], "string"),
+        (["\u0661", "2"], "string"),
+        (["True", "false"], "bool"),
+        (["True", ""], "string"),
+        (["True", "1"], "string"),
+        ([str(2**63 - 1), str(-(2**63))], "int64"),
+        ([str(2**64 - 1), "0"], "uint64"),
+        ([str(2**64 - 1), "-1"], "string"),
+        ([str(2**64), "1"], "string"),
+        (["NA", ""], "string"),
+    ],
+)
+def test_the_type_of_a_column_is_that_of_all_its_cells(tmp_path, cells, dtype):
+    table = "a,b\n" + "".join(f"{cell},x\n" for cell in cells)
+    traits = check_text(written(tmp_path, "rows.csv", table))
+    assert {name: dtype_of(found) for name, found in traits.items()} == {"a": dtype, "b": "string"}

@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, Image, IterableDataset, Video, load_dataset_builder, load_from_disk
+from datasets import Dataset, Features, Image, IterableDataset, Value, Video, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from datasets.table import CastError
 from datasets.utils.file_utils import xopen
@@ -22,7 +22,7 @@ from pyarrow import ArrowInvalid
 
 from ..messages.values import did_you_mean
 from .records import CARD_NAME, RECORD_NAMES
-from .text_tables import MISSING, check_text, suffix_of
+from .text_tables import MISSING, check_text, dtype_of, suffix_of
 
 FORMATS = {
     ".parquet": "parquet",
@@ -160,6 +160,8 @@ def _open_named(
         builder = load_dataset_builder(name, config)
         arguments = _check_texts([Path(file) for file in _data_files(builder)] if path.is_dir() else [])
         arguments = {**arguments, **DIALECTS.get(builder.config.sep, {})} if hasattr(builder.config, "quoting") else {}
+        if builder.info.features is not None:  # which the folder's card declares, classes for instance
+            arguments.pop("features", None)
         if columns is not None and hasattr(builder.config, "columns"):
             arguments = {"columns": list(columns)}
         if arguments:
@@ -273,12 +275,14 @@ def _data_files(builder: Any) -> list[str]:
 
 
 def _check_texts(files: Sequence[Path]) -> dict[str, Any]:
-    """How `pandas` is to read these local files, so that `NA` and `null` are words where others are, and numbers exact.
+    """How `pandas` is to read these local files: a type for each column, `NA` and `null` words where others are.
+
+    By itself, it would look for a type in every ten thousand rows anew. Numbers are read exactly.
 
     Raises:
         ValueError: if a table among them cannot be right.
     """
-    tables: list[dict[str, bool]] = []
+    tables: list[dict[str, frozenset[str]]] = []
     for file in files:
         if file.is_file():
             status = file.stat()
@@ -288,13 +292,16 @@ def _check_texts(files: Sequence[Path]) -> dict[str, Any]:
     if not tables:
         return {}
     names = dict.fromkeys(name for columns in tables for name in columns)
-    are_numbers = {name: all(columns.get(name, True) for columns in tables) for name in names}
-    missing = {name: list(MISSING) if is_number else [""] for name, is_number in are_numbers.items()}
-    return {"keep_default_na": False, "na_values": missing, "float_precision": "round_trip"}
+    dtypes = {name: dtype_of(frozenset().union(*(columns.get(name, ()) for columns in tables))) for name in names}
+    missing = {name: [""] if dtype in ("string", "bool") else list(MISSING) for name, dtype in dtypes.items()}
+    arguments = {"keep_default_na": False, "na_values": missing, "float_precision": "round_trip"}
+    if all(columns.keys() == dtypes.keys() for columns in tables) and "" not in dtypes:
+        arguments["features"] = Features({name: Value(dtype) for name, dtype in dtypes.items()})
+    return arguments
 
 
 @lru_cache(maxsize=1024)
-def _check_text(file: Path, size: int, modified: int) -> dict[str, bool]:
+def _check_text(file: Path, size: int, modified: int) -> dict[str, frozenset[str]]:
     """Checks a file once, as long as it is as it was."""
     return check_text(file)
 

@@ -9,8 +9,9 @@ import csv
 import gzip
 import json
 import lzma
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,12 @@ _NOT_DECOMPRESSED = (EOFError, OSError, lzma.LZMAError, zlib.error)
 """What that raises over damaged files."""
 MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "NULL", "None")
 """How programs write a number that is not there; elsewhere these are words as others are."""
+BOOLEANS = ("True", "False", "TRUE", "FALSE", "true", "false")
+_INTEGER = re.compile(r"[+-]?(?:0|[1-9][0-9]{0,19})")
+"""A whole number, without zeros before it: with them it is a name, such as of a file."""
+_FLOAT = re.compile(
+    r"[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|Inf|infinity|Infinity)"
+)
 
 SEPARATORS = {
     ",": "as those of a .csv are: give the file that name",
@@ -109,37 +116,60 @@ def parse_json(text: str, where: str) -> Any:
         raise ValueError(f"{where} is nested too deeply.") from error
 
 
-def check_text(path: Path) -> dict[str, bool]:
-    """For each column of a table, whether it holds numbers, and else nothing but [`MISSING`]; none of other files.
+def check_text(path: Path) -> dict[str, frozenset[str]]:
+    """For each column of a table, what its cells are, of which [`dtype_of`] is made; nothing of other files.
 
     Raises:
         ValueError: with the line, if a table or JSON lines cannot be right; other files are let pass.
     """
     kind = suffix_of(path)
     if kind in (".csv", ".tsv"):
-        return _numeric_columns(read_table(path))
+        return _traits_of(read_table(path))
     if kind in (".jsonl", ".ndjson"):
         for _ in read_json_lines(path):
             pass
     return {}
 
 
-def _numeric_columns(rows: Iterator[dict[str, str]]) -> dict[str, bool]:
-    columns: dict[str, None] = {}
-    numbers: set[str] = set()
-    words: set[str] = set()
+def dtype_of(traits: Set[str]) -> str:
+    """The type, one for all files and all rows, that cells of some kinds are read as: 7 is `"007"` beside a word.
+
+    `"bool"`, `"int64"`, `"uint64"` or `"float64"`, where all that there are can be one; else `"string"`.
+    """
+    kinds = traits - {"missing", "negative"}
+    if not kinds or "word" in kinds or ("bool" in kinds and traits != {"bool"}):
+        return "string"
+    if kinds == {"bool"}:
+        return "bool"
+    if "float" in kinds or "missing" in traits:
+        return "float64"
+    if "large" not in kinds:
+        return "int64"
+    return "string" if "negative" in traits else "uint64"
+
+
+def _traits_of(rows: Iterator[dict[str, str]]) -> dict[str, frozenset[str]]:
+    traits: dict[str, set[str]] = {}
     for row in rows:
-        columns = columns or dict.fromkeys(row)
+        traits = traits or {column: set() for column in row}
         for column, cell in row.items():
-            if column in words or cell in MISSING:
-                continue
-            try:
-                float(cell)
-            except ValueError:
-                words.add(column)
-            else:
-                numbers.add(column)
-    return {column: column in numbers - words for column in columns}
+            found = traits[column]
+            if "word" not in found:
+                found |= _traits(cell)
+    return {column: frozenset(found) for column, found in traits.items()}
+
+
+def _traits(cell: str) -> set[str]:
+    if cell in MISSING:
+        return {"missing"}
+    if cell in BOOLEANS:
+        return {"bool"}
+    if not _INTEGER.fullmatch(cell):
+        return {"float" if _FLOAT.fullmatch(cell) else "word"}
+    if cell.startswith("-"):
+        return {"int", "negative"} if int(cell) >= -(2**63) else {"word"}
+    number = int(cell)
+    return {"int"} if number < 2**63 else {"large"} if number < 2**64 else {"word"}
 
 
 def divided_by(mark: str) -> str:
