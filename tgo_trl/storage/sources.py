@@ -21,6 +21,7 @@ from PIL import Image as Pictures
 from pyarrow import ArrowInvalid
 
 from ..messages.values import did_you_mean
+from .casts import CheckedCast
 from .records import CARD_NAME, RECORD_NAMES
 from .text_tables import MISSING, check_text, dtype_of, suffix_of
 
@@ -178,6 +179,8 @@ def _open_named(
 
 def _built(builder: Any, split: str, streaming: bool, name: str) -> Dataset | IterableDataset:
     """What `load_dataset` makes of a builder, with whatever is wrong in the data as a ValueError."""
+    if hasattr(builder, "_cast_table"):
+        builder._cast_table = CheckedCast(builder)
     try:
         if streaming:
             dataset = _streamed(builder, split, name)

@@ -1,0 +1,70 @@
+"""Files of other types than the first: what is the same value is read, and what would be another is refused."""
+
+import json
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tgo_trl.storage.sources import open_dataset
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Nothing stays behind in the user's cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def write(folder, kind, first, second):
+    for name, scores in (("a", first), ("b", second)):
+        path = folder / f"{name}.{kind}"
+        if kind == "jsonl":
+            path.write_text("".join(json.dumps({"prompt": name, "score": score}) + "\n" for score in scores))
+        else:
+            pq.write_table(pa.table({"prompt": [name] * len(scores), "score": scores}), path)
+    return str(folder / f"*.{kind}")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("first", "second", "types"),
+    [
+        ([True, False], [0.25, 7.0], "bool in the first rows and double"),  # `datasets` makes True of both
+        ([True], [2], "bool in the first rows and int64"),
+        ([True], ["no"], "bool in the first rows and string"),
+        ([1, 2], [0.5], "int64 in the first rows and double"),
+        ([1.5], ["x"], "double in the first rows and string"),
+    ],
+)
+def test_values_that_would_be_others_are_refused(tmp_path, kind, first, second, types, streaming):
+    message = rf"The column 'score' is {types} in others\. Write all of them alike, numbers such as 1\.0 for true"
+    with pytest.raises(ValueError, match=message):
+        list(open_dataset(write(tmp_path, kind, first, second), streaming=streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("first", "second", "read"),
+    [
+        ([0.5], [1, 2], [0.5, 1.0, 2.0]),
+        ([0, 2], [True], [0, 2, 1]),
+        ([True, False], [True], [True, False, True]),
+        ([True], [None], [True, None]),
+    ],
+)
+def test_values_that_stay_what_they_are_are_read(tmp_path, kind, first, second, read, streaming):
+    rows = open_dataset(write(tmp_path, kind, first, second), streaming=streaming)
+    assert [row["score"] for row in rows] == read
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_later_part_of_one_file_is_looked_at_too(tmp_path, streaming):
+    """JSON lines are read in parts of 10 MB, of which the first tells the types."""
+    long = "a" * 2000
+    rows = [{"prompt": long, "score": True}] * 6000 + [{"prompt": "b", "score": 0.25}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="The column 'score' is bool in the first rows and"):
+        list(open_dataset(str(tmp_path / "a.jsonl"), streaming=streaming))
