@@ -1,5 +1,6 @@
 """Rewards: found by name or file, checked, and summed."""
 
+import hashlib
 import math
 import subprocess
 import sys
@@ -288,7 +289,24 @@ def test_settings_are_checked():
 def test_versions_before_loading(tmp_path):
     assert Brightness("owner/name").version == "owner/name@main"
     assert Brightness("owner/name", revision="v2").version == "owner/name@v2"
-    assert Brightness(str(tmp_path)).version == tmp_path.name
+
+
+def test_a_local_folder_is_named_with_what_is_in_it(tmp_path):
+    weights, note = tmp_path / "mine" / "weights.pt", tmp_path / "mine" / "README.md"
+    weights.parent.mkdir()
+    weights.write_bytes(b"one")
+    file = hashlib.sha256(b"one").hexdigest()
+    expected = hashlib.sha256(f"weights.pt:{file};".encode()).hexdigest()[:12]
+    reward = Brightness(str(weights.parent))
+    assert reward.version == f"mine@sha256:{expected}"
+    note.write_text("of no weight")
+    assert reward.version == f"mine@sha256:{expected}"
+    weights.write_bytes(b"two")
+    assert reward.version != f"mine@sha256:{expected}", "trained again, in the same place"
+    moved = tmp_path / "elsewhere" / "mine"
+    moved.mkdir(parents=True)
+    (moved / "weights.pt").write_bytes(b"one")
+    assert Brightness(str(moved)).version == f"mine@sha256:{expected}"
 
 
 # ---- Ensemble ----

@@ -6,6 +6,7 @@ import json
 import logging
 import weakref
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 
 from tgo_trl.commands.score import rows as unscored
 from tgo_trl.commands.score.config import ScoreConfig
-from tgo_trl.commands.score.run import score, score_dataset
+from tgo_trl.commands.score.run import describe_reward, score, score_dataset
 from tgo_trl.media import readers
 from tgo_trl.rewards import load_reward
 
@@ -173,7 +174,7 @@ def test_a_reward_has_its_settings(folder, tmp_path):
     described = {"column": "score", "name": "Scaled", "version": "2", "license": "mit"}
     assert {name: reward[name] for name in described} == described
     assert list(reward["settings"]) == ["digest"]
-    with pytest.raises(ValueError, match="made with other settings: `rewards` was"):
+    with pytest.raises(ValueError, match=r"made with other settings: `rewards\[0\].settings.digest` are others"):
         score(config(folder, out, "Scaled", reward_kwargs={spec: {"factor": 4}}))
     assert score(config(folder, out, "Scaled", reward_kwargs={spec: {"factor": 3, "device": "cpu"}}),
                  rewards={spec: load_reward(spec, factor=3)}) == out  # fmt: skip
@@ -377,7 +378,7 @@ def test_other_settings_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"other settings: `content` are others; .*`num_rows` was 11, is 10"):
         score(config(folder, out, rewards=[spec]), rows(11).select(range(1, 11)))
     (tmp_path / "rewards.py").write_text(REWARDS + "\n# edited")
-    with pytest.raises(ValueError, match=r"other settings: `rewards` was"):
+    with pytest.raises(ValueError, match=r"other settings: `rewards\[0\].version` was"):
         score(config(folder, out, rewards=[spec]))
 
 
@@ -476,6 +477,14 @@ def test_a_reward_that_asks_is_told_the_rate_of_videos(folder, tmp_path, monkeyp
     assert json.loads((scored / "scoring.json").read_text())["settings"]["reader"]["rate"] == (
         24.0 if is_drawn else 8.0
     )
+
+
+def test_the_precision_of_a_reward_model_is_recorded():
+    """Whose usual one is another on a GPU: a run that goes on elsewhere would mix both."""
+    model = SimpleNamespace(name="model", version="1", license="mit", dtype=torch.bfloat16)
+    assert describe_reward("pickscore", "score", model, {"batch_size": 2})["settings"] == {
+        "batch_size": 2, "dtype": "bfloat16",
+    }  # fmt: skip
 
 
 def test_a_rate_that_nobody_knows_is_asked_for(folder, tmp_path):

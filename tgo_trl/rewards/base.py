@@ -1,10 +1,12 @@
 """What a reward is, and what the reward models here share: batches, devices, Hub files, checked scores."""
 
+import hashlib
 import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
 
@@ -18,6 +20,7 @@ from ..data.rows import check_score
 from ..media.images import load_image
 from ..messages.public import public_name
 from ..precision import as_dtype, default_dtype
+from ..storage.files import file_digest
 
 logger = logging.getLogger(__name__)
 
@@ -98,9 +101,13 @@ class ModelReward(ABC):
 
     @property
     def version(self) -> str:
-        """`id@commit` once loaded from the Hub, `id@revision` before; of a local folder, its name without the path."""
+        """`id@commit` once loaded from the Hub, `id@revision` before; of a local folder as [`local_version`] has it."""
+        return self._version_of()
+
+    def _version_of(self, *inside: str) -> str:
+        """The same, of a local folder with files or folders inside it alone."""
         if Path(self.model_id).exists():
-            return public_name(self.model_id)
+            return local_version(self.model_id, *inside)
         return f"{self.model_id}@{self._commit or self.revision or 'main'}"
 
     def __call__(
@@ -194,6 +201,35 @@ class ModelReward(ABC):
         """A file of the repository that `model_id` names, or of the folder."""
         path, self._commit = hub_file(self.model_id, filename, self.revision)
         return path
+
+
+def local_version(name: str, *inside: str) -> str:
+    """The name of a local folder or file, without its path, and a digest of its files; a Hub id as it is.
+
+    Hidden files and texts (`.md`) do not count, nor what is in folders within it.
+
+    Args:
+        name: a path, or a Hub id.
+        inside: what counts instead of the folder's own files: files or folders within it.
+    """
+    path = Path(name)
+    if not path.exists():
+        return public_name(name)
+    found: list[tuple[str, int, int]] = []
+    for place in [path / part for part in inside] or [path]:
+        files = sorted(place.iterdir()) if place.is_dir() else [place]
+        shown = (it for it in files if it.is_file() and not it.name.startswith(".") and it.suffix != ".md")
+        found += [(str(it), it.stat().st_size, it.stat().st_mtime_ns) for it in shown]
+    return f"{public_name(name)}@sha256:{_files_digest(tuple(found))}"
+
+
+@lru_cache(maxsize=64)
+def _files_digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    """Of names and contents; size and time of change tell whether files are read again."""
+    digest = hashlib.sha256()
+    for path, *_ in files:
+        digest.update(f"{Path(path).name}:{file_digest(Path(path))};".encode())
+    return digest.hexdigest()[:12]
 
 
 class PromptReward(ModelReward):

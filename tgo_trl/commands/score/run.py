@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, IterableDataset, Value
 
@@ -379,6 +380,9 @@ def describe_reward(spec: str, column: str, reward: Reward, kwargs: Mapping[str,
         settings = public_value(settings)
     elif settings:
         settings = {"digest": fingerprint(json.dumps(settings, sort_keys=True, default=str))}
+    dtype = getattr(reward, "dtype", None)
+    if isinstance(dtype, torch.dtype):  # the usual one depends on the machine
+        settings = {**settings, "dtype": str(dtype).removeprefix("torch.")}
     return {
         "column": column,
         "name": reward_name(reward),
