@@ -247,7 +247,7 @@ def test_other_samples_and_other_rewards_are_refused(folder, compared, tmp_path)
     scores = out / "models" / "base" / "scores" / "red" / ".manifest" / "train-00001.json"
     assert json.loads(scores.read_text())["source"] == json.loads(path.read_text())["sha256"]
     scores.write_text(scores.read_text().replace(json.loads(path.read_text())["sha256"], "0" * 64))
-    with pytest.raises(ValueError, match="holds the scores of other prompts or images"):
+    with pytest.raises(ValueError, match="holds rows of other prompts or images"):
         evaluate(config(folder, out))
 
 

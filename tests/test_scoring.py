@@ -397,9 +397,7 @@ def test_every_shard_is_compared_with_its_rows(folder, tmp_path, changed, stream
     if changed == 10:  # its shard is the one that is made again
         assert load(score(config(folder, out, rows_per_shard=4), given))["prompt"][10].endswith("!")
         return
-    message = (
-        "`content` are others" if changed == 0 else r"train-00001.*\.parquet in .* holds the scores of other prompts"
-    )
+    message = "`content` are others" if changed == 0 else r"train-00001.*\.parquet in .* holds rows of other prompts"
     with pytest.raises(ValueError, match=message):
         score(config(folder, out, rows_per_shard=4), given)
 

@@ -61,7 +61,7 @@ class ShardedRun(ABC, Generic[Item]):
         """Index and items of the wanted shards, in order."""
 
     def source(self, items: Sequence[Item]) -> str | None:
-        """A digest of a shard's items, where the settings do not say it all."""
+        """A digest of a shard's items, where the settings do not say it all; asked for once its rows are made."""
         return None
 
     @abstractmethod
@@ -200,19 +200,19 @@ def _write_missing(
     disable = not show_progress or total == 0
     with tqdm(total=total, desc=run.verb, unit=run.unit, disable=disable) as progress:
         for shard, items in run.blocks(wanted):
-            source = run.source(items)
             if shard in written:
-                _check_source(shards, shard, source)
+                _check_source(shards, shard, run.source(items))
                 continue
-            shards.write(shard, run.rows(shard, items, progress.update), run.features, source)
+            rows = run.rows(shard, items, progress.update)
+            shards.write(shard, rows, run.features, run.source(items))
             pa.default_memory_pool().release_unused()  # as much as the files of a shard, which images need
 
 
 def _check_source(shards: ParquetFolder, shard: int, source: str | None) -> None:
     if shards.source(shard) != source:
         raise ValueError(
-            f"{shards.written()[shard].name} in {str(shards.folder)!r} holds the scores of other prompts or images "
-            "than the data set has there now. Set another `output_dir`, or delete the folder to begin anew."
+            f"{shards.written()[shard].name} in {str(shards.folder)!r} holds rows of other prompts or images than "
+            "the data set has there now. Set another `output_dir`, or delete the folder to begin anew."
         )
 
 
