@@ -327,6 +327,25 @@ def test_an_interrupted_run_goes_on_byte_for_byte(folder, tmp_path, streaming):
     assert files(tmp_path / "out") == files(tmp_path / "whole" / "out")
 
 
+def test_sums_are_of_the_scores_that_are_there(folder, tmp_path):
+    """Also of a shard that was there before another one was lost, and scored anew by a server that changed its mind."""
+    settings = config(folder, tmp_path / "out", "brightness", "length", ensemble_weights=[1.0, 2.0])
+    out = score(settings)
+    first = load(out)["score"]
+    (out / "data" / sorted(path.name for path in (out / "data").iterdir())[0]).unlink()
+    bright, length = map(load_reward, settings.rewards)
+    other = stops_as(length, lambda prompts, images: [50.0 + value for value in length(prompts, images)])
+    rows = load(score(settings, rewards=dict(zip(settings.rewards, (bright, other), strict=True))))
+    columns = settings.reward_columns()
+    scores = {name: np.array(rows[name]) for name in columns}
+    by_hand = sum(
+        weight * (scores[name] - scores[name].mean()) / scores[name].std()
+        for name, weight in zip(columns, (1, 2), strict=True)
+    )
+    assert rows["score"] == pytest.approx(by_hand)
+    assert rows["score"] != pytest.approx(first)
+
+
 def stops_as(reward, function):
     """The function under another reward's name, version and license."""
     for name in ("name", "version", "license"):

@@ -189,8 +189,8 @@ class _Scoring(ShardedRun[Row]):
         for shard, path in list(written.items())[state.process_index :: state.num_processes]:
             table = pq.ParquetFile(path).read()
             position = table.schema.get_field_index(config.ensemble_column)
-            if table[position].null_count:
-                sums = self.ensemble.combine({name: table[name].to_pylist() for name in names})
+            sums = self.ensemble.combine({name: table[name].to_pylist() for name in names})
+            if table[position].to_pylist() != sums:  # or they were, before another shard was lost and scored anew
                 table = table.set_column(position, table.schema.field(position), pa.array(sums, pa.float64()))
                 folder.write_table(shard, table, folder.source(shard))
 
