@@ -401,6 +401,14 @@ def test_other_settings_are_refused(folder, tmp_path):
         score(config(folder, out, rewards=[spec]))
 
 
+def test_a_stream_that_has_become_shorter_is_another(folder, tmp_path):
+    settings = config(folder, tmp_path / "out", rows_per_shard=4, dataset_name="a stream")
+    score(settings, rows(12).to_iterable_dataset())
+    with pytest.raises(ValueError, match=r"train-00002-of-00003\.parquet in .* holds rows of other prompts or images"):
+        score(settings, rows(8).to_iterable_dataset())
+    assert len(load(score(settings, rows(12).to_iterable_dataset()))) == 12
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("changed", [0, 4, 10])
 def test_every_shard_is_compared_with_its_rows(folder, tmp_path, changed, streaming):
