@@ -6,6 +6,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Features, Value
 
 from tgo_trl.storage.sources import open_dataset
 
@@ -34,7 +35,7 @@ def write(folder, kind, first, second):
         ([True, False], [0.25, 7.0], "bool in the first rows and double"),  # `datasets` makes True of both
         ([True], [2], "bool in the first rows and int64"),
         ([True], ["no"], "bool in the first rows and string"),
-        ([1, 2], [0.5], "int64 in the first rows and double"),
+        ([0.5], [2**60 + 1], "double in the first rows and int64"),
         ([1.5], ["x"], "double in the first rows and string"),
     ],
 )
@@ -53,11 +54,39 @@ def test_values_that_would_be_others_are_refused(tmp_path, kind, first, second, 
         ([0, 2], [True], [0, 2, 1]),
         ([True, False], [True], [True, False, True]),
         ([True], [None], [True, None]),
+        ([1, 2], [0.5], [1.0, 2.0, 0.5]),
+        ([1, 2], [None], [1, 2, None]),
+        ([2**60 + 1], [None], [2**60 + 1, None]),
+        ([None], [0.5], [None, 0.5]),
+        ([None], [3], [None, 3]),
+        ([None], ["no"], [None, "no"]),
     ],
 )
 def test_values_that_stay_what_they_are_are_read(tmp_path, kind, first, second, read, streaming):
     rows = open_dataset(write(tmp_path, kind, first, second), streaming=streaming)
     assert [row["score"] for row in rows] == read
+
+
+def test_types_that_hold_all_stay_as_they_are(tmp_path):
+    score = pa.array([1, None], pa.int16())
+    pq.write_table(
+        pa.table({"prompt": ["a", "b"], "score": score, "note": pa.array([None, None])}), tmp_path / "a.parquet"
+    )
+    opened = open_dataset(str(tmp_path / "a.parquet"))
+    assert opened.features == Features({"prompt": Value("string"), "score": Value("int16"), "note": Value("null")})
+    (tmp_path / "a.jsonl").write_text('{"a": [1], "b": null, "c": null}\n{"a": [2], "b": {"x": 1}, "c": null}\n')
+    assert list(open_dataset(str(tmp_path / "a.jsonl"))) == [
+        {"a": [1], "b": None, "c": None},
+        {"a": [2], "b": {"x": 1}, "c": None},
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_whole_numbers_may_be_the_first_ten_megabytes(tmp_path, streaming):
+    rows = [{"prompt": "a" * 2000, "score": i} for i in range(6000)] + [{"prompt": "b", "score": 0.25}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    opened = open_dataset(str(tmp_path / "a.jsonl"), streaming=streaming)
+    assert [row["score"] for row in opened] == [*range(6000), 0.25]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -1,8 +1,76 @@
 """Files and runs of rows whose columns have other types than the first: cast where every value stays what it is."""
 
+from collections.abc import Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Value
+
+from .text_tables import checked_text, dtype_of, suffix_of
+
+
+class WidenedTypes:
+    """In place of a builder's `_split_generators`, which takes whole numbers for all that are in later files and rows.
+
+    Of files on this machine, a column of whole numbers in the first rows and of others later is one of float64, and a
+    column that is empty in the first rows has the type of what comes.
+
+    Args:
+        builder: of `datasets`, which finds out itself what its columns hold.
+        files: that it reads.
+    """
+
+    def __init__(self, builder: Any, files: Sequence[Path]) -> None:
+        self.builder, self.files = builder, files
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the builder's own returns, with the types of its columns set."""
+        splits = type(self.builder)._split_generators(self.builder, *args, **kwargs)
+        found, info = self.builder.info.features, self.builder.info
+        if found is not None:
+            traits = _traits_of(self.files)
+            info.features = Features(
+                {name: _wider(feature, traits.get(name, set())) for name, feature in found.items()}
+            )
+        return splits
+
+
+def _wider(feature: Any, traits: Set[str]) -> Any:
+    """The feature, or one of a type that holds what it does and more."""
+    kinds = traits - {"missing"}
+    if not isinstance(feature, Value) or not kinds or "nested" in kinds:
+        return feature
+    dtype, is_whole = dtype_of(kinds), feature.dtype.lstrip("u").startswith("int")
+    return Value(dtype) if feature.dtype == "null" or (is_whole and dtype == "float64") else feature
+
+
+def _traits_of(files: Sequence[Path]) -> dict[str, set[str]]:
+    """What the cells of each column are, in all files on this machine, as [`dtype_of`] takes it."""
+    traits: dict[str, set[str]] = {}
+    for file in files:
+        if not file.is_file():
+            continue
+        of_file = checked_text(file) if suffix_of(file) in (".jsonl", ".ndjson") else _of_parquet(file)
+        for name, kinds in of_file.items():
+            traits.setdefault(name, set()).update(kinds)
+    return traits
+
+
+def _of_parquet(file: Path) -> dict[str, frozenset[str]]:
+    if suffix_of(file) != ".parquet":
+        return {}
+    return {field.name: frozenset(_kinds(field.type)) for field in pq.read_schema(file)}
+
+
+def _kinds(it: pa.DataType) -> set[str]:
+    types = pa.types
+    known = {
+        "missing": types.is_null, "bool": types.is_boolean, "large": types.is_uint64, "int": types.is_integer,
+        "float": types.is_floating, "word": types.is_string,
+    }  # fmt: skip
+    return {next((kind for kind, is_it in known.items() if is_it(it)), "nested")}
 
 
 class CheckedCast:

@@ -6,7 +6,7 @@ import glob
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,9 +21,9 @@ from PIL import Image as Pictures
 from pyarrow import ArrowInvalid
 
 from ..messages.values import did_you_mean
-from .casts import CheckedCast
+from .casts import CheckedCast, WidenedTypes
 from .records import CARD_NAME, RECORD_NAMES
-from .text_tables import MISSING, check_text, dtype_of, suffix_of
+from .text_tables import MISSING, checked_text, dtype_of, suffix_of
 
 FORMATS = {
     ".parquet": "parquet",
@@ -181,6 +181,8 @@ def _built(builder: Any, split: str, streaming: bool, name: str) -> Dataset | It
     """What `load_dataset` makes of a builder, with whatever is wrong in the data as a ValueError."""
     if hasattr(builder, "_cast_table"):
         builder._cast_table = CheckedCast(builder)
+        if builder.info.features is None:
+            builder._split_generators = WidenedTypes(builder, [*map(Path, _data_files(builder))])
     try:
         if streaming:
             dataset = _streamed(builder, split, name)
@@ -287,11 +289,9 @@ def _check_texts(files: Sequence[Path]) -> dict[str, Any]:
     """
     tables: list[dict[str, frozenset[str]]] = []
     for file in files:
-        if file.is_file():
-            status = file.stat()
-            columns = _check_text(file, status.st_size, status.st_mtime_ns)
-            if columns:
-                tables.append(columns)
+        columns = checked_text(file) if file.is_file() else {}
+        if columns and suffix_of(file) in (".csv", ".tsv"):
+            tables.append(columns)
     if not tables:
         return {}
     names = dict.fromkeys(name for columns in tables for name in columns)
@@ -301,12 +301,6 @@ def _check_texts(files: Sequence[Path]) -> dict[str, Any]:
     if all(columns.keys() == dtypes.keys() for columns in tables) and "" not in dtypes:
         arguments["features"] = Features({name: Value(dtype) for name, dtype in dtypes.items()})
     return arguments
-
-
-@lru_cache(maxsize=1024)
-def _check_text(file: Path, size: int, modified: int) -> dict[str, frozenset[str]]:
-    """Checks a file once, as long as it is as it was."""
-    return check_text(file)
 
 
 # ---- Archives ----

@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -116,18 +117,28 @@ def parse_json(text: str, where: str) -> Any:
         raise ValueError(f"{where} is nested too deeply.") from error
 
 
+def checked_text(path: Path) -> dict[str, frozenset[str]]:
+    """As [`check_text`], once as long as the file is as it was."""
+    status = path.stat()
+    return _checked(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _checked(path: Path, size: int, modified: int) -> dict[str, frozenset[str]]:
+    return check_text(path)
+
+
 def check_text(path: Path) -> dict[str, frozenset[str]]:
-    """For each column of a table, what its cells are, of which [`dtype_of`] is made; nothing of other files.
+    """For each column of a table or of JSON lines, what its cells are: kinds, of which [`dtype_of`] is made.
 
     Raises:
         ValueError: with the line, if a table or JSON lines cannot be right; other files are let pass.
     """
     kind = suffix_of(path)
     if kind in (".csv", ".tsv"):
-        return _traits_of(read_table(path))
+        return _traits_of(read_table(path), _traits)
     if kind in (".jsonl", ".ndjson"):
-        for _ in read_json_lines(path):
-            pass
+        return _traits_of(read_json_lines(path), _traits_of_value)
     return {}
 
 
@@ -148,15 +159,27 @@ def dtype_of(traits: Set[str]) -> str:
     return "string" if "negative" in traits else "uint64"
 
 
-def _traits_of(rows: Iterator[dict[str, str]]) -> dict[str, frozenset[str]]:
+def _traits_of(rows: Iterator[Any], traits_of_cell: Callable[[Any], set[str]]) -> dict[str, frozenset[str]]:
     traits: dict[str, set[str]] = {}
     for row in rows:
-        traits = traits or {column: set() for column in row}
-        for column, cell in row.items():
-            found = traits[column]
-            if "word" not in found:
-                found |= _traits(cell)
+        for column, cell in row.items() if isinstance(row, dict) else ():
+            found = traits.setdefault(column, set())
+            if "word" not in found or not isinstance(cell, str):
+                found |= traits_of_cell(cell)
     return {column: frozenset(found) for column, found in traits.items()}
+
+
+def _traits_of_value(value: Any) -> set[str]:
+    """Of JSON's, of which text is a word whatever it says."""
+    if value is None:
+        return {"missing"}
+    if isinstance(value, bool):
+        return {"bool"}
+    if isinstance(value, float):
+        return {"float"}
+    if isinstance(value, int):
+        return _traits(str(value))
+    return {"word"} if isinstance(value, str) else {"nested"}
 
 
 def _traits(cell: str) -> set[str]:
