@@ -219,6 +219,14 @@ def test_a_column_has_one_type_however_many_rows_it_has(tmp_path, name, streamin
     assert [row["score"] for row in opened] == scores
 
 
+def test_numbers_are_numbers_however_they_are_written(tmp_path):
+    cells = [" 0.5", "+1", "2.", ".25", "-1e-3", "7\t"]
+    (tmp_path / "rows.csv").write_text("prompt,score\n" + "".join(f"a fox,{cell}\n" for cell in cells))
+    assert open_dataset(str(tmp_path / "rows.csv"))["score"] == [0.5, 1.0, 2.0, 0.25, -1e-3, 7.0]
+    (tmp_path / "ids.csv").write_text(f"prompt,id\na fox, {2**64 - 1}\na cat,+0\n")
+    assert open_dataset(str(tmp_path / "ids.csv"))["id"] == [2**64 - 1, 0]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_columns_of_several_files_have_one_type(tmp_path, streaming):
     (tmp_path / "a.csv").write_text("prompt,score,flag\n1984,1,True\n")

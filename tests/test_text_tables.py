@@ -98,6 +98,9 @@ def test_only_text_is_checked(tmp_path):
     [
         (["1", "-2", "+3", "0"], "int64"),
         (["1", ""], "float64"),
+        ([" 1", "2 "], "int64"),
+        ([" 0.5", "-2"], "float64"),
+        ([" True"], "string"),
         (["1", "2.5", ".5", "1e-3", "-inf"], "float64"),
         (["NaN", "0.1", "None"], "float64"),
         (["1", "007"], "string"),

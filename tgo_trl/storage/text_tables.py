@@ -187,6 +187,7 @@ def _traits(cell: str) -> set[str]:
         return {"missing"}
     if cell in BOOLEANS:
         return {"bool"}
+    cell = cell.strip(" \t")  # as around the commas of some tables; what is no number keeps them
     if not _INTEGER.fullmatch(cell):
         return {"float" if _FLOAT.fullmatch(cell) else "word"}
     if cell.startswith("-"):
