@@ -6,9 +6,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Features, Value
+from datasets import Features, Value, load_dataset
 
 from tgo_trl.storage.sources import open_dataset
+
+from .tiny import picture
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +91,13 @@ def test_whole_numbers_may_be_the_first_ten_megabytes(tmp_path, streaming):
     assert [row["score"] for row in opened] == [*range(6000), 0.25]
 
 
+def test_what_was_read_by_other_programs_is_read_anew(tmp_path):
+    name = write(tmp_path, "jsonl", [True], [0.25])
+    assert load_dataset("json", data_files=name, split="train")["score"] == [True, True]
+    with pytest.raises(ValueError, match="The column 'score' is bool in the first rows and double in others"):
+        open_dataset(name)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_later_part_of_one_file_is_looked_at_too(tmp_path, streaming):
     """JSON lines are read in parts of 10 MB, of which the first tells the types."""
@@ -97,3 +106,21 @@ def test_a_later_part_of_one_file_is_looked_at_too(tmp_path, streaming):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match="The column 'score' is bool in the first rows and"):
         list(open_dataset(str(tmp_path / "a.jsonl"), streaming=streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_table_beside_images_is_read_as_other_tables_are(tmp_path, monkeypatch, streaming):
+    monkeypatch.chdir(tmp_path.parent)
+    rows = {"train": [("NA", "1"), ("007", "2")], "test": [("None", "0.5"), ("12", "")]}
+    for split, cells in rows.items():
+        (tmp_path / split).mkdir()
+        lines = [f"{i}.png,{prompt},{score},True" for i, (prompt, score) in enumerate(cells)]
+        (tmp_path / split / "metadata.csv").write_text("\n".join(["file_name,prompt,score,seen", *lines]))
+        for i in range(2):
+            picture(i).save(tmp_path / split / f"{i}.png")
+    open_dataset(tmp_path.name)  # what `datasets` remembers of a data set is no reason to read it otherwise
+    for split, expected in (("train", [("NA", 1.0), ("007", 2.0)]), ("test", [("None", 0.5), ("12", None)])):
+        opened = open_dataset(tmp_path.name, split=split, streaming=streaming)
+        assert [(row["prompt"], row["score"]) for row in opened] == expected
+        assert [row["seen"] for row in opened] == [True, True]
+        assert [row["image"].getpixel((0, 0)) for row in opened] == [picture(i).getpixel((0, 0)) for i in range(2)]

@@ -1,6 +1,7 @@
 """Files and runs of rows whose columns have other types than the first: cast where every value stays what it is."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Value
 
-from .text_tables import checked_text, dtype_of, suffix_of
+from .text_tables import checked_text, dtype_of, read_table, suffix_of, typed
+
+ROWS_OF_METADATA = 10_000
 
 
 class WidenedTypes:
@@ -71,6 +74,36 @@ def _kinds(it: pa.DataType) -> set[str]:
         "float": types.is_floating, "word": types.is_string,
     }  # fmt: skip
     return {next((kind for kind, is_it in known.items() if is_it(it)), "nested")}
+
+
+class TypedMetadata:
+    """In place of the `_read_metadata` of a builder of folders, which takes the prompts `NA` and `None` for none.
+
+    Tables `metadata.csv` on this machine are read as other tables are: each column has one type in all of them.
+
+    Args:
+        builder: of `datasets`, of folders of images or videos.
+        files: that it reads.
+    """
+
+    def __init__(self, builder: Any, files: Sequence[Path]) -> None:
+        self.builder = builder
+        self.files = [file.resolve() for file in files if file.name == "metadata.csv" and file.is_file()]
+
+    def __call__(self, metadata_file: str, metadata_ext: str = "") -> Iterator[pa.Table]:
+        """Tables of the rows of a file, in order."""
+        if metadata_ext != ".csv" or Path(metadata_file).resolve() not in self.files:
+            yield from type(self.builder)._read_metadata(self.builder, metadata_file, metadata_ext=metadata_ext)
+            return
+        traits: dict[str, set[str]] = {}
+        for file in self.files:
+            for name, kinds in checked_text(file).items():
+                traits.setdefault(name, set()).update(kinds)
+        dtypes = {name: dtype_of(kinds) for name, kinds in traits.items()}
+        rows = read_table(Path(metadata_file))
+        while block := list(islice(rows, ROWS_OF_METADATA)):
+            values = {name: [typed(row[name], dtypes[name]) for row in block] for name in block[0]}
+            yield pa.table({name: pa.array(column, dtypes[name]) for name, column in values.items()})
 
 
 class CheckedCast:

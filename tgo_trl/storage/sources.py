@@ -21,7 +21,7 @@ from PIL import Image as Pictures
 from pyarrow import ArrowInvalid
 
 from ..messages.values import did_you_mean
-from .casts import CheckedCast, WidenedTypes
+from .casts import CheckedCast, TypedMetadata, WidenedTypes
 from .records import CARD_NAME, RECORD_NAMES
 from .text_tables import MISSING, checked_text, dtype_of, suffix_of
 
@@ -129,7 +129,7 @@ def _open_files(
         arguments = {"columns": list(columns)}
     # `datasets` takes names for patterns, and would find nothing for `rows[1].csv`
     data_files = {split.partition("[")[0]: [glob.escape(str(file)) for file in files]}
-    builder = load_dataset_builder(loader, data_files=data_files, **arguments)
+    builder = load_dataset_builder(loader, data_files=data_files, cache_dir=_own_cache(), **arguments)
     return _built(builder, split, streaming, files[0].name)
 
 
@@ -158,7 +158,8 @@ def _open_named(
             "that writes it once more; it goes on where it stopped."
         )
     try:
-        builder = load_dataset_builder(name, config)
+        cache = _own_cache() if path.is_dir() else None
+        builder = load_dataset_builder(name, config, cache_dir=cache)
         arguments = _check_texts([Path(file) for file in _data_files(builder)] if path.is_dir() else [])
         arguments = {**arguments, **DIALECTS.get(builder.config.sep, {})} if hasattr(builder.config, "quoting") else {}
         if builder.info.features is not None:  # which the folder's card declares, classes for instance
@@ -166,7 +167,7 @@ def _open_named(
         if columns is not None and hasattr(builder.config, "columns"):
             arguments = {"columns": list(columns)}
         if arguments:
-            builder = load_dataset_builder(name, config, **arguments)
+            builder = load_dataset_builder(name, config, cache_dir=cache, **arguments)
         return _built(builder, split, streaming, name)
     except (FileNotFoundError, ConnectionError) as error:
         if path.exists():
@@ -177,8 +178,15 @@ def _open_named(
         ) from error
 
 
+def _own_cache() -> str:
+    """Of files on this machine, which `datasets` by itself reads otherwise, and may have read before."""
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "tgo_trl")
+
+
 def _built(builder: Any, split: str, streaming: bool, name: str) -> Dataset | IterableDataset:
     """What `load_dataset` makes of a builder, with whatever is wrong in the data as a ValueError."""
+    if hasattr(builder, "_read_metadata") and builder.config.features is None:
+        builder._read_metadata = TypedMetadata(builder, [*map(Path, _data_files(builder))])
     if hasattr(builder, "_cast_table"):
         builder._cast_table = CheckedCast(builder)
         if builder.info.features is None:

@@ -159,6 +159,17 @@ def dtype_of(traits: Set[str]) -> str:
     return "string" if "negative" in traits else "uint64"
 
 
+def typed(cell: str, dtype: str) -> Any:
+    """What a cell holds in a column of a type of [`dtype_of`]; None if nothing."""
+    if dtype == "string":
+        return cell or None
+    if cell in MISSING:
+        return None
+    if dtype == "bool":
+        return cell.lower() == "true"
+    return float(cell) if dtype == "float64" else int(cell)
+
+
 def _traits_of(rows: Iterator[Any], traits_of_cell: Callable[[Any], set[str]]) -> dict[str, frozenset[str]]:
     traits: dict[str, set[str]] = {}
     for row in rows:
