@@ -124,3 +124,11 @@ def test_a_table_beside_images_is_read_as_other_tables_are(tmp_path, monkeypatch
         assert [(row["prompt"], row["score"]) for row in opened] == expected
         assert [row["seen"] for row in opened] == [True, True]
         assert [row["image"].getpixel((0, 0)) for row in opened] == [picture(i).getpixel((0, 0)) for i in range(2)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_table_of_another_separator_beside_images_is_told(tmp_path, streaming):
+    (tmp_path / "metadata.csv").write_text("file_name;prompt;score\n0.png;a fox;1\n")
+    picture(0).save(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=r"'metadata\.csv' has one column, .* divided by ';', and those of a \.csv by"):
+        list(open_dataset(str(tmp_path), streaming=streaming))

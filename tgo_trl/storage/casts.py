@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Value
 
-from .text_tables import checked_text, dtype_of, read_table, suffix_of, typed
+from .text_tables import SEPARATORS, checked_text, divided_by, dtype_of, read_table, suffix_of, typed
 
 ROWS_OF_METADATA = 10_000
 
@@ -91,7 +91,11 @@ class TypedMetadata:
         self.files = [file.resolve() for file in files if file.name == "metadata.csv" and file.is_file()]
 
     def __call__(self, metadata_file: str, metadata_ext: str = "") -> Iterator[pa.Table]:
-        """Tables of the rows of a file, in order."""
+        """Tables of the rows of a file, in order.
+
+        Raises:
+            ValueError: if the columns are divided by another mark than commas.
+        """
         if metadata_ext != ".csv" or Path(metadata_file).resolve() not in self.files:
             yield from type(self.builder)._read_metadata(self.builder, metadata_file, metadata_ext=metadata_ext)
             return
@@ -99,6 +103,11 @@ class TypedMetadata:
         for file in self.files:
             for name, kinds in checked_text(file).items():
                 traits.setdefault(name, set()).update(kinds)
+        if len(traits) == 1:
+            [name] = traits
+            mark = next((mark for mark in SEPARATORS if mark in name), None)
+            if mark is not None:
+                raise ValueError(f"{Path(metadata_file).name!r} has one column, {name!r}. {divided_by(mark)}")
         dtypes = {name: dtype_of(kinds) for name, kinds in traits.items()}
         rows = read_table(Path(metadata_file))
         while block := list(islice(rows, ROWS_OF_METADATA)):
