@@ -336,6 +336,13 @@ def test_settings_that_cannot_work_are_named(settings, message):
         ("winner: firstly", None),
         ("[" * 100_000, None),
         ('{"winner": "first' + "t" * 50_000, None),
+        ("winner: first vs second", None),
+        ("winner: first and second", None),
+        ("winner: first and the second", None),
+        ("winner: first -> second", None),
+        ("winner: second-best", None),
+        ("winner: first and foremost", "first"),
+        ("winner: tie between first and second", "tie"),
     ],
 )
 def test_a_verdict_is_read_if_it_is_plain(text, verdict):
@@ -344,7 +351,14 @@ def test_a_verdict_is_read_if_it_is_plain(text, verdict):
 
 def test_reading_takes_no_time_whatever_a_reply_holds():
     begin = time.monotonic()
-    for text in ("winner" + " " * 20_000, "winner:" * 3_000, '"' * 20_000, "<think>" * 3_000, "```\n" * 5_000):
+    for text in (
+        "winner" + " " * 20_000,
+        "winner:" * 3_000,
+        '"' * 20_000,
+        "<think>" * 3_000,
+        "```\n" * 5_000,
+        "winner: first" + ",or" * 7_000,
+    ):
         assert read_reply(text, "winner", VERDICT, lambda value: None) is None
     assert time.monotonic() - begin < 2
 
@@ -396,6 +410,22 @@ def grey(value=100):
         ("score: 1,000", None),
         ("score: 3 or score: 4", None),
         ("a solid seven", None),
+        ('{"score": "8/10"}', 8.0),
+        ("8/10", 8.0),
+        ("score: 8 out of 10", 8.0),
+        ("score: 9 (of 10)", 9.0),
+        ("score: 8 - good", 8.0),
+        ("score: 8\n- 3 hands", 8.0),
+        ('{"score": "8/100"}', None),
+        ("score: 8/10.5", None),
+        ("score: 8 out of 100", None),
+        ("score: 3 stars out of 5", None),
+        ("score: 5 %", None),
+        ("score: 7 or 8", None),
+        ("score: 7 and 8", None),
+        ("score: 7\u20138", None),
+        ("score: 7, 8", None),
+        ("1_0", None),
         ("", None),
     ],
 )

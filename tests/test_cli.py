@@ -185,6 +185,14 @@ def test_an_unknown_command_ends_with_2_and_the_known_ones(capsys):
     assert "invalid choice: 'polish'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("trian", "train"), ("Evaluate", "evaluate"), ("scores", "score")])
+def test_a_misspelt_command_is_answered_with_the_nearest(typed, meant, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([typed, "--output_dir", "x"])
+    assert end.value.code == 2
+    assert f"there is no command {typed!r}. Did you mean {meant!r}?" in capsys.readouterr().err
+
+
 # ---- Training ----
 
 

@@ -587,6 +587,26 @@ def test_other_images_under_the_same_votes_are_not_mixed(tmp_path):
         convert(ConvertConfig(str(tmp_path / "rows.parquet"), str(tmp_path / "out"), **settings))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_other_files_under_the_same_paths_are_not_mixed(tmp_path, streaming):
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+    rows = [{"prompt": "a", "image": f"{i}.jpg", "rating": i} for i in (0, 1, 2, 3)]  # the last is not there
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {"disable_tqdm": True, "layout": "ratings", "rows_per_shard": 2, "on_bad_row": "skip"}
+    settings["dataset_streaming"] = streaming
+    source, output = str(tmp_path / "rows.jsonl"), tmp_path / "out"
+    convert(ConvertConfig(source, str(output), **settings))
+    before = files(output)
+    assert len(before) == 2
+    (output / "data" / "train-00000-of-00002.parquet").unlink()  # to be made again
+    convert(ConvertConfig(source, str(output), **settings))
+    assert files(output) == before
+    (tmp_path / "2.jpg").write_bytes(jpeg(7))
+    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet in .* holds rows of other prompts or images"):
+        convert(ConvertConfig(source, str(output), **settings))
+
+
 def test_a_folder_that_was_written_anew_is_read_anew(tmp_path):
     # The same numbers on both cards, and only the scores are another: 1 and 0, then 0 and 1.
     scores = []

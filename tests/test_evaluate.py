@@ -17,6 +17,7 @@ from PIL import Image
 
 import tgo_trl
 from tgo_trl.cli import main
+from tgo_trl.commands.evaluate import run
 from tgo_trl.commands.evaluate.config import EvaluateConfig
 from tgo_trl.commands.evaluate.plots import plot_distributions, plot_grid, plot_win_rates
 from tgo_trl.commands.evaluate.prompt_sets import read_prompt_set
@@ -174,15 +175,20 @@ def test_scores_are_kept_for_each_image_without_it(compared):
 
 
 @pytest.mark.usefixtures("undrawn_here")
-def test_what_is_there_is_not_made_again(folder, tmp_path):
+def test_what_is_there_is_not_made_again(folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
+    asked = []
+    monkeypatch.setattr(run, "check_drawing", lambda config, *_: asked.append(config.guidance_scale))
     evaluate(config(folder, out, models=("base", "half")))
+    assert asked == [1.0, 1.0], "each model is asked what it refuses"
     begun = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
     assert len(begun) == 2 * (2 + 2)
     (out / "grid-2.png").touch()  # of more prompts than now
     evaluate(config(folder, out, "red", "green", models=("base", "half")))
     assert len(list(out.rglob("*.parquet"))) == 2 * (2 + 2 + 2)
+    assert asked == [1.0, 1.0], "no network is made of what has been drawn"
     report = evaluate(config(folder, out, "red", "green"))
+    assert asked == [1.0, 1.0, 3.0], "the new one is asked"
     assert len(list(out.rglob("*.parquet"))) == 3 * (2 + 2 + 2)
     assert {path: path.stat().st_mtime_ns for path in begun} == begun
     assert report.overall.num_prompts == 3
@@ -241,7 +247,7 @@ def test_other_samples_and_other_rewards_are_refused(folder, compared, tmp_path)
     scores = out / "models" / "base" / "scores" / "red" / ".manifest" / "train-00001.json"
     assert json.loads(scores.read_text())["source"] == json.loads(path.read_text())["sha256"]
     scores.write_text(scores.read_text().replace(json.loads(path.read_text())["sha256"], "0" * 64))
-    with pytest.raises(ValueError, match="holds the scores of other prompts or images"):
+    with pytest.raises(ValueError, match="holds rows of other prompts or images"):
         evaluate(config(folder, out))
 
 

@@ -186,6 +186,14 @@ def test_samples_of_other_numbers_of_sources_are_warned_of(tmp_path, caplog):
         assert trainer.num_sources == 2
 
 
+def test_evaluation_rows_of_other_numbers_of_sources_are_warned_of(tmp_path, caplog):
+    args = KLEIN.config(tmp_path / "run", eval_strategy="epoch")
+    others = {"alike": rows_of([2] * 4), "fewer": rows_of([1] * 4)}
+    make_trainer(args, model=KLEIN.build(), train_dataset=rows_of([2] * 4), eval_dataset=others)
+    assert "Rows of the fewer data set have 1 source images, and those that are trained on have 2" in caplog.text
+    assert "Rows of the alike" not in caplog.text
+
+
 def test_the_card_shows_as_many_sources_as_rows_have(tmp_path):
     args = KLEIN.config(tmp_path / "run")
     make_trainer(args, model=KLEIN.build(), train_dataset=rows_of([2] * 4)).create_model_card()

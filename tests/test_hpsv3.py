@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import Qwen2VLConfig, Qwen2VLModel
 
 from tgo_trl.rewards import load_reward
+from tgo_trl.rewards.base import local_version
 from tgo_trl.rewards.hpsv3 import TASK, HPSv3
 
 from .test_videoreward import GOLDEN, save_tokenizer
@@ -119,4 +120,4 @@ def test_weights_are_loaded_at_the_first_call():
 
 
 def test_the_version_names_the_base_without_its_path(made):
-    assert make(made[0]).version == f"{made[0].name}, base base"
+    assert make(made[0]).version == f"{local_version(str(made[0]))}, base {local_version(str(made[0] / 'base'))}"

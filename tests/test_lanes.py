@@ -13,7 +13,7 @@ from tgo_trl.data.collator import RowCollator
 from tgo_trl.data.columns import Columns
 from tgo_trl.data.lanes import Share, can_be_divided, choose_lanes, in_lanes, lane_of, order_of, scan_shards
 from tgo_trl.data.rows import BadRowError, BadRows
-from tgo_trl.data.stream import scan_stream
+from tgo_trl.data.stream import scan_scores
 
 from .runs import assert_close, config, logged, make_trainer, trained_weights
 from .test_course import Watched
@@ -206,7 +206,7 @@ def test_processes_scan_a_part_each_and_find_what_one_does(num_processes):
         scan_shards(dataset, columns, BadRows(False), process, num_processes, lambda part: parts.append(part) or part)
     assert len(READ) == 9
     found = scan_shards(dataset, columns, BadRows(False), 0, num_processes, lambda _: [*itertools.chain(*parts)])
-    scores, prompts = scan_stream(dataset, columns, BadRows(False))
+    scores, prompts = scan_scores(dataset, columns, BadRows(False))
     assert [*itertools.chain(*(shard.scores for shard in found))] == scores
     assert [*itertools.chain(*(shard.prompts for shard in found))] == prompts
     assert [shard.num_rows for shard in found] == [3, 2, 4]

@@ -23,6 +23,8 @@ from tgo_trl.rewards.ocr import edit_distance, quoted_text, text_accuracy
         ("", "Hello World", 0.0),
         ("nothing of the kind is to be read here", "abc", 0.0),  # not below 0
         ("l\no", "Lo", 1.0),
+        ("Cafe\u0301", "caf\u00e9", 1.0),
+        ("caf\u00e9", "Cafe\u0301 2", 0.8),
     ],
 )
 def test_a_score_is_the_share_of_letters_that_are_right(found, wanted, score):

@@ -508,7 +508,7 @@ def test_tokens_have_no_predictions_to_compare(tmp_path):
     (case,) = (case for case in CASES if case.name == "amused")
     args = case.config(tmp_path, loss_type="dspo", per_device_train_batch_size=2)
     with pytest.raises(ValueError, match="`loss_type='dspo'` subtracts predictions from their target, and this"):
-        make_trainer(args, model=case.build(), train_dataset=case.rows(4))
+        make_trainer(args, model=case.build(), train_dataset=tiny.paired_rows(2))
     with pytest.raises(NotImplementedError):
         MaskedTokenProcess(7).target(*[torch.zeros(1, 4)] * 3)
 

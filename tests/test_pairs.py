@@ -253,6 +253,15 @@ def test_shares_by_hand():
     assert scored["wins"][:] == scored["score"][:]
 
 
+def test_per_cent_are_not_taken_for_votes():
+    rows = pairs(2, image1_rate=[60, 100], image2_rate=[40, 0])
+    layout = Layout("pairs", images=("image1", "image2"), annotations=("image1_rate", "image2_rate"))
+    with pytest.raises(BadRowError, match=r"the outcomes are 60 and 40, .* per cent are shares once they are divided"):
+        convert_dataset(rows, layout)
+    votes = pairs(2, image1_rate=[60, 12], image2_rate=[40, 14])  # the second row leaves no doubt
+    assert tallied(convert_dataset(votes, layout), "wins", "comparisons") == [(74, 126), (40, 100), (12, 26)]
+
+
 def test_votes_in_a_list():
     # in one column; without `first_is_better`, in the order of the images
     rows = pairs(2).add_column("votes", [[3, 4], None])

@@ -1,5 +1,6 @@
 """Rewards: found by name or file, checked, and summed."""
 
+import hashlib
 import math
 import subprocess
 import sys
@@ -224,7 +225,7 @@ def test_scores_become_floats(value):
         ([1.0, 2.0], "'mine' returned 2 scores for 3 rows"),
         ([1.0, math.nan, 2.0], r"'mine', row 1 \(prompt 'bb'\): the score is nan, not a finite number"),
         ([1.0, 2.0, -math.inf], r"row 2 \(prompt 'ccc'\): the score is -inf"),
-        ([1.0, None, 2.0], "row 1 .*the score is a `NoneType`, not a number"),
+        ([1.0, None, 2.0], r"row 1 .*the score is missing \(None\)"),
         ([1.0, "2", 2.0], "row 1 .*the score is a `str`, not a number"),
         (torch.zeros(3, 2), "row 0 .*the score is no single number"),
         (1.0, "returned a `float`, not a list"),
@@ -254,7 +255,7 @@ def test_prompts_and_images_must_go_together(call):
         call(PROMPTS[:2], IMAGES)
     with pytest.raises(ValueError, match="`prompts` is a string"):
         call("abc", IMAGES)
-    with pytest.raises(ValueError, match="prompt of row 1 is a `NoneType`"):
+    with pytest.raises(ValueError, match=r"prompt of row 1 is missing \(None\)"):
         call(["a", None, "c"], IMAGES)
 
 
@@ -288,7 +289,24 @@ def test_settings_are_checked():
 def test_versions_before_loading(tmp_path):
     assert Brightness("owner/name").version == "owner/name@main"
     assert Brightness("owner/name", revision="v2").version == "owner/name@v2"
-    assert Brightness(str(tmp_path)).version == tmp_path.name
+
+
+def test_a_local_folder_is_named_with_what_is_in_it(tmp_path):
+    weights, note = tmp_path / "mine" / "weights.pt", tmp_path / "mine" / "README.md"
+    weights.parent.mkdir()
+    weights.write_bytes(b"one")
+    file = hashlib.sha256(b"one").hexdigest()
+    expected = hashlib.sha256(f"weights.pt:{file};".encode()).hexdigest()[:12]
+    reward = Brightness(str(weights.parent))
+    assert reward.version == f"mine@sha256:{expected}"
+    note.write_text("of no weight")
+    assert reward.version == f"mine@sha256:{expected}"
+    weights.write_bytes(b"two")
+    assert reward.version != f"mine@sha256:{expected}", "trained again, in the same place"
+    moved = tmp_path / "elsewhere" / "mine"
+    moved.mkdir(parents=True)
+    (moved / "weights.pt").write_bytes(b"one")
+    assert Brightness(str(moved)).version == f"mine@sha256:{expected}"
 
 
 # ---- Ensemble ----
@@ -453,6 +471,41 @@ def test_a_reward_of_edits_gets_the_sources():
         assert checked_scores(reward, PROMPTS, IMAGES, SOURCES) == by_hand
         with pytest.raises(ValueError, match="compares an image with the one that it was made from"):
             checked_scores(reward, PROMPTS, IMAGES)
+
+
+def test_a_reward_may_ask_for_the_rate_of_videos():
+    videos = [[IMAGES[0]] * 8, [IMAGES[1]] * 12]
+
+    def seconds(prompts, videos, fps):
+        return [len(video) / fps for video in videos]
+
+    class Timed:
+        name, reads_fps = "timed", True
+
+        def __call__(self, prompts, videos, **given):
+            return seconds(prompts, videos, **given)
+
+    of_one = Ensemble({"only": Member(reward=seconds, weight=2.0, normalization="none")})
+    for reward, factor in ((seconds, 1), (UserReward(seconds, "seconds", "1"), 1), (Timed(), 1), (of_one, 2)):
+        assert checked_scores(reward, ["a", "b"], videos, fps=16) == [0.5 * factor, 0.75 * factor]
+        with pytest.raises(ValueError, match="asks for `fps`, the frames per second of videos, which are not known"):
+            checked_scores(reward, ["a", "b"], videos)
+
+    def usual(prompts, videos, fps=4):
+        return seconds(prompts, videos, fps)
+
+    assert checked_scores(usual, ["a", "b"], videos, fps=16) == [2.0, 3.0], "a default is the function's own"
+
+
+def test_a_rate_of_ones_own_is_compared():
+    class Timed:
+        fps = 24.0
+
+        def __call__(self, prompts, videos):
+            raise AssertionError("it is refused before")
+
+    with pytest.raises(ValueError, match=r"'timed' has `fps=24`, and the videos are shown at 16 a second"):
+        checked_scores(UserReward(Timed(), "timed", "1"), ["a"], [[IMAGES[0]]], fps=16)
 
 
 def test_other_rewards_do_not_see_the_sources():

@@ -29,7 +29,7 @@ from transformers import (
 
 from tgo_trl.media.images import load_image
 from tgo_trl.rewards.aesthetic import Aesthetic, linear_head, openai_pixels
-from tgo_trl.rewards.base import hub_file, load_pt_file
+from tgo_trl.rewards.base import hub_file, load_pt_file, local_version
 from tgo_trl.rewards.clip_score import ClipScore
 from tgo_trl.rewards.hpsv2 import HPSv2, hps_pixels, padded_square
 from tgo_trl.rewards.networks import normalize, resized_square
@@ -429,7 +429,7 @@ def test_hps_is_the_cosine_without_scale(open_clip, hps_folder):
         expected.append(F.cosine_similarity(text, vision).item())
     reward = hps_reward(hps_folder, batch_size=2)
     assert reward(prompts, images) == pytest.approx(expected, abs=1e-5)
-    assert reward.version == f"{Path(hps_folder).name}/HPS_v2.1_compressed.pt"
+    assert reward.version == f"{local_version(hps_folder, 'HPS_v2.1_compressed.pt')}/HPS_v2.1_compressed.pt"
     without = hps_reward(hps_folder, antialias=False)(prompts, images)
     assert max(abs(a - b) for a, b in zip(without, expected, strict=True)) > 1e-4
 
@@ -502,8 +502,8 @@ def test_the_aesthetic_score_by_hand(clip_folder, head_folder):
         expected.append(x[0])
     reward = Aesthetic(head_folder, backbone=clip_folder, batch_size=2)
     assert reward(["any", "prompt", ""], images) == pytest.approx(expected, abs=1e-5)
-    backbone = Path(clip_folder).name
-    assert reward.version == f"{Path(head_folder).name}/aesthetic-model.pth, backbone {backbone}"
+    head = local_version(head_folder, "aesthetic-model.pth")
+    assert reward.version == f"{head}/aesthetic-model.pth, backbone {local_version(clip_folder)}"
     rounded = Aesthetic(head_folder, backbone=clip_folder, dtype="bfloat16")
     assert rounded([""] * 3, images) == pytest.approx(expected, abs=0.02)
     assert rounded._head[0].weight.dtype == torch.float32

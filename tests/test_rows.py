@@ -113,7 +113,7 @@ def test_prompts_are_kept_as_they_are():
     [
         ("", "the prompt is empty"),
         (" \t\n", "the prompt is empty"),
-        (None, "the prompt is a `NoneType`, not a string"),
+        (None, r"the prompt is missing \(None\)"),
         (3, "the prompt is a `int`, not a string"),
         (["a", "b"], "the prompt is a `list`, not a string"),
     ],
@@ -146,7 +146,7 @@ def test_scores_are_anything_that_is_a_number(value, expected):
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (None, "the score is a `NoneType`, not a number"),
+        (None, r"the score is missing \(None\)"),
         ("0.5", "the score is a `str`, not a number"),
         (b"1", "the score is a `bytes`, not a number"),
         ([1.0], "the score is a `list`, not a number"),
@@ -185,7 +185,7 @@ def test_skipped_rows_are_left_out_and_the_others_keep_their_numbers():
     assert [(row, prompt, score) for row, prompt, _, score in kept] == [(0, "a", 1.0), (3, "d", 4.0)]
     assert bad.rows == [1, 2]
     assert bad.reasons == [
-        "Row 1, column 'score': the score is a `NoneType`, not a number.",
+        "Row 1, column 'score': the score is missing (None).",
         "Row 2, column 'prompt': the prompt is empty.",
     ]
 
@@ -200,7 +200,7 @@ def test_what_was_skipped_is_reported(caplog):
     _, bad = read(rows([1.0, None, 3.0]), skip=True)
     bad.warn("training", 3)
     assert caplog.messages == [
-        "Skipped 1 of 3 rows of the training data set. Row 1, column 'score': the score is a `NoneType`, not a number."
+        "Skipped 1 of 3 rows of the training data set. Row 1, column 'score': the score is missing (None)."
     ]
     assert caplog.records[0].levelno == logging.WARNING
 

@@ -297,7 +297,7 @@ def test_a_row_without_one_of_its_scores_stops_the_run_or_is_left_out(tmp_path, 
     other = [None if i == 2 else value for i, value in enumerate(rows["other"])]
     rows = rows.remove_columns("other").add_column("other", other)
     dataset = streamed(rows) if as_stream else rows
-    with pytest.raises(BadRowError, match="Row 2, column 'other': the score is a `NoneType`"):
+    with pytest.raises(BadRowError, match="Row 2, column 'other': the score is missing"):
         make_trainer(config(tmp_path, **SEVERAL), train_dataset=dataset)
     trainer = make_trainer(config(tmp_path, **SEVERAL, on_bad_row="skip"), train_dataset=dataset)
     assert trainer.label_rule.num_rows == 7

@@ -6,6 +6,7 @@ import json
 import logging
 import weakref
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 
 from tgo_trl.commands.score import rows as unscored
 from tgo_trl.commands.score.config import ScoreConfig
-from tgo_trl.commands.score.run import score, score_dataset
+from tgo_trl.commands.score.run import describe_reward, score, score_dataset
 from tgo_trl.media import readers
 from tgo_trl.rewards import load_reward
 
@@ -41,6 +42,10 @@ def length(prompts, images):
 
 def num_frames(prompts, videos):
     return [len(frames) for frames in videos]
+
+
+def seconds(prompts, videos, fps):
+    return [len(frames) / fps for frames in videos]
 
 
 def slow(prompts, images):
@@ -169,7 +174,7 @@ def test_a_reward_has_its_settings(folder, tmp_path):
     described = {"column": "score", "name": "Scaled", "version": "2", "license": "mit"}
     assert {name: reward[name] for name in described} == described
     assert list(reward["settings"]) == ["digest"]
-    with pytest.raises(ValueError, match="made with other settings: `rewards` was"):
+    with pytest.raises(ValueError, match=r"made with other settings: `rewards\[0\].settings.digest` are others"):
         score(config(folder, out, "Scaled", reward_kwargs={spec: {"factor": 4}}))
     assert score(config(folder, out, "Scaled", reward_kwargs={spec: {"factor": 3, "device": "cpu"}}),
                  rewards={spec: load_reward(spec, factor=3)}) == out  # fmt: skip
@@ -322,6 +327,25 @@ def test_an_interrupted_run_goes_on_byte_for_byte(folder, tmp_path, streaming):
     assert files(tmp_path / "out") == files(tmp_path / "whole" / "out")
 
 
+def test_sums_are_of_the_scores_that_are_there(folder, tmp_path):
+    """Also of a shard that was there before another one was lost, and scored anew by a server that changed its mind."""
+    settings = config(folder, tmp_path / "out", "brightness", "length", ensemble_weights=[1.0, 2.0])
+    out = score(settings)
+    first = load(out)["score"]
+    (out / "data" / sorted(path.name for path in (out / "data").iterdir())[0]).unlink()
+    bright, length = map(load_reward, settings.rewards)
+    other = stops_as(length, lambda prompts, images: [50.0 + value for value in length(prompts, images)])
+    rows = load(score(settings, rewards=dict(zip(settings.rewards, (bright, other), strict=True))))
+    columns = settings.reward_columns()
+    scores = {name: np.array(rows[name]) for name in columns}
+    by_hand = sum(
+        weight * (scores[name] - scores[name].mean()) / scores[name].std()
+        for name, weight in zip(columns, (1, 2), strict=True)
+    )
+    assert rows["score"] == pytest.approx(by_hand)
+    assert rows["score"] != pytest.approx(first)
+
+
 def stops_as(reward, function):
     """The function under another reward's name, version and license."""
     for name in ("name", "version", "license"):
@@ -373,8 +397,16 @@ def test_other_settings_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"other settings: `content` are others; .*`num_rows` was 11, is 10"):
         score(config(folder, out, rewards=[spec]), rows(11).select(range(1, 11)))
     (tmp_path / "rewards.py").write_text(REWARDS + "\n# edited")
-    with pytest.raises(ValueError, match=r"other settings: `rewards` was"):
+    with pytest.raises(ValueError, match=r"other settings: `rewards\[0\].version` was"):
         score(config(folder, out, rewards=[spec]))
+
+
+def test_a_stream_that_has_become_shorter_is_another(folder, tmp_path):
+    settings = config(folder, tmp_path / "out", rows_per_shard=4, dataset_name="a stream")
+    score(settings, rows(12).to_iterable_dataset())
+    with pytest.raises(ValueError, match=r"train-00002-of-00003\.parquet in .* holds rows of other prompts or images"):
+        score(settings, rows(8).to_iterable_dataset())
+    assert len(load(score(settings, rows(12).to_iterable_dataset()))) == 12
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -392,9 +424,7 @@ def test_every_shard_is_compared_with_its_rows(folder, tmp_path, changed, stream
     if changed == 10:  # its shard is the one that is made again
         assert load(score(config(folder, out, rows_per_shard=4), given))["prompt"][10].endswith("!")
         return
-    message = (
-        "`content` are others" if changed == 0 else r"train-00001.*\.parquet in .* holds the scores of other prompts"
-    )
+    message = "`content` are others" if changed == 0 else r"train-00001.*\.parquet in .* holds rows of other prompts"
     with pytest.raises(ValueError, match=message):
         score(config(folder, out, rows_per_shard=4), given)
 
@@ -453,6 +483,41 @@ def test_a_reward_of_videos_at_another_rate_is_refused(tmp_path, is_drawn, fps):
     message = rf"'videoreward' has `fps=16`, and .* {rate} a second. Set its `fps` to {rate}\."
     with pytest.raises(ValueError, match=message):
         score(config(tmp_path, tmp_path / "out", **settings))
+
+
+@pytest.mark.parametrize(
+    ("is_drawn", "fps", "seconds"), [(False, 8.0, 5 / 8), (True, None, 5 / 24), (True, 8.0, 5 / 24)]
+)
+def test_a_reward_that_asks_is_told_the_rate_of_videos(folder, tmp_path, monkeypatch, is_drawn, fps, seconds):
+    monkeypatch.setattr("tgo_trl.commands.score.run.build_card", lambda *_: "card")  # of a whole record
+    (tmp_path / "rows").mkdir()
+    scored_videos(2).remove_columns("score").to_parquet(tmp_path / "rows" / "train.parquet")
+    if is_drawn:
+        record = {"settings": {"family": {"num_frames": 5, "fps": 24.0}}}
+        (tmp_path / "rows" / "generation.json").write_text(json.dumps(record))
+        (tmp_path / "rows" / "README.md").touch()
+    settings = {"dataset_name": str(tmp_path / "rows"), "fps": fps}
+    scored = score(config(folder, tmp_path / "out", "seconds", **settings))
+    assert load(scored)["score"] == [pytest.approx(seconds)] * 2
+    assert json.loads((scored / "scoring.json").read_text())["settings"]["reader"]["rate"] == (
+        24.0 if is_drawn else 8.0
+    )
+
+
+def test_the_precision_of_a_reward_model_is_recorded():
+    """Whose usual one is another on a GPU: a run that goes on elsewhere would mix both."""
+    model = SimpleNamespace(name="model", version="1", license="mit", dtype=torch.bfloat16)
+    assert describe_reward("pickscore", "score", model, {"batch_size": 2})["settings"] == {
+        "batch_size": 2, "dtype": "bfloat16",
+    }  # fmt: skip
+
+
+def test_a_rate_that_nobody_knows_is_asked_for(folder, tmp_path):
+    settings = {"dataset_name": "videos", "rows_per_shard": None}
+    with pytest.raises(ValueError, match=r"rewards\.py:seconds' asks for `fps`, .*not known here\. Set `fps` beside"):
+        score(config(folder, tmp_path / "out", "seconds", **settings), scored_videos(2).remove_columns("score"))
+    with pytest.raises(ValueError, match="asks for `fps`, the frames per second of videos"):
+        score(config(folder, tmp_path / "images", "seconds", fps=8.0))
 
 
 def test_a_reward_scores_with_other_settings_what_it_has_scored(folder, tmp_path):

@@ -10,6 +10,8 @@ import zipfile
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from accelerate import PartialState
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -200,6 +202,51 @@ def test_missing_numbers_are_missing_and_words_are_words(tmp_path, name, streami
     assert [row["prompt"] for row in read] == ["NA", "null", "None", "a dog"]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "folder"])
+def test_a_column_has_one_type_however_many_rows_it_has(tmp_path, name, streaming):
+    """By itself, pandas looks for a type in every ten thousand rows anew."""
+    prompts = ["a fox"] * 10_000 + [f"{i:04d}" for i in range(100)]
+    scores = [*range(10_000), *(i + 0.5 for i in range(100))]
+    separator = "\t" if name == "rows.tsv" else ","
+    rows = [("prompt", "score"), *zip(prompts, scores, strict=True)]
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / ("folder/rows.csv" if name == "folder" else name)
+    path.write_text("".join(f"{prompt}{separator}{score}\n" for prompt, score in rows))
+    opened = open_dataset(str(tmp_path / name), streaming=streaming)
+    assert opened.features == Features({"prompt": Value("string"), "score": Value("float64")})
+    assert [row["prompt"] for row in opened] == prompts
+    assert [row["score"] for row in opened] == scores
+
+
+def test_numbers_are_numbers_however_they_are_written(tmp_path):
+    cells = [" 0.5", "+1", "2.", ".25", "-1e-3", "7\t"]
+    (tmp_path / "rows.csv").write_text("prompt,score\n" + "".join(f"a fox,{cell}\n" for cell in cells))
+    assert open_dataset(str(tmp_path / "rows.csv"))["score"] == [0.5, 1.0, 2.0, 0.25, -1e-3, 7.0]
+    (tmp_path / "ids.csv").write_text(f"prompt,id\na fox, {2**64 - 1}\na cat,+0\n")
+    assert open_dataset(str(tmp_path / "ids.csv"))["id"] == [2**64 - 1, 0]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_of_several_files_have_one_type(tmp_path, streaming):
+    (tmp_path / "a.csv").write_text("prompt,score,flag\n1984,1,True\n")
+    (tmp_path / "b.csv").write_text("prompt,score,flag\n007,0.5,False\n")
+    opened = open_dataset(str(tmp_path / "*.csv"), streaming=streaming)
+    assert list(opened) == [
+        {"prompt": "1984", "score": 1.0, "flag": True},
+        {"prompt": "007", "score": 0.5, "flag": False},
+    ]
+
+
+def test_classes_that_a_folders_card_declares_stay_classes(tmp_path):
+    (tmp_path / "train.csv").write_text("prompt,label\na fox,1\na cat,0\n")
+    features = "[{name: prompt, dtype: string}, {name: label, dtype: {class_label: {names: {'0': bad, '1': good}}}}]"
+    (tmp_path / "README.md").write_text(f"---\ndataset_info:\n  features: {features}\n---\n")
+    opened = open_dataset(str(tmp_path))
+    assert opened.features["label"] == ClassLabel(names=["bad", "good"])
+    assert opened["label"] == [1, 0]
+
+
 def test_numbers_are_read_exactly(tmp_path):
     values = [0.1 + 0.2, 1 / 3, 2.2250738585072014e-308, 123456789.123456789]
     (tmp_path / "rows.csv").write_text("score\n" + "".join(f"{value!r}\n" for value in values))
@@ -343,12 +390,23 @@ def test_damaged_files_are_named(tmp_path, name, content, message, streaming):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("a.csv", ""), ("a.csv", "prompt,score\n"), ("a.tsv", "prompt\tscore\n"), ("a.jsonl", "")]
+    ("name", "content"),
+    [("a.csv", ""), ("a.csv", "prompt,score\n"), ("a.tsv", "prompt\tscore\n"), ("a.jsonl", ""), ("a.parquet", "")],
 )
 def test_a_file_without_rows_is_told(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=rf"^'{name}' has no rows\."):
         open_dataset(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", ""), ("a.tsv", ""), ("a.jsonl", ""), ("a.parquet", ""), ("a.jsonl", "\n\n")],
+)
+def test_a_stream_of_an_empty_file_is_told(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"^'{name}' has no rows\."):
+        list(open_dataset(str(tmp_path / name), streaming=True))
 
 
 def test_a_slice_without_rows_is_told(tmp_path):
@@ -359,11 +417,22 @@ def test_a_slice_without_rows_is_told(tmp_path):
             open_dataset(str(tmp_path / "a.csv"), split=split)
 
 
-def test_an_empty_file_among_others_is_named(tmp_path):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_empty_file_among_others_is_named(tmp_path, streaming):
     (tmp_path / "a.csv").write_text("prompt,score\na fox,0.5\n")
     (tmp_path / "b.csv").touch()
     with pytest.raises(ValueError, match=r"'b\.csv' is empty\. Was it written to its end\?"):
-        open_dataset(str(tmp_path))
+        list(open_dataset(str(tmp_path), streaming=streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_parquet_file_without_rows_is_named(tmp_path, streaming):
+    Dataset.from_dict({"prompt": ["a fox"]}).to_parquet(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r"^'b\.parquet' has no rows\."):
+        list(open_dataset(str(tmp_path / "b.parquet"), streaming=streaming))
+    with pytest.raises(ValueError, match=r"'b\.parquet' is empty\. Was it written to its end\?"):
+        list(open_dataset(str(tmp_path / "*.parquet"), streaming=streaming))
 
 
 @pytest.mark.parametrize("mark", [";", "|"])
@@ -371,7 +440,16 @@ def test_a_table_with_another_separator_is_told(tmp_path, mark, capsys):
     (tmp_path / "a.csv").write_text(f"prompt{mark}score\na fox{mark}0.5\n")
     arguments = ["--dataset_name", str(tmp_path / "a.csv"), "--output_dir", str(tmp_path), "--skip_images"]
     assert main(["inspect", *arguments, "--disable_tqdm"]) == 1
-    assert f"it has 'prompt{mark}score'. Its columns are divided by '{mark}': write commas" in capsys.readouterr().err
+    told = f"it has 'prompt{mark}score'. Its columns are divided by '{mark}', and those of a .csv by commas"
+    assert told in capsys.readouterr().err
+
+
+def test_a_comma_separated_table_named_tsv_is_told(tmp_path, capsys):
+    (tmp_path / "a.tsv").write_text('"prompt","score"\n"a fox",0.5\n')
+    arguments = ["--dataset_name", str(tmp_path / "a.tsv"), "--output_dir", str(tmp_path), "--skip_images"]
+    assert main(["inspect", *arguments, "--disable_tqdm"]) == 1
+    told = "Its columns are divided by ',', as those of a .csv are: give the file that name."
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -12,7 +12,7 @@ from tgo_trl.data.batch import FIELDS
 from tgo_trl.data.collator import RowCollator
 from tgo_trl.data.columns import Columns
 from tgo_trl.data.rows import BadRowError, BadRows, RowSource
-from tgo_trl.data.stream import StreamDataset, scan_stream
+from tgo_trl.data.stream import StreamDataset, scan_scores
 from tgo_trl.families import StableDiffusionFamily
 from tgo_trl.labels.fitting import fit_label_rule
 from tgo_trl.losses import SFTLoss, TGOLoss
@@ -173,7 +173,7 @@ def test_more_than_one_worker_would_mix_the_order(monkeypatch):
 @pytest.mark.parametrize(
     ("first_row", "message"),
     [
-        (0, "Row 1, column 'score': the score is a `NoneType`, not a number"),
+        (0, r"Row 1, column 'score': the score is missing \(None\)"),
         (2, r"Row 0, column 'image': the image cannot be read \("),
     ],
 )
@@ -205,28 +205,28 @@ def test_a_stream_without_a_usable_row_does_not_run_forever(repeat):
 
 
 def test_the_scan_gives_all_scores_and_prompts():
-    scores, prompts = scan_stream(scored_rows(8).to_iterable_dataset(), Columns(), BadRows(skip=False))
+    scores, prompts = scan_scores(scored_rows(8).to_iterable_dataset(), Columns(), BadRows(skip=False))
     assert scores == scored_rows(8)["score"][:]
     assert prompts == scored_rows(8)["prompt"][:]
 
 
 def test_the_scan_does_not_read_images():
     unreadable = Dataset.from_dict({"prompt": ["a", "b"], "image": ["no-such-file.png"] * 2, "score": [1.0, 2.0]})
-    assert scan_stream(unreadable.to_iterable_dataset(), Columns(), BadRows(skip=False)) == ([1.0, 2.0], ["a", "b"])
+    assert scan_scores(unreadable.to_iterable_dataset(), Columns(), BadRows(skip=False)) == ([1.0, 2.0], ["a", "b"])
 
 
 def test_the_scan_of_a_stream_of_unknown_columns():
     rows = [{"prompt": "a red cat", "image": picture(i), "score": float(i)} for i in range(3)]
-    scanned = scan_stream(IterableDataset.from_generator(lambda: iter(rows)), Columns(), BadRows(skip=False))
+    scanned = scan_scores(IterableDataset.from_generator(lambda: iter(rows)), Columns(), BadRows(skip=False))
     assert scanned == ([0.0, 1.0, 2.0], ["a red cat"] * 3)
 
 
 def test_the_scan_stops_at_a_bad_row_or_skips_it():
     streamed = broken_rows().to_iterable_dataset()
     with pytest.raises(BadRowError, match="Row 1, column 'score'"):
-        scan_stream(streamed, Columns(), BadRows(skip=False))
+        scan_scores(streamed, Columns(), BadRows(skip=False))
     bad = BadRows(skip=True)
-    assert scan_stream(streamed, Columns(), bad)[0] == [0.0, 2.0, 7.0]
+    assert scan_scores(streamed, Columns(), bad)[0] == [0.0, 2.0, 7.0]
     assert bad.rows == [1]
 
 
@@ -236,7 +236,7 @@ def test_what_the_scan_skips_is_reported_as_training_data(tmp_path, caplog):
     _, rule = preparer.training_set(broken_rows().to_iterable_dataset())
     assert rule.num_rows == 3
     assert caplog.messages == [
-        "Skipped 1 of 4 rows of the training data set. Row 1, column 'score': the score is a `NoneType`, not a number."
+        "Skipped 1 of 4 rows of the training data set. Row 1, column 'score': the score is missing (None)."
     ]
     with pytest.raises(ValueError, match="The training data set has no column 'score'"):
         preparer.training_set(scored_rows(2).remove_columns("score").to_iterable_dataset())

@@ -7,7 +7,7 @@ import lzma
 import pytest
 
 from tgo_trl.commands.generate.prompts import read_prompts
-from tgo_trl.storage.text_tables import check_text, read_json_lines, read_table, suffix_of
+from tgo_trl.storage.text_tables import check_text, dtype_of, read_json_lines, read_table, suffix_of
 
 
 def written(tmp_path, name, text):
@@ -48,7 +48,12 @@ def test_comma_separated_tables_keep_their_quotes(tmp_path):
         ("p.csv", 'prompt\n"' + 200_000 * "a", r"^Line 2 of 'p\.csv': a quote is opened and never closed"),
         ("p.csv", "prompt,x\na,1\n\nb\n", r"^Line 4 of 'p\.csv' has 1 cells, the header 2\. Put cells with a comma"),
         ("p.csv", "prompt,x\na,1,\n", r"^Line 2 of 'p\.csv' has 3 cells, the header 2"),
-        ("p.tsv", "prompt\tx\na, b\n", r"^Line 2 of 'p\.tsv' has 1 cells, the header 2\. $"),
+        ("p.tsv", "prompt\tx\na, b\n", r"has 1 cells, the header 2\. A tab divides cells\.$"),
+        ("p.csv", '"prompt";"x"\na;1\n', r"^Line 1 of .* Its columns are divided by ';', and those of a \.csv by"),
+        ("p.csv", 'prompt;x\n"a; b";1\n', r"^Line 2 of .* Its columns are divided by ';', and those of a \.csv by"),
+        ("p.csv", "prompt\tx\na, b\t1\n", r"^Line 2 of .* divided by '\\t', as those of a \.tsv are: give the file"),
+        ("p.tsv", 'prompt,x\n"a\tb",1\n', r"^Line 2 of .* divided by ',', as those of a \.csv are: give the file"),
+        ("p.csv", "prompt,x;y\na,b,1\n", r"^Line 2 of .* Put cells with a comma, a quote"),
         ("p.csv", "prompt,prompt\na,b\n", r"^Line 1 of 'p\.csv', the header, has two columns 'prompt'"),
         ("p.csv", " , \na,b\n", r"^Line 1 of 'p\.csv', the first, names no column"),
         ("p.csv", "prompt\na\0b\n", r"^Line 2 of 'p\.csv' holds a NUL character"),
@@ -86,3 +91,34 @@ def test_only_text_is_checked(tmp_path):
     check_text(written(tmp_path, "rows.tsv", "a\tb\n1\t2\n"))
     with pytest.raises(ValueError, match="Line 2"):
         check_text(written(tmp_path, "rows.tsv", "a\tb\n1\n"))
+
+
+@pytest.mark.parametrize(
+    ("cells", "dtype"),
+    [
+        (["1", "-2", "+3", "0"], "int64"),
+        (["1", ""], "float64"),
+        ([" 1", "2 "], "int64"),
+        ([" 0.5", "-2"], "float64"),
+        ([" True"], "string"),
+        (["1", "2.5", ".5", "1e-3", "-inf"], "float64"),
+        (["NaN", "0.1", "None"], "float64"),
+        (["1", "007"], "string"),
+        (["00.5", "1"], "string"),
+        (["1", "a"], "string"),
+        (["1_000", "2"], "string"),
+        (["\u0661", "2"], "string"),
+        (["True", "false"], "bool"),
+        (["True", ""], "string"),
+        (["True", "1"], "string"),
+        ([str(2**63 - 1), str(-(2**63))], "int64"),
+        ([str(2**64 - 1), "0"], "uint64"),
+        ([str(2**64 - 1), "-1"], "string"),
+        ([str(2**64), "1"], "string"),
+        (["NA", ""], "string"),
+    ],
+)
+def test_the_type_of_a_column_is_that_of_all_its_cells(tmp_path, cells, dtype):
+    table = "a,b\n" + "".join(f"{cell},x\n" for cell in cells)
+    traits = check_text(written(tmp_path, "rows.csv", table))
+    assert {name: dtype_of(found) for name, found in traits.items()} == {"a": dtype, "b": "string"}

@@ -277,7 +277,9 @@ def test_a_local_folder_is_published_by_its_name(tmp_path):
     (tmp_path / "mine").mkdir()
     base = tmp_path / "base"
     base.mkdir()
-    assert VideoReward(str(tmp_path / "mine"), checkpoint="c", base=str(base)).version == "mine/c, base base"
+    (tmp_path / "mine" / "model_config.json").write_text("{}")
+    version = VideoReward(str(tmp_path / "mine"), checkpoint="c", base=str(base)).version
+    assert re.fullmatch(r"mine@sha256:\w{12}/c, base base@sha256:\w{12}", version)
 
 
 @pytest.mark.parametrize("kwargs", [{"fps": 0}, {"fps": math.inf}, {"axes": []}, {"axes": ["VA"]}, {"axes": "VQ"}])

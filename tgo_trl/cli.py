@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, entry in COMMANDS.items():
         commands.add_parser(name, help=entry.purpose, add_help=False)
+    meant = did_you_mean(arguments[0], COMMANDS) if arguments and arguments[0] not in COMMANDS else ""
+    if meant:  # which argparse would answer with all that there are
+        parser.error(f"there is no command {arguments[0][:80]!r}.{meant}")
     command = parser.parse_known_args(arguments[:1] or ["--help"])[0].command
     rest = _split_own_options(arguments[1:])
     debug = _take_debug(rest)

@@ -61,7 +61,7 @@ class ShardedRun(ABC, Generic[Item]):
         """Index and items of the wanted shards, in order."""
 
     def source(self, items: Sequence[Item]) -> str | None:
-        """A digest of a shard's items, where the settings do not say it all."""
+        """A digest of a shard's items, where the settings do not say it all; asked for once its rows are made."""
         return None
 
     @abstractmethod
@@ -198,22 +198,30 @@ def _write_missing(
 
     total = None if run.num_shards is None else sum(len(rows) for _, rows in run.ranges(mine.__contains__))
     disable = not show_progress or total == 0
+    unseen = {shard for shard in written if run.num_shards is None and wanted(shard)}
     with tqdm(total=total, desc=run.verb, unit=run.unit, disable=disable) as progress:
         for shard, items in run.blocks(wanted):
-            source = run.source(items)
+            unseen.discard(shard)
             if shard in written:
-                _check_source(shards, shard, source)
+                _check_source(shards, shard, run.source(items))
                 continue
-            shards.write(shard, run.rows(shard, items, progress.update), run.features, source)
+            rows = run.rows(shard, items, progress.update)
+            shards.write(shard, rows, run.features, run.source(items))
             pa.default_memory_pool().release_unused()  # as much as the files of a shard, which images need
+    if unseen:  # of a stream that has become shorter
+        raise ValueError(_of_other_rows(shards, min(unseen)))
 
 
 def _check_source(shards: ParquetFolder, shard: int, source: str | None) -> None:
     if shards.source(shard) != source:
-        raise ValueError(
-            f"{shards.written()[shard].name} in {str(shards.folder)!r} holds the scores of other prompts or images "
-            "than the data set has there now. Set another `output_dir`, or delete the folder to begin anew."
-        )
+        raise ValueError(_of_other_rows(shards, shard))
+
+
+def _of_other_rows(shards: ParquetFolder, shard: int) -> str:
+    return (
+        f"{shards.written()[shard].name} in {str(shards.folder)!r} holds rows of other prompts or images than the data "
+        "set has there now. Set another `output_dir`, or delete the folder to begin anew."
+    )
 
 
 def _seal(shards: ParquetFolder, state: PartialState) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 from datasets import Dataset, Features, IterableDataset, LargeList, List
 
 from ..messages.values import did_you_mean
+from ..storage.text_tables import SEPARATORS, divided_by
 from .classes import check_no_classes
 
-SEPARATORS = (";", "\t", ",", "|")
 ROWS_LOOKED_AT = 64
 """Of a data set without features, to find out what its columns hold."""
 
@@ -90,8 +90,9 @@ def check_columns(subject: str, present: Sequence[str] | None, wanted: Iterable[
         return
     missing = [name for name in wanted if name not in present]
     if missing:
+        has = ", ".join(map(repr, present)) or "none"
         raise ValueError(
-            f"{subject} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, present))}."
+            f"{subject} has no column {', '.join(map(repr, missing))}; it has {has}."
             f"{_other_separator(present, missing) or did_you_mean(missing[0], present)} {remedy}"
         )
 
@@ -99,8 +100,8 @@ def check_columns(subject: str, present: Sequence[str] | None, wanted: Iterable[
 def _other_separator(present: Sequence[str], missing: Sequence[str]) -> str:
     """A sentence, if a file's columns were read as one."""
     for mark in SEPARATORS:
-        if len(present) == 1 and missing[0] in present[0].split(mark):
-            return f" Its columns are divided by {mark!r}: write commas in a .csv, or tabs in a .tsv."
+        if len(present) == 1 and missing[0] in [name.strip().strip('"') for name in present[0].split(mark)]:
+            return f" {divided_by(mark)}"
     return ""
 
 

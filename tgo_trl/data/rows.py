@@ -84,6 +84,8 @@ class NotedRows(BadRows):
 
 def check_prompt(value: Any) -> str:
     """The prompt; raises a ValueError with the reason if there is none."""
+    if value is None:
+        raise ValueError("the prompt is missing (None)")
     if not isinstance(value, str):
         raise ValueError(f"the prompt is a `{type(value).__name__}`, not a string")
     if not value.strip():
@@ -93,6 +95,8 @@ def check_prompt(value: Any) -> str:
 
 def check_score(value: Any) -> float:
     """The score as a float; raises a ValueError with the reason if it is no finite number."""
+    if value is None:
+        raise ValueError("the score is missing (None)")
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise ValueError(f"the score is a `{type(value).__name__}`, not a number")
     try:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
@@ -161,11 +161,11 @@ class StreamDataset(TorchIterableDataset[PreparedRow]):
         bad.warn("streamed", row + 1 - source.first_row)
 
 
-def scan_stream(stream: IterableDataset, columns: Columns, bad: BadRows) -> tuple[list[Score], list[str]]:
-    """Scores and prompts of the whole stream, in one pass that does not read images where the format allows it."""
+def scan_scores(dataset: Dataset | IterableDataset, columns: Columns, bad: BadRows) -> tuple[list[Score], list[str]]:
+    """Scores and prompts of all good rows, in one pass that does not read images where the format allows it."""
     scores: list[Score] = []
     prompts: list[str] = []
-    for _, prompt, _, score in iterate_rows(stream, columns.without_media, bad, Origin()):
+    for _, prompt, _, score in iterate_rows(dataset, columns.without_media, bad, Origin()):
         scores.append(score)
         prompts.append(prompt)
     return scores, prompts

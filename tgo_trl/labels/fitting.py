@@ -30,6 +30,7 @@ def fit_label_rule(
     confidence_coef: float = 5.0,
     normalization: str = "none",
     column: str | None = None,
+    warns: bool = True,
 ) -> LabelRule:
     """Fits the rule on the whole data set.
 
@@ -44,6 +45,7 @@ def fit_label_rule(
         normalization: `"none"` (the paper's), `"zscore"` (mean, standard deviation) or `"robust"` (median,
             interquartile range), for scores whose units make `c` act too little or too much.
         column: of the scores, for messages, where there are several.
+        warns: of a split that leaves few rows on one side.
 
     Raises:
         ValueError: if scores are not finite or all equal, if the split is one-sided, if prompts with a single image
@@ -95,7 +97,7 @@ def fit_label_rule(
     )
     setting = "threshold_value" if column is None else "threshold_values"
     remedy = f"with many equal scores, set `threshold_type='value'` and a `{setting}` between two of them"
-    _check_split(rule, raw, "The threshold" if column is None else f"The threshold of {column!r}", remedy)
+    _check_split(rule, raw, "The threshold" if column is None else f"The threshold of {column!r}", remedy, warns)
     return rule
 
 
@@ -106,6 +108,7 @@ def fit_combined_rule(
     combination: str = "sum",
     weights: Mapping[str, float] | None = None,
     values: Mapping[str, float] | None = None,
+    warns: bool = True,
     **settings: Any,
 ) -> CombinedRule:
     """Fits the rule of several columns of scores, each with a threshold and a normalisation of its own.
@@ -116,6 +119,7 @@ def fit_combined_rule(
         combination: `"sum"` or `"vote"`, see [`~tgo_trl.labels.combination.combine`].
         weights: what columns count, by name; 1 where there is none.
         values: `tau` of each column in its score units, for `threshold_type="value"`.
+        warns: of splits that leave few rows on one side.
         settings: the others of [`fit_label_rule`], which all columns share.
 
     Raises:
@@ -125,7 +129,7 @@ def fit_combined_rule(
     for name in sorted(scores):
         value = None if values is None else values[name]
         try:
-            columns[name] = fit_label_rule(scores[name], prompts, value=value, column=name, **settings)
+            columns[name] = fit_label_rule(scores[name], prompts, value=value, column=name, warns=warns, **settings)
         except ValueError as error:
             raise ValueError(f"Of the scores in {name!r}: {error}") from error
     column_weights = {name: (weights or {}).get(name, 1.0) for name in columns}
@@ -144,11 +148,11 @@ def fit_combined_rule(
         num_disagreeing=num_disagreeing(distances),
     )
     subject = f"The {combination} of {', '.join(map(repr, columns))}, with the threshold"
-    _check_split(rule, combined, subject, "set other thresholds, `score_weights` or columns")
+    _check_split(rule, combined, subject, "set other thresholds, `score_weights` or columns", warns)
     return rule
 
 
-def _check_split(rule: LabelRule, raw: Tensor, subject: str, remedy: str) -> None:
+def _check_split(rule: LabelRule, raw: Tensor, subject: str, remedy: str, warns: bool) -> None:
     num_positive, num_rows, threshold = rule.num_positive, rule.num_rows, rule.threshold
     share = num_positive / num_rows
     if rule.is_one_sided:
@@ -158,7 +162,7 @@ def _check_split(rule: LabelRule, raw: Tensor, subject: str, remedy: str) -> Non
             f"to {raw.max().item():.6g}, and a score equal to the threshold is positive). Training needs both sides: "
             f"{remedy}."
         )
-    if not LOPSIDED_SHARE <= share <= 1 - LOPSIDED_SHARE:
+    if warns and not LOPSIDED_SHARE <= share <= 1 - LOPSIDED_SHARE:
         logger.warning(
             "%s %.6g makes %d of %d rows positive (%.1f %%). Such a lopsided split learns mostly from one side; a "
             "threshold nearer to the median (`threshold_type='percentile'`, 50) is usually better.",

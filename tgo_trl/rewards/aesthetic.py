@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
-from ..messages.public import public_name
-from .base import ModelReward, load_images, load_pt_file
+from .base import ModelReward, load_images, load_pt_file, local_version
 from .networks import load_complete, normalize, resized_square
 
 
@@ -46,8 +45,8 @@ class Aesthetic(ModelReward):
 
     @property
     def version(self) -> str:
-        """Repository, commit and file, and the backbone that it reads, without its path."""
-        return f"{super().version}/{self.filename}, backbone {public_name(self.backbone)}"
+        """Repository, commit and file, and the backbone that it reads, as [`local_version`] has it."""
+        return f"{self._version_of(self.filename)}/{self.filename}, backbone {local_version(self.backbone)}"
 
     def _load(self) -> None:
         self._tower, _ = load_complete(CLIPVisionModelWithProjection, self.backbone, None)

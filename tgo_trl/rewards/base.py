@@ -1,10 +1,12 @@
 """What a reward is, and what the reward models here share: batches, devices, Hub files, checked scores."""
 
+import hashlib
 import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
 
@@ -18,6 +20,7 @@ from ..data.rows import check_score
 from ..media.images import load_image
 from ..messages.public import public_name
 from ..precision import as_dtype, default_dtype
+from ..storage.files import file_digest
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +39,9 @@ class NoScore:
 Reward: TypeAlias = Callable[..., Sequence[float | NoScore]]
 """`N` prompts and `N` images (for a video reward: lists of frames) to `N` scores, higher is better.
 
-One that judges edits says so with `reads_sources = True`, or with a parameter of this name: it is also given `sources`,
-the images that each row's was made from, as `N` lists of images.
+One that judges edits says so with `reads_sources = True`, or with a parameter `sources` without a default: it is also
+given `sources`, the images that each row's was made from, as `N` lists of images. One of videos that says
+`reads_fps = True`, or has such a parameter `fps`, is given `fps`, how many frames of them are shown a second, a float.
 """
 
 
@@ -97,9 +101,13 @@ class ModelReward(ABC):
 
     @property
     def version(self) -> str:
-        """`id@commit` once loaded from the Hub, `id@revision` before; of a local folder, its name without the path."""
+        """`id@commit` once loaded from the Hub, `id@revision` before; of a local folder as [`local_version`] has it."""
+        return self._version_of()
+
+    def _version_of(self, *inside: str) -> str:
+        """The same, of a local folder with files or folders inside it alone."""
         if Path(self.model_id).exists():
-            return public_name(self.model_id)
+            return local_version(self.model_id, *inside)
         return f"{self.model_id}@{self._commit or self.revision or 'main'}"
 
     def __call__(
@@ -195,6 +203,35 @@ class ModelReward(ABC):
         return path
 
 
+def local_version(name: str, *inside: str) -> str:
+    """The name of a local folder or file, without its path, and a digest of its files; a Hub id as it is.
+
+    Hidden files and texts (`.md`) do not count, nor what is in folders within it.
+
+    Args:
+        name: a path, or a Hub id.
+        inside: what counts instead of the folder's own files: files or folders within it.
+    """
+    path = Path(name)
+    if not path.exists():
+        return public_name(name)
+    found: list[tuple[str, int, int]] = []
+    for place in [path / part for part in inside] or [path]:
+        files = sorted(place.iterdir()) if place.is_dir() else [place]
+        shown = (it for it in files if it.is_file() and not it.name.startswith(".") and it.suffix != ".md")
+        found += [(str(it), it.stat().st_size, it.stat().st_mtime_ns) for it in shown]
+    return f"{public_name(name)}@sha256:{_files_digest(tuple(found))}"
+
+
+@lru_cache(maxsize=64)
+def _files_digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    """Of names and contents; size and time of change tell whether files are read again."""
+    digest = hashlib.sha256()
+    for path, *_ in files:
+        digest.update(f"{Path(path).name}:{file_digest(Path(path))};".encode())
+    return digest.hexdigest()[:12]
+
+
 class PromptReward(ModelReward):
     """A reward model that reads the first tokens of prompts, and says of the first prompt it cuts that it does."""
 
@@ -239,19 +276,29 @@ class UserReward:
         self.version = str(getattr(function, "version", version))
         self.license = str(getattr(function, "license", "not stated"))
         self.differentiable, self.score_pixels = is_differentiable(function), getattr(function, "score_pixels", None)
-        self.reads_sources = reads_sources(function)
+        self.reads_sources, self.reads_fps = reads_sources(function), reads_fps(function)
+        self.fps = getattr(function, "fps", None)
 
-    def __call__(self, prompts: Sequence[str], images: Sequence[Any], **sources: Any) -> Sequence[float | NoScore]:
+    def __call__(self, prompts: Sequence[str], images: Sequence[Any], **given: Any) -> Sequence[float | NoScore]:
         """What the function returns, unchecked."""
-        return self.function(prompts, images, **sources)
+        return self.function(prompts, images, **given)
 
 
 def reads_sources(reward: Any) -> bool:
     """Whether a reward judges edits: it says so by `reads_sources`, or has a parameter `sources` without a default."""
-    if hasattr(reward, "reads_sources"):
-        return bool(reward.reads_sources)
+    return _asks_for(reward, "sources")
+
+
+def reads_fps(reward: Any) -> bool:
+    """Whether a reward is to be told the rate of videos: by `reads_fps`, or a parameter `fps` without a default."""
+    return _asks_for(reward, "fps")
+
+
+def _asks_for(reward: Any, name: str) -> bool:
+    if hasattr(reward, f"reads_{name}"):
+        return bool(getattr(reward, f"reads_{name}"))
     try:
-        parameter = inspect.signature(reward).parameters.get("sources")
+        parameter = inspect.signature(reward).parameters.get(name)
         return parameter is not None and parameter.default is parameter.empty
     except (TypeError, ValueError):  # of what is written in C
         return False
@@ -278,7 +325,9 @@ DRAWN_FOR = "the videos are drawn for"
 
 
 def check_rates(rewards: Mapping[str, Reward], rate: float | None, known: str) -> None:
-    """Raises a ValueError if a reward takes videos for faster or slower than they are: it would see other frames.
+    """Raises a ValueError if a reward takes videos for faster or slower than they are, and would see other frames.
+
+    Also if one asks for a rate that is not known.
 
     Args:
         rewards: by name.
@@ -286,23 +335,29 @@ def check_rates(rewards: Mapping[str, Reward], rate: float | None, known: str) -
         known: why it is known, a clause that the rate ends.
     """
     for name, reward in rewards.items():
+        if rate is None and reads_fps(reward):
+            raise ValueError(
+                f"The reward {name!r} asks for `fps`, the frames per second of videos, which are not known here. Set "
+                "`fps` beside the videos, or give its parameter a default where it scores images too."
+            )
         own = getattr(reward, "fps", None)
-        if rate is not None and own is not None and own != rate:
+        if rate is not None and isinstance(own, (int, float)) and own != rate:
             raise ValueError(
                 f"The reward {name!r} has `fps={own:g}`, and {known} {rate:g} a second. Set its `fps` to {rate:g}."
             )
 
 
 def checked_scores(
-    reward: Reward, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None
-) -> list[float]:
+    reward: Reward, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None,
+    fps: float | None = None,
+) -> list[float]:  # fmt: skip
     """The reward's scores as floats, one per row. A reward is not called without rows.
 
     Raises:
         ValueError: if it does not return one finite number per row, naming the reward and the row.
     """
     scores = []
-    for row, score in enumerate(scores_or_none(reward, prompts, images, sources)):
+    for row, score in enumerate(scores_or_none(reward, prompts, images, sources, fps)):
         if isinstance(score, NoScore):
             name = reward_name(reward)
             raise ValueError(f"The reward {name!r}, row {row} (prompt {shorten(prompts[row])}): {score.reason}.")
@@ -311,8 +366,9 @@ def checked_scores(
 
 
 def scores_or_none(
-    reward: Reward, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None
-) -> list[float | NoScore]:
+    reward: Reward, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None,
+    fps: float | None = None,
+) -> list[float | NoScore]:  # fmt: skip
     """Likewise, with the [`NoScore`] of rows that the reward has none for.
 
     Args:
@@ -320,13 +376,16 @@ def scores_or_none(
         prompts: `N` prompts.
         images: `N` images, or lists of frames.
         sources: `N` lists of images that those were made from; None if there are none.
+        fps: of lists of frames, frames per second; None if it is not known.
     """
     check_rows(prompts, images)
     if not prompts:
         return []
     name = reward_name(reward)
+    check_rates({name: reward}, fps, "the videos are shown at")
     check_sources({name: reward}, sources is not None, "Score rows that have a column of source images.")
-    given = {"sources": sources} if reads_sources(reward) else {}
+    given: dict[str, Any] = {"sources": sources} if reads_sources(reward) else {}
+    given |= {"fps": fps} if reads_fps(reward) else {}
     returned: Any = reward(prompts, images, **given)
     advice = f"A reward takes {len(prompts)} prompts and as many images, and returns a list of as many numbers."
     if isinstance(returned, (str, bytes, dict)) or not hasattr(returned, "__iter__"):
@@ -354,7 +413,8 @@ def check_rows(prompts: Sequence[str], images: Sequence[Any] | Tensor) -> None:
         raise ValueError(f"There are {len(prompts)} prompts but {len(images)} images. Pass one prompt for each image.")
     for row, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            raise ValueError(f"The prompt of row {row} is a `{type(prompt).__name__}`. Pass a list of strings.")
+            kind = "missing (None)" if prompt is None else f"a `{type(prompt).__name__}`"
+            raise ValueError(f"The prompt of row {row} is {kind}. Pass a list of strings.")
 
 
 def reward_name(reward: Any) -> str:

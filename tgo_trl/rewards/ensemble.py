@@ -9,7 +9,7 @@ import torch
 from ..labels import NORMALIZATIONS
 from ..labels.normalization import center_and_scale
 from ..settings import check_choice
-from .base import Reward, check_differentiable, checked_scores, is_differentiable, reads_sources, reward_name
+from .base import Reward, check_differentiable, checked_scores, is_differentiable, reads_fps, reads_sources, reward_name
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,22 @@ class Ensemble:
         """Whether any member judges edits."""
         return any(reads_sources(member.reward) for member in self.members.values() if member.reward is not None)
 
+    @property
+    def reads_fps(self) -> bool:
+        """Whether any member asks for the rate of videos."""
+        return any(reads_fps(member.reward) for member in self.members.values() if member.reward is not None)
+
     def __call__(
-        self, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None
-    ) -> list[float]:
+        self, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None,
+        fps: float | None = None,
+    ) -> list[float]:  # fmt: skip
         """The weighted sum for each row.
 
         Raises:
             ValueError: if a member is not fitted, has no reward, or its reward returns other than scores.
         """
         self._check_fitted()
-        return self.combine(self.score(prompts, images, sources))
+        return self.combine(self.score(prompts, images, sources, fps))
 
     @property
     def differentiable(self) -> bool:
@@ -116,8 +122,9 @@ class Ensemble:
         return torch.stack(terms).sum(0)
 
     def score(
-        self, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None
-    ) -> dict[str, list[float]]:
+        self, prompts: Sequence[str], images: Sequence[Any], sources: Sequence[Sequence[Any]] | None = None,
+        fps: float | None = None,
+    ) -> dict[str, list[float]]:  # fmt: skip
         """The scores of each member, not normalised.
 
         Raises:
@@ -127,7 +134,7 @@ class Ensemble:
         if missing:
             raise ValueError(f"Members without a reward cannot score: {', '.join(missing)}. Use `combine`.")
         return {
-            name: checked_scores(member.reward, prompts, images, sources)
+            name: checked_scores(member.reward, prompts, images, sources, fps)
             for name, member in self.members.items()
             if member.reward is not None
         }

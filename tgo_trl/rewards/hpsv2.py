@@ -58,7 +58,7 @@ class HPSv2(ClipScore):
     @property
     def version(self) -> str:
         """Repository, commit and file."""
-        return f"{super().version}/{self.filename}"
+        return f"{self._version_of(self.filename)}/{self.filename}"
 
     def _load_model(self) -> Any:
         weights = load_pt_file(self._weights_file(self.filename))

@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerFast, Qwen2VLModel
 
-from ..messages.public import public_name
-from .base import ModelReward, hub_file, load_images
+from .base import ModelReward, hub_file, load_images, local_version
 from .networks import network_from_weights
 from .videoreward import CHAT, frame_size, last_states, video_patches
 
@@ -56,7 +55,7 @@ class HPSv3(ModelReward):
     @property
     def version(self) -> str:
         """Repository and commit, and the base whose configuration and tokenizer are taken, without its path."""
-        return f"{super().version}, base {public_name(self.base)}"
+        return f"{super().version}, base {local_version(self.base)}"
 
     def _load(self) -> None:
         tokenizer_class: Any = PreTrainedTokenizerFast

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -89,8 +90,8 @@ def quoted_text(prompt: str) -> str | None:
 
 
 def text_accuracy(found: str, wanted: str) -> float:
-    """How much of the wanted text was found, 0 to 1, without case and blanks."""
-    found, wanted = ("".join(text.lower().split()) for text in (found, wanted))
+    """How much of the wanted text was found, 0 to 1, without case and blanks; accents may be written either way."""
+    found, wanted = ("".join(normalize("NFC", text.lower()).split()) for text in (found, wanted))
     if wanted in found:
         return 1.0
     return 1 - min(edit_distance(found, wanted), len(wanted)) / len(wanted)

@@ -15,9 +15,14 @@ _GAP = r"[\s\"'*_`]*"
 """Quotes and Markdown between a name, its colon and its value."""
 
 
-_OF_ANOTHER = r"(?!\s*(?:-|to)\s*\d)(?!\s*/\s*(?!{high:g}\b)\d)"
+_OF_TWO = r"(?![ \t]*(?:[-\u2013\u2014,&]|to\b|or\b|and\b)[ \t]*\d)"
+_OF_ANOTHER_SCALE = (
+    r"(?![ \t]*(?:stars?|points?)?[ \t]*(?:/|\(?(?:out[ \t]+)?of\b)[ \t]*(?!{high:g}(?:\.0+)?(?!\.?\d))\d)(?![ \t]*%)"
+)
+_OF_ANOTHER = _OF_TWO + _OF_ANOTHER_SCALE
 NUMBER = r"[-+]?\d+(?:\.\d+)?(?!\w|[.,]\d)" + _OF_ANOTHER
-"""A number in text, `8` or `8/10`; but not the first of `1-10`, as where the question is repeated, nor of `8/100`."""
+"""A number in text, `8`, `8/10` or `8 out of 10`; but not the first of `1-10` or of `7 or 8`, as where the question is
+repeated, nor of `8/100`, nor `8 %`."""
 
 
 def not_of_another(high: float) -> str:
@@ -26,9 +31,12 @@ def not_of_another(high: float) -> str:
 
 
 def number_within(value: Any, low: float, high: float) -> float | None:
-    """The number that a value of JSON's or of text is, if it is one within the range."""
+    """The number that a value of JSON's or of text is, if it is one within the range; text may have `8/10`."""
+    if isinstance(value, str):
+        value = re.sub(rf"(?<=\d)\s*(?:/|out\s+of)\s*{high:g}(?:\.0+)?\s*$", "", value[:40])
     try:
-        number = float("nan" if isinstance(value, bool) else value)
+        is_none = isinstance(value, bool) or "_" in str(value)  # which Python takes for 10 in `1_0`
+        number = float("nan" if is_none else value)
     except (TypeError, ValueError, OverflowError):
         return None
     return number if low <= number <= high else None

@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLModel
 
 from ..media.types import Size
-from ..messages.public import public_name
-from .base import ModelReward, load_images, load_pt_file
+from .base import ModelReward, load_images, load_pt_file, local_version
 from .networks import network_from_weights, normalize
 
 AXES = ("VQ", "MQ", "TA")
@@ -87,8 +86,9 @@ class VideoReward(ModelReward):
     @property
     def version(self) -> str:
         """Repository, commit, checkpoint, the axes if not all are summed, and the base, without its path."""
+        own = self._version_of(self.checkpoint, "model_config.json")
         chosen = "" if set(self.axes) == set(AXES) else f" ({'+'.join(self.axes)})"
-        return f"{super().version}/{self.checkpoint}{chosen}, base {public_name(self.base)}"
+        return f"{own}/{self.checkpoint}{chosen}, base {local_version(self.base)}"
 
     def __call__(
         self, prompts: Sequence[str], images: Sequence[Sequence[Any]], sources: Sequence[Sequence[Any]] | None = None

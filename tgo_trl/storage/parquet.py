@@ -201,6 +201,9 @@ def _differences(before: Any, now: Any, where: str = "") -> Iterable[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted(before.keys() | now.keys()):
             yield from _differences(before.get(name), now.get(name), f"{where}.{name}".lstrip("."))
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for i, pair in enumerate(zip(before, now, strict=True)):
+            yield from _differences(*pair, f"{where}[{i}]")
     elif before != now:
         if _is_digest(before) and _is_digest(now):
             yield f"`{where}` are others"

@@ -1,24 +1,29 @@
 """Data sets opened by name: files, archives, patterns of files, folders and Hub repositories, all in one way."""
 
+import copy
 import csv
 import glob
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache, partial
+from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import datasets
-from datasets import Dataset, Features, Image, IterableDataset, Video, load_dataset_builder, load_from_disk
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, Image, IterableDataset, Value, Video, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from datasets.table import CastError
 from datasets.utils.file_utils import xopen
 from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image as Pictures
+from pyarrow import ArrowInvalid
 
 from ..messages.values import did_you_mean
+from .casts import CheckedCast, TypedMetadata, WidenedTypes
 from .records import CARD_NAME, RECORD_NAMES
-from .text_tables import MISSING, check_text, suffix_of
+from .text_tables import MISSING, checked_text, dtype_of, suffix_of
 
 FORMATS = {
     ".parquet": "parquet",
@@ -41,8 +46,8 @@ DOWNLOADS = (str(datasets.config.HF_DATASETS_CACHE), HF_HUB_CACHE)
 """Where archives from the Hub are."""
 EMPTY = ("EmptyDataError", "StopIteration")
 """What the loaders of tables and of JSON raise over a file without a byte."""
-NO_ROWS = "corresponds to no data"
-"""What `datasets` says of one with a head alone."""
+NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "file size is 0 bytes")
+"""What `datasets` says of one with a head alone, and `pyarrow` of Parquet without rows or bytes."""
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 
 
@@ -124,7 +129,7 @@ def _open_files(
         arguments = {"columns": list(columns)}
     # `datasets` takes names for patterns, and would find nothing for `rows[1].csv`
     data_files = {split.partition("[")[0]: [glob.escape(str(file)) for file in files]}
-    builder = load_dataset_builder(loader, data_files=data_files, **arguments)
+    builder = load_dataset_builder(loader, data_files=data_files, cache_dir=_own_cache(), **arguments)
     return _built(builder, split, streaming, files[0].name)
 
 
@@ -153,13 +158,16 @@ def _open_named(
             "that writes it once more; it goes on where it stopped."
         )
     try:
-        builder = load_dataset_builder(name, config)
+        cache = _own_cache() if path.is_dir() else None
+        builder = load_dataset_builder(name, config, cache_dir=cache)
         arguments = _check_texts([Path(file) for file in _data_files(builder)] if path.is_dir() else [])
         arguments = {**arguments, **DIALECTS.get(builder.config.sep, {})} if hasattr(builder.config, "quoting") else {}
+        if builder.info.features is not None:  # which the folder's card declares, classes for instance
+            arguments.pop("features", None)
         if columns is not None and hasattr(builder.config, "columns"):
             arguments = {"columns": list(columns)}
         if arguments:
-            builder = load_dataset_builder(name, config, **arguments)
+            builder = load_dataset_builder(name, config, cache_dir=cache, **arguments)
         return _built(builder, split, streaming, name)
     except (FileNotFoundError, ConnectionError) as error:
         if path.exists():
@@ -170,8 +178,19 @@ def _open_named(
         ) from error
 
 
+def _own_cache() -> str:
+    """Of files on this machine, which `datasets` by itself reads otherwise, and may have read before."""
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "tgo_trl")
+
+
 def _built(builder: Any, split: str, streaming: bool, name: str) -> Dataset | IterableDataset:
     """What `load_dataset` makes of a builder, with whatever is wrong in the data as a ValueError."""
+    if hasattr(builder, "_read_metadata") and builder.config.features is None:
+        builder._read_metadata = TypedMetadata(builder, [*map(Path, _data_files(builder))])
+    if hasattr(builder, "_cast_table"):
+        builder._cast_table = CheckedCast(builder)
+        if builder.info.features is None:
+            builder._split_generators = WidenedTypes(builder, [*map(Path, _data_files(builder))])
     try:
         if streaming:
             dataset = _streamed(builder, split, name)
@@ -187,17 +206,24 @@ def _built(builder: Any, split: str, streaming: bool, name: str) -> Dataset | It
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         if isinstance(cause, OSError):  # a full disk, say
             raise cause from error
-        if type(cause).__name__ in EMPTY or NO_ROWS in str(cause):
-            raise ValueError(_no_rows(name, split, builder)) from error
-        raise _unreadable(name, cause or error) from error
+        raise _told(cause or error, name, split, builder) from error
+    if dataset.column_names == []:  # of a stream of JSON lines that are all blank, or of an empty list
+        raise ValueError(_no_rows(name, split, builder))
     archives = [file for file in _data_files(builder) if file.endswith(".zip")]
     return _with_archived_files(dataset, archives) if archives and dataset.features is not None else dataset
+
+
+def _told(cause: BaseException, name: str, split: str, builder: Any) -> ValueError:
+    """What a loader could not read, in words."""
+    if type(cause).__name__ in EMPTY or any(phrase in str(cause) for phrase in NO_ROWS):
+        return ValueError(_no_rows(name, split, builder))
+    return _unreadable(name, cause)
 
 
 def _no_rows(name: str, split: str, builder: Any) -> str:
     """Why there are none: no file has any, one of several is empty, or none is in a slice."""
     files = _data_files(builder)
-    empty = [Path(file).name for file in files if Path(file).is_file() and not Path(file).stat().st_size]
+    empty = [Path(file).name for file in files if _is_empty(Path(file))]
     if empty and len(files) > len(empty):
         return f"Of {name!r}, {empty[0]!r} is empty. Was it written to its end? If it is of no use, delete it."
     if "[" in split and not empty:
@@ -205,13 +231,24 @@ def _no_rows(name: str, split: str, builder: Any) -> str:
     return f"{name!r} has no rows. Was it written to its end?"
 
 
+def _is_empty(file: Path) -> bool:
+    """Whether a file has no byte, or, of Parquet, no row."""
+    if not file.is_file():
+        return False
+    with suppress(ArrowInvalid):  # damaged, which is not empty
+        if file.stat().st_size and suffix_of(file) == ".parquet":
+            return bool(pq.read_metadata(file).num_rows == 0)
+    return file.stat().st_size == 0
+
+
 def _streamed(builder: Any, split: str, name: str) -> IterableDataset:
-    """The stream of a builder, whose rows tell of files that have other columns than each other as [`_built`] does."""
+    """The stream of a builder, whose rows tell of files that cannot be read as [`_built`] does."""
     dataset: IterableDataset
     if not hasattr(builder, "_generate_tables"):
         dataset = builder.as_streaming_dataset(split=split)
         return dataset
-    builder._generate_tables = partial(_read_tables, builder._generate_tables, name)
+    told = partial(_told, name=name, split=split, builder=copy.copy(builder))
+    builder._generate_tables = partial(_read_tables, builder._generate_tables, told)
     try:
         dataset = builder.as_streaming_dataset(split=split)
     finally:
@@ -219,11 +256,15 @@ def _streamed(builder: Any, split: str, name: str) -> IterableDataset:
     return dataset
 
 
-def _read_tables(generate: Callable[..., Iterator[Any]], name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+def _read_tables(
+    generate: Callable[..., Iterator[Any]], told: Callable[[BaseException], ValueError], *args: Any, **kwargs: Any
+) -> Iterator[Any]:
     try:
         yield from generate(*args, **kwargs)
-    except CastError as error:  # others say what is wrong, or are meant for `datasets` itself
-        raise _unreadable(name, error) from error
+    except Exception as error:
+        if isinstance(error, (CastError, ArrowInvalid)) or type(error).__name__ in EMPTY:
+            raise told(error) from error
+        raise  # others say what is wrong, or are meant for `datasets` itself
 
 
 def _unreadable(name: str, cause: BaseException) -> ValueError:
@@ -247,30 +288,27 @@ def _data_files(builder: Any) -> list[str]:
 
 
 def _check_texts(files: Sequence[Path]) -> dict[str, Any]:
-    """How `pandas` is to read these local files, so that `NA` and `null` are words where others are, and numbers exact.
+    """How `pandas` is to read these local files: a type for each column, `NA` and `null` words where others are.
+
+    By itself, it would look for a type in every ten thousand rows anew. Numbers are read exactly.
 
     Raises:
         ValueError: if a table among them cannot be right.
     """
-    tables: list[dict[str, bool]] = []
+    tables: list[dict[str, frozenset[str]]] = []
     for file in files:
-        if file.is_file():
-            status = file.stat()
-            columns = _check_text(file, status.st_size, status.st_mtime_ns)
-            if columns:
-                tables.append(columns)
+        columns = checked_text(file) if file.is_file() else {}
+        if columns and suffix_of(file) in (".csv", ".tsv"):
+            tables.append(columns)
     if not tables:
         return {}
     names = dict.fromkeys(name for columns in tables for name in columns)
-    are_numbers = {name: all(columns.get(name, True) for columns in tables) for name in names}
-    missing = {name: list(MISSING) if is_number else [""] for name, is_number in are_numbers.items()}
-    return {"keep_default_na": False, "na_values": missing, "float_precision": "round_trip"}
-
-
-@lru_cache(maxsize=1024)
-def _check_text(file: Path, size: int, modified: int) -> dict[str, bool]:
-    """Checks a file once, as long as it is as it was."""
-    return check_text(file)
+    dtypes = {name: dtype_of(frozenset().union(*(columns.get(name, ()) for columns in tables))) for name in names}
+    missing = {name: [""] if dtype in ("string", "bool") else list(MISSING) for name, dtype in dtypes.items()}
+    arguments = {"keep_default_na": False, "na_values": missing, "float_precision": "round_trip"}
+    if all(columns.keys() == dtypes.keys() for columns in tables) and "" not in dtypes:
+        arguments["features"] = Features({name: Value(dtype) for name, dtype in dtypes.items()})
+    return arguments
 
 
 # ---- Archives ----

@@ -9,9 +9,11 @@ import csv
 import gzip
 import json
 import lzma
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +23,20 @@ _NOT_DECOMPRESSED = (EOFError, OSError, lzma.LZMAError, zlib.error)
 """What that raises over damaged files."""
 MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "NULL", "None")
 """How programs write a number that is not there; elsewhere these are words as others are."""
+BOOLEANS = ("True", "False", "TRUE", "FALSE", "true", "false")
+_INTEGER = re.compile(r"[+-]?(?:0|[1-9][0-9]{0,19})")
+"""A whole number, without zeros before it: with them it is a name, such as of a file."""
+_FLOAT = re.compile(
+    r"[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|Inf|infinity|Infinity)"
+)
+
+SEPARATORS = {
+    ",": "as those of a .csv are: give the file that name",
+    "\t": "as those of a .tsv are: give the file that name",
+    ";": "and those of a .csv by commas: write it anew with them, and numbers with a decimal point",
+    "|": "and those of a .csv by commas: write it anew with them",
+}
+"""What may stand between the cells of a line, and what to do about a file whose name promises another."""
 
 
 def suffix_of(path: Path) -> str:
@@ -65,10 +81,9 @@ def read_table(path: Path) -> Iterator[dict[str, str]]:
         if header is None:
             header = _checked_header(cells, path, line)
         elif len(cells) != len(header):
-            raise ValueError(
-                f"{_where(path, line)} has {len(cells)} cells, the header {len(header)}. "
-                + ("Put cells with a comma, a quote or a line break in double quotes." if ".csv" in path.name else "")
-            )
+            usual = "Put cells with a comma, a quote or a line break in double quotes."
+            remedy = _other_separator(path) or (usual if suffix_of(path) == ".csv" else "A tab divides cells.")
+            raise ValueError(f"{_where(path, line)} has {len(cells)} cells, the header {len(header)}. {remedy}")
         else:
             yield dict(zip(header, cells, strict=True))
 
@@ -102,37 +117,107 @@ def parse_json(text: str, where: str) -> Any:
         raise ValueError(f"{where} is nested too deeply.") from error
 
 
-def check_text(path: Path) -> dict[str, bool]:
-    """For each column of a table, whether it holds numbers, and else nothing but [`MISSING`]; none of other files.
+def checked_text(path: Path) -> dict[str, frozenset[str]]:
+    """As [`check_text`], once as long as the file is as it was."""
+    status = path.stat()
+    return _checked(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _checked(path: Path, size: int, modified: int) -> dict[str, frozenset[str]]:
+    return check_text(path)
+
+
+def check_text(path: Path) -> dict[str, frozenset[str]]:
+    """For each column of a table or of JSON lines, what its cells are: kinds, of which [`dtype_of`] is made.
 
     Raises:
         ValueError: with the line, if a table or JSON lines cannot be right; other files are let pass.
     """
     kind = suffix_of(path)
     if kind in (".csv", ".tsv"):
-        return _numeric_columns(read_table(path))
+        return _traits_of(read_table(path), _traits)
     if kind in (".jsonl", ".ndjson"):
-        for _ in read_json_lines(path):
-            pass
+        return _traits_of(read_json_lines(path), _traits_of_value)
     return {}
 
 
-def _numeric_columns(rows: Iterator[dict[str, str]]) -> dict[str, bool]:
-    columns: dict[str, None] = {}
-    numbers: set[str] = set()
-    words: set[str] = set()
+def dtype_of(traits: Set[str]) -> str:
+    """The type, one for all files and all rows, that cells of some kinds are read as: 7 is `"007"` beside a word.
+
+    `"bool"`, `"int64"`, `"uint64"` or `"float64"`, where all that there are can be one; else `"string"`.
+    """
+    kinds = traits - {"missing", "negative"}
+    if not kinds or "word" in kinds or ("bool" in kinds and traits != {"bool"}):
+        return "string"
+    if kinds == {"bool"}:
+        return "bool"
+    if "float" in kinds or "missing" in traits:
+        return "float64"
+    if "large" not in kinds:
+        return "int64"
+    return "string" if "negative" in traits else "uint64"
+
+
+def typed(cell: str, dtype: str) -> Any:
+    """What a cell holds in a column of a type of [`dtype_of`]; None if nothing."""
+    if dtype == "string":
+        return cell or None
+    if cell in MISSING:
+        return None
+    if dtype == "bool":
+        return cell.lower() == "true"
+    return float(cell) if dtype == "float64" else int(cell)
+
+
+def _traits_of(rows: Iterator[Any], traits_of_cell: Callable[[Any], set[str]]) -> dict[str, frozenset[str]]:
+    traits: dict[str, set[str]] = {}
     for row in rows:
-        columns = columns or dict.fromkeys(row)
-        for column, cell in row.items():
-            if column in words or cell in MISSING:
-                continue
-            try:
-                float(cell)
-            except ValueError:
-                words.add(column)
-            else:
-                numbers.add(column)
-    return {column: column in numbers - words for column in columns}
+        for column, cell in row.items() if isinstance(row, dict) else ():
+            found = traits.setdefault(column, set())
+            if "word" not in found or not isinstance(cell, str):
+                found |= traits_of_cell(cell)
+    return {column: frozenset(found) for column, found in traits.items()}
+
+
+def _traits_of_value(value: Any) -> set[str]:
+    """Of JSON's, of which text is a word whatever it says."""
+    if value is None:
+        return {"missing"}
+    if isinstance(value, bool):
+        return {"bool"}
+    if isinstance(value, float):
+        return {"float"}
+    if isinstance(value, int):
+        return _traits(str(value))
+    return {"word"} if isinstance(value, str) else {"nested"}
+
+
+def _traits(cell: str) -> set[str]:
+    if cell in MISSING:
+        return {"missing"}
+    if cell in BOOLEANS:
+        return {"bool"}
+    cell = cell.strip(" \t")  # as around the commas of some tables; what is no number keeps them
+    if not _INTEGER.fullmatch(cell):
+        return {"float" if _FLOAT.fullmatch(cell) else "word"}
+    if cell.startswith("-"):
+        return {"int", "negative"} if int(cell) >= -(2**63) else {"word"}
+    number = int(cell)
+    return {"int"} if number < 2**63 else {"large"} if number < 2**64 else {"word"}
+
+
+def divided_by(mark: str) -> str:
+    """A sentence about a table whose header was read as one column."""
+    return f"Its columns are divided by {mark!r}, {SEPARATORS[mark]}."
+
+
+def _other_separator(path: Path) -> str:
+    """That sentence, if the header has none of the marks that the file's name promises, and has another; else empty."""
+    own = "\t" if suffix_of(path) == ".tsv" else ","
+    header = next((line for _, line in read_lines(path) if line.strip()), "")
+    found = [mark for mark in SEPARATORS if mark in header]
+    return divided_by(found[0]) if found and own not in found else ""
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -146,10 +231,11 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             is_open = any(hint in str(error) for hint in ("unexpected end", "field limit"))
             reason = "a quote is opened and never closed" if is_open else str(error)
-            raise ValueError(
-                f"{_where(path, line)}: {reason}. A cell that holds a quote is written in double quotes, and the quote "
-                "doubled; a tab-separated file (.tsv) needs none of that."
-            ) from error
+            usual = (
+                "A cell that holds a quote is written in double quotes, and the quote doubled; a tab-separated file "
+                "(.tsv) needs none of that."
+            )
+            raise ValueError(f"{_where(path, line)}: {reason}. {_other_separator(path) or usual}") from error
         if cells:
             yield line, cells
 

@@ -29,14 +29,22 @@ from ..policy.index import find_family_class, find_index
 from ..policy.launch import sharding_of
 from ..policy.modular import as_standard
 from ..rewards import load_reward
-from ..rewards.base import DifferentiableReward, check_differentiable, check_sources, checked_pixel_scores, reward_name
+from ..rewards.base import (
+    DRAWN_FOR,
+    DifferentiableReward,
+    check_differentiable,
+    check_rates,
+    check_sources,
+    checked_pixel_scores,
+    reward_name,
+)
 from ..storage.sources import open_dataset
 from .alignprop_config import AlignPropConfig
 from .arguments import check_launch, run_name_of, training_dtype
 from .base_trainer import BaseTrainer
 from .callbacks import check_callbacks
 from .course import describe_optimizer
-from .eval_samples import load_eval_rewards
+from .eval_samples import load_eval_rewards, rate_of
 from .feasibility import check_run, check_sample_metric
 from .nonfinite import UpdateGuard
 from .preparation import shard_writer, training_block, training_prompts
@@ -129,6 +137,7 @@ class AlignPropTrainer(BaseTrainer):
         self._load_pipeline(model, args, dtype, family, processing_class, quantization_config, index=index)
         check_sampler(self.family, type(self.pipeline).__name__)
         check_drawn_prompts(args, self.pipeline, self.family)
+        check_rates(eval_rewards, rate_of(self.family), DRAWN_FOR)
         check_policy(self.pipeline, self.family, args, peft_config)
         encoder_dtype = dtype if args.use_peft else torch.float32
         self.encoders = FrozenEncoders(self.family, self.pipeline, args.device, encoder_dtype)

@@ -29,7 +29,7 @@ from . import checkpoints
 from .arguments import check_optimizer, warn_of_unused_settings
 from .callbacks import CompilationCallback, EarlyStopping, EpochCallback, InterruptionCallback, SyncReferenceCallback
 from .course import OF_THE_BASE, Course, course_settings, weights_digest
-from .eval_samples import EvalSamples
+from .eval_samples import EvalSamples, rate_of
 from .loading import TrainedPipeline, load_for_training
 from .log_lines import in_lines
 from .nonfinite import check_finite_tensors
@@ -162,7 +162,7 @@ class BaseTrainer(PublishedTrainer):
         if args.eval_sample_prompts:
             self._eval_samples = EvalSamples(
                 self, eval_rewards or {}, args.eval_sample_prompts, args.eval_samples_per_prompt, args.seed,
-                args.eval_batch_size, **_given(sources, of_evaluations(args)), **kwargs,
+                args.eval_batch_size, fps=rate_of(self.family), **_given(sources, of_evaluations(args)), **kwargs,
             )  # fmt: skip
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(args.early_stopping_patience))

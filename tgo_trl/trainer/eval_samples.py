@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from PIL import Image
 
+from ..families import Family
 from ..measures import thumbnails, variety
 from ..media.types import Sample
 from ..policy.draws import stable_seed
@@ -45,6 +46,11 @@ def load_eval_rewards(specs: list[str] | None, have_sources: bool) -> dict[str, 
     return rewards
 
 
+def rate_of(family: Family) -> float | None:
+    """Frames per second of a family's videos; None of images."""
+    return None if family.video_format is None else family.video_format.fps
+
+
 class EvalSamples:
     """Draws the samples of an evaluation, and measures them in the main process; the others are told.
 
@@ -56,6 +62,7 @@ class EvalSamples:
         seed: with the prompt and the sample's number, what its seed is made of.
         batch_size: samples that are drawn at once.
         sources: the source images of each prompt, for pipelines that read them.
+        fps: frames per second of videos, which rewards may ask for.
         kwargs: passed to the pipeline.
 
     Attributes:
@@ -64,7 +71,8 @@ class EvalSamples:
 
     def __init__(
         self, trainer: SamplingTrainer, rewards: Mapping[str, Reward], prompts: Sequence[str], num_per_prompt: int,
-        seed: int, batch_size: int, sources: Sequence[Sequence[Any]] | None = None, **kwargs: Any,
+        seed: int, batch_size: int, sources: Sequence[Sequence[Any]] | None = None,
+        fps: float | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         self.trainer = trainer
         self.rewards = rewards
@@ -75,7 +83,7 @@ class EvalSamples:
         self.tasks = [task for task in tasks for _ in range(num_per_prompt)]
         self.seeds = [sample_seed(seed, task, i) for task in tasks for i in range(num_per_prompt)]
         self.sources = None if sources is None else [images for images in sources for _ in range(num_per_prompt)]
-        self.batch_size = batch_size
+        self.batch_size, self.fps = batch_size, fps
         self.kwargs = kwargs
         self._reference: dict[str, float] | None = None
         drawn = (seed, num_per_prompt, sorted(kwargs.items()), *sorted(tasks))
@@ -133,7 +141,7 @@ class EvalSamples:
             for start in range(0, len(samples), ROWS_PER_CALL):
                 rows = slice(start, start + ROWS_PER_CALL)
                 sources = None if self.sources is None else self.sources[rows]
-                scores += checked_scores(reward, self.prompts[rows], samples[rows], sources)
+                scores += checked_scores(reward, self.prompts[rows], samples[rows], sources, self.fps)
             values[f"{SAMPLES}{name}"] = fmean(scores)
             release = getattr(reward, "release", None)
             if callable(release):  # training needs the memory

@@ -11,13 +11,14 @@ from .objective import of_recipe
 from .tgo_config import TGOConfig
 
 
-def fit_rule(args: TGOConfig, scores: Sequence[Any], prompts: Sequence[str]) -> LabelRule:
+def fit_rule(args: TGOConfig, scores: Sequence[Any], prompts: Sequence[str], warns: bool = True) -> LabelRule:
     """The rule of a training set, fitted as the settings say; as [`fit_label_rule`], also in what it raises.
 
     Args:
         args: the run's settings.
         scores: of each row, or its scores in the order of `args.score_names`, if these are several.
         prompts: of each row.
+        warns: of a lopsided split.
     """
     settings: dict[str, Any] = {
         "threshold_type": args.threshold_type,
@@ -25,6 +26,7 @@ def fit_rule(args: TGOConfig, scores: Sequence[Any], prompts: Sequence[str]) -> 
         "beta": args.beta,
         "confidence_coef": args.confidence_coef,
         "normalization": args.score_normalization,
+        "warns": warns,
     }
     if not has_several(vars(args)):
         return fit_label_rule(scores, prompts, value=args.threshold_value, **settings)

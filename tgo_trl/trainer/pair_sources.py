@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from ..data.columns import Columns, column_names, known_columns
+from ..data.pairs import Pairs
 from ..losses import LOSSES
 from ..settings import shown
 from .tgo_config import DEFAULTS, TGOConfig
@@ -53,6 +54,15 @@ def pair_selection(args: TGOConfig, dataset: Dataset | IterableDataset) -> str:
     return "columns" if are_named or are_there else "best_worst"
 
 
+def no_pairs(loss_type: str, name: str, pairs: Pairs) -> str:
+    """What is said of a data set, by its name, of which no pair is left."""
+    left_out = f" Left out were {pairs.describe_left_out()}." if pairs.left_out else ""
+    return (
+        f"`loss_type={loss_type!r}` compares images of one prompt, and no prompt of the {name} data set has two of "
+        f"different scores that can be compared.{left_out}"
+    )
+
+
 def columns_of(args: TGOConfig, dataset: Dataset | IterableDataset, kind: str) -> Columns:
     """The columns that a data set is read by.
 
@@ -85,21 +95,29 @@ def checked_columns(args: TGOConfig, dataset: Dataset | IterableDataset, name: s
     return columns
 
 
-def check_all_columns(args: TGOConfig, train_dataset: Any, eval_dataset: Any, kind: str | None = None) -> None:
-    """Raises a ValueError if a column of a data set is missing, before anything is loaded.
+def check_all_columns(
+    args: TGOConfig, train_dataset: Any, eval_dataset: Any, kind: str | None = None
+) -> dict[str, tuple[Any, Columns]]:
+    """Each data set that there is and its columns, by its name for messages, before anything is loaded.
 
     Args:
         args: the run's settings.
         train_dataset: of the rows.
         eval_dataset: likewise, or several by name, or None.
         kind: `"image"` or `"video"`; None for whichever a data set has, where it is not known what the pipeline makes.
+
+    Raises:
+        ValueError: if a column is missing.
     """
+    checked = {}
     several = eval_dataset if isinstance(eval_dataset, Mapping) else {"evaluation": eval_dataset}
     for name, dataset in {"training": train_dataset, **several}.items():
         if dataset is not None:
             columns = known_columns(dataset) or ()
             is_video = args.video_column in columns and args.image_column not in columns
-            checked_columns(args, dataset, name, kind or ("video" if is_video else "image"))
+            columns_read = checked_columns(args, dataset, name, kind or ("video" if is_video else "image"))
+            checked[name] = (dataset, columns_read)
+    return checked
 
 
 def column_hint(args: TGOConfig, dataset: Dataset | IterableDataset, kind: str) -> str:

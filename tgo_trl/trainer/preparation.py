@@ -35,7 +35,7 @@ from ..storage.processes import from_all
 from ..storage.shards import ShardWriter
 from .label_rules import check_ratio, fit_rule
 from .objective import unresolved_loss
-from .pair_sources import checked_columns, pair_selection
+from .pair_sources import checked_columns, no_pairs, pair_selection
 from .sources import warn_of_other_numbers
 from .tgo_config import TGOConfig
 from .training_stream import ScannedStream
@@ -116,7 +116,10 @@ class DataPreparer:
         relative_scores: of scores and prompts, what the loss reads of them; None where it reads labels alone. Fitted on
             the training set too.
         pair_rule: that the images of pairs are compared by, of several columns of scores; likewise.
+        num_sources: source images of each training row.
     """
+
+    num_sources = 0
 
     def __init__(self, args: TGOConfig, encoders: FrozenEncoders, sizes: Sequence[Size]) -> None:
         self.args = args
@@ -246,8 +249,10 @@ class DataPreparer:
         if not scanned.rows:
             reasons = " ".join(bad.reasons[:5])
             raise ValueError(f"The {source.name} data set has no row that can be used. {reasons}".rstrip())
-        if source.name == "training" and most:
-            warn_of_other_numbers(self.args, scanned.num_sources)
+        if source.name == "training":
+            self.num_sources = scanned.num_sources
+        if most:
+            warn_of_other_numbers(self.args, self.num_sources, source.name, scanned.num_sources)
         return scanned
 
     def _encode_pairs(self, source: RowSource, scanned: ScannedRows, bad: BadRows) -> EncodedDataset:
@@ -261,7 +266,7 @@ class DataPreparer:
         self.encoders.release()
         pairs = without_unreadable(pairs, {*readable}, scanned.tasks)
         if not pairs.positions:
-            raise ValueError(self._no_pairs(name, pairs))
+            raise ValueError(no_pairs(args.loss_type, name, pairs))
         if pairs.left_out:
             logger.warning("Of the %s data set, there were left out: %s.", name, pairs.describe_left_out())
         texts = {i: self.loss.prompt(scanned.prompts[i], True) for i in pairs.flat}
@@ -276,7 +281,7 @@ class DataPreparer:
         compared = self._compared_scores(scanned, selection)
         pairs = find_pairs(selection, args.pair_margin, scanned.tasks, compared, scanned.keys, scanned.sizes)
         if not pairs.positions:
-            raise ValueError(self._no_pairs(source.name, pairs))
+            raise ValueError(no_pairs(args.loss_type, source.name, pairs))
         used = sorted({*pairs.flat})
         places = {position: i for i, position in enumerate(used)}
         positions = [(places[better], places[worse]) for better, worse in pairs.positions]
@@ -297,13 +302,6 @@ class DataPreparer:
             self.pair_rule = self._fit(scanned.scores, scanned.tasks)
         compared: list[float] = self.pair_rule.apply(scanned.scores, scanned.tasks).scores.tolist()
         return compared
-
-    def _no_pairs(self, name: str, pairs: Pairs) -> str:
-        left_out = f" Left out were {pairs.describe_left_out()}." if pairs.left_out else ""
-        return (
-            f"`loss_type={self.args.loss_type!r}` compares images of one prompt, and no prompt of the {name} data set "
-            f"has two of different scores that can be compared.{left_out}"
-        )
 
     def _texts(self, scanned: ScannedRows, labels: Labels) -> dict[int, str]:
         """The prompt that each of the rows is trained with."""

@@ -3,7 +3,7 @@
 `TGOTrainer` and `tgo-trl plan` ask the same, so that what the one accepts the other does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -14,7 +14,7 @@ from ..losses import LOSSES
 from ..policy.adapters import check_policy, check_start
 from ..policy.index import Index, find_family_class, loaded_class, readable_index
 from ..policy.launch import check_shardable
-from ..rewards.base import Reward
+from ..rewards.base import DRAWN_FOR, Reward, check_rates
 from .arguments import (
     check_arguments,
     check_loss,
@@ -24,7 +24,8 @@ from .arguments import (
     warn_of_distilled_steps,
 )
 from .callbacks import check_callbacks
-from .eval_samples import load_eval_rewards
+from .early_scores import check_scores
+from .eval_samples import load_eval_rewards, rate_of
 from .feasibility import check_best_metric_for, check_feasible
 from .loading import TrainedPipeline, load_for_training
 from .pair_sources import check_all_columns
@@ -61,16 +62,17 @@ def check_datasets(
 
     Raises:
         ValueError: if no family is known, samples cannot be drawn as the settings say, or the data sets lack a column
-            that the family or the loss reads.
+            that the family or the loss reads, or hold scores that nothing can be trained on.
     """
     family_class = find_family_class(model, args.model_init_dict, family, index)
     found = None if family_class is None else loaded_class(model, args.model_init_dict, index, family_class)
     if family_class is not None and found is not None:
         family_class.check_call(found.__name__, {"guidance_scale": args.sample_guidance_scale})
     is_video = family_class is not None and family_class.task.endswith("-to-video")
-    check_all_columns(args, train_dataset, eval_dataset, "video" if is_video else None)
+    read = check_all_columns(args, train_dataset, eval_dataset, "video" if is_video else None)
     datasets = named_datasets(train_dataset, eval_dataset)
     are_read = reads_sources(args, family_class, datasets)
+    check_scores(args, read, are_read or (family_class is not None and family_class.most_sources > 0))
     if family_class is None:
         return RunSources(are_read, None)
     family_class = edit_class(family_class) if are_read else family_class
@@ -90,7 +92,7 @@ def load_unweighted(
         eval_dataset: likewise.
         quantization_config: that the networks would be loaded with.
     """
-    check_settings(args, model, None, train_dataset, eval_dataset, quantization_config)
+    eval_rewards = check_settings(args, model, None, train_dataset, eval_dataset, quantization_config)
     index = readable_index(model, args.model_init_dict)
     sources = check_datasets(args, model, None, train_dataset, eval_dataset, index)
     config = quantization_config if isinstance(model, str) else None
@@ -98,13 +100,14 @@ def load_unweighted(
         model, args, training_dtype(args), quantization_config=config, weights=False, has_sources=sources.are_read,
         index=index,
     )  # fmt: skip
-    check_pipeline(args, trained, sources.of_samples, train_dataset, eval_dataset)
+    check_pipeline(args, trained, sources.of_samples, train_dataset, eval_dataset, eval_rewards=eval_rewards)
     return trained
 
 
 def check_pipeline(
     args: TGOConfig, trained: TrainedPipeline, sources: SampleSources | None, train_dataset: Any, eval_dataset: Any,
     peft_config: PeftConfig | None = None, has_reference: bool = False,
+    eval_rewards: Mapping[str, Reward] | None = None,
 ) -> SampleSources:  # fmt: skip
     """The source images of samples; warns of a distilled pipeline.
 
@@ -116,6 +119,7 @@ def check_pipeline(
         eval_dataset: likewise.
         peft_config: of the adapter.
         has_reference: whether a reference model was passed.
+        eval_rewards: that see what evaluations draw, by name.
 
     Raises:
         ValueError: if the pipeline does not go with settings and data sets.
@@ -124,6 +128,7 @@ def check_pipeline(
     if sources is None:  # of a single file, too
         sources = read_sample_sources(args, type(family), named_datasets(train_dataset, eval_dataset))
     check_drawn_prompts(args, pipeline, family)
+    check_rates(eval_rewards or {}, rate_of(family), DRAWN_FOR)
     check_shardable(args, None, family.networks(pipeline))
     check_loss(args, process)
     check_samples_of_loss(args, pipeline)

@@ -113,20 +113,30 @@ def check_drawn_prompts(args: TGOConfig, pipeline: DiffusionPipeline, family: Fa
                 raise ValueError(f"`{name}`: {error}") from error
 
 
-def warn_of_other_numbers(args: TGOConfig, num_sources: int) -> None:
-    """Warns of prompts of samples with more source images than rows have, or fewer: such edits are not trained.
+def warn_of_other_numbers(args: TGOConfig, num_sources: int, name: str, number: int) -> None:
+    """Warns of samples and evaluations with more source images than training rows have, or fewer, which train no such.
 
     Args:
         args: the run's settings.
         num_sources: source images of each row that is trained on.
+        name: of a data set; `"training"`, whose rows they are, for the prompts of samples.
+        number: source images of each of its rows.
     """
-    for name in (OF_GRIDS, OF_EVALUATIONS):
-        others = sorted({len(files_of(files)) for files in getattr(args, name) or ()} - {num_sources})
+    if name != "training":
+        if number != num_sources and args.process_index == 0:
+            logger.warning(
+                "Rows of the %s data set have %d source images, and those that are trained on have %d: what is "
+                "evaluated are edits that are not trained. Give both as many.",
+                name, number, num_sources,
+            )  # fmt: skip
+        return
+    for setting in (OF_GRIDS, OF_EVALUATIONS):
+        others = sorted({len(files_of(files)) for files in getattr(args, setting) or ()} - {num_sources})
         if others and args.process_index == 0:
             logger.warning(
                 "`%s` has %s source images for a prompt, and the rows have %d: samples are of edits that are not "
                 "trained. Give each prompt as many as the rows have.",
-                name, ", ".join(map(str, others)), num_sources,
+                setting, ", ".join(map(str, others)), num_sources,
             )  # fmt: skip
 
 

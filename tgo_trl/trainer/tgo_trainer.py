@@ -173,8 +173,9 @@ class TGOTrainer(BaseTrainer):
             model, args, dtype, family, processing_class, quantization_config, sources.are_read, index
         )
         of_samples = check_pipeline(
-            args, trained, sources.of_samples, train_dataset, eval_dataset, peft_config, ref_model is not None
-        )
+            args, trained, sources.of_samples, train_dataset, eval_dataset, peft_config, ref_model is not None,
+            eval_rewards,
+        )  # fmt: skip
         ref_networks = None
         if ref_model is not None:
             ref_networks = load_reference_networks(

@@ -12,7 +12,7 @@ from datasets import IterableDataset
 from ..data.columns import Columns
 from ..data.lanes import MOST_UNEVEN, can_be_divided, choose_lanes, in_lanes, order_of, scan_shards, unevenness
 from ..data.rows import BadRows
-from ..data.stream import scan_stream
+from ..data.stream import scan_scores
 from ..storage.processes import from_all
 from .tgo_config import TGOConfig
 
@@ -47,7 +47,7 @@ class ScannedStream:
             ValueError: if the processes would read it in different orders.
         """
         if not reads_in_lanes(args, stream):
-            return cls(*scan_stream(stream, columns, bad), [], [])
+            return cls(*scan_scores(stream, columns, bad), [], [])
         state = PartialState()
         if len({*from_all([order_of(stream)])}) > 1:
             raise ValueError(

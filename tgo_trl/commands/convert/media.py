@@ -44,6 +44,7 @@ class MediaFiles:
         self.suffix = suffix
         self._rows: Iterator[tuple[int, dict[str, Any]]] | None = None
         self._last: tuple[int, dict[str, Any]] = (-1, {})
+        self._digests: dict[str, str] = {}
 
     @cached_property
     def dataset(self) -> Dataset | IterableDataset:
@@ -89,8 +90,30 @@ class MediaFiles:
                 continue
             values = rule.values(image.tally)
             assert values is not None
+            if self._is_told_by_path(image):
+                self._digests[image.identity] = fingerprint(file)
             file_cell = {"bytes": file, "path": None}
             yield {"prompt": image.prompt, self.medium: file_cell, **of_edit, "image_uid": image.uid, **values}
+
+    def digest(self, images: Iterable[AnnotatedImage]) -> str | None:
+        """A digest of the files of images that are told apart by their paths alone; None if none is.
+
+        Of rows that were just read, it is of the bytes in them. Files behind URLs are not fetched for it.
+        """
+        digests = [self._file_digest(image.identity) for image in images if self._is_told_by_path(image)]
+        self._digests.clear()
+        return fingerprint(*digests) if digests else None
+
+    def _is_told_by_path(self, image: AnnotatedImage) -> bool:
+        return image.uid is not None and not self.layout.uids and "://" not in image.identity
+
+    def _file_digest(self, path: str) -> str:
+        if path not in self._digests:
+            try:
+                self._digests[path] = fingerprint(self.content(path))
+            except (ValueError, OSError):
+                self._digests[path] = "unreadable"
+        return self._digests[path]
 
     def features(self, has_names: bool, rule: ScoreRule) -> Features:
         """The features of these rows."""

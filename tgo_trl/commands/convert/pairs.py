@@ -173,6 +173,7 @@ def _outcomes(numbers: tuple[float, float]) -> Outcome:
         raise ValueError(
             f"the outcomes are {numbers[0]:g} and {numbers[1]:g}, not 1 and 0, 0 and 1, or 0.5 each; if they are "
             "counts of votes, or shares of them, set `annotation_scale` to 'votes' or 'shares'"
+            + ("; per cent are shares once they are divided by 100" if sum(numbers) == 100 else "")
         )
     first, second = Comparisons(), Comparisons()
     first.add(numbers[0])
@@ -223,6 +224,8 @@ def _scale(said: Sequence[Any]) -> dict[str, Any] | None:
     if len(numbers) != 2:
         return None
     first, second = numbers
+    if first + second == 100:  # which may be per cent
+        return None
     if max(first, second) > 1 and first.is_integer() and second.is_integer():
         return {"scale": "votes"}
     if _are_parts(numbers) and not first.is_integer() and first != 0.5:

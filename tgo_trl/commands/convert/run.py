@@ -135,6 +135,9 @@ class _Conversion(ShardedRun[AnnotatedImage]):
         for shard, rows in self.ranges(wanted):
             yield shard, self.kept[rows.start : rows.stop]
 
+    def source(self, items: Sequence[AnnotatedImage]) -> str | None:
+        return self.files.digest(items)
+
     def rows(
         self, shard: int, items: Sequence[AnnotatedImage], progress: Callable[[int], object]
     ) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from ...rewards.base import DRAWN_FOR, Reward, check_rates
 from ...settings import shown
 from ...storage.files import replace_file, sweep, write_json
 from ...storage.processes import process_state
-from ...storage.records import SCORING_NAME, read_record
+from ...storage.records import CARD_NAME, SCORING_NAME, read_record
 from ..generate.known import Known, look_up
 from ..generate.prompts import PROMPTS_ALONE, SourceUse
 from ..generate.run import build_sampler, check_call, source_use, write_samples
@@ -129,8 +129,12 @@ def _check_model(config: EvaluateConfig, contestant: Contestant) -> Known:
 def _check_drawing(
     config: EvaluateConfig, contestant: Contestant, known: Known, tasks: Sequence[Task], rewards: Mapping[str, Reward]
 ) -> None:
-    """Has the pipeline refuse prompts, settings and rewards, without its weights; not of a single file."""
-    if known.kind is None:
+    """Has the pipeline refuse prompts, settings and rewards, without its weights; not of a single file.
+
+    Nor where its samples are there: then nothing is drawn before it is loaded, which refuses the same.
+    """
+    drawn = Path(config.output_dir) / MODELS / contestant.folder / "drawn"
+    if known.kind is None or (drawn / CARD_NAME).is_file():
         return
     try:
         check_drawing(config.generation(contestant, ""), known, tasks, rewards)

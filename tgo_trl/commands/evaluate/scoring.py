@@ -10,14 +10,14 @@ from datasets import Features, Value
 
 from ...cards.dataset_card import card_head, dataset_info
 from ...data.rows import BadRows
-from ...rewards.base import Reward, reward_name
+from ...rewards.base import DRAWN_FOR, Reward, reward_name
 from ...storage.parquet import ParquetFolder
 from ...storage.processes import process_state
 from ...storage.records import SCORING_NAME, read_record
 from ..generate.config import SOURCE_COLUMN
 from ..score.config import ScoreConfig
 from ..score.rows import Row
-from ..score.run import describe_reward, score_rows, try_rewards, with_sources
+from ..score.run import describe_reward, score_rows, try_rewards, with_rate, with_sources
 from ..sharded_run import ShardedRun, write_dataset
 from .samples import SCORE, Samples, rows_of
 
@@ -68,7 +68,9 @@ class _Scoring(ShardedRun[Path]):
         self.num_rows, self.shard_rows = sum(counts), counts[0]
         numbers = {name: Value("int64") for name in NUMBERS}
         features = Features.from_arrow_schema(pq.read_schema(self.images[0]))
-        self.reader = with_sources(self.samples.reader, features, SOURCE_COLUMN, {SCORE: self.reward})
+        reader = with_sources(self.samples.reader, features, SOURCE_COLUMN, {SCORE: self.reward})
+        rate = self.samples.generation()["family"].get("fps") if reader.is_video else None
+        self.reader = with_rate(reader, {reward_name(self.reward): self.reward}, rate, DRAWN_FOR)
         self.features = Features({"prompt": Value("string"), **numbers, SCORE: Value("float64")})
         if not self._is_scored():  # by a server, that may cost money, or be gone
             try_rewards({SCORE: self.reward}, self.reader, rows_of(self.images[0])[:1])

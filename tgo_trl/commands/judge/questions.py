@@ -35,8 +35,12 @@ SCHEMA = {
     "properties": {"reason": {"type": "string"}, "winner": {"type": "string", "enum": [FIRST, SECOND, TIE]}},
     "required": ["reason", "winner"],
 }
-VERDICT = r"(?:first|second|tie)\b(?![\"']?\s*(?:,|\||/|or\b)\s*[\"']?(?:first|second|tie|or)\b)"
-"""A verdict in text, but not the first of `first | second | tie`, as where the question is repeated."""
+_BETWEEN = r"(?:[,|/&<>=]|-+>?|or\b|and\b|vs\b\.?|versus\b|over\b|than\b|to\b)+"
+VERDICT = (
+    rf"(?:first|second|tie)\b(?!-\w)(?![\"']?\s*{_BETWEEN}\s*(?:or\s+)?(?:the\s+)?[\"']?(?:first|second|tie|or)\b)"
+)
+"""A verdict in text, but not the first of `first | second | tie`, as where the question is repeated, nor of `first vs
+second`."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class RowReader:
         origin: of the data set.
         source_column: of the images that each row's was made from; None where no reward reads them.
         copied: the features of rows that become part of a new data set, so that their files are checked and embedded.
+        rate: frames per second of the videos, where a reward is told; None where none asks.
     """
 
     prompt_column: str
@@ -55,12 +56,15 @@ class RowReader:
     origin: Origin = OWN
     copied: Features | None = None
     source_column: str | None = None
+    rate: float | None = None
 
     def settings(self) -> dict[str, Any]:
         """What scores are a function of, as it is recorded."""
         names = ["prompt_column", "media_column", "is_video", "num_frames", "fps"]
         if self.source_column is not None:
             names.append("source_column")
+        if self.rate is not None:
+            names.append("rate")
         return {name: getattr(self, name) for name in names}
 
     def sources(self, cell: Any) -> list[Image.Image]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, IterableDataset, Value
 
@@ -24,6 +25,7 @@ from ...rewards.base import (
     Reward,
     check_rates,
     check_sources,
+    reads_fps,
     reads_sources,
     reward_name,
     scores_or_none,
@@ -82,8 +84,8 @@ def score(
         origin, is_copied=True,
     )  # fmt: skip
     reader = with_sources(reader, features, config.source_column, models)
-    if reader.is_video:
-        _check_rates(dict(zip(config.rewards, models.values(), strict=True)), config)
+    named = dict(zip(config.rewards, models.values(), strict=True))
+    reader = with_rate(reader, named, *_known_rate(config) if reader.is_video else (None, ""))
     rows = RowBlocks(dataset, features, rows_per_shard(config.rows_per_shard, reader.is_video))
     run = _Scoring(config, models, reader, rows, _with_scores(features, config.new_columns()))
     try_rewards(models, reader, rows.first)
@@ -187,8 +189,8 @@ class _Scoring(ShardedRun[Row]):
         for shard, path in list(written.items())[state.process_index :: state.num_processes]:
             table = pq.ParquetFile(path).read()
             position = table.schema.get_field_index(config.ensemble_column)
-            if table[position].null_count:
-                sums = self.ensemble.combine({name: table[name].to_pylist() for name in names})
+            sums = self.ensemble.combine({name: table[name].to_pylist() for name in names})
+            if table[position].to_pylist() != sums:  # or they were, before another shard was lost and scored anew
                 table = table.set_column(position, table.schema.field(position), pa.array(sums, pa.float64()))
                 folder.write_table(shard, table, folder.source(shard))
 
@@ -242,6 +244,7 @@ def score_dataset(
     origin = find_origin(dataset, image_dir, allow_urls)
     reader = find_reader(features, prompt_column, image_column, video_column, num_frames, fps, origin)
     reader = with_sources(reader, features, source_column, models)
+    reader = with_rate(reader, models, fps if reader.is_video else None, READ_AT)
     _with_scores(features, list(models))
     bad = BadRows(skip=on_bad_row == "skip")
     rows = score_rows(enumerate(undecoded(dataset)), models, reader, bad, batch_size)
@@ -272,26 +275,26 @@ def score_rows(
             bad.add(index, read.column, str(read))
             continue
         if batch and num_pixels + read.num_pixels > PIXELS_PER_CALL:
-            yield from _score_batch(batch, rewards, bad)
+            yield from _score_batch(batch, rewards, reader.rate, bad)
             batch, num_pixels = [], 0
         batch.append((index, read))
         num_pixels += read.num_pixels
         if len(batch) == batch_size:
-            yield from _score_batch(batch, rewards, bad)
+            yield from _score_batch(batch, rewards, reader.rate, bad)
             batch, num_pixels = [], 0
     if batch:
-        yield from _score_batch(batch, rewards, bad)
+        yield from _score_batch(batch, rewards, reader.rate, bad)
 
 
 def _score_batch(
-    batch: Sequence[tuple[int, ReadRow]], rewards: Mapping[str, Reward], bad: BadRows
+    batch: Sequence[tuple[int, ReadRow]], rewards: Mapping[str, Reward], rate: float | None, bad: BadRows
 ) -> Iterator[tuple[int, Row, dict[str, float]]]:
     prompts, media = [read.prompt for _, read in batch], [read.media for _, read in batch]
     sources = [read.sources for _, read in batch if read.sources is not None] or None
     columns: dict[str, list[float | NoScore]] = {}
     for name, reward in rewards.items():
         try:
-            columns[name] = scores_or_none(reward, prompts, media, sources)
+            columns[name] = scores_or_none(reward, prompts, media, sources, rate)
         except ValueError as error:
             raise ValueError(f"Rows {batch[0][0]} to {batch[-1][0]}: {error}") from error
     for position, (index, read) in enumerate(batch):
@@ -327,14 +330,22 @@ def with_sources(reader: RowReader, features: Features, column: str, rewards: Ma
     return replace(reader, source_column=column) if any(map(reads_sources, rewards.values())) else reader
 
 
-def _check_rates(rewards: Mapping[str, Reward], config: ScoreConfig) -> None:
-    """As [`check_rates`], of frames that `generate` has drawn, whatever `fps` is, else of files that are read at it."""
+def with_rate(reader: RowReader, rewards: Mapping[str, Reward], rate: float | None, known: str) -> RowReader:
+    """The reader, which also knows the rate of videos if a reward is to be told it; raises as [`check_rates`]."""
+    check_rates(rewards, rate, known)
+    return replace(reader, rate=rate) if any(map(reads_fps, rewards.values())) else reader
+
+
+READ_AT = "frames are read at `fps`"
+
+
+def _known_rate(config: ScoreConfig) -> tuple[float | None, str]:
+    """The rate of frames that `generate` has drawn, whatever `fps` is, else of files that are read at it; and why."""
     drawn = read_record(Path(config.dataset_name), GENERATION_NAME)
     rate = None if drawn is None else drawn["settings"].get("family", {}).get("fps")
     if rate is not None:
-        check_rates(rewards, rate, f"{GENERATION_NAME} says that the videos were drawn for")
-    else:
-        check_rates(rewards, config.fps, "frames are read at `fps`")
+        return rate, f"{GENERATION_NAME} says that the videos were drawn for"
+    return config.fps, READ_AT
 
 
 def _load_rewards(config: ScoreConfig, rewards: Mapping[str, Reward] | None) -> list[Reward]:
@@ -353,7 +364,8 @@ def try_rewards(models: Mapping[str, Reward], reader: RowReader, rows: Sequence[
         read = reader.read(row)
         if isinstance(read, ReadRow):
             for reward in models.values():
-                scores_or_none(reward, [read.prompt], [read.media], None if read.sources is None else [read.sources])
+                sources = None if read.sources is None else [read.sources]
+                scores_or_none(reward, [read.prompt], [read.media], sources, reader.rate)
             return
 
 
@@ -368,6 +380,9 @@ def describe_reward(spec: str, column: str, reward: Reward, kwargs: Mapping[str,
         settings = public_value(settings)
     elif settings:
         settings = {"digest": fingerprint(json.dumps(settings, sort_keys=True, default=str))}
+    dtype = getattr(reward, "dtype", None)
+    if isinstance(dtype, torch.dtype):  # the usual one depends on the machine
+        settings = {**settings, "dtype": str(dtype).removeprefix("torch.")}
     return {
         "column": column,
         "name": reward_name(reward),
