@@ -357,6 +357,21 @@ def test_rows_that_drift_is_measured_on_have_their_sources(prompts_file, tmp_pat
         read_drift_rows(str(out), "train", replace(columns, source="before"), 3, FluxKontextFamily())
 
 
+def test_a_source_that_is_another_each_time_is_refused(tmp_path):
+    """It would be kept for other runs under the fingerprint of the one that came first."""
+    calls = []
+
+    def turn(batch):
+        calls.append(1)
+        turned = [[image.rotate(180 * (len(calls) > 4)) for image in images] for images in batch["source_image"]]
+        return {**batch, "source_image": turned}
+
+    case = next(case for case in CASES if case.name == "flux_kontext")
+    args = config(tmp_path, resolution=16, max_sequence_length=16)
+    with pytest.raises(ValueError, match=r"Row \d, column 'source_image': it was another one a moment ago"):
+        make_trainer(args, model=case.build(), train_dataset=case.rows(4).with_transform(turn))
+
+
 def test_rows_of_other_numbers_of_sources_are_refused():
     check_same_number("Prompts", [["a"], ("b",)])
     check_same_number("Prompts", [(), ()])

@@ -481,8 +481,86 @@ def test_an_epoch_that_a_callback_ends_is_over_for_a_run_that_goes_on(tmp_path):
 def test_the_objective_is_as_the_trainer_was_made(tmp_path):
     trainer = make_trainer(config(tmp_path))
     trainer.args.beta = 100.0
-    with pytest.raises(ValueError, match=r"`args.beta` was 1.0 when the trainer was made, is 100.0, and the loss"):
+    with pytest.raises(ValueError, match=r"`args.beta` was 1.0 when the trainer was made, is 100.0, and loss, draws"):
         trainer.train()
+
+
+def test_what_a_callback_sets_to_no_effect_is_not_recorded(tmp_path):
+    class SetBeta(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            args.beta, args.lora_r = 100.0, 64
+
+    trainer = make_trainer(config(tmp_path, save_strategy="steps", save_steps=1), callbacks=[SetBeta()])
+    trainer.train()
+    recorded = checkpoints.RunRecord.read(checkpoint(tmp_path, 2)).config
+    assert (recorded["beta"], recorded["lora_r"]) == (1.0, config(tmp_path).lora_r)
+
+
+def test_settings_that_are_changed_before_training_are_those_of_the_run(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(config(tmp_path, **saving))
+    trainer.args.learning_rate = 0.02
+    trainer.train()
+    again = make_trainer(config(tmp_path, max_steps=3, **saving))
+    with pytest.raises(ValueError, match=r"`learning_rate` was 0\.02, is 0\.01"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_a_data_loader_that_a_callback_makes_leaves_the_run_as_it_is(tmp_path):
+    class MakeLoader(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            made[0].get_train_dataloader()
+
+    def trained(folder, *callbacks):
+        args = config(tmp_path / folder, max_steps=-1, num_train_epochs=2)
+        made[:] = [make_trainer(args, callbacks=list(callbacks))]
+        made[0].train()
+        return trained_weights(made[0])
+
+    made = []
+    assert_equal(trained("loader", MakeLoader()), trained("plain"))
+
+
+def test_an_adapter_is_trained_at_the_weight_that_it_is_saved_at(tmp_path):
+    """Whatever `set_adapters` has said since, before the run or within it."""
+
+    class Halve(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            pipelines[0].set_adapters("default", 0.5)
+
+    pipelines = [tiny.stable_diffusion()]
+    halved = make_trainer(config(tmp_path / "halved", max_steps=3), model=pipelines[0], callbacks=[Halve()])
+    pipelines[0].set_adapters("default", 0.5)
+    halved.train()
+    plain = make_trainer(config(tmp_path / "plain", max_steps=3))
+    plain.train()
+    assert_equal(trained_weights(halved), trained_weights(plain))
+
+
+def test_an_older_trainer_of_a_pipeline_does_not_save_what_a_newer_one_trained(tmp_path, caplog):
+    pipeline = tiny.stable_diffusion()
+    first = make_trainer(config(tmp_path / "1"), model=pipeline)
+    first.train()
+    assert "gone on with" not in caplog.text
+    make_trainer(config(tmp_path / "2"), model=pipeline).train()
+    assert "adapter 'default' was trained by an earlier trainer, and is gone on with. To begin anew" in caplog.text
+    for use in (first.save_model, first.train, first.evaluate):
+        with pytest.raises(ValueError, match="Another trainer was made of this pipeline since, and `unet` is trained"):
+            use()
+
+
+def test_a_best_evaluation_without_a_checkpoint_is_warned_of(tmp_path, caplog):
+    evaluating = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 2}
+    args = config(
+        tmp_path, max_steps=2, load_best_model_at_end=True, metric_for_best_model="falling", greater_is_better=True,
+        **evaluating,
+    )  # fmt: skip
+    values = iter([2.0, 1.0])
+    trainer = make_trainer(
+        args, eval_dataset=tiny.scored_rows(4, seed=1), compute_metrics=lambda prediction: {"falling": next(values)}
+    )
+    trainer.train()
+    assert "The best evaluation was after update 1, of which no checkpoint was saved" in caplog.text
 
 
 def test_rows_without_the_trainers_sampler_are_refused(tmp_path):

@@ -24,7 +24,7 @@ from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWrit
 from .batch import PreparedRow
 from .columns import undecoded
 from .pairs import Pairs
-from .rows import BadRows, EndOfScanError, NotedRows, RowSource, Score
+from .rows import CHANGES, BadRows, EndOfScanError, NotedRows, RowSource, Score
 from .sampler import Index, padding_like, with_epoch
 from .sources import Places, check_same_number, encode_edits, encode_sources, scan_sources
 
@@ -320,14 +320,6 @@ def encode_images(
             f"No {source.reader.kind} of the {source.name} data set can be read ({list_rows(scanned.rows)})."
         )
     return encoded, positions
-
-
-CHANGES = (
-    "it was another one a moment ago: by a transform of the data set that draws at random, or since somebody writes "
-    "the file; it is encoded once for all epochs, so leave the transform out, or put what it makes into the data set "
-    "(`map`)"
-)
-"""Why what is read is not what was identified, under whose fingerprint it would be kept for other runs."""
 
 
 def _encode_one_size(

@@ -61,6 +61,14 @@ class BadRows:
             logger.warning("Skipped %d of %d rows of the %s data set. %s", len(self.rows), num_rows, name, shown)
 
 
+CHANGES = (
+    "it was another one a moment ago: by a transform of the data set that draws at random, or since somebody writes "
+    "the file; it is encoded once for all epochs, so leave the transform out, or put what it makes into the data set "
+    "(`map`)"
+)
+"""Why what is read is not what was identified, under whose fingerprint it would be kept for other runs."""
+
+
 class EndOfScanError(Exception):
     """A bad row was found where none is passed over, and is still to be told."""
 

@@ -15,7 +15,7 @@ from ..policy.encoders import FrozenEncoders
 from ..storage.fingerprints import fingerprint
 from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWriter
 from .columns import undecoded
-from .rows import BadRows, RowSource, read_cell
+from .rows import CHANGES, BadRows, RowSource, read_cell
 
 READER = ImageReader()
 
@@ -161,6 +161,9 @@ def _encode_distinct(
         ) -> dict[str, Tensor]:
             these = [distinct[i] for i in indices]
             cells = [locate_sources(files[rows[i]][column], source.origin) for i in these]
+            for i, cell in zip(these, cells, strict=True):
+                if tuple(fingerprint(READER.content(image)) for image in cell) != tuple(keys[i]):
+                    raise ValueError(f"Row {rows[i]}, column {column!r}: {CHANGES}.")
             pixels = torch.stack([read_pixels(cell, size) for cell in cells])
             encoded: dict[str, Tensor] = encode(these, pixels)
             return encoded

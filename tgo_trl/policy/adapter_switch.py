@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -32,7 +33,8 @@ class AdapterSwitch:
         self._is_trained = [{name: weight.requires_grad for name, weight in _factors(layer)} for layer in self._layers]
         watched = [(layer, name) for layer in self._layers for name, it in _factors(layer) if it.requires_grad]
         # Of the first and of the last network; by name, as sharding puts another weight in its place.
-        self._watched = [(layer, *_place(layer, name)) for layer, name in watched[:1] + watched[-1:]]
+        of_ends = watched[:1] + watched[-1:]
+        self._watched = [(layer, *_place(layer, name), layer.scaling[trained]) for layer, name in of_ends]
         self._attributes = self._look()
 
     def to_trained(self) -> None:
@@ -53,8 +55,10 @@ class AdapterSwitch:
 
     def _is_as_left(self) -> bool:
         known = (self._trained, [self._trained], self._reference, [self._reference])
-        for layer, weights, name in self._watched:
+        for layer, weights, name, scale in self._watched:
             if not weights[name].requires_grad or layer.active_adapter not in known:
+                return False
+            if layer.scaling[self._trained] != scale:
                 return False
         return True
 
@@ -92,10 +96,15 @@ class AdapterSwitch:
 
 
 def put_on(layers: Iterable[BaseTunerLayer], adapter: str | None) -> None:
-    """Puts an adapter on alone, or all off, by peft's own switch, which makes what is on trainable and all else not."""
+    """Puts an adapter on alone, or all off, by peft's own switch, which makes what is on trainable and all else not.
+
+    It is weighted by 1, whatever a pipeline's `set_adapters` has said since: so it is trained, and saved.
+    """
     for layer in layers:
         if adapter is not None:
             layer.set_adapter(adapter)
+            if isinstance(layer, LoraLayer) and adapter in layer.scaling:
+                layer.set_scale(adapter, 1.0)
         layer.enable_adapters(adapter is not None)
 
 

@@ -1,8 +1,10 @@
 """The policy: a pipeline's networks in one module that `transformers.Trainer` can train."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from diffusers import DiffusionPipeline
@@ -19,6 +21,11 @@ from .adapter_dtype import cast_factors, check_factors
 from .adapter_switch import put_on
 from .adapters import NEW_ADAPTER, REFERENCE_ADAPTER, AdapterSettings, check_policy, new_lora, target_modules
 from .recomputation import checked_interval
+
+logger = logging.getLogger(__name__)
+
+_OWNERS: "WeakKeyDictionary[nn.Module, ref[Policy]]" = WeakKeyDictionary()
+"""The policy that was made last of each network."""
 
 
 class Policy(nn.Module):
@@ -55,6 +62,21 @@ class Policy(nn.Module):
         """The adapter on, alone and trained, whatever a pipeline has switched since."""
         if self.adapter_name is not None:
             put_on((it for it in self.modules() if isinstance(it, BaseTunerLayer)), self.adapter_name)
+
+    @property
+    def is_in_run(self) -> bool:
+        """Whether it is being trained."""
+        return self._trained is not None
+
+    def check_owner(self) -> None:
+        """Raises a ValueError if another policy was made of the same networks since, whose weights they have."""
+        for name, network in self.networks.items():
+            owner = _OWNERS.get(network)
+            if owner is not None and owner() is not self:
+                raise ValueError(
+                    f"Another trainer was made of this pipeline since, and `{name}` is trained by that one. Use that "
+                    "one, or load a pipeline for each."
+                )
 
     def begin_run(self, optimized: Iterable[nn.Parameter]) -> None:
         """Notes which weights are trained, once they are where a run wants them, until [`end_run`].
@@ -187,13 +209,30 @@ def build_policy(
     """
     found = check_policy(pipeline, family, args, peft_config)
     networks = family.networks(pipeline)
+    if found and any(network in _OWNERS for network in networks.values()):
+        logger.warning(
+            "This pipeline's adapter %r was trained by an earlier trainer, and is gone on with. To begin anew, load "
+            "the pipeline once more, or call `unload_lora_weights()`.",
+            found,
+        )
+    policy = _prepared(pipeline, family, args, peft_config, dtype, found)
+    _OWNERS.update(dict.fromkeys(networks.values(), ref(policy)))
+    return policy, bool(found)
+
+
+def _prepared(
+    pipeline: DiffusionPipeline, family: Family, args: AdapterSettings, peft_config: PeftConfig | None,
+    dtype: torch.dtype, found: str | None,
+) -> Policy:  # fmt: skip
+    """The policy, its networks in their dtypes, with the adapter that was found or a new one, or none."""
+    networks = family.networks(pipeline)
     if not args.use_peft:
         for network in networks.values():
             cast(network, torch.float32)
             network.requires_grad_(True)
             for part in family.unread_parts(network):
                 attrgetter(part)(network).requires_grad_(False)
-        return Policy(family, networks, None), False
+        return Policy(family, networks, None)
     for name, network in networks.items():
         network.requires_grad_(False)
         cast(network, dtype)
@@ -208,7 +247,7 @@ def build_policy(
         if not args.bf16_autocast:
             check_factors(name, network)
         cast_factors(network, not args.bf16_autocast)
-    return Policy(family, networks, found or NEW_ADAPTER, args.bf16_autocast), bool(found)
+    return Policy(family, networks, found or NEW_ADAPTER, args.bf16_autocast)
 
 
 def disable_dropout(module: nn.Module) -> None:

@@ -219,8 +219,7 @@ class AlignPropTrainer(BaseTrainer):
         assert isinstance(self.train_dataset, PromptDataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         shuffle_seed = None if self.args.train_sampling_strategy == "sequential" else seed
-        self._row_sampler = RowSampler(len(self.train_dataset), shuffle_seed, training_block(self.args, 1))
-        return self._row_sampler
+        return self._use_sampler(RowSampler(len(self.train_dataset), shuffle_seed, training_block(self.args, 1)))
 
     # ---- Loss ----
 

@@ -4,6 +4,8 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,8 +136,15 @@ class BaseTrainer(PublishedTrainer):
             fingerprints["the weights of the adapter that it began with"] = tensors_digest(sorted(start.items()))
         if isinstance(self.reference, ModelReference):
             fingerprints["the reference's weights"] = weights_digest({"": self.reference.model})
-        settings = {**course_settings(args, public, policy), "size": list(self.size), **settings}
+        self._resolved = {"size": list(self.size), **settings}
+        settings = {**course_settings(args, public, policy), **self._resolved}
         return Course(json.loads(json.dumps(settings)), fingerprints)
+
+    def _begin(self, checkpoint: Path | None) -> None:
+        public = checkpoints.public_config(self.args.to_dict())  # some settings act if they are changed until now
+        settings = {**course_settings(self.args, public, self.policy), **self._resolved}
+        self._course = replace(self._course, settings=json.loads(json.dumps(settings)))
+        super()._begin(checkpoint)
 
     def _part_digests(self) -> dict[str, str]:
         """Of the encoders, and of what has no weights, the scheduler above all."""

@@ -131,6 +131,7 @@ class ResumableTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves what was trained, to the output directory unless told otherwise; called by every process."""
+        self.policy.check_owner()
         with self.optimizer_mode.averaged():
             with self.strategy.whole(self.policy, self._moving_reference):
                 self._save(output_dir)  # of shards, `Trainer` would gather the whole base
@@ -249,6 +250,12 @@ class ResumableTrainer(Trainer):
         """Within, what is to be compiled is."""
         return nullcontext() if self.repeated_blocks is None else self.repeated_blocks.compiled()
 
+    def _use_sampler(self, sampler: RowSampler) -> RowSampler:
+        """The sampler, which tells the rows of the run from now on, unless there is one already: of a run's own."""
+        if not self.policy.is_in_run:
+            self._row_sampler = sampler
+        return sampler
+
     @contextmanager
     def _rows_with_epochs(self) -> Iterator[None]:
         """Within, rows that come from a data loader without this trainer's sampler raise a ValueError."""
@@ -300,6 +307,7 @@ class ResumableTrainer(Trainer):
     def _begin(self, checkpoint: Path | None) -> None:
         self._guard = UpdateGuard(self.accelerator, self.args.on_bad_row == "skip", self._count_update, self.levers)
         self._progress = Progress(block=training_block(self.args, len(self.sizes)))
+        self.policy.check_owner()
         self.policy.put_adapter_on()
         self.clock.begin()
         self.speed = None

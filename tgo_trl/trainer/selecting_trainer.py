@@ -1,5 +1,6 @@
 """[`SelectingTrainer`]: which checkpoint is kept, by evaluations, bounds and patience."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from .plots import plot_evaluations
 from .resumable_trainer import ResumableTrainer
 from .selection import SAMPLES, VARIETY, OutsideBoundsError
 from .trackers import log_picture
+
+logger = logging.getLogger(__name__)
 
 
 class SelectingTrainer(ResumableTrainer):
@@ -44,6 +47,13 @@ class SelectingTrainer(ResumableTrainer):
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self.args.bounds and self.kept_step is None:
             raise OutsideBoundsError(self._describe_failure())
+        best = self.state.best_global_step
+        if self.args.load_best_model_at_end and self.kept_step is None and best:
+            logger.warning(
+                "The best evaluation was after update %s, of which no checkpoint was saved: the weights are those of "
+                "the last update. Set `save_steps` to `eval_steps`.",
+                best,
+            )
         if self._is_watched and self.is_world_process_zero():
             print("\n".join(self._describe_choice()))
         return output

@@ -59,9 +59,16 @@ from .refusals import check_datasets, check_pipeline, check_settings
 from .resuming import check_resumed_settings
 from .speed_choice import SpeedFacts, apply_choice, choose_speed, common_facts
 from .summary import pair_rows, print_summary, summary_rows
-from .tgo_config import TGOConfig
+from .tgo_config import FAMILY_SETTINGS, TGOConfig
 
 RawDataset: TypeAlias = Dataset | IterableDataset
+
+
+MADE_ONCE = (
+    *OF_THE_OBJECTIVE, "num_likelihood_samples", "num_ref_draws", "lora_r", "lora_alpha", "lora_dropout",
+    "lora_target_modules", "use_peft", "seed", *FAMILY_SETTINGS,
+)  # fmt: skip
+"""Settings that are read when the trainer is made, and not again."""
 
 
 class TGOTrainer(BaseTrainer):
@@ -195,7 +202,7 @@ class TGOTrainer(BaseTrainer):
         self.temperature = self._resolve_temperature(args, train_set)
         resolved = {"temperature": self.temperature, "negative_weight": self._resolve_negative_weight(args)}
         self.loss = build_loss(args.loss_type, {**vars(args), **resolved})
-        self._as_made = {name: getattr(args, name) for name in OF_THE_OBJECTIVE}
+        self._as_made = {name: getattr(args, name) for name in MADE_ONCE}
         eval_set = self._prepare_evaluation(eval_dataset)
         is_whole = not isinstance(quantization_config, PipelineQuantizationConfig)  # whose encoders may be quantised
         if isinstance(model, str) and is_whole and args.process_index == 0:
@@ -435,8 +442,7 @@ class TGOTrainer(BaseTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not isinstance(dataset, EncodedDataset):
             return None
-        self._row_sampler = training_sampler(self.args, dataset, len(self.sizes))
-        return self._row_sampler
+        return self._use_sampler(training_sampler(self.args, dataset, len(self.sizes)))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
         if not isinstance(eval_dataset, EncodedDataset):
@@ -535,17 +541,18 @@ class TGOTrainer(BaseTrainer):
         super()._begin(checkpoint)
 
     def _record(self) -> checkpoints.RunRecord:
-        self._check_as_made()
-        return super()._record()
+        record = super()._record()  # also of what a callback has set since, to no effect
+        made = checkpoints.public_config({name: self._as_made[name] for name in self._as_made.keys() & record.config})
+        return replace(record, config=record.config | made)
 
     def _check_as_made(self) -> None:
-        """Raises a ValueError if what loss and labels were made of has been set to something else since."""
+        """Raises a ValueError if what loss, draws and adapter were made of has been set to something else since."""
         for name, value in self._as_made.items():
             now = getattr(self.args, name)
             if now != value:
                 raise ValueError(
                     f"`args.{name}` was {shown(value)} when the trainer was made, is {shown(now)}, "
-                    "and the loss is as it was made: the change would have no effect, and be recorded. Make another "
+                    "and loss, draws and adapter are as they were made: the change would have no effect. Make another "
                     "`TGOTrainer` with a configuration of its own."
                 )
 
@@ -584,6 +591,7 @@ class TGOTrainer(BaseTrainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Evaluates; a data set that is passed here is prepared as the trainer's own are, and no samples are drawn."""
+        self.policy.check_owner()
         if eval_dataset is None:
             self._samples_prefix = metric_key_prefix  # once, however many data sets there are
             try:
