@@ -344,8 +344,9 @@ def test_a_recipe_of_which_nothing_is_left_is_refused(tmp_path):
     """As `dataclasses.replace` would make it, which hands on what the other configuration came to."""
     args = config(tmp_path)
     message = (
-        r"`recipe` is 'robust', and each setting of it is given another value, `error_scale='absolute'`, "
-        r"`negative_weight=1.0`, `beta=1.0`: it would have no effect\. Leave one of the two out; `dataclasses.replace`"
+        r"`recipe` is 'robust', and beside each setting of it what holds without a recipe is given, "
+        r"`error_scale='absolute'`, `negative_weight=1.0`, `beta=1.0`: it would have no effect\. Leave one of the "
+        r"two out; `dataclasses.replace`"
     )
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(args, recipe="robust")

@@ -25,7 +25,7 @@ from .batch import PreparedRow
 from .columns import undecoded
 from .pairs import Pairs
 from .rows import CHANGES, BadRows, EndOfScanError, NotedRows, RowSource, Score
-from .sampler import Index, padding_like, with_epoch
+from .sampler import Index, padding_like
 from .sources import Places, check_same_number, encode_edits, encode_sources, scan_sources
 
 READABLE = "readable"
@@ -214,11 +214,11 @@ class EncodedDataset(TorchDataset[PreparedRow]):
         rows_per_item: rows that belong together: two of a pair.
         usual_epoch: of a row that is asked for by its position alone, as a data loader of the user's own does; that of
             an evaluation set is [`~tgo_trl.policy.draws.EVALUATION_EPOCH`], whose draws its reference errors are of.
-            None while it is trained on: such rows are refused.
+            [`~tgo_trl.data.sampler.UNSAMPLED_EPOCH`] while it is trained on.
         reference_errors: float32 `[D, len(self), S]`, of `D` draws that epochs take in turns; None if there are none.
     """
 
-    usual_epoch: int | None = 0
+    usual_epoch: int = 0
     reference_errors: Tensor | None = None
 
     def __init__(
@@ -271,7 +271,7 @@ class EncodedDataset(TorchDataset[PreparedRow]):
         return len(self.positions)
 
     def __getitem__(self, index: Index | int) -> PreparedRow:
-        epoch, position = with_epoch(index, self.usual_epoch)
+        epoch, position = index if isinstance(index, tuple) else (self.usual_epoch, index)
         valid = position >= 0
         position = position if valid else padding_like(position)
         source = self.positions[position]

@@ -12,7 +12,7 @@ from .classes import check_no_classes
 from .columns import check_columns, known_columns, undecoded
 from .encoded import EncodedPrompts
 from .rows import BadRows, check_prompt, read_cell
-from .sampler import Index, padding_like, with_epoch
+from .sampler import Index, padding_like
 
 
 def check_prompt_column(dataset: Dataset, column: str) -> None:
@@ -45,7 +45,7 @@ class PromptDataset(TorchDataset[PreparedRow]):
         usual_epoch: as of [`~tgo_trl.data.encoded.EncodedDataset`].
     """
 
-    usual_epoch: int | None = 0
+    usual_epoch: int = 0
 
     def __init__(self, texts: Mapping[int, str], prompts: EncodedPrompts) -> None:
         self.texts, self.prompts = dict(texts), prompts
@@ -65,7 +65,7 @@ class PromptDataset(TorchDataset[PreparedRow]):
         return len(self._rows)
 
     def __getitem__(self, index: Index | int) -> PreparedRow:
-        epoch, position = with_epoch(index, self.usual_epoch)
+        epoch, position = index if isinstance(index, tuple) else (self.usual_epoch, index)
         valid = position >= 0
         row = self._rows[position if valid else padding_like(position)]
         return {

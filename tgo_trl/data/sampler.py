@@ -21,23 +21,14 @@ def padding_like(position: int) -> int:
     return -1 - position
 
 
-def with_epoch(index: Index | int, usual_epoch: int | None) -> Index:
-    """Epoch and position of what is asked for, which is of `usual_epoch` if it is a plain position.
-
-    Raises:
-        ValueError: if `usual_epoch` is None, as that of a training set is while it is trained on.
-    """
-    if isinstance(index, tuple):
-        return index
-    if usual_epoch is None:
-        raise ValueError(
-            "`get_train_dataloader` or `_get_train_sampler` was overridden, so that rows come without the sampler of "
-            "this trainer, which says of each row in which epoch it is drawn: every epoch would have the noise of the "
-            "first, and a run that is resumed would train on other rows. Leave them as they are; "
-            "`train_sampling_strategy`, `data_seed` and `positive_ratio` say which rows come when, and a row that is "
-            "in `train_dataset` twice comes twice."
-        )
-    return usual_epoch, index
+UNSAMPLED_EPOCH = -2
+"""Of rows that are asked for by position alone while a run goes on: a callback may look, and no batch has them."""
+WITHOUT_SAMPLER = (
+    "`get_train_dataloader` or `_get_train_sampler` was overridden, so that rows come without the sampler of this "
+    "trainer, which says of each row in which epoch it is drawn: every epoch would have the noise of the first, and a "
+    "run that is resumed would train on other rows. Leave them as they are; `train_sampling_strategy`, `data_seed` and "
+    "`positive_ratio` say which rows come when, and a row that is in `train_dataset` twice comes twice."
+)
 
 
 Kind = tuple[Hashable, bool]

@@ -61,7 +61,7 @@ def recipe_settings(recipe: str | None) -> dict[str, Any]:
 
 
 def check_effect_of_recipe(settings: Mapping[str, Any]) -> None:
-    """Raises a ValueError for a recipe of which nothing is left, as each setting of it is given another value.
+    """Raises a ValueError for a recipe beside all of whose settings what holds without it is given.
 
     Args:
         settings: by name, with None for what is not given.
@@ -69,12 +69,12 @@ def check_effect_of_recipe(settings: Mapping[str, Any]) -> None:
     recipe = settings["recipe"]
     own = {} if recipe is None else {it: value for it, value in RECIPES[recipe].items() if it != "loss_type"}
     given = {name: settings[name] for name in own}
-    if own and all(given[name] not in (None, value) for name, value in own.items()):
+    if own and all(given[name] == PAPER.get(name, value) != value for name, value in own.items()):
         named = ", ".join(f"`{name}={value!r}`" for name, value in given.items())
         raise ValueError(
-            f"`recipe` is {recipe!r}, and each setting of it is given another value, {named}: it would have "
-            "no effect. Leave one of the two out; `dataclasses.replace` hands on all settings that a configuration "
-            "has, so that one with a recipe has to be made anew."
+            f"`recipe` is {recipe!r}, and beside each setting of it what holds without a recipe is given, "
+            f"{named}: it would have no effect. Leave one of the two out; `dataclasses.replace` hands on all settings "
+            "that a configuration has, so that one with a recipe has to be made anew."
         )
 
 

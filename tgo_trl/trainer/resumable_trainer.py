@@ -21,7 +21,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from ..data.encoded import EncodedDataset
 from ..data.pairs import Pairs
 from ..data.prompts import PromptDataset
-from ..data.sampler import RowSampler
+from ..data.sampler import UNSAMPLED_EPOCH, WITHOUT_SAMPLER, RowSampler
 from ..data.stream import StreamDataset
 from ..families import Family
 from ..labels.rule import LabelRule
@@ -258,12 +258,12 @@ class ResumableTrainer(Trainer):
 
     @contextmanager
     def _rows_with_epochs(self) -> Iterator[None]:
-        """Within, rows that come from a data loader without this trainer's sampler raise a ValueError."""
+        """Within, rows are marked that come from a data loader without this trainer's sampler."""
         rows = self.train_dataset
         if not isinstance(rows, EncodedDataset | PromptDataset):
             yield
             return
-        usual_epoch, rows.usual_epoch = rows.usual_epoch, None
+        usual_epoch, rows.usual_epoch = rows.usual_epoch, UNSAMPLED_EPOCH
         try:
             yield
         finally:
@@ -444,6 +444,9 @@ class ResumableTrainer(Trainer):
             self._random_state = None
         if not batches:
             return batches, None
+        for batch in batches:
+            if UNSAMPLED_EPOCH in batch["epoch"]:
+                raise ValueError(WITHOUT_SAMPLER)
         self._progress = self._progress.after(batches, self.accelerator.num_processes, self._row_sampler is None)
         valid = [batch["valid"] for batch in batches]
         num_rows = (torch.cat(valid) if len(valid) > 1 else valid[0]).sum().to(device)
