@@ -9,6 +9,7 @@ import datasets
 import pytest
 import torch
 from peft import LoraConfig
+from torch.utils.data import default_collate
 from transformers import TrainerCallback, TrainingArguments
 from trl import DPOTrainer, KTOTrainer, TrlParser
 
@@ -149,6 +150,14 @@ def test_every_keyword_is_used(tmp_path):
     assert isinstance(trainer.optimizer.optimizer, torch.optim.SGD)
     assert all("to_q.lora" in name for name in trained_weights(trainer))
     assert first_log(trainer)["rewards/margins"] != 0
+
+
+def test_a_collator_that_makes_tensors_of_row_numbers_trains_the_same(tmp_path):
+    stacked, usual = (make_trainer(config(tmp_path), data_collator=it) for it in (default_collate, None))
+    for trainer in (stacked, usual):
+        trainer.train()
+    assert logged(stacked) == logged(usual)
+    assert_equal(trained_weights(stacked), trained_weights(usual))
 
 
 # ---- Optimizers ----

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tgo_trl.policy.draws import EVALUATION_EPOCH, draw_rows, shuffled_rows, stable_seed
+from tgo_trl.policy.draws import EVALUATION_EPOCH, DrawPlan, draw_rows, shuffled_rows, stable_seed
 
 CPU = torch.device("cpu")
 SHAPE = (2, 3, 3)
@@ -34,6 +34,18 @@ def test_a_row_draws_the_same_in_any_batch():
     assert torch.equal(alone, numbers(draw([3, 3, 3], [1, 7, 2]), 1))
     assert torch.equal(alone, numbers(draw([9, 3], [0, 7]), 1))  # beside a row of another epoch
     assert torch.equal(alone, numbers(draw([3, 3], [7, 8], num_samples=4), 0))
+
+
+def test_numbers_that_a_collator_made_tensors_of_draw_the_same():
+    drawn = draw([3, 3], [7, 8])
+    stacked = draw(torch.tensor([3, 3]), torch.tensor([7, 8]))
+    assert stacked.keys == drawn.keys == ((3, 7, 0), (3, 8, 0))
+    assert all(torch.equal(numbers(drawn, i), numbers(stacked, i)) for i in range(2))
+    pairs = DrawPlan(0, in_pairs=True, num_draws=2)
+    drawn, stacked = (pairs.draw(make([3, 3]), make([7, 8]), SHAPE) for make in (list, torch.tensor))
+    assert stacked.keys == drawn.keys == ((1, stable_seed(7, 8), 0),)
+    assert torch.equal(numbers(drawn, 0), numbers(stacked, 0))
+    assert stable_seed(torch.tensor(7)) == stable_seed(7)
 
 
 def test_draws_do_not_touch_or_depend_on_global_randomness():

@@ -174,7 +174,9 @@ def repeated(epochs: Sequence[int], num_draws: int | None) -> Sequence[int]:
 
 def draw_keys(epochs: Sequence[int], rows: Sequence[int], num_samples: int) -> tuple[tuple[int, int, int], ...]:
     """`(epoch, row, sample)` of each draw, in the order of [`draw_rows`]."""
-    return tuple((epoch, row, sample) for sample in range(num_samples) for epoch, row in zip(epochs, rows, strict=True))
+    # a collator of the user's may have made tensors of them
+    pairs = [(int(epoch), int(row)) for epoch, row in zip(epochs, rows, strict=True)]
+    return tuple((*pair, sample) for sample in range(num_samples) for pair in pairs)
 
 
 def shuffled_rows(seed: int, epoch: int, num_rows: int) -> list[int]:
@@ -191,5 +193,5 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 def stable_seed(*key: int) -> int:
     """A 63-bit seed from integers, the same on every machine and in every Python process."""
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("/".join(str(int(number)) for number in key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
