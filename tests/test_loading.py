@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, GGUFQuantizationConfig
+from diffusers import DDPMScheduler, DiffusionPipeline, EulerDiscreteScheduler, GGUFQuantizationConfig
 from diffusers.loaders import lora_base
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -186,6 +186,31 @@ def test_a_pipeline_of_another_kind_is_no_reference():
     pipeline = stable_diffusion()
     with pytest.raises(ValueError, match="`ref_model` is a `Unconditional` without unet, which the policy trains"):
         load_reference_networks(Unconditional(pipeline.scheduler), pipeline, FAMILY, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prediction_type": "v_prediction"}, "its `prediction_type` is 'v_prediction', not 'epsilon', as of `model`"),
+        ({"prediction_type": "sample"}, "its scheduler is none that `model` could be trained with"),
+        ({"rescale_betas_zero_snr": True}, "its schedule is another one"),
+        ({"num_train_timesteps": 500}, "its schedule has 500 timesteps, not 1000"),
+    ],
+)
+def test_a_reference_that_answers_another_question_is_refused(changes, words):
+    policy, other = stable_diffusion(), stable_diffusion(seed=1)
+    other.scheduler = DDPMScheduler.from_config(other.scheduler.config, **changes)
+    with pytest.raises(ValueError, match=f"`ref_model` cannot be asked what the policy is asked: {words}"):
+        load_reference_networks(other, policy, FAMILY, None)
+    assert load_reference_networks(other.unet, policy, FAMILY, None)  # which says nothing of its noise
+    other.register_modules(scheduler=None)
+    assert load_reference_networks(other, policy, FAMILY, None)
+
+
+def test_a_reference_may_be_sampled_in_another_way():
+    policy, other = stable_diffusion(), stable_diffusion(seed=1)
+    other.scheduler = EulerDiscreteScheduler.from_config(other.scheduler.config)
+    assert load_reference_networks(other, policy, FAMILY, None) == {"unet": other.unet}
 
 
 def test_other_types_of_reference_are_refused():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from tgo_trl.noise import DiffusionProcess
+from tgo_trl.noise import DiffusionProcess, FlowMatchingProcess, MaskedTokenProcess
 
 NUM_TIMESTEPS = 1000
 
@@ -152,3 +152,26 @@ def test_coefficients_are_float32():
     clean = torch.ones(1, 2, dtype=torch.bfloat16)
     assert process.corrupt(clean, torch.ones(1, 2), torch.tensor([1])).dtype == torch.float32
     assert process.target(clean, torch.ones(1, 2), torch.tensor([1])).dtype == torch.float32
+
+
+# ---- Whether two networks can be asked the same ----
+
+
+def test_processes_of_one_question_do_not_conflict():
+    alphas = DDPMScheduler(NUM_TIMESTEPS).alphas_cumprod
+    mine = DiffusionProcess(alphas, "epsilon")
+    assert mine.conflict(DiffusionProcess(alphas.double() * (1 + 1e-6), "epsilon")) is None
+    assert (
+        mine.conflict(DiffusionProcess(alphas, "v_prediction")) == "`prediction_type` is 'v_prediction', not 'epsilon'"
+    )
+    assert "ends at abar = 0.5, not 4.04e-05" in mine.conflict(DiffusionProcess(alphas.clamp(min=0.5), "epsilon"))
+    # another shift asks at other times, of which velocities mean the same
+    sigmas = torch.linspace(1, 0.001, NUM_TIMESTEPS)
+    flow = FlowMatchingProcess(sigmas, NUM_TIMESTEPS)
+    assert flow.conflict(FlowMatchingProcess(3 * sigmas / (1 + 2 * sigmas), NUM_TIMESTEPS)) is None
+    assert flow.conflict(FlowMatchingProcess(sigmas, 1)) == "`num_train_timesteps` is 1, not 1000"
+    assert MaskedTokenProcess(7).conflict(MaskedTokenProcess(7)) is None
+    assert MaskedTokenProcess(7).conflict(MaskedTokenProcess(8)) == "mask is token 8, not 7"
+    for one, other in ((mine, flow), (flow, mine), (MaskedTokenProcess(7), flow)):
+        names = [type(it).__name__ for it in (other, one)]
+        assert one.conflict(other) == "noise is that of a `{}`, not of a `{}`".format(*names)

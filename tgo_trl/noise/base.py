@@ -49,6 +49,12 @@ class NoiseProcess(ABC):
         """What the network is trained to predict, float32 `[B, ...]`, if [`has_target`]."""
         raise NotImplementedError
 
+    def conflict(self, other: "NoiseProcess") -> str | None:
+        """Why a network that was trained under `other` cannot be asked as this process asks; None if it can."""
+        if type(self) is type(other):
+            return None
+        return f"noise is that of a `{type(other).__name__}`, not of a `{type(self).__name__}`"
+
     @abstractmethod
     def temperature(self, num_elements: int) -> float:
         """The temperature `T` that `temperature="auto"` stands for, in error units.

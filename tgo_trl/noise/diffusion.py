@@ -57,6 +57,19 @@ class DiffusionProcess(NoiseProcess):
         signal, spread = self._coefficients(clean, time)
         return signal * noise - spread * clean
 
+    def conflict(self, other: NoiseProcess) -> str | None:
+        """Another target, or another `abar_t`; both in float32, but for rounding."""
+        if not isinstance(other, DiffusionProcess):
+            return super().conflict(other)
+        if other.prediction_type != self.prediction_type:
+            return f"`prediction_type` is {other.prediction_type!r}, not {self.prediction_type!r}"
+        mine, others = self.alphas_cumprod.cpu(), other.alphas_cumprod.cpu()
+        if len(mine) != len(others):
+            return f"schedule has {len(others)} timesteps, not {len(mine)}"
+        if not torch.allclose(mine, others, rtol=1e-3, atol=1e-5):
+            return f"schedule is another one (it ends at abar = {others[-1]:.3g}, not {mine[-1]:.3g})"
+        return None
+
     def temperature(self, num_elements: int) -> float:
         """`T = 0.001 * 16384 / D`, see [`scaled_temperature`]."""
         return scaled_temperature(num_elements)

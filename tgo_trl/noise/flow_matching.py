@@ -48,6 +48,12 @@ class FlowMatchingProcess(NoiseProcess):
         """The velocity `eps - x`, float32 `[B, ...]`."""
         return noise - clean
 
+    def conflict(self, other: NoiseProcess) -> str | None:
+        """Another unit of time; a shift or a density moves what is asked, not what the answer means."""
+        if isinstance(other, FlowMatchingProcess) and other.num_train_timesteps != self.num_train_timesteps:
+            return f"`num_train_timesteps` is {other.num_train_timesteps}, not {self.num_train_timesteps}"
+        return super().conflict(other)
+
     def temperature(self, num_elements: int) -> float:
         """`T = 0.001 * 16384 / D`, as for diffusion."""
         return scaled_temperature(num_elements)

@@ -52,6 +52,12 @@ class MaskedTokenProcess(NoiseProcess):
         nll = F.cross_entropy(prediction.float().transpose(1, 2), clean, reduction="none")
         return nll.where(is_masked, 0).sum(1) / is_masked.sum(1)
 
+    def conflict(self, other: NoiseProcess) -> str | None:
+        """Another token that stands for "masked"."""
+        if isinstance(other, MaskedTokenProcess) and other.mask_token_id != self.mask_token_id:
+            return f"mask is token {other.mask_token_id}, not {self.mask_token_id}"
+        return super().conflict(other)
+
     def temperature(self, num_elements: int) -> float:
         """1: the error is a negative log-likelihood already."""
         return 1.0

@@ -252,7 +252,7 @@ def load_reference_networks(
 
     Raises:
         TypeError: if it is none of these.
-        ValueError: if it is the policy itself, or lacks a network.
+        ValueError: if it is the policy itself, lacks a network, or predicts something else or under other noise.
     """
     names, ref_model = tuple(family.networks(pipeline)), as_standard(ref_model)
     if isinstance(ref_model, nn.Module):
@@ -271,6 +271,7 @@ def load_reference_networks(
                 f"`ref_model` is a `{type(source).__name__}` without {', '.join(missing)}, which the policy trains. "
                 "Pass a pipeline of the same kind as `model`."
             )
+        _check_same_noise(source, pipeline, family)
         networks = {name: unwrapped(getattr(source, name)) for name in names}
     else:
         raise TypeError(
@@ -284,6 +285,22 @@ def load_reference_networks(
                 "reference is then the policy as it is before training."
             )
     return networks
+
+
+def _check_same_noise(source: DiffusionPipeline, pipeline: DiffusionPipeline, family: Family) -> None:
+    """Raises a ValueError for a reference whose networks were trained to answer another question than the policy's."""
+    if getattr(source, "scheduler", None) is None:  # it does not say
+        return
+    try:
+        why = family.process(pipeline).conflict(family.process(source))
+    except (AttributeError, KeyError, ValueError) as error:
+        why = f"scheduler is none that `model` could be trained with ({error})"
+    if why is not None:
+        raise ValueError(
+            f"`ref_model` cannot be asked what the policy is asked: its {why}, as of `model`. Pass a pipeline that was "
+            "trained with the noise and the target of `model`; if its network was, and only its scheduler says "
+            "otherwise, pass the network alone, or mend the scheduler."
+        )
 
 
 def remove_offloading(pipeline: DiffusionPipeline) -> None:
