@@ -12,7 +12,7 @@ from trl import TrlParser
 
 from tgo_trl import TGOConfig
 from tgo_trl.parser import SettingsParser
-from tgo_trl.precision import default_dtype, has_bfloat16
+from tgo_trl.precision import default_dtype, has_bfloat16, with_dtypes
 
 
 @pytest.fixture
@@ -128,6 +128,31 @@ def test_settings_survive_json(config):
     args = config(temperature=0.01, sample_prompts=["a cat"], threshold_type="value", threshold_value=0.5)
     values = json.loads(json.dumps(args.to_dict()))
     assert (values["temperature"], values["sample_prompts"], values["threshold_value"]) == (0.01, ["a cat"], 0.5)
+
+
+def test_settings_are_made_again_of_what_is_written_of_them(config):
+    by_part = {"unet": torch.bfloat16, "default": torch.float32}
+    for kwargs, written in (
+        ({"torch_dtype": torch.float16}, {"torch_dtype": "float16"}),
+        ({"dtype": torch.bfloat16, "variant": "fp16"}, {"dtype": "bfloat16", "variant": "fp16"}),
+        ({"torch_dtype": by_part}, {"torch_dtype": {"unet": "bfloat16", "default": "float32"}}),
+        ({"dtype": dict(by_part)}, {"dtype": {"unet": "bfloat16", "default": "float32"}}),
+    ):
+        args = config(model_init_kwargs=dict(kwargs))
+        values = args.to_dict()
+        assert args.model_init_kwargs == kwargs  # transformers would write its names into it
+        assert (values["model_init_kwargs"], values["hub_token"]) == (written, None)
+        again = TGOConfig(**values)
+        assert again.to_dict() == values
+        assert with_dtypes(again.model_init_dict) == kwargs
+    assert config(hub_token="hf_secret").to_dict()["hub_token"] == "***"
+
+
+@pytest.mark.parametrize("wrong", ["float17", "nn", "int8", "auto", 7, {"unet": "float17"}])
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_a_dtype_that_is_none_is_refused(name, wrong, config):
+    with pytest.raises(ValueError, match=rf"`model_init_kwargs\['{name}'\].*; it must be 'float32', 'bfloat16'"):
+        config(model_init_kwargs={name: wrong})
 
 
 def test_paths_and_keyword_arguments(config, tmp_path):

@@ -1,5 +1,7 @@
 """Dtypes: what a network computes in, what stays in float32, and what is cast."""
 
+from collections.abc import Mapping
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -64,13 +66,42 @@ def has_bfloat16() -> bool:
     return bool(is_torch_bf16_gpu_available())
 
 
-def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+def as_dtype(dtype: str | torch.dtype, setting: str = "dtype") -> torch.dtype:
     """`torch.bfloat16` of `"bfloat16"`.
+
+    Args:
+        dtype: or its name.
+        setting: that has it, for the error.
 
     Raises:
         ValueError: if it is no floating-point type.
     """
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"`dtype` is {dtype!r}; it must be 'float32', 'bfloat16' or 'float16'.")
+        raise ValueError(f"`{setting}` is {dtype!r}; it must be 'float32', 'bfloat16' or 'float16'.")
     return found
+
+
+def with_dtypes(init_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained` with the dtypes that they name, which diffusers would take for float32.
+
+    Raises:
+        ValueError: for a name that is none of a floating-point type.
+    """
+    read = dict(init_kwargs)
+    for name in {"dtype", "torch_dtype"} & init_kwargs.keys():
+        given, setting = init_kwargs[name], f"model_init_kwargs[{name!r}]"
+        if isinstance(given, Mapping):  # by part
+            read[name] = {part: as_dtype(it, f"{setting}[{part!r}]") for part, it in given.items()}
+        elif given is not None:
+            read[name] = as_dtype(given, setting)
+    return read
+
+
+def dtype_names(value: Any) -> Any:
+    """The value with the names of the dtypes in it, through mappings and lists: the inverse of [`with_dtypes`]."""
+    if isinstance(value, Mapping):
+        return {name: dtype_names(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [dtype_names(entry) for entry in value]
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..families import PUBLISHED_NAMES, Family, find_family, find_published_family
+from ..precision import with_dtypes
 from ..settings import PIPELINE_CLASS
 from .alterations import unwrapped
 from .index import Index, class_name, find_family_class, find_index, network_names, read_index
@@ -341,14 +342,10 @@ def replace_tokenizer(pipeline: DiffusionPipeline, processing_class: Any) -> Non
 
 
 def _with_dtype(kwargs: dict[str, Any], quantized: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
-    names = [name for name in ("dtype", "torch_dtype") if name in kwargs]
-    if not names:
+    if not {"dtype", "torch_dtype"} & kwargs.keys():
         by_part = {**dict.fromkeys(quantized, dtype), "default": torch.float32}
         return {**kwargs, "dtype": by_part if quantized else torch.float32}
-    for name in names:  # a command line and YAML give strings, which diffusers would replace by float32
-        if isinstance(kwargs[name], str):
-            kwargs[name] = getattr(torch, kwargs[name], kwargs[name])
-    return kwargs
+    return with_dtypes(kwargs)
 
 
 def _of_networks(config: Any, family: type[Family], index: Index) -> PipelineQuantizationConfig:

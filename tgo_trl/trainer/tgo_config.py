@@ -1,5 +1,6 @@
 """[`TGOConfig`]: every setting of a run, checked when it is made."""
 
+import copy
 import json
 import math
 from dataclasses import dataclass, field, fields
@@ -24,7 +25,7 @@ from ..noise import DENSITIES
 from ..policy.deepspeed_config import whole_when_loaded
 from ..policy.launch import check_launched_precision, precision_of_settings, read_switch
 from ..policy.targets import check_target_names
-from ..precision import has_bfloat16
+from ..precision import dtype_names, has_bfloat16, with_dtypes
 from ..settings import (
     Several,
     as_dictionary,
@@ -668,6 +669,7 @@ class TGOConfig(TrainingArguments):
         for name in ("model_init_kwargs", "lr_scheduler_kwargs"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, as_dictionary(name, getattr(self, name)))
+        with_dtypes(as_dictionary("model_init_kwargs", self.model_init_kwargs))
         with_pipeline_class(as_dictionary("model_init_kwargs", self.model_init_kwargs), self.pipeline_class)
         check_score_columns(vars(self))
         if self.score_normalization is None:
@@ -718,7 +720,15 @@ class TGOConfig(TrainingArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON has them, without secrets: for records, reporters and logs."""
-        values: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
+        plain = copy.copy(self)
+        plain.model_init_kwargs = None  # into which transformers would write, and fail at dtypes by part
+        values: dict[str, Any] = super(TGOConfig, plain).to_dict()  # type: ignore[no-untyped-call]
+        kwargs: Any = dtype_names(self.model_init_kwargs)
+        quantization = (kwargs or {}).get("quantization_config")
+        if hasattr(quantization, "to_dict"):
+            kwargs["quantization_config"] = quantization.to_dict()
+        values["model_init_kwargs"] = kwargs
+        values |= {name: None for name in values if name.endswith("_token") and getattr(self, name) is None}
         public: dict[str, Any] = json.loads(json.dumps(without_secrets(values), default=lambda it: type(it).__name__))
         return public
 
