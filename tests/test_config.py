@@ -4,7 +4,9 @@ import dataclasses
 import json
 import math
 import os
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -153,6 +155,26 @@ def test_settings_are_made_again_of_what_is_written_of_them(config):
 def test_a_dtype_that_is_none_is_refused(name, wrong, config):
     with pytest.raises(ValueError, match=rf"`model_init_kwargs\['{name}'\].*; it must be 'float32', 'bfloat16'"):
         config(model_init_kwargs={name: wrong})
+
+
+def test_numbers_of_numpy_become_those_of_python(config):
+    args = config(
+        learning_rate=np.float32(0.5), beta=np.float64(2), seed=np.int64(3), lora_r=np.int32(4), max_steps=np.int64(5),
+        adam_beta1=np.float32(0.25), weight_decay=Fraction(1, 4), use_peft=np.bool_(True), save_steps=np.int64(2),
+        warmup_steps=np.float32(0.5), time_range=[np.float32(0.25), np.float64(1)], temperature=np.float32(0.125),
+        negative_weight=np.float32(2), lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr": np.float32(0.125)},
+    )  # fmt: skip
+    expected = {
+        "learning_rate": 0.5, "beta": 2.0, "seed": 3, "lora_r": 4, "max_steps": 5, "adam_beta1": 0.25,
+        "weight_decay": 0.25, "use_peft": True, "save_steps": 2, "warmup_steps": 0.5, "time_range": [0.25, 1.0],
+        "temperature": 0.125, "negative_weight": 2.0, "lr_scheduler_kwargs": {"min_lr": 0.125},
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert (getattr(args, name), type(getattr(args, name))) == (value, type(value))
+    assert all(type(it) is float for it in (*args.time_range, args.lr_scheduler_kwargs["min_lr"]))
+    assert json.loads(args.to_json_string())["seed"] == 3
+    assert config(learning_rate=np.float32(0.1)).learning_rate == float(np.float32(0.1))
 
 
 def test_paths_and_keyword_arguments(config, tmp_path):

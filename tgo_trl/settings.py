@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any, Union
@@ -262,6 +263,25 @@ def numbers_of(config: type) -> list[str]:
     """Names of the fields of a dataclass that take numbers, or None, and nothing else."""
     hints = typing.get_type_hints(config)
     return [item.name for item in dataclasses.fields(config) if _kinds(hints[item.name]) - {type(None)} <= {int, float}]
+
+
+def plain_numbers(value: Any) -> Any:
+    """The value with Python's numbers for those of numpy and others, which JSON does not take; through lists and dicts.
+
+    A float32 stays the number that it is: 0.1 becomes 0.10000000149011612.
+    """
+    if type(value) in (list, tuple):
+        return type(value)(map(plain_numbers, value))
+    if type(value) is dict:
+        return {name: plain_numbers(entry) for name, entry in value.items()}
+    if type(value) in (bool, int, float) or isinstance(value, Enum):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    is_bool = str(getattr(value, "dtype", "")) == "bool" and getattr(value, "shape", None) == ()  # numpy's is no number
+    return bool(value) if is_bool else value
 
 
 def check_finite(name: str, value: Any) -> None:

@@ -33,6 +33,7 @@ from ..settings import (
     check_finite,
     check_types,
     numbers_of,
+    plain_numbers,
     several,
     shown,
     with_pipeline_class,
@@ -659,6 +660,8 @@ class TGOConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            setattr(self, item.name, plain_numbers(getattr(self, item.name)))
         if self.learning_rate is None:
             self.learning_rate = 1e-4 if self.use_peft else 1e-5
         is_precision_open = self.bf16 is None and not self.fp16
