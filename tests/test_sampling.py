@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from tgo_trl import SampleGridCallback
 from tgo_trl.policy.draws import stable_seed
-from tgo_trl.policy.sampling import cpu_generators
+from tgo_trl.policy.sampling import check_asked, cpu_generators
 from tgo_trl.trainer import sample_grids
 from tgo_trl.trainer.sample_grids import last_grid
 
@@ -17,6 +17,7 @@ from . import tiny
 from .marks import some_fast
 from .runs import assert_equal, config, logged, make_trainer, trained_weights
 from .test_trainer import with_trained_adapter
+from .tiny.data import picture
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -197,6 +198,37 @@ def test_supervised_grids_show_the_policy_as_it_was(tmp_path, drawn, kind):
     make_trainer(args, model=again).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
     assert np.array_equal(drawn[-1][1], untrained)
     assert np.array_equal(drawn[-1][2], drawn[1][2])
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "words"),
+    [
+        (("a red cat", [0]), TypeError, r"`prompts` is 'a red cat'; it must be a list. .* write \['a red cat'\]"),
+        ((PROMPTS, 1), TypeError, r"`seeds` is 1; it must be a list. .* write \[1\]"),
+        ((["a", None], [1, 2]), TypeError, "`prompts` has None; each of them must be text"),
+        ((PROMPTS, [1]), ValueError, "There are 1 `seeds` and 2 `prompts`"),
+        ((PROMPTS, range(3)), ValueError, "There are 3 `seeds` and 2 `prompts`"),
+        ((PROMPTS, [1, 2], [[picture(0)]]), ValueError, "There are 1 `sources` and 2 `prompts`"),
+        ((PROMPTS, [1, 2], None, -1), ValueError, "`batch_size` is -1; it must be at least 1"),
+    ],
+)
+def test_what_is_no_list_of_prompts_with_a_seed_each_is_refused(asked, error, words):
+    with pytest.raises(error, match=words):
+        check_asked(*asked)
+
+
+@pytest.mark.parametrize("seeds", [range(1, 3), np.array([1, 2]), (1, 2)], ids=["range", "array", "tuple"])
+def test_seeds_are_any_sequence(seeds):
+    check_asked(PROMPTS, seeds)
+    assert [generator.initial_seed() for generator in cpu_generators(seeds)] == [1, 2]
+
+
+def test_a_prompt_alone_is_not_sampled_letter_by_letter(tmp_path):
+    trainer = make_trainer(config(tmp_path))
+    with pytest.raises(TypeError, match="`prompts` is 'a red cat'; it must be a list"):
+        trainer.sample("a red cat", [0])
+    with pytest.raises(ValueError, match="There are 1 `seeds` and 2 `prompts`"):
+        trainer.sample(PROMPTS, [0])
 
 
 def test_there_is_no_reference_to_draw_from_without_a_copy(tmp_path):

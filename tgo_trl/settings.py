@@ -265,6 +265,12 @@ def numbers_of(config: type) -> list[str]:
     return [item.name for item in dataclasses.fields(config) if _kinds(hints[item.name]) - {type(None)} <= {int, float}]
 
 
+def take_plain_numbers(settings: Any) -> None:
+    """Puts Python's numbers into an object of a dataclass, see [`plain_numbers`]."""
+    for item in dataclasses.fields(settings):
+        setattr(settings, item.name, plain_numbers(getattr(settings, item.name)))
+
+
 def plain_numbers(value: Any) -> Any:
     """The value with Python's numbers for those of numpy and others, which JSON does not take; through lists and dicts.
 

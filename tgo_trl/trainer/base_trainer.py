@@ -24,7 +24,7 @@ from ..policy.encoders import FrozenEncoders
 from ..policy.index import Index, class_beside_index
 from ..policy.policy import Policy, build_policy, disable_dropout
 from ..policy.reference import AdapterReference, ModelReference, OwnReference, Reference
-from ..policy.sampling import cpu_generators, negating, quiet
+from ..policy.sampling import check_asked, cpu_generators, negating, quiet
 from ..rewards.base import Reward
 from ..storage.fingerprints import component_fingerprint, tensors_digest
 from . import checkpoints
@@ -218,8 +218,10 @@ class BaseTrainer(PublishedTrainer):
             kwargs: passed to the pipeline; a `negative_prompt` that is a string is that of each prompt.
 
         Raises:
-            ValueError: if there is no reference to sample from.
+            TypeError: for a prompt or a seed that is in no list.
+            ValueError: if there is no reference to sample from, or not one seed (and list of sources) for each prompt.
         """
+        check_asked(prompts, seeds, sources, batch_size)
         if from_reference and self.sampled_reference is None:
             raise ValueError(
                 f"{self._objective_name} with `use_peft=False` keeps no copy of the network, so there is no reference "

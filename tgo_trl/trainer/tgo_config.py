@@ -33,9 +33,9 @@ from ..settings import (
     check_finite,
     check_types,
     numbers_of,
-    plain_numbers,
     several,
     shown,
+    take_plain_numbers,
     with_pipeline_class,
 )
 from .objective import (
@@ -660,8 +660,7 @@ class TGOConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            setattr(self, item.name, plain_numbers(getattr(self, item.name)))
+        take_plain_numbers(self)
         if self.learning_rate is None:
             self.learning_rate = 1e-4 if self.use_peft else 1e-5
         is_precision_open = self.bf16 is None and not self.fp16

@@ -41,6 +41,7 @@ from ..policy.memory import Footprint, device_memory, footprint, has_usual_adapt
 from ..policy.modular import as_standard
 from ..policy.policy import Policy
 from ..policy.reference import AdapterReference, ModelReference, PastReference
+from ..policy.sampling import check_asked
 from ..settings import shown
 from ..storage.processes import from_all
 from . import checkpoints
@@ -656,6 +657,7 @@ class TGOTrainer(BaseTrainer):
         **kwargs: Any,
     ) -> list[Sample]:
         """As [`BaseTrainer.sample`], of policy and reference alike with the prompts that the loss gives good rows."""
+        check_asked(prompts, seeds, sources, batch_size)  # before a text is taken for a list of letters
         prompts = [self.loss.prompt(prompt, True) for prompt in prompts]
         if self.negative_prompt is not None:
             kwargs = {"negative_prompt": self.negative_prompt, **kwargs}
