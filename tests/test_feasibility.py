@@ -5,6 +5,8 @@ import logging
 import pytest
 import torch
 
+from tgo_trl.trainer.feasibility import check_run
+
 from . import tiny
 from .runs import config, make_trainer, streamed
 from .tiny import amused
@@ -201,3 +203,24 @@ def test_the_worst_for_the_best_is_warned_of(tmp_path, caplog, metric):
             with caplog.at_level(logging.WARNING):
                 make_trainer(args, eval_dataset=sets)
             assert ("the worst would be taken for the best" in caplog.text) == (greater is None)
+
+
+@pytest.mark.parametrize(
+    ("optim", "options"),
+    [
+        ("schedule_free_adamw", "r=0.0"),
+        ("schedule_free_adamw", "weight_lr_power=2.0,r=0"),
+        ("schedule_free_adamw", "r=0.5"),
+        ("adamw_torch_fused", "fused=true"),
+    ],
+)
+def test_an_option_of_an_optimizer_may_state_its_default(tmp_path, optim, options):
+    args = config(tmp_path, optim=optim, optim_args=options, lr_scheduler_type="constant")
+    check_run(args, (None, None), None)
+
+
+@pytest.mark.parametrize("option", ["r=one", "lr=1", "foo=0.0", "fused=False"])
+def test_an_option_that_says_otherwise_and_is_not_read_is_refused(tmp_path, option):
+    args = config(tmp_path, optim="adamw_torch_fused", optim_args=option)
+    with pytest.raises(ValueError, match=f"`optim_args` has '{option}', which changes nothing"):
+        check_run(args, (None, None), None)

@@ -314,12 +314,24 @@ def _check_effect_of_options(args: TGOConfig, kwargs: Mapping[str, Any]) -> None
     for option in filter(None, options):
         others = copy.copy(args)
         others.optim_args = ",".join(it for it in options if it != option) or None
-        if _optimizer_of(others)[1] == kwargs:
+        if _optimizer_of(others)[1] == kwargs and not _states_default(option, kwargs):
             raise ValueError(
                 f"`optim_args` has {option!r}, which changes nothing of what transformers makes of "
                 f"`optim={getattr(args.optim, 'value', args.optim)!r}`. Leave it out; rate, decay, betas and epsilon "
                 "have settings of their own, and `optimizer_cls_and_kwargs` takes any argument."
             )
+
+
+def _states_default(option: str, kwargs: Mapping[str, Any]) -> bool:
+    """Whether an option says what the optimizer gets anyway, so that leaving it out changes nothing."""
+    name, _, text = option.partition("=")
+    value = kwargs.get(name)
+    if isinstance(value, (bool, str)) or value is None:
+        return name in kwargs and str(value).lower() == text.lower()
+    try:
+        return bool(float(value) == float(text))
+    except (TypeError, ValueError):
+        return False
 
 
 def _check_schedule(args: TGOConfig) -> None:
