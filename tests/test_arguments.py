@@ -230,6 +230,16 @@ def test_a_family_of_ones_own_serves_an_unknown_pipeline(tmp_path):
     assert logged(trainer)
 
 
+def test_model_and_reference_may_be_paths_of_folders(tmp_path):
+    folder = tmp_path / "pipeline"
+    tiny.stable_diffusion().save_pretrained(folder)
+    of_paths, of_text = (make_trainer(config(tmp_path), model=name, ref_model=name) for name in (folder, str(folder)))
+    for trainer in (of_paths, of_text):
+        trainer.train()
+    assert logged(of_paths) == logged(of_text)
+    assert default_args(os.fspath(folder)).output_dir.endswith("pipeline-TGO")
+
+
 # ---- Refused ----
 
 REFUSED = {

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,6 +155,12 @@ def test_the_reference_is_a_network_a_pipeline_or_a_folder(folder):
     assert load_reference_networks(other, policy, FAMILY, {"ignored": True}) == {"unet": other.unet}
     loaded = load_reference_networks(folder, policy, FAMILY, None)
     assert loaded.keys() == {"unet"}
+    assert_same_weights(loaded["unet"], stable_diffusion().unet)
+
+
+def test_a_folder_may_be_named_by_a_path(folder):
+    assert_same_weights(load_pipeline(Path(folder), None, None, None).unet, stable_diffusion().unet)
+    loaded = load_reference_networks(Path(folder), stable_diffusion(), FAMILY, None)
     assert_same_weights(loaded["unet"], stable_diffusion().unet)
 
 

@@ -1,6 +1,7 @@
 """Modular pipelines of diffusers, as the standard pipelines that families know. No code of theirs is run."""
 
 import inspect
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,11 +152,13 @@ def load_modular(modular: Modular, model: str, kwargs: Mapping[str, Any], weight
 
 
 def as_standard(model: Any) -> Any:
-    """The standard pipeline of the same parts, if a model is a `ModularPipeline`; any other as it is.
+    """The standard pipeline of the same parts, if a model is a `ModularPipeline`; a path as text; any other as it is.
 
     Raises:
         ValueError: if there is none of a known family, or parts of it are not loaded.
     """
+    if isinstance(model, os.PathLike):
+        return os.fspath(model)
     if not isinstance(model, ModularPipeline):
         return model
     names = [ancestor.__name__ for ancestor in type(model).__mro__]
