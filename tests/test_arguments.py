@@ -18,6 +18,7 @@ from tgo_trl.data.collator import RowCollator
 from tgo_trl.families import StableDiffusionFamily
 from tgo_trl.policy import launch
 from tgo_trl.policy.launch import check_shardable, check_strategy
+from tgo_trl.trainer import tgo_trainer
 from tgo_trl.trainer.arguments import check_arguments, default_args
 from tgo_trl.trainer.feasibility import check_run
 
@@ -313,6 +314,33 @@ def test_refused(tmp_path, changes, error, message):
     with pytest.raises(error, match=message):
         TGOTrainer(args=config(tmp_path, **settings), **arguments)
     assert not (tmp_path / "cache").exists(), "refused before anything was encoded"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"ref_model": 3}, TypeError, "`ref_model` must be a diffusers pipeline, .* got `int`"),
+        ({"processing_class": 3}, TypeError, "`processing_class` is a `int`"),
+        ({"peft_config": {}}, TypeError, "`peft_config` must be a `peft.LoraConfig`, got `dict`"),
+        ({"family": "sd"}, TypeError, "`family` must be an object of a `Family`, got 'sd'. Leave it out"),
+        ({"family": StableDiffusionFamily}, TypeError, r"`family` .* Write `StableDiffusionFamily\(\)`"),
+        ({"data_collator": 3}, TypeError, "`data_collator` must be a function, got `int`"),
+        ({"compute_metrics": 3}, TypeError, "`compute_metrics` must be a function, got `int`"),
+        ({"preprocess_logits_for_metrics": 3}, TypeError, "`preprocess_logits_for_metrics` must be a function"),
+        ({"ref_model": "/no/such/folder"}, OSError, "`ref_model` is '/no/such/folder', which cannot be loaded: "),
+        ({"ref_model": "/no/such.gguf"}, OSError, "`ref_model` is '/no/such.gguf', and there is no such file"),
+    ],
+)
+def test_refused_before_the_pipeline_is_loaded(tmp_path, monkeypatch, changes, error, message):
+    tiny.stable_diffusion().save_pretrained(tmp_path / "pipeline")
+    monkeypatch.setattr(tgo_trainer.TGOTrainer, "_load_pipeline", None)
+    with pytest.raises(error, match=message):
+        make_trainer(config(tmp_path), model=str(tmp_path / "pipeline"), **changes)
+
+
+def test_a_model_of_no_kind_is_refused_without_settings_too():
+    with pytest.raises(TypeError, match=r"`model` must be a diffusers pipeline, .* got `int`"):
+        TGOTrainer(5)
 
 
 def test_settings_of_another_trainer_are_refused(tmp_path):

@@ -131,6 +131,15 @@ def _check_left(name: str, network: nn.Module, config: LoraConfig) -> None:
     )
 
 
+def check_kind(peft_config: object, where: str) -> None:
+    """Raises a TypeError for what is no configuration of a LoRA."""
+    if not isinstance(peft_config, LoraConfig) or peft_config.peft_type != PeftType.LORA:  # AdaLoRA's is one too
+        raise TypeError(
+            f"`{where}` must be a `peft.LoraConfig`, got `{type(peft_config).__name__}`: LoRA is what diffusers' "
+            "`load_lora_weights` can load."
+        )
+
+
 def _check_lora(peft_config: PeftConfig, args: AdapterSettings, where: str) -> None:
     """Refuses an adapter, a new one or the pipeline's own, that is more than what is saved of it, or another kind.
 
@@ -139,11 +148,8 @@ def _check_lora(peft_config: PeftConfig, args: AdapterSettings, where: str) -> N
         args: what the run's settings say of it.
         where: the configuration is.
     """
-    if not isinstance(peft_config, LoraConfig) or peft_config.peft_type != PeftType.LORA:  # AdaLoRA's is one too
-        raise TypeError(
-            f"`{where}` must be a `peft.LoraConfig`, got `{type(peft_config).__name__}`: LoRA is what diffusers' "
-            "`load_lora_weights` can load."
-        )
+    check_kind(peft_config, where)
+    assert isinstance(peft_config, LoraConfig)
     _check_factors(peft_config, where)
     if peft_config.modules_to_save:
         raise ValueError(

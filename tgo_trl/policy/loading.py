@@ -1,6 +1,7 @@
 """Loading what the user names: pipelines by Hub id or folder, and the networks of a reference."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,7 +33,7 @@ _INIT_KWARGS: WeakKeyDictionary[DiffusionPipeline, Mapping[str, Any]] = WeakKeyD
 
 
 def load_pipeline(
-    model: str | DiffusionPipeline | ModularPipeline,
+    model: str | os.PathLike[str] | DiffusionPipeline | ModularPipeline,
     init_kwargs: Mapping[str, Any] | None,
     quantization_config: Any,
     family: Family | None,
@@ -73,11 +74,7 @@ def load_pipeline(
                 "is applied while loading: pass the model's Hub id, or leave `quantization_config` out."
             )
         return model
-    if not isinstance(model, str):
-        raise TypeError(
-            f"`model` must be a diffusers pipeline, a Hub id or a folder, got `{type(model).__name__}`. A network "
-            "alone (a UNet, say) lacks the encoders and the scheduler that training needs: pass its pipeline."
-        )
+    check_model(model)
 
     # A name, with keyword arguments that run no code.
     kwargs = dict(init_kwargs or {})
@@ -103,6 +100,24 @@ def load_pipeline(
     if init_kwargs is not None:
         _INIT_KWARGS[pipeline] = dict(init_kwargs)
     return pipeline
+
+
+def check_model(model: object) -> None:
+    """Raises a TypeError for what is neither a pipeline nor the name of one."""
+    if not isinstance(model, (str, os.PathLike, DiffusionPipeline, ModularPipeline)):
+        raise TypeError(
+            f"`model` must be a diffusers pipeline, a Hub id or a folder, got `{type(model).__name__}`. A network "
+            "alone (a UNet, say) lacks the encoders and the scheduler that training needs: pass its pipeline."
+        )
+
+
+def check_reference(ref_model: object) -> None:
+    """Raises a TypeError for what is neither a pipeline, nor a network, nor the name of a pipeline."""
+    if not isinstance(ref_model, (str, os.PathLike, DiffusionPipeline, ModularPipeline, nn.Module)):
+        raise TypeError(
+            "`ref_model` must be a diffusers pipeline, a Hub id, a folder or a network, got "
+            f"`{type(ref_model).__name__}`."
+        )
 
 
 def _load_repository(
@@ -244,8 +259,9 @@ def set_adapter_scale(pipeline: DiffusionPipeline, scale: float) -> None:
 
 
 def load_reference_networks(
-    ref_model: str | DiffusionPipeline | ModularPipeline | nn.Module, pipeline: DiffusionPipeline, family: Family,
-    init_kwargs: Mapping[str, Any] | None, quantization_config: Any = None, dtype: torch.dtype = torch.float32,
+    ref_model: str | os.PathLike[str] | DiffusionPipeline | ModularPipeline | nn.Module, pipeline: DiffusionPipeline,
+    family: Family, init_kwargs: Mapping[str, Any] | None, quantization_config: Any = None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, nn.Module]:  # fmt: skip
     """The networks of the `ref_model` argument: of a pipeline, a Hub id, or a single network.
 
@@ -255,6 +271,7 @@ def load_reference_networks(
         TypeError: if it is none of these.
         ValueError: if it is the policy itself, lacks a network, or predicts something else or under other noise.
     """
+    check_reference(ref_model)
     names, ref_model = tuple(family.networks(pipeline)), as_standard(ref_model)
     if isinstance(ref_model, nn.Module):
         if len(names) != 1:
@@ -262,7 +279,7 @@ def load_reference_networks(
                 f"`ref_model` is one network, but this pipeline trains {', '.join(names)}. Pass a pipeline."
             )
         networks = {names[0]: unwrapped(ref_model)}
-    elif isinstance(ref_model, (str, DiffusionPipeline)):
+    else:
         is_named = isinstance(ref_model, str)
         kwargs, quantization = (init_kwargs, quantization_config) if is_named else (None, None)
         source = load_pipeline(ref_model, kwargs, quantization, family, dtype)
@@ -274,11 +291,6 @@ def load_reference_networks(
             )
         _check_same_noise(source, pipeline, family)
         networks = {name: unwrapped(getattr(source, name)) for name in names}
-    else:
-        raise TypeError(
-            "`ref_model` must be a diffusers pipeline, a Hub id, a folder or a network, got "
-            f"`{type(ref_model).__name__}`."
-        )
     for name, network in networks.items():
         if network is getattr(pipeline, name):
             raise ValueError(
@@ -327,17 +339,22 @@ def remove_offloading(pipeline: DiffusionPipeline) -> None:
         pipeline.remove_all_hooks()
 
 
+def check_tokenizer(processing_class: object, has_tokenizer: bool = True) -> None:
+    """Raises a TypeError if it is no tokenizer, or the pipeline has none."""
+    if not isinstance(processing_class, PreTrainedTokenizerBase) or not has_tokenizer:
+        raise TypeError(
+            f"`processing_class` is a `{type(processing_class).__name__}`. A pipeline brings its own processing; only "
+            "a tokenizer can be replaced here. Set other components on the pipeline before you pass it."
+        )
+
+
 def replace_tokenizer(pipeline: DiffusionPipeline, processing_class: Any) -> None:
     """Honours TRL's `processing_class`: a tokenizer takes the place of the pipeline's.
 
     Raises:
         TypeError: if it is no tokenizer, or the pipeline has none.
     """
-    if not isinstance(processing_class, PreTrainedTokenizerBase) or "tokenizer" not in pipeline.components:
-        raise TypeError(
-            f"`processing_class` is a `{type(processing_class).__name__}`. A pipeline brings its own processing; only "
-            "a tokenizer can be replaced here. Set other components on the pipeline before you pass it."
-        )
+    check_tokenizer(processing_class, "tokenizer" in pipeline.components)
     pipeline.register_modules(tokenizer=processing_class)
 
 

@@ -1,5 +1,6 @@
 """[`AlignPropTrainer`]: climbs a reward by its gradient, through the sampler. Knows no model."""
 
+import os
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ from .callbacks import check_callbacks
 from .course import describe_optimizer
 from .eval_samples import load_eval_rewards, rate_of
 from .feasibility import check_run, check_sample_metric
+from .kinds import check_kinds
 from .nonfinite import UpdateGuard
 from .preparation import shard_writer, training_block, training_prompts
 from .resuming import check_resumed_settings
@@ -77,7 +79,7 @@ class AlignPropTrainer(BaseTrainer):
     ```
 
     Args:
-        model (`str` or [`~diffusers.DiffusionPipeline`]):
+        model (`str`, `PathLike` or [`~diffusers.DiffusionPipeline`]):
             Pipeline to be trained, as of the [`TGOTrainer`], of a family that has a sampler with gradient.
         reward (`str` or object):
             What is climbed: the name of a reward that gives gradients, `path/to/file.py:object`, or an object with
@@ -103,7 +105,7 @@ class AlignPropTrainer(BaseTrainer):
 
     def __init__(
         self,
-        model: str | DiffusionPipeline | ModularPipeline,
+        model: str | os.PathLike[str] | DiffusionPipeline | ModularPipeline,
         reward: str | DifferentiableReward,
         args: AlignPropConfig | None = None,
         train_dataset: Dataset | str | None = None,
@@ -117,6 +119,7 @@ class AlignPropTrainer(BaseTrainer):
         family: Family | None = None,
     ) -> None:
         # Whatever can be refused is, before anything is loaded.
+        check_kinds(model, None, processing_class, peft_config, family)
         model = as_standard(model)
         args = _default_args(model) if args is None else args
         texts = training_prompts(_check_arguments(args, train_dataset), args)

@@ -727,7 +727,7 @@ class TGOConfig(TrainingArguments):
         values: dict[str, Any] = super(TGOConfig, plain).to_dict()  # type: ignore[no-untyped-call]
         kwargs: Any = dtype_names(self.model_init_kwargs)
         quantization = (kwargs or {}).get("quantization_config")
-        if hasattr(quantization, "to_dict"):
+        if quantization is not None and hasattr(quantization, "to_dict"):
             kwargs["quantization_config"] = quantization.to_dict()
         values["model_init_kwargs"] = kwargs
         values |= {name: None for name in values if name.endswith("_token") and getattr(self, name) is None}

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
@@ -50,6 +51,7 @@ from .base_trainer import BaseTrainer
 from .callbacks import ScoreLogCallback
 from .course import describe_optimizer
 from .feasibility import check_best_metric_of, check_drift_of
+from .kinds import check_kinds, check_named_reference
 from .metrics import LossMetrics, MetricRows
 from .nonfinite import UpdateGuard
 from .objective import BALANCED, OF_THE_OBJECTIVE, has_beta
@@ -92,7 +94,7 @@ class TGOTrainer(BaseTrainer):
     ```
 
     Args:
-        model (`str` or [`~diffusers.DiffusionPipeline`]):
+        model (`str`, `PathLike` or [`~diffusers.DiffusionPipeline`]):
             Pipeline to be trained: a Hub id, a folder, or an object. A string is loaded with the keyword arguments in
             `args.model_init_kwargs`, in float32 unless they say otherwise. Frozen weights are then put into the dtype
             of `args.bf16` / `args.fp16`, trained weights into float32. A pipeline that already has a LoRA adapter goes
@@ -104,7 +106,7 @@ class TGOTrainer(BaseTrainer):
             chosen and a rejected image or video. A streaming data set needs `args.max_steps`.
         eval_dataset (the same, or a dictionary of them, *optional*):
             Labelled with the training set's threshold, and evaluated on the same draws every time.
-        ref_model (`str`, [`~diffusers.DiffusionPipeline`] or `torch.nn.Module`, *optional*):
+        ref_model (`str`, `PathLike`, [`~diffusers.DiffusionPipeline`] or `torch.nn.Module`, *optional*):
             Reference model. If `None`, the reference is the policy as it is before training: the network with its
             adapter off, a frozen copy of an adapter trained before, or a copy of the network if all of it is trained.
         data_collator (`Callable`, *optional*):
@@ -145,12 +147,12 @@ class TGOTrainer(BaseTrainer):
 
     def __init__(
         self,
-        model: str | DiffusionPipeline | ModularPipeline,
+        model: str | os.PathLike[str] | DiffusionPipeline | ModularPipeline,
         args: TGOConfig | None = None,
         train_dataset: RawDataset | None = None,
         eval_dataset: RawDataset | Mapping[str, RawDataset] | None = None,
         *,
-        ref_model: str | DiffusionPipeline | ModularPipeline | nn.Module | None = None,
+        ref_model: str | os.PathLike[str] | DiffusionPipeline | ModularPipeline | nn.Module | None = None,
         data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
         processing_class: Any = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
@@ -163,6 +165,10 @@ class TGOTrainer(BaseTrainer):
         family: Family | None = None,
     ) -> None:
         # Whatever can be refused is, before anything is loaded.
+        check_kinds(
+            model, ref_model, processing_class, peft_config, family, data_collator=data_collator,
+            compute_metrics=compute_metrics, preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )  # fmt: skip
         is_same, model = ref_model is model, as_standard(model)
         ref_model = model if is_same else as_standard(ref_model)
         args = default_args(model) if args is None else args
@@ -170,6 +176,7 @@ class TGOTrainer(BaseTrainer):
             args, model, ref_model, train_dataset, eval_dataset, quantization_config, compute_metrics, callbacks,
             optimizers, optimizer_cls_and_kwargs,
         )  # fmt: skip
+        check_named_reference(ref_model, args, family)
         check_resumed_settings(args)
         dtype = training_dtype(args)
         self._open_repository(args)  # before anything that takes long
