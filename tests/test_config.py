@@ -177,6 +177,16 @@ def test_numbers_of_numpy_become_those_of_python(config):
     assert config(learning_rate=np.float32(0.1)).learning_rate == float(np.float32(0.1))
 
 
+@pytest.mark.parametrize("settings", [{"dataloader_persistent_workers": True}, {"dataloader_prefetch_factor": 2}])
+def test_workers_have_to_be_there(settings, config):
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"{name}.*dataloader_num_workers"):
+        config(**settings)
+    assert getattr(config(dataloader_num_workers=1, **settings), name) == settings[name]
+    with pytest.raises(ValueError, match="`dataloader_prefetch_factor` is 0; it must be at least 1"):
+        config(dataloader_num_workers=1, dataloader_prefetch_factor=0)
+
+
 def test_paths_and_keyword_arguments(config, tmp_path):
     args = config(model_init_kwargs='{"variant": "fp16"}')
     assert args.output_path == tmp_path

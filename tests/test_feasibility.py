@@ -1,5 +1,6 @@
 """What would only fail at the first evaluation, the first step or the end is refused when the trainer is made."""
 
+import importlib.util
 import logging
 
 import pytest
@@ -224,3 +225,22 @@ def test_an_option_that_says_otherwise_and_is_not_read_is_refused(tmp_path, opti
     args = config(tmp_path, optim="adamw_torch_fused", optim_args=option)
     with pytest.raises(ValueError, match=f"`optim_args` has '{option}', which changes nothing"):
         check_run(args, (None, None), None)
+
+
+@pytest.mark.parametrize(
+    ("optim", "package"),
+    [
+        ("lomo", "lomo-optim"),
+        ("adalomo", "lomo-optim"),
+        ("galore_adamw", "galore-torch"),
+        ("apollo_adamw", "apollo-torch"),
+    ],
+)
+def test_an_optimizer_of_the_whole_model_has_to_be_installed(tmp_path, monkeypatch, optim, package):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda it: None if it == package.replace("-", "_") else found(it))
+    args = config(tmp_path, optim=optim, optim_target_modules=["attn"])
+    with pytest.raises(ValueError, match=f"`optim` is '{optim}', which cannot be had here: .*pip install {package}`"):
+        check_run(args, (None, None), None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda it: it)
+    check_run(args, (None, None), None)

@@ -1,6 +1,7 @@
 """What would fail in the middle of a run, or at its end, is refused before anything is loaded."""
 
 import copy
+import importlib.util
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -45,8 +46,8 @@ NEEDED_SIDES = {
 }
 """Labels of the rows without which there is no such metric."""
 
-OF_THE_WHOLE_MODEL = ("galore", "apollo", "lomo", "adalomo")
-"""Optimizers that transformers makes only when it has the model."""
+OF_THE_WHOLE_MODEL = {"galore": "galore_torch", "apollo": "apollo_torch", "lomo": "lomo_optim"}
+"""Optimizers that transformers makes only when it has the model, by a part of their names, and their packages."""
 
 
 def check_feasible(
@@ -284,7 +285,10 @@ def _check_optimizer(args: TGOConfig, given: Any) -> Any:
             raise ValueError(f"`{setting}` must be a class and a dictionary of its arguments, such as `(AdamW, {{}})`.")
         optimizer_class, kwargs = given
     else:
-        if any(part in str(getattr(args.optim, "value", args.optim)) for part in OF_THE_WHOLE_MODEL):
+        name = str(getattr(args.optim, "value", args.optim))
+        package = next((it for part, it in OF_THE_WHOLE_MODEL.items() if part in name), None)
+        if package is not None:
+            _check_installed(name, package)
             return None
         optimizer_class, kwargs = _optimizer_of(args)
         _check_effect_of_options(args, kwargs)
@@ -295,6 +299,14 @@ def _check_optimizer(args: TGOConfig, given: Any) -> Any:
             f"`{setting}` does not fit {getattr(optimizer_class, '__name__', optimizer_class)} ({error})."
         ) from error
     return optimizer_class
+
+
+def _check_installed(optim: str, package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(
+            f"`optim` is {optim!r}, which cannot be had here: `{package}` is not installed. Run `pip install "
+            f"{package.replace('_', '-')}`, or set another optimizer, such as `optim='adamw_torch'`."
+        )
 
 
 def _optimizer_of(args: TGOConfig) -> tuple[Any, dict[str, Any]]:

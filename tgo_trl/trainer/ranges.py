@@ -60,6 +60,7 @@ RANGES = {
     "per_device_eval_batch_size": Range(1),
     "gradient_accumulation_steps": Range(1),
     "dataloader_num_workers": Range(0),
+    "dataloader_prefetch_factor": Range(1),
     "seed": Range(0, 2**32 - 1),
     "data_seed": Range(0, 2**32 - 1),
 }

@@ -843,6 +843,7 @@ class TGOConfig(TrainingArguments):
     def _check_combinations(self) -> None:
         check_objective(vars(self), DEFAULTS)
         self._check_autocast()
+        self._check_workers()
         self._check_size()
         self._check_density()
         if isinstance(self.sample_prompts, str):
@@ -895,6 +896,13 @@ class TGOConfig(TrainingArguments):
             why = "`bf16` is False, so that there is no autocast to be without. Set `bf16=True`, or leave it out"
         if why is not None:
             raise ValueError(f"`bf16_autocast` is False, and {why}.")
+
+    def _check_workers(self) -> None:
+        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
+            raise ValueError(
+                "`dataloader_persistent_workers` is True, and `dataloader_num_workers` is 0, so that there are no "
+                "workers to keep. Set that too, or leave it out."
+            )
 
     def _check_size(self) -> None:
         if (self.height is None) != (self.width is None):
