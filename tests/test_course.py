@@ -478,3 +478,19 @@ def test_an_old_checkpoint_goes_only_when_the_new_one_is_whole(tmp_path):
             trainer.train()
     assert checkpoints.last_checkpoint(tmp_path / "out").name == "checkpoint-2"
     assert trainer.args.save_total_limit == 1
+
+
+def test_a_run_goes_on_as_its_settings_say(begun):
+    """Without an argument of `train`, which comes first."""
+
+    def trained(named, argument=None):
+        trainer = make_trainer(config(begun, max_steps=3, resume_from_checkpoint=named))
+        trainer.train(resume_from_checkpoint=argument)
+        return trainer
+
+    for named in (True, "true", str(begun / "out" / "checkpoint-2")):
+        trainer = trained(named)
+        assert trainer._gone_on_from == begun / "out" / "checkpoint-2"
+        assert trainer.state.global_step == 3
+    for named, argument in ((True, False), ("false", None), (None, None)):
+        assert trained(named, argument)._gone_on_from is None

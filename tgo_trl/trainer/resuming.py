@@ -70,12 +70,22 @@ def find_checkpoint(args: TGOConfig, wanted: str | bool) -> Path:
     return Path(wanted)
 
 
+def resume_setting(args: TGOConfig) -> str | bool | None:
+    """`resume_from_checkpoint` of the settings: a folder, True for the newest checkpoint, False to begin anew, or None.
+
+    A command line gives texts, in which true and false may be written.
+    """
+    named: Any = args.resume_from_checkpoint
+    chosen: str | bool | None = {"true": True, "false": False}.get(str(named).lower(), named)
+    return chosen
+
+
 def _named_checkpoint(args: TGOConfig) -> Path | None:
     """What `resume_from_checkpoint` names, if it can be read; `train` reads all of it, and refuses what is damaged."""
-    named = str(args.resume_from_checkpoint or "false")
-    if named.lower() == "false":
+    named = resume_setting(args)
+    if not named:
         return None
-    if named.lower() == "true":
+    if named is True:
         return newest_checkpoint(args.output_path)
     return Path(named) if record_damage(Path(named)) is None else None
 

@@ -15,6 +15,7 @@ from .eval_samples import EvalSamples
 from .evaluations import EVALUATIONS_NAME, choose, comparable_evaluations, read_evaluations
 from .plots import plot_evaluations
 from .resumable_trainer import ResumableTrainer
+from .resuming import resume_setting
 from .selection import SAMPLES, VARIETY, OutsideBoundsError
 from .trackers import log_picture
 
@@ -41,9 +42,13 @@ class SelectingTrainer(ResumableTrainer):
     ) -> TrainOutput:
         """As [`ResumableTrainer.train`]; says which checkpoint is kept, where evaluations choose one.
 
+        Where `resume_from_checkpoint` is None, that of the settings counts.
+
         Raises:
             OutsideBoundsError: if there are bounds, and no evaluation was inside them.
         """
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = resume_setting(self.args)
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self.args.bounds and self.kept_step is None:
             raise OutsideBoundsError(self._describe_failure())

@@ -18,6 +18,7 @@ from ...trainer.arguments import training_dtype
 from ...trainer.checkpoints import newest_checkpoint
 from ...trainer.measured_speed import Subject, remember_speed, speed_key
 from ...trainer.preparation import shard_writer
+from ...trainer.resuming import resume_setting
 from ...trainer.tgo_config import TGOConfig
 from ...trainer.tgo_trainer import TGOTrainer
 from .config import TrainArguments
@@ -87,10 +88,8 @@ def resume_choice(args: TGOConfig) -> str | bool:
     Where nothing is set, the same command goes on where it stopped. No weights are read: which of the checkpoints are
     whole is found when training begins, once.
     """
-    chosen = args.resume_from_checkpoint
-    if chosen is None:
-        return newest_checkpoint(args.output_path) is not None
-    return {"true": True, "false": False}.get(str(chosen).lower(), chosen)
+    chosen = resume_setting(args)
+    return newest_checkpoint(args.output_path) is not None if chosen is None else chosen
 
 
 def named_pipeline(arguments: TrainArguments, args: TGOConfig, weights: bool = True) -> Any:
