@@ -47,6 +47,17 @@ def test_every_data_set_of_a_dictionary_has_its_own_metrics(tmp_path):
     assert "eval_loss" not in together
 
 
+def test_an_evaluation_set_that_is_not_there_is_refused_by_name(tmp_path):
+    trainer = make_trainer(config(tmp_path), eval_dataset={"near": held_out(2, 1), "far": held_out(2, 2)})
+    with pytest.raises(
+        ValueError, match=r"`eval_dataset` is 'nearr'; it must be one of 'near', 'far'\. Did you mean 'near'"
+    ):
+        trainer.evaluate("nearr")
+    assert "eval_near_loss" in trainer.evaluate("near", metric_key_prefix="eval_near")
+    with pytest.raises(ValueError, match="`eval_dataset` is 'near', and the trainer's own evaluation set has no names"):
+        make_trainer(config(tmp_path), eval_dataset=held_out(2)).evaluate("near")
+
+
 def test_the_loss_is_the_mean_over_rows(tmp_path):
     """Six rows in batches of 4 and 2: a mean of the batches' means would weigh the last two rows double."""
     data = held_out()

@@ -1,5 +1,6 @@
 """Of what kinds the arguments of a trainer are: told before anything is loaded, whatever the settings are."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..families import Family
@@ -7,7 +8,7 @@ from ..policy.adapters import check_kind
 from ..policy.index import find_index
 from ..policy.loading import check_model, check_reference, check_tokenizer
 from ..policy.named import is_single_file
-from ..settings import shown
+from ..settings import check_choice, shown
 from .tgo_config import TGOConfig
 
 
@@ -38,6 +39,16 @@ def check_kinds(
     for name, function in functions.items():
         if function is not None and not callable(function):
             raise TypeError(f"`{name}` must be a function, got `{type(function).__name__}`.")
+
+
+def check_set_name(name: str, eval_dataset: object) -> None:
+    """Raises a ValueError unless an evaluation set of the trainer has this name."""
+    if not isinstance(eval_dataset, Mapping):
+        raise ValueError(
+            f"`eval_dataset` is {name!r}, and the trainer's own evaluation set has no names. Pass the data set, or a "
+            "dictionary of them when the trainer is made; None evaluates its own."
+        )
+    check_choice("eval_dataset", name, tuple(eval_dataset))
 
 
 def check_named_reference(ref_model: object, args: TGOConfig, family: Family | None) -> None:

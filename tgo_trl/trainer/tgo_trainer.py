@@ -51,7 +51,7 @@ from .base_trainer import BaseTrainer
 from .callbacks import ScoreLogCallback
 from .course import describe_optimizer
 from .feasibility import check_best_metric_of, check_drift_of
-from .kinds import check_kinds, check_named_reference
+from .kinds import check_kinds, check_named_reference, check_set_name
 from .metrics import LossMetrics, MetricRows
 from .nonfinite import UpdateGuard
 from .objective import BALANCED, OF_THE_OBJECTIVE, has_beta
@@ -607,6 +607,7 @@ class TGOTrainer(BaseTrainer):
             finally:
                 self._samples_prefix = None
         if isinstance(eval_dataset, str):
+            check_set_name(eval_dataset, self.eval_dataset)
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[arg-type]
         prepared = self._prepare_evaluation(eval_dataset)
         if not isinstance(prepared, dict):
