@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import FasterCacheConfig, FirstBlockCacheConfig
+from diffusers.hooks import apply_layerwise_casting
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, CustomDiffusionAttnProcessor2_0
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -228,6 +229,15 @@ def test_what_a_pipeline_is_altered_to_after_the_trainer_is_made_stops_the_train
         trainer.train()
     trainer.pipeline.disable_freeu()
     trainer.train()
+
+
+@pytest.mark.parametrize("name", ["vae", "text_encoder"])
+def test_layerwise_casting_of_encoders_is_refused(tmp_path, name):
+    pipeline = tiny.stable_diffusion()
+    apply_layerwise_casting(getattr(pipeline, name), torch.bfloat16, torch.float32)
+    with pytest.raises(ValueError, match=f"`pipeline.{name}` has layerwise casting .*Load the pipeline without it"):
+        make_trainer(config(tmp_path), model=pipeline)
+    assert not (tmp_path / "cache").exists()
 
 
 # ---- Left alone ----

@@ -81,6 +81,8 @@ def _wraps_as(module: Any) -> str | None:
 def check_networks(pipeline: DiffusionPipeline, family: Family, trains_adapter: bool) -> None:
     """Refuses networks that compute, or call their weights, otherwise than stock diffusers would.
 
+    And, of the other parts of the pipeline, those whose layers are cast as they are called.
+
     Args:
         pipeline: with the networks, unwrapped.
         family: of the pipeline.
@@ -89,7 +91,9 @@ def check_networks(pipeline: DiffusionPipeline, family: Family, trains_adapter: 
     Raises:
         ValueError: naming the alteration, and what to write instead.
     """
-    for name, network in family.networks(pipeline).items():
+    networks = family.networks(pipeline)
+    _check_layerwise_casting({name: part for name, part in pipeline.components.items() if name not in networks})
+    for name, network in networks.items():
         where = f"pipeline.{name}"
         for problem in _problems(network, where):
             raise ValueError(problem)
@@ -195,7 +199,7 @@ def _problems(network: nn.Module, where: str) -> Iterator[str]:
 def _problems_of(module: Any, part: str) -> Iterator[str]:
     if isinstance(module, BaseTunerLayer) and module.merged:
         yield f"{part} has a fused adapter. Call `pipeline.unfuse_lora()` first."
-    hooks = sorted(getattr(getattr(module, "_diffusers_hook", None), "hooks", ()))
+    hooks = _hooks(module)
     if hooks:
         undo = "Call `disable_cache()` on it, or load" if getattr(module, "is_cache_enabled", False) else "Load"
         yield (
@@ -216,6 +220,23 @@ def _problems_of(module: Any, part: str) -> Iterator[str]:
         )
     if type(module).__name__ in ("MultiIPAdapterImageProjection", "IPAdapterAttnProcessor2_0"):
         yield f"{part} is of an IP-Adapter. Call `pipeline.unload_ip_adapter()`."
+
+
+def _check_layerwise_casting(parts: Mapping[str, Any]) -> None:
+    """Refuses it in encoders: they are put into the dtype that they encode in, which its hooks undo at each call."""
+    for name, part in parts.items():
+        modules = part.modules() if isinstance(part, nn.Module) else ()
+        if any("layerwise_casting" in _hooks(module) for module in modules):
+            raise ValueError(
+                f"`pipeline.{name}` has layerwise casting (`enable_layerwise_casting`), which keeps its weights in "
+                "another dtype than it encodes and decodes in, and cannot be undone. Load the pipeline without it: the "
+                "trainer keeps encoders off the device while they are not used."
+            )
+
+
+def _hooks(module: nn.Module) -> list[str]:
+    """The names of diffusers' hooks on a module."""
+    return sorted(getattr(getattr(module, "_diffusers_hook", None), "hooks", ()))
 
 
 def _has_other_forward(module: nn.Module) -> bool:
