@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from tgo_trl.trainer.feasibility import check_run
+from tgo_trl.trainer.feasibility import DRIFT, ERROR_DIFFERENCE, check_best_metric_of, check_run
 
 from . import tiny
 from .runs import config, make_trainer, streamed
@@ -244,3 +244,23 @@ def test_an_optimizer_of_the_whole_model_has_to_be_installed(tmp_path, monkeypat
         check_run(args, (None, None), None)
     monkeypatch.setattr("importlib.util.find_spec", lambda it: it)
     check_run(args, (None, None), None)
+
+
+def test_a_quartile_of_the_time_without_a_row_is_known_before(tmp_path):
+    """What is refused is what an evaluation does not report, with draws of the same numbers."""
+    data = tiny.scored_rows(6, seed=1)
+    for settings in ({}, {"num_likelihood_samples": 2}, {"time_range": [0.0, 0.5]}, {"loss_type": "diffusion_dpo"}):
+        rows = tiny.paired_rows(3) if "loss_type" in settings else None
+        trainer = make_trainer(config(tmp_path, **settings), train_dataset=rows, eval_dataset=rows or data)
+        reported = {name.removeprefix("eval_") for name in trainer.evaluate()}
+        for metric in [*DRIFT, *ERROR_DIFFERENCE]:
+            args = config(tmp_path, **BEST, **settings, metric_for_best_model=metric, greater_is_better=False)
+            told = (args, trainer.eval_dataset)
+            if metric in reported:
+                check_best_metric_of(*told)
+                continue
+            with pytest.raises(ValueError, match=f"'{metric}', and no .*row of .* is drawn in that quartile"):
+                check_best_metric_of(*told)
+    args = config(tmp_path, **BEST, metric_for_best_model="drift/quartile_4", time_range=[0.0, 0.5])
+    with pytest.raises(ValueError, match=r"they are in [12]"):
+        make_trainer(args, eval_dataset=data)

@@ -19,6 +19,7 @@ from ..noise import NoiseProcess
 from ..policy.deepspeed_config import names_optimizer
 from ..policy.launch import OPTIMIZER_CLASSES, sharding_of
 from ..settings import shown
+from .quartiles import check_quartile
 from .selection import sample_metrics
 from .tgo_config import TGOConfig
 
@@ -28,10 +29,11 @@ SIDES = tuple(f"{kind}/{side}" for kind in ("logps", "rewards", "saturation") fo
 FEW_OF_DRIFT = 50
 """Positive rows, below which a drift by quartile of the time says little."""
 DRIFT = tuple(f"drift/quartile_{i}" for i in (1, 2, 3, 4))
+ERROR_DIFFERENCE = tuple(f"error_difference/quartile_{i}" for i in (1, 2, 3, 4))
 DIFFERENCE = "prediction_difference"
 METRICS = (
     "loss", *SIDES, "rewards/margins", "rewards/accuracies", "rewards/displaced", DIFFERENCE, *DRIFT, "weights/balance",
-    *(f"error_difference/quartile_{i}" for i in (1, 2, 3, 4)), "runtime", "samples_per_second", "steps_per_second",
+    *ERROR_DIFFERENCE, "runtime", "samples_per_second", "steps_per_second",
 )  # fmt: skip
 """What an evaluation reports, `compute_metrics` aside."""
 OF_A_REFERENCE = ("rewards/", "saturation/", "error_difference/", "drift/", "weights/", DIFFERENCE)
@@ -189,7 +191,9 @@ def check_best_metric_of(args: TGOConfig, prepared: Any) -> None:
     sets = prepared if isinstance(prepared, dict) else {"": prepared}
     for name, dataset in sets.items():
         metric = _bare(args).removeprefix(f"{name}_" if name else "")
-        if dataset is not None and dataset.labels is not None and metric in NEEDED_SIDES and _of(name, args):
+        if dataset is None or dataset.labels is None or not _of(name, args):  # a stream is labelled as it is read
+            continue
+        if metric in NEEDED_SIDES:
             missing = NEEDED_SIDES[metric] - set(dataset.labels.is_positive.tolist())
             if missing:
                 side = "positive" if missing == {True} else "negative"
@@ -198,6 +202,8 @@ def check_best_metric_of(args: TGOConfig, prepared: Any) -> None:
                     f"{f' {name!r}' if name else ''} has no {side} row, which it is made of. Set another metric, "
                     "such as 'loss', or add such rows."
                 )
+        if metric in (*DRIFT, *ERROR_DIFFERENCE):
+            check_quartile(args, metric, name, dataset)
 
 
 def _of(name: str, args: TGOConfig) -> bool:
