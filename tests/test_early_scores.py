@@ -36,7 +36,7 @@ def rows(scores, prompts=None, **columns):
         ([2.0] * 4, {"on_bad_row": "skip"}, ValueError, "All 4 scores equal 2"),
         ([1.0, None, 2.0, 3.0], {}, BadRowError, r"Row 1, column 'score': the score is missing \(None\)"),
         ([1.0, 2.0, float("nan"), 3.0], {}, BadRowError, "Row 2, column 'score': the score is nan"),
-        (["1", "2", "3", "4"], {}, BadRowError, "Row 0, column 'score': the score is a `str`, not a number"),
+        (["1", "2", "3", "4"], {}, BadRowError, "Row 0, column 'score': the score is the text '1', not a number"),
         ([0.0, 0.0, 0.0, 1.0], {}, ValueError, "The threshold 0 makes all 4 rows positive"),
         ([1.0, 2.0, 3.0, 4.0], {"threshold_type": "prompt_mean"}, ValueError, "4 of 4 prompts have a single image"),
         (

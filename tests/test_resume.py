@@ -1,5 +1,6 @@
 """A run that was cut short and goes on must end as the one that was not: bit for bit."""
 
+import gc
 import json
 import re
 import shutil
@@ -542,11 +543,29 @@ def test_an_older_trainer_of_a_pipeline_does_not_save_what_a_newer_one_trained(t
     first = make_trainer(config(tmp_path / "1"), model=pipeline)
     first.train()
     assert "gone on with" not in caplog.text
-    make_trainer(config(tmp_path / "2"), model=pipeline).train()
+    newer = make_trainer(config(tmp_path / "2"), model=pipeline)
+    newer.train()
     assert "adapter 'default' was trained by an earlier trainer, and is gone on with. To begin anew" in caplog.text
     for use in (first.save_model, first.train, first.evaluate):
         with pytest.raises(ValueError, match="Another trainer was made of this pipeline since, and `unet` is trained"):
             use()
+    del newer
+    gc.collect()
+    with pytest.raises(ValueError, match="Another trainer was made of this pipeline since"):
+        first.save_model()
+
+
+def test_a_newer_trainer_that_is_gone_and_trained_nothing_leaves_the_older_one_as_it_is(tmp_path):
+    pipeline = tiny.stable_diffusion()
+    first = make_trainer(config(tmp_path / "1"), model=pipeline)
+    first.train()
+    newer = make_trainer(config(tmp_path / "2"), model=pipeline)
+    with pytest.raises(ValueError, match="Another trainer was made of this pipeline since"):
+        first.save_model()
+    assert newer.state.global_step == 0
+    del newer
+    gc.collect()
+    first.save_model()
 
 
 def test_a_best_evaluation_without_a_checkpoint_is_warned_of(tmp_path, caplog):

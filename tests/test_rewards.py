@@ -226,7 +226,7 @@ def test_scores_become_floats(value):
         ([1.0, math.nan, 2.0], r"'mine', row 1 \(prompt 'bb'\): the score is nan, not a finite number"),
         ([1.0, 2.0, -math.inf], r"row 2 \(prompt 'ccc'\): the score is -inf"),
         ([1.0, None, 2.0], r"row 1 .*the score is missing \(None\)"),
-        ([1.0, "2", 2.0], "row 1 .*the score is a `str`, not a number"),
+        ([1.0, "2", 2.0], "row 1 .*the score is the text '2', not a number"),
         (torch.zeros(3, 2), "row 0 .*the score is no single number"),
         (1.0, "returned a `float`, not a list"),
         (None, "returned a `NoneType`, not a list"),

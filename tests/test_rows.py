@@ -147,7 +147,7 @@ def test_scores_are_anything_that_is_a_number(value, expected):
     ("value", "reason"),
     [
         (None, r"the score is missing \(None\)"),
-        ("0.5", "the score is a `str`, not a number"),
+        ("0.5", "the score is the text '0.5', not a number"),
         (b"1", "the score is a `bytes`, not a number"),
         ([1.0], "the score is a `list`, not a number"),
         (float("nan"), "the score is nan, not a finite number"),

@@ -247,6 +247,18 @@ def test_classes_that_a_folders_card_declares_stay_classes(tmp_path):
     assert opened["label"] == [1, 0]
 
 
+@pytest.mark.parametrize(("score", "read"), [(1, True), (7, None)])
+def test_numbers_that_a_card_declares_true_or_false_are_0_or_1(tmp_path, score, read):
+    (tmp_path / "train.csv").write_text(f"prompt,good\na fox,0\na cat,{score}\n")
+    features = "[{name: prompt, dtype: string}, {name: good, dtype: bool}]"
+    (tmp_path / "README.md").write_text(f"---\ndataset_info:\n  features: {features}\n---\n")
+    if read is None:
+        with pytest.raises(ValueError, match="The column 'good' is bool"):
+            open_dataset(str(tmp_path))
+    else:
+        assert open_dataset(str(tmp_path))["good"] == [False, read]
+
+
 def test_numbers_are_read_exactly(tmp_path):
     values = [0.1 + 0.2, 1 / 3, 2.2250738585072014e-308, 123456789.123456789]
     (tmp_path / "rows.csv").write_text("score\n" + "".join(f"{value!r}\n" for value in values))

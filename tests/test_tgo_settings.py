@@ -191,7 +191,6 @@ def test_trust_region_and_anchor_by_hand(scale):
         ({"negative_margin": -1.0}, "`negative_margin` is -1.0; it must be greater than 0"),
         ({"max_steps": 0}, "`max_steps` is 0; it must be at least 1, or -1 to train for `num_train_epochs`"),
         ({"learning_rate": "1e-4"}, "`learning_rate` is '1e-4'; it must be a number"),
-        ({"max_grad_norm": None}, "`max_grad_norm` is None; it must be a number"),
         ({"logging_steps": "10"}, "`logging_steps` is '10'; it must be a number"),
         ({"per_device_train_batch_size": 2.0}, "`per_device_train_batch_size` is 2.0; it must be a whole number"),
         ({"seed": True}, "`seed` is True; it must be a whole number"),
@@ -338,6 +337,10 @@ def test_what_the_user_sets_stays_also_where_it_is_the_usual(tmp_path, name, val
         it: setting for it, setting in RECIPES["robust"].items() if it != name
     }
     assert getattr(config(tmp_path), name) == value
+
+
+def test_no_clipping_is_taken_as_transformers_takes_it(tmp_path):
+    assert config(tmp_path, max_grad_norm=None).max_grad_norm == 0
 
 
 def test_a_recipe_of_which_nothing_is_left_is_refused(tmp_path):

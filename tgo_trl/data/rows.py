@@ -106,7 +106,8 @@ def check_score(value: Any) -> float:
     if value is None:
         raise ValueError("the score is missing (None)")
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
-        raise ValueError(f"the score is a `{type(value).__name__}`, not a number")
+        what = f"the text {cut(repr(value))}" if isinstance(value, str) else f"a `{type(value).__name__}`"
+        raise ValueError(f"the score is {what}, not a number")
     try:
         score = float(value)
     except (TypeError, ValueError, OverflowError) as error:

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 _OWNERS: "WeakKeyDictionary[nn.Module, ref[Policy]]" = WeakKeyDictionary()
 """The policy that was made last of each network."""
+_TRAINED: "WeakKeyDictionary[nn.Module, object]" = WeakKeyDictionary()
+"""The mark of the policy, which may be gone, that was trained last of each network."""
 
 
 class Policy(nn.Module):
@@ -55,6 +57,7 @@ class Policy(nn.Module):
         self.adapter_name = adapter_name
         self.autocasts = autocasts
         self._trained: list[nn.Parameter] | None = None
+        self._mark = object()
 
     # ---- What a run does to it at every step ----
 
@@ -71,11 +74,12 @@ class Policy(nn.Module):
     def check_owner(self) -> None:
         """Raises a ValueError if another policy was made of the same networks since, whose weights they have."""
         for name, network in self.networks.items():
-            owner = _OWNERS.get(network)
-            if owner is not None and owner() is not self:
+            owner = _OWNERS[network]() if network in _OWNERS else None
+            is_trained_since = _TRAINED.get(network, self._mark) is not self._mark
+            if owner is not self and (owner is not None or is_trained_since):
                 raise ValueError(
-                    f"Another trainer was made of this pipeline since, and `{name}` is trained by that one. Use that "
-                    "one, or load a pipeline for each."
+                    f"Another trainer was made of this pipeline since, and `{name}` is trained by that one. Make a "
+                    "new one to go on, or load a pipeline for each."
                 )
 
     def begin_run(self, optimized: Iterable[nn.Parameter]) -> None:
@@ -88,6 +92,7 @@ class Policy(nn.Module):
             optimized: the weights of the optimizer, some of which may be thawed later.
         """
         super().train()
+        _TRAINED.update(dict.fromkeys(self.networks.values(), self._mark))
         self._trained = None
         self._trained = [*dict.fromkeys([*self.trained_weights(), *optimized])]
 

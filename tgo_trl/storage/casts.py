@@ -133,7 +133,7 @@ class CheckedCast:
         """
         differing = self._differing(table)
         for name, (first, other) in differing.items():
-            if pa.types.is_boolean(first) and not pa.types.is_null(other):
+            if pa.types.is_boolean(first) and not {None, 0, 1}.issuperset(table[name].unique().to_pylist()):
                 raise ValueError(_told(name, first, other))
         try:
             return type(self.builder)._cast_table(self.builder, table, *args, **kwargs)

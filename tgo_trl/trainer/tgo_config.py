@@ -677,9 +677,7 @@ class TGOConfig(TrainingArguments):
         if self.score_normalization is None:
             self.score_normalization = usual_normalization(vars(self))
         self._apply_recipe()
-        inherited = {item.name for item in fields(TrainingArguments)}
-        check_types(self, [item.name for item in fields(self) if item.name not in inherited])
-        check_types(self, numbers_of(TrainingArguments))
+        self._check_types()
         check_ranges(vars(self))
         check_rewards(self.eval_rewards)
         check_prompts(self.eval_prompts)
@@ -697,6 +695,13 @@ class TGOConfig(TrainingArguments):
         for item in fields(self):  # computed with in float32
             check_finite(item.name, getattr(self, item.name))
         self._check_combinations()
+
+    def _check_types(self) -> None:
+        inherited = {item.name for item in fields(TrainingArguments)}
+        check_types(self, [item.name for item in fields(self) if item.name not in inherited])
+        if self.max_grad_norm is None:  # which transformers takes for no clipping
+            self.max_grad_norm = 0.0
+        check_types(self, [name for name in numbers_of(TrainingArguments) if getattr(self, name) is not None])
 
     def _init_inherited(self) -> None:
         """As `TrainingArguments` does, where some settings are to mean something else, or to stay open."""

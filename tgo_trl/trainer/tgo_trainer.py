@@ -541,7 +541,7 @@ class TGOTrainer(BaseTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """As [`Trainer`]; a batch that the data loader has put onto the device is passed on as it is."""
-        is_there = inputs["score"].device == self.accelerator.device
+        is_there = inputs["valid"].device == self.accelerator.device
         return inputs if is_there else super()._prepare_inputs(inputs)
 
     def _begin(self, checkpoint: Path | None) -> None:
