@@ -4,8 +4,10 @@ import io
 import itertools
 import pickle
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from tgo_trl.data.sampler import RowSampler, padding_like
 from tgo_trl.families import StableDiffusionFamily
 from tgo_trl.labels.fitting import fit_label_rule
 from tgo_trl.media.images import image_to_tensor
+from tgo_trl.media.origin import DataFile
 from tgo_trl.policy.encoders import FrozenEncoders
 from tgo_trl.trainer.preparation import DataPreparer
 
@@ -340,6 +343,17 @@ def test_nothing_left_is_an_error(tmp_path):
 
 
 # ---- Ways to hold pictures ----
+
+
+def test_a_file_is_opened_once_to_be_encoded(tmp_path, monkeypatch):
+    """Of what is read then, the digest is compared with that of the look through all rows, which opened it before."""
+    paths, opened = [str(tmp_path / f"{i}.png") for i in range(3)], []
+    for i, path in enumerate(paths):
+        picture(i).save(path)
+    own = DataFile.open
+    monkeypatch.setattr(DataFile, "open", lambda file: opened.append(Path(file.path).name) or own(file))
+    prepare(tmp_path, rows(paths))
+    assert Counter(opened) == {f"{i}.png": 2 for i in range(3)}
 
 
 def test_every_kind_of_image_column_gives_the_same_tensors(tmp_path):

@@ -16,6 +16,7 @@ from ..labels.checks import list_rows
 from ..labels.rule import Labels
 from ..losses import Rows
 from ..media.embedding import ColumnError
+from ..media.origin import DataFile
 from ..media.readers import MediaReader
 from ..media.types import Size
 from ..policy.encoders import FrozenEncoders
@@ -333,9 +334,10 @@ def _encode_one_size(
     def read(i: int) -> tuple[Tensor, Tensor] | str:
         try:
             value = source.origin.locate(files[scanned.rows[i]][columns[i]])
-            if fingerprint(reader.content(value)) != scanned.keys[i]:
+            content = reader.content(value)
+            if fingerprint(content) != scanned.keys[i]:
                 return CHANGES
-            return reader.read(value, size)
+            return reader.read(content if isinstance(value, DataFile) else value, size)  # a file is opened once
         except ValueError as error:
             return str(error)
 
