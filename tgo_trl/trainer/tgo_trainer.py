@@ -560,7 +560,7 @@ class TGOTrainer(BaseTrainer):
             if now != value:
                 raise ValueError(
                     f"`args.{name}` was {shown(value)} when the trainer was made, is {shown(now)}, "
-                    "and loss, draws and adapter are as they were made: the change would have no effect. Make another "
+                    "and loss, draws and adapter are as they were made: none would follow. Make another "
                     "`TGOTrainer` with a configuration of its own."
                 )
 
