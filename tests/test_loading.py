@@ -294,6 +294,17 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path, change, message):
         attach_adapter(stable_diffusion(), FAMILY, folder)
 
 
+def test_a_misspelt_folder_is_told_with_its_neighbour(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name, meant in (("modle", "model"), (f"{tmp_path}/modle", f"{tmp_path}/model")):
+        with pytest.raises(OSError, match=f"There is no folder '{name}' here, and of the Hub: .* mean '{meant}'"):
+            read_index(name, {})
+    with pytest.raises(OSError, match=r"model_index\.json") as raised:
+        read_index("model", {})
+    assert "There is no folder" not in str(raised.value)
+
+
 def test_an_adapter_that_is_nowhere_is_told():
     with pytest.raises(ValueError, match=r"There is no folder 'no/where' here, .* Mend the name, or write the path"):
         attach_adapter(stable_diffusion(), FAMILY, "no/where")

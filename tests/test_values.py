@@ -59,6 +59,11 @@ def test_a_split_that_is_not_there_is_told_from_those_that_are(splits, kind, str
             "No LoRA keys associated to CLIPTextModel found with the prefix='text_encoder'. This is safe",
             "No LoRA keys associated to UNet2DConditionModel found with the prefix='unet'. This is safe",
         ),
+        (
+            "diffusers.loaders.peft",
+            "Loading default_0 was unsuccessful with the following error: \nsize mismatch",
+            "Loading default_0 was slow",
+        ),
         ("torchao", "Failed to load /venv/torchao/_C_mxfp8.so: Could not load", "Failed to load the quantised weights"),
     ],
 )

@@ -13,6 +13,8 @@ NOTES = {
     "diffusers.guiders.guider_utils": r"Guiders are currently an experimental feature",
     # Of an adapter without weights for text encoders. One of which anything fits nothing is refused here.
     "diffusers.loaders.lora_base": r"No LoRA keys associated to \w+ found with the prefix='text_encoder",
+    # What is raised says the same, without every weight of an adapter that is of another network.
+    "diffusers.loaders.peft": r"Loading \S+ was unsuccessful with the following error",
     # Kernels for GPUs and formats that nothing here uses, where torchao is installed for another version of PyTorch.
     "diffusers.quantizers.torchao.torchao_quantizer": r"Unable to import `torchao` Tensor objects",
     "torchao": r"Failed to load \S+\.so",
@@ -20,8 +22,12 @@ NOTES = {
     "torch.utils._pytree": r"<enum '(KernelPreference|ScaleCalculationMode)'> is an Enum subclass",
 }
 """How such messages begin, by the logger that they come from."""
-WARNINGS = (r"'pin_memory' argument is set as true but no accelerator is found",)
-"""How such warnings begin. `dataloader_pin_memory` is on by default, and does nothing on the CPU."""
+WARNINGS = (
+    r"'pin_memory' argument is set as true but no accelerator is found",
+    r"The `local_dir_use_symlinks` argument is deprecated",
+)
+"""How such warnings begin. `dataloader_pin_memory` is on by default, and does nothing on the CPU; the other is of how
+diffusers asks the Hub for an index."""
 
 
 class Leaving(logging.Filter):

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 from diffusers import DiffusionPipeline
 
+from ..messages.values import did_you_mean, shown_path
+
 SUFFIX = ".safetensors"
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 """Formats that run code when they are read."""
@@ -32,4 +34,18 @@ def load_entries(model: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         OSError: if it has none.
     """
     options = {name: kwargs[name] for name in INDEX_OPTIONS if name in kwargs}
-    return dict(DiffusionPipeline.load_config(model, **options))
+    try:
+        return dict(DiffusionPipeline.load_config(model, **options))
+    except OSError as error:
+        if Path(model).is_dir():
+            raise
+        meant = did_you_mean(model, _folders_beside(Path(model)))
+        reason = " ".join(str(error).split())
+        raise OSError(f"There is no folder {shown_path(model)} here, and of the Hub: {reason}{meant}") from error
+
+
+def _folders_beside(path: Path) -> list[str]:
+    try:
+        return [str(it) for it in path.parent.iterdir() if it.is_dir()]
+    except OSError:
+        return []
