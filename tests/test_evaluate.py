@@ -651,13 +651,16 @@ def test_settings_that_cannot_work_say_what_to_write(settings, message):
     assert len(str(error.value)) < 1000
 
 
-def test_what_can_fail_fails_before_anything_is_drawn(folder, tmp_path):
+def test_what_can_fail_fails_before_anything_is_drawn(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
     for settings, message in (
         ({"grid_prompts": [3]}, r"`grid_prompts` has 3, but there are 3 prompts"),
         ({"rewards": ["hps"]}, "no reward named 'hps'"),
         ({"model_settings": {"base": {"adapter_name_or_path": str(folder / "model")}}},
          "The model 'base': .*a folder without a LoRA adapter"),
         ({"model_settings": {"base": {"adapter_name_or_path": "./no/where"}}}, "The model 'base': .*'./no/where'"),
+        ({"model_settings": {"base": {"adapter_name_or_path": "adaptr"}}},
+         "The model 'base': there is no adapter 'adaptr' here, .* Did you mean 'adapter'"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             evaluate(config(folder, tmp_path / "out", **settings))

@@ -39,12 +39,13 @@ def load_entries(model: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     except OSError as error:
         if Path(model).is_dir():
             raise
-        meant = did_you_mean(model, _folders_beside(Path(model)))
+        meant = did_you_mean(model, folders_beside(Path(model)))
         reason = " ".join(str(error).split())
         raise OSError(f"There is no folder {shown_path(model)} here, and of the Hub: {reason}{meant}") from error
 
 
-def _folders_beside(path: Path) -> list[str]:
+def folders_beside(path: Path) -> list[str]:
+    """The folders that lie where a path would; none where that cannot be read."""
     try:
         return [str(it) for it in path.parent.iterdir() if it.is_dir()]
     except OSError:

@@ -222,7 +222,10 @@ class ChatClient:
                 ) from error
             except (InferenceTimeoutError, httpx.RequestError, *BROKEN) as error:
                 failure, pause = error, 0.0
-                if is_first and isinstance(error.__cause__ or error, (httpx.ConnectError, httpx.ConnectTimeout)):
+                is_unconnected = any(
+                    isinstance(it, (httpx.ConnectError, httpx.ConnectTimeout)) for it in (error, error.__cause__)
+                )
+                if is_first and is_unconnected:
                     break
             if pause > LONGEST_ASKED or attempt == self.settings.max_retries:
                 break

@@ -15,8 +15,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ...messages.public import public_name
-from ...messages.values import shown_path
+from ...messages.values import did_you_mean, shown_path
 from ...policy.loading import set_adapter_scale
+from ...policy.named import folders_beside
 from ...rewards import load_rewards
 from ...rewards.base import DRAWN_FOR, Reward, check_rates
 from ...settings import shown
@@ -118,8 +119,11 @@ def _check_model(config: EvaluateConfig, contestant: Contestant) -> Known:
         known = look_up(generation, must_exist=True)
         if adapter is not None:
             check_adapter(adapter)
-            if not Path(adapter).exists() and (adapter.count("/") > 1 or adapter.startswith((".", "/", "~"))):
-                raise ValueError(f"there is no adapter {shown_path(adapter)} here, and a Hub id is written owner/name.")
+            if not Path(adapter).exists() and (adapter.count("/") != 1 or adapter.startswith((".", "/", "~"))):
+                meant = did_you_mean(adapter, folders_beside(Path(adapter)))
+                raise ValueError(
+                    f"there is no adapter {shown_path(adapter)} here, and a Hub id is written owner/name.{meant}"
+                )
         check_call(generation, known)
         return known
     except (OSError, ValueError) as error:
