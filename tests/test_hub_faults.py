@@ -1,6 +1,7 @@
 """What goes wrong between here and the Hub: survived with one commit, or told in a line with everything safe."""
 
 import re
+import threading
 
 import pytest
 
@@ -288,6 +289,23 @@ def test_uploads_come_in_order_and_one_that_fails_does_not_stop_the_next(hub, fo
         ("403", "b is safe"), ("404", "c is safe"),
     ]  # fmt: skip
     assert list(pushes.failures) == ["c"], "a later upload made up for b"
+
+
+def test_what_failed_is_noted_when_the_wait_for_it_ends(hub, folder, monkeypatch):
+    """A future wakes those that wait before it calls back: a run that looked in between would end well."""
+    note, woken = Uploads._note, threading.Event()
+
+    def note_late(self, *given):
+        woken.wait(0.3)
+        note(self, *given)
+
+    monkeypatch.setattr(Uploads, "_note", note_late)
+    hub.fail(REQUESTS["commit"], status=403)
+    to = open_repository("mine", "model", None, None, None, "hub_model_id")
+    pushes = Uploads()
+    pushes.start(Upload(to, lambda head: folder_operations(folder), "all", 1000, "It is safe.", target="adapter"))
+    pushes.finish()
+    assert list(pushes.failures) == ["adapter"]
 
 
 def test_a_users_own_bound_on_requests_is_kept(hub, folder):

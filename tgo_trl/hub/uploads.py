@@ -96,6 +96,7 @@ class Uploads:
 
     def __init__(self) -> None:
         self._latest: Future[CommitInfo] | None = None
+        self._noted: Future[None] | None = None  # of the latest; a future wakes those that wait before it calls back
         self.failures: dict[str, BaseException] = {}
 
     @property
@@ -110,33 +111,36 @@ class Uploads:
             upload: what to do.
             is_awaited: the caller looks at the result: a failure is not told here.
         """
-        earlier, future = self._latest, Future[CommitInfo]()
+        earlier, future, noted = self._noted, Future[CommitInfo](), Future[None]()
         if earlier is None:
             atexit.register(self.finish)
-        self._latest = future
-        future.add_done_callback(functools.partial(self._note, upload, is_awaited))
+        self._latest, self._noted = future, noted
+        future.add_done_callback(functools.partial(self._note, upload, is_awaited, noted))
         threading.Thread(target=_work, args=(upload, earlier, future), name="upload", daemon=True).start()
         return future
 
     def finish(self) -> None:
         """Waits for what has begun; every upload ends, by giving up if need be."""
-        if self._latest is None:
+        if self._noted is None:
             return
-        if wait([self._latest], timeout=TOLD_AFTER).not_done:
+        if wait([self._noted], timeout=TOLD_AFTER).not_done:
             logger.warning("Waiting for an upload to the Hub; it ends, or is given up, by itself.")
-            wait([self._latest])
+            wait([self._noted])
 
-    def _note(self, upload: Upload, is_awaited: bool, future: "Future[CommitInfo]") -> None:
+    def _note(self, upload: Upload, is_awaited: bool, noted: "Future[None]", future: "Future[CommitInfo]") -> None:
         error = future.exception()
-        if error is None:
-            self.failures.pop(upload.target, None)
-            return
-        self.failures[upload.target] = error
-        if not is_awaited:
-            logger.warning("%s", error)
+        try:
+            if error is None:
+                self.failures.pop(upload.target, None)
+                return
+            self.failures[upload.target] = error
+            if not is_awaited:
+                logger.warning("%s", error)
+        finally:
+            noted.set_result(None)
 
 
-def _work(upload: Upload, earlier: "Future[CommitInfo] | None", future: "Future[CommitInfo]") -> None:
+def _work(upload: Upload, earlier: "Future[None] | None", future: "Future[CommitInfo]") -> None:
     if earlier is not None:
         wait([earlier])
     minutes = f"{upload.patience / 60:.0f} minutes" if upload.patience >= 120 else f"{upload.patience:g} seconds"
