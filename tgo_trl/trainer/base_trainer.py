@@ -127,7 +127,6 @@ class BaseTrainer(PublishedTrainer):
         self, policy: Policy, was_trained: bool, args: TGOConfig, settings: Mapping[str, Any], rows: str
     ) -> Course:
         """What the run depends on: settings, a digest of the rows, and the weights that it begins with."""
-        public = checkpoints.public_config(args.to_dict())
         fingerprints = {"the rows, their order, images or videos": rows}
         fingerprints |= {f"weights or settings of `{name}`": digest for name, digest in self._part_digests().items()}
         fingerprints[OF_THE_BASE] = weights_digest(dict(policy.networks.items()))
@@ -137,13 +136,17 @@ class BaseTrainer(PublishedTrainer):
         if isinstance(self.reference, ModelReference):
             fingerprints["the reference's weights"] = weights_digest({"": self.reference.model})
         self._resolved = {"size": list(self.size), **settings}
-        settings = {**course_settings(args, public, policy), **self._resolved}
-        return Course(json.loads(json.dumps(settings)), fingerprints)
+        return Course(self._course_settings(args, policy), fingerprints)
+
+    def _course_settings(self, args: TGOConfig, policy: Policy) -> dict[str, Any]:
+        """Those of now, and what was resolved when the trainer was made, as JSON has them."""
+        public = checkpoints.public_config(args.to_dict())
+        settings: dict[str, Any] = json.loads(json.dumps(course_settings(args, public, policy) | self._resolved))
+        return settings
 
     def _begin(self, checkpoint: Path | None) -> None:
-        public = checkpoints.public_config(self.args.to_dict())  # some settings act if they are changed until now
-        settings = {**course_settings(self.args, public, self.policy), **self._resolved}
-        self._course = replace(self._course, settings=json.loads(json.dumps(settings)))
+        # some settings act if they are changed until now
+        self._course = replace(self._course, settings=self._course_settings(self.args, self.policy))
         super()._begin(checkpoint)
 
     def _part_digests(self) -> dict[str, str]:
