@@ -16,7 +16,6 @@ from ..labels.checks import list_rows
 from ..labels.rule import Labels
 from ..losses import Rows
 from ..media.embedding import ColumnError
-from ..media.origin import DataFile
 from ..media.readers import MediaReader
 from ..media.types import Size
 from ..policy.encoders import FrozenEncoders
@@ -25,7 +24,7 @@ from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWrit
 from .batch import PreparedRow
 from .columns import undecoded
 from .pairs import Pairs
-from .rows import CHANGES, BadRows, EndOfScanError, NotedRows, RowSource, Score
+from .rows import CHANGES, BadRows, EndOfScanError, NotedRows, RowSource, Score, as_identified
 from .sampler import Index, padding_like
 from .sources import Places, check_same_number, encode_edits, encode_sources, scan_sources
 
@@ -334,10 +333,8 @@ def _encode_one_size(
     def read(i: int) -> tuple[Tensor, Tensor] | str:
         try:
             value = source.origin.locate(files[scanned.rows[i]][columns[i]])
-            content = reader.content(value)
-            if fingerprint(content) != scanned.keys[i]:
-                return CHANGES
-            return reader.read(content if isinstance(value, DataFile) else value, size)  # a file is opened once
+            found = as_identified(reader, value, scanned.keys[i])
+            return CHANGES if found is None else reader.read(found, size)
         except ValueError as error:
             return str(error)
 

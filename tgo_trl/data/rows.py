@@ -10,11 +10,12 @@ from datasets import Dataset, IterableDataset
 
 from ..labels.checks import MAX_FLOAT32
 from ..media.embedding import ColumnError
-from ..media.origin import Origin
+from ..media.origin import DataFile, Origin
 from ..media.readers import MediaReader
 from ..media.sizes import nearest_size
 from ..media.types import Size
 from ..messages.values import cut
+from ..storage.fingerprints import fingerprint
 from .columns import Columns, undecoded
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,20 @@ CHANGES = (
     "(`map`)"
 )
 """Why what is read is not what was identified, under whose fingerprint it would be kept for other runs."""
+
+
+def as_identified(reader: MediaReader, value: Any, key: str) -> Any | None:
+    """The value, a file as the bytes that were read, so that it is opened once; None if it is no longer what it was.
+
+    Args:
+        reader: of the value.
+        value: of a cell, located.
+        key: the fingerprint that it was identified by.
+    """
+    content = reader.content(value)
+    if fingerprint(content) != key:
+        return None
+    return content if isinstance(value, DataFile) else value
 
 
 class EndOfScanError(Exception):

@@ -15,7 +15,7 @@ from ..policy.encoders import FrozenEncoders
 from ..storage.fingerprints import fingerprint
 from ..storage.shards import ROWS_PER_SHARD, VIDEOS_PER_SHARD, Shards, ShardWriter
 from .columns import undecoded
-from .rows import CHANGES, BadRows, RowSource, read_cell
+from .rows import CHANGES, BadRows, RowSource, as_identified, read_cell
 
 READER = ImageReader()
 
@@ -160,10 +160,13 @@ def _encode_distinct(
             indices: Sequence[int], distinct: Sequence[int] = distinct, size: Size = size
         ) -> dict[str, Tensor]:
             these = [distinct[i] for i in indices]
-            cells = [locate_sources(files[rows[i]][column], source.origin) for i in these]
-            for i, cell in zip(these, cells, strict=True):
-                if tuple(fingerprint(READER.content(image)) for image in cell) != tuple(keys[i]):
+            cells = []
+            for i in these:
+                cell = locate_sources(files[rows[i]][column], source.origin)
+                found = [as_identified(READER, image, key) for image, key in zip(cell, keys[i], strict=False)]
+                if len(cell) != len(keys[i]) or any(it is None for it in found):
                     raise ValueError(f"Row {rows[i]}, column {column!r}: {CHANGES}.")
+                cells.append(found)
             pixels = torch.stack([read_pixels(cell, size) for cell in cells])
             encoded: dict[str, Tensor] = encode(these, pixels)
             return encoded
